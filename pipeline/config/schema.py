@@ -1,0 +1,94 @@
+"""Every setting of an experiment. Torch-free: the login node checks a config without loading torch.
+
+Parts stand beside this file: `schema_data`, `schema_model`, `schema_diffusion`, `schema_metrics`, `schema_cluster`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from pipeline.config.base import Settings
+from pipeline.config.durations import Duration
+from pipeline.config.schema_cluster import ClusterConfig
+from pipeline.config.schema_data import DataConfig
+from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
+from pipeline.config.schema_metrics import EvaluateConfig
+from pipeline.config.schema_model import ModelConfig
+
+
+class OptimConfig(Settings):
+    """The optimiser. Its learning rate at a step is a function of the step: see `pipeline.train.optim`."""
+
+    kind: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: float = Field(1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)  # sgd alone
+    weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "linear", "cosine", "cosine_then_constant", "inverse_sqrt"] = "constant"
+    final_lr: float = Field(0.0, ge=0)  # where linear and cosine end, as a share of lr
+    decay_share: float = Field(1.0, gt=0, le=1)  # cosine_then_constant: share of training that decays
+    warmup: Duration = "0 steps"
+    clip: float | None = Field(1.0, gt=0)  # largest gradient norm; None: no clipping
+
+
+class AverageConfig(Settings):
+    """Averages of the weights, in fp32, as functions of images seen."""
+
+    half_life: Duration | None = "500 kimg"  # of the exponential average; None: no such average
+    ramp_up: float | None = Field(0.05, gt=0)  # half-life is at most this share of images seen (EDM's ramp-up)
+    power_widths: tuple[float, ...] = ()  # EDM2 power-function averages, as relative widths, such as (0.05, 0.1)
+
+
+class TrainConfig(Settings):
+    """One recipe. The global batch stands here; what each GPU does of it is derived."""
+
+    duration: Duration = "50 epochs"
+    global_batch: int = Field(128, ge=1)
+    micro_batch: int | None = Field(None, ge=1)  # most images on one GPU at once; None: global_batch / GPUs
+    precision: Literal["fp64", "fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    optim: OptimConfig = OptimConfig()
+    average: AverageConfig = AverageConfig()
+    flip: bool = False  # mirror half of the images, keyed by image number
+    workers: int = Field(0, ge=0)  # threads that read ahead; results do not depend on it
+    log_every: Duration = "50 steps"
+    validate_every: Duration | None = None
+    validate_images: int = Field(512, ge=1)
+    preview_every: Duration | None = None
+    checkpoint_every: Duration = "1000 steps"
+    checkpoint_minutes: float | None = Field(None, gt=0)  # also save when this much time has passed
+    keep_last: int = Field(2, ge=1)
+    keep_every: Duration | None = None  # checkpoints at multiples of this are never rotated away
+    async_save: bool = False
+    nonfinite_limit: int = Field(5, ge=1)  # this many skipped steps in a row: back to the last checkpoint
+    nonfinite_rollbacks: int = Field(2, ge=0)  # then this often past the offending data, then stop
+
+
+class SampleConfig(Settings):
+    """A set of samples. Image k depends on seed k alone."""
+
+    count: int = Field(1024, ge=1)
+    first_seed: int = Field(0, ge=0)
+    batch: int = Field(256, ge=1)
+    weights: str = "average"  # "average", "network", or "power:0.05": a relative width of the EDM2 averages
+    classes: Literal["uniform", "training"] | tuple[int, ...] = "uniform"
+    sampler: SamplerConfig = SamplerConfig()
+    images_per_shard: int = Field(1024, ge=1)
+
+
+class Config(Settings):
+    """An experiment, complete."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    seed: int = Field(0, ge=0, lt=2**63)
+    data_dir: Path = Path("data")
+    runs_dir: Path = Path("runs")
+    data: DataConfig
+    model: ModelConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig

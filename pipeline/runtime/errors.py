@@ -1,0 +1,25 @@
+"""What can go wrong in a way that a person can act on."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input. The message says which setting or file, what was found, what was expected and what to do.
+
+    Command lines print the message without a traceback and exit with 2.
+    """
+
+
+class NonFiniteError(Exception):
+    """Training met losses or gradients that are not finite more often than its policy allows. Exit code 76."""
+
+
+class Incomplete(UserError):
+    """A file or directory that is not finished, or is damaged: it names what is missing or wrong."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """ " Did you mean 'batch'?" with the nearest of `known`, or "" where nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{near[0]}'?" if near else ""

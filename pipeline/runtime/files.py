@@ -1,0 +1,135 @@
+"""Files and directories that exist only when they are complete.
+
+Everything here writes under a temporary name in the same directory, flushes to the disk, and renames: a reader sees
+the old state or the new one, never half of it, whatever is killed. Torch-free.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.runtime.errors import Incomplete, UserError
+
+TEMPORARY = ".partial-"  # part of every unfinished name: readers ignore them, `sweep_partial` removes them
+
+
+def fsync_path(path: Path) -> None:
+    """Flush a file's content, or a directory's entries, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that no other process uses and no reader takes for finished."""
+    return path.with_name(f"{path.name}{TEMPORARY}{uuid.uuid4().hex[:12]}")
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write a file or make a directory at; on a clean exit it becomes `path`.
+
+    Nothing is left at either name where the body raises. A finished directory is never overwritten (`Incomplete`
+    says so); a finished file is replaced. A full disk becomes a `UserError` that names the path.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = temporary_name(path)
+    try:
+        yield partial
+        if partial.is_dir():
+            for file in sorted(partial.rglob("*")):
+                fsync_path(file)
+            if path.exists():
+                raise Incomplete(f"{path} exists already and a finished directory is never overwritten.")
+        fsync_path(partial)
+        partial.rename(path)
+        fsync_path(path.parent)
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def disk_error(error: OSError, path: Path) -> Exception:
+    """A full disk or exceeded quota as a `UserError` that says what to do; any other error as it came."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    free = shutil.disk_usage(path.parent if path.parent.exists() else Path.cwd()).free
+    return UserError(
+        f"No space left while writing {path} ({free / 2**30:.2f} GiB free on that file system; quota may be lower). "
+        "What was finished before is untouched. Free space, or point the directory elsewhere, and start again."
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file at once."""
+    with atomic_path(path) as partial:
+        partial.write_text(text)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with sorted keys, so that equal values are equal bytes."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; what is not there or not JSON raises `Incomplete` with the path."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise Incomplete(f"{path} does not exist.") from error
+    except ValueError as error:
+        raise Incomplete(f"{path} is not readable JSON ({error}). Delete it and make it anew.") from error
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Append one JSON line in a single write, so that lines of several writers do not mix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, (json.dumps(value, sort_keys=True) + "\n").encode())
+    except OSError as error:
+        raise disk_error(error, path) from error
+    finally:
+        os.close(handle)
+
+
+def read_lines(path: Path) -> list[Any]:
+    """All whole JSON lines of a file; a line cut by a kill is passed over. A file that is not there has none."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def sha256_file(path: Path) -> str:
+    """Hex sha256 of a file's content, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_hash(value: Any) -> str:
+    """Hex sha256 of a JSON-like value: equal settings give equal hashes on every machine."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sweep_partial(directory: Path) -> None:
+    """Remove what killed writers left under temporary names. Call it where there is one writer."""
+    for path in directory.glob(f"*{TEMPORARY}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
