@@ -1,0 +1,364 @@
+"""The shard format: tar files that any webdataset reader opens, and an index that gives random access.
+
+A shard directory holds `000000.tar, 000001.tar, ...`, `index.npy`, `attributes.npy` where samples have attributes, and
+`manifest.json`, which is written last: a directory without it is unfinished. Equal samples give equal bytes, whoever
+writes them and when: tar metadata is fixed and sums are kept as integers. Torch-free.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.data.images import EXTENSIONS, decode
+from pipeline.runtime.errors import Incomplete
+from pipeline.runtime.files import atomic_path, read_json, sha256_file, write_json, write_text
+
+FORMAT = 1
+INDEX = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])
+BLOCK = 512  # tar's
+BLANK_CHECKSUM = 8 * 32  # a tar checksum counts its own eight bytes as spaces
+_END = bytes(2 * BLOCK)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of a shard.
+
+    `data`: what the index points at: an image file's bytes, or the bare bytes of an array (raw pixels, latents).
+    `key`: unique, at most 80 characters, without dots. `label`: class position, None for none. `attributes`: 0, 1 or
+    -1 (unknown) each. `meta`: more for the sample's json. `pixels`: the decoded image [H, W, C], if the caller has it.
+    """
+
+    key: str
+    data: bytes
+    extension: str
+    label: int | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    attributes: tuple[int, ...] = ()
+    pixels: npt.NDArray[Any] | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every sample of a directory has in common. `shape` is [C, H, W]; `dtype` is that of a decoded value."""
+
+    encoding: str  # raw, png, jpeg, latent
+    shape: tuple[int, int, int]
+    dtype: str = "uint8"
+
+    @property
+    def kind(self) -> str:
+        """images or latents."""
+        return "latents" if self.encoding == "latent" else "images"
+
+    @property
+    def extension(self) -> str:
+        """Of the member that holds the image."""
+        return EXTENSIONS.get(self.encoding, "npy")
+
+    @property
+    def array_shape(self) -> tuple[int, ...]:
+        """Of one decoded value: images are [H, W, C], latents [C, H, W]."""
+        channels, height, width = self.shape
+        return self.shape if self.encoding == "latent" else (height, width, channels)
+
+    def decode(self, data: bytes | memoryview) -> npt.NDArray[Any]:
+        """One value from the bytes that the index points at: [H, W, C] uint8, or a latent [C, H, W]."""
+        if self.encoding == "latent":
+            return np.frombuffer(data, dtype=np.dtype(self.dtype)).reshape(self.shape)
+        return decode(data, self.encoding, self.shape)
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One finished shard: rows (size, offset, label) per sample, and sums per channel (exact integers for images)."""
+
+    name: str
+    sha256: str
+    bytes: int
+    rows: list[tuple[int, int, int]]
+    attributes: list[tuple[int, ...]]
+    sums: list[float]
+    squares: list[float]
+
+    @property
+    def count(self) -> int:
+        """Samples in the shard."""
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says. `mean` and `std` are per channel, of pixels in [-1, 1], or of the latents' values."""
+
+    kind: str
+    count: int
+    shards: list[dict[str, Any]]  # name, sha256, bytes, count
+    sha256: str  # over the shards' hashes
+    encoding: str
+    shape: tuple[int, int, int]
+    dtype: str
+    classes: list[str]
+    attributes: list[str]
+    class_counts: list[int]
+    mean: list[float]
+    std: list[float]
+    protocol: dict[str, str]  # name, hash
+    split: str
+    made_from: dict[str, Any]
+    format: int = FORMAT
+
+    @property
+    def layout(self) -> Layout:
+        """Encoding, shape and dtype together."""
+        return Layout(self.encoding, self.shape, self.dtype)
+
+
+@dataclass(frozen=True)
+class ShardDirectory:
+    """A finished shard directory. `index`: INDEX [N], memory-mapped; `attributes`: int8 [N, A] or None."""
+
+    path: Path
+    manifest: Manifest
+    index: npt.NDArray[Any]
+    attributes: npt.NDArray[np.int8] | None
+
+    def shard_path(self, number: int) -> Path:
+        """The tar of a row's `shard`."""
+        return self.path / str(self.manifest.shards[number]["name"])
+
+
+def shard_name(number: int) -> str:
+    """000012.tar"""
+    return f"{number:06d}.tar"
+
+
+def _tar_header(name: str, size: int) -> bytes:
+    """A ustar header: regular file, mode 0644, owner 0, time 0 (POSIX.1-1988, the bytes that `tarfile` writes)."""
+    encoded = name.encode()
+    if len(encoded) > 100:
+        raise ValueError(f"'{name}' is longer than the 100 bytes of a tar name")
+    fields = [encoded.ljust(100, b"\0"), b"0000644\0", b"0000000\0", b"0000000\0", b"%011o\0" % size, b"%011o\0" % 0]
+    start = b"".join(fields)
+    rest = b"0" + bytes(100) + b"ustar\x0000"
+    checksum = sum(start) + BLANK_CHECKSUM + sum(rest)
+    return (start + b"%06o\0 " % checksum + rest).ljust(BLOCK, b"\0")
+
+
+def _array_header(layout: Layout) -> bytes:
+    """The npy header before a bare array, b"" for image files."""
+    if layout.extension != "npy":
+        return b""
+    words = f"{{'descr': '{np.dtype(layout.dtype).str}', 'fortran_order': False, 'shape': {layout.array_shape}, }}"
+    padding = -(10 + len(words) + 1) % 64
+    text = words.encode() + b" " * padding + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+def _member(name: str, content: bytes) -> bytes:
+    return _tar_header(name, len(content)) + content + bytes(-len(content) % BLOCK)
+
+
+def _sums(sample: Sample, layout: Layout) -> tuple[list[float], list[float]]:
+    """Sum and sum of squares per channel; exact integers for images."""
+    values = sample.pixels if sample.pixels is not None else layout.decode(sample.data)
+    if layout.kind == "latents":
+        wide = values.astype(np.float64)
+        return wide.sum(axis=(1, 2)).tolist(), (wide**2).sum(axis=(1, 2)).tolist()
+    flat = values.reshape(-1, values.shape[-1]).astype(np.uint64)
+    return flat.sum(axis=0).tolist(), (flat * flat).sum(axis=0).tolist()
+
+
+def write_shard(path: Path, samples: Iterable[Sample], layout: Layout) -> ShardRecord:
+    """Write one tar, atomically, and beside it its record, which lets an interrupted writer go on (`read_record`).
+
+    Members per sample: `{key}.{png|jpg|npy}`, then `{key}.json` with label, attributes and `meta`. Samples are taken
+    one at a time. A key that comes twice, has a dot or is too long, raises ValueError and nothing is written.
+    """
+    header = _array_header(layout)
+    rows: list[tuple[int, int, int]] = []
+    attributes: list[tuple[int, ...]] = []
+    sums, squares = [0.0] * layout.shape[0], [0.0] * layout.shape[0]
+    keys: set[str] = set()
+    position = 0
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        for sample in samples:
+            _check_key(sample.key, keys)
+            label = -1 if sample.label is None else sample.label
+            rows.append((len(sample.data), position + BLOCK + len(header), label))
+            attributes.append(sample.attributes)
+            position += file.write(_member(f"{sample.key}.{sample.extension}", header + sample.data))
+            position += file.write(_member(f"{sample.key}.json", _sample_json(sample)))
+            first, second = _sums(sample, layout)
+            sums = [a + b for a, b in zip(sums, first, strict=True)]
+            squares = [a + b for a, b in zip(squares, second, strict=True)]
+        position += file.write(_END)
+    record = ShardRecord(path.name, sha256_file(path), position, rows, attributes, sums, squares)
+    write_text(_record_path(path), json.dumps(asdict(record)))
+    return record
+
+
+def _check_key(key: str, keys: set[str]) -> None:
+    if "." in key or not key or len(key.encode()) > 80 or key in keys:
+        raise ValueError(f"sample key '{key}': keys are unique, have no dots and 1 to 80 bytes")
+    keys.add(key)
+
+
+def _sample_json(sample: Sample) -> bytes:
+    """Label, attributes and the rest of what is known, as one line with sorted keys."""
+    value: dict[str, Any] = {**sample.meta, "label": sample.label}
+    if sample.attributes:
+        value["attributes"] = list(sample.attributes)
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_suffix(".record.json")
+
+
+def read_record(path: Path) -> ShardRecord | None:
+    """The record of a shard that an earlier, interrupted writer finished at `path`; None where it has to be written."""
+    if not path.exists() or not _record_path(path).exists():
+        return None
+    value = read_json(_record_path(path))
+    rows = [(row[0], row[1], row[2]) for row in value.pop("rows")]
+    attributes = [tuple(row) for row in value.pop("attributes")]
+    record = ShardRecord(**value, rows=rows, attributes=attributes)
+    return record if path.stat().st_size == record.bytes else None
+
+
+def finish(
+    directory: Path,
+    records: Iterable[ShardRecord],
+    layout: Layout,
+    *,
+    classes: list[str],
+    protocol: dict[str, str],
+    split: str,
+    attributes: Iterable[str] = (),
+    made_from: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Make the directory whole: index, attributes and, last, the manifest. Records may come in any order.
+
+    Several processes that finish at the same time write equal bytes. Shards without samples are left out.
+    """
+    kept = sorted((record for record in records if record.count), key=lambda record: record.name)
+    index = _index(kept)
+    names = list(attributes)
+    with atomic_path(directory / "index.npy") as partial, partial.open("wb") as file:
+        np.save(file, index)
+    if names:
+        with atomic_path(directory / "attributes.npy") as partial, partial.open("wb") as file:
+            np.save(file, np.array([row for r in kept for row in r.attributes], dtype=np.int8).reshape(-1, len(names)))
+    hashes = [record.sha256 for record in kept]
+    mean, std = _moments(kept, layout)
+    manifest = Manifest(
+        kind=layout.kind,
+        count=len(index),
+        shards=[{"name": r.name, "sha256": r.sha256, "bytes": r.bytes, "count": r.count} for r in kept],
+        sha256=hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
+        encoding=layout.encoding,
+        shape=layout.shape,
+        dtype=layout.dtype,
+        classes=classes,
+        attributes=names,
+        class_counts=np.bincount(index["label"][index["label"] >= 0], minlength=len(classes)).tolist(),
+        mean=mean,
+        std=std,
+        protocol=protocol,
+        split=split,
+        made_from=dict(made_from or {}),
+    )
+    write_json(directory / "manifest.json", asdict(manifest))
+    _tidy(directory, {record.name for record in kept})
+    return manifest
+
+
+def _tidy(directory: Path, kept: set[str]) -> None:
+    """Remove the records, which the manifest has made needless, and shards without samples."""
+    for record in directory.glob("*.record.json"):
+        record.unlink(missing_ok=True)
+    for path in directory.glob("*.tar"):
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
+
+
+def _index(records: list[ShardRecord]) -> npt.NDArray[Any]:
+    """INDEX [N] in the order of the shards."""
+    index = np.zeros(sum(record.count for record in records), dtype=INDEX)
+    start = 0
+    for number, record in enumerate(records):
+        part = index[start : start + record.count]
+        part["shard"] = number
+        rows = np.array(record.rows, dtype=np.int64)
+        part["size"], part["offset"], part["label"] = rows[:, 0], rows[:, 1], rows[:, 2]
+        start += record.count
+    return index
+
+
+def _moments(records: list[ShardRecord], layout: Layout) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation per channel; images after x / 127.5 - 1."""
+    channels, height, width = layout.shape
+    number = sum(record.count for record in records) * height * width
+    if not number:
+        return [0.0] * channels, [0.0] * channels
+    scale, shift = (1 / 127.5, 1.0) if layout.kind == "images" else (1.0, 0.0)
+    mean, std = [], []
+    for channel in range(channels):
+        first = math.fsum(record.sums[channel] for record in records) / number
+        second = math.fsum(record.squares[channel] for record in records) / number
+        mean.append(first * scale - shift)
+        std.append(math.sqrt(max(second - first**2, 0.0)) * scale)
+    return mean, std
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a finished shard directory; `Incomplete` where there is none or of another format."""
+    if not (path / "manifest.json").exists():
+        raise Incomplete(
+            f"{path} is not a finished shard directory: manifest.json is missing. Run the stage that makes it."
+        )
+    value = read_json(path / "manifest.json")
+    if value.get("format") != FORMAT:
+        raise Incomplete(f"{path}/manifest.json has format {value.get('format')}, expected {FORMAT}. Make it anew.")
+    return Manifest(**{**value, "shape": tuple(value["shape"])})
+
+
+def open_shards(path: Path) -> ShardDirectory:
+    """Open a finished shard directory. What is missing or of the wrong size raises `Incomplete`, naming it.
+
+    Hashes are not read here: `verify_shards` does that.
+    """
+    manifest = read_manifest(path)
+    for shard in manifest.shards:
+        file = path / shard["name"]
+        if not file.exists():
+            raise Incomplete(f"{file} is missing. Delete {path}/manifest.json and shard again.")
+        if file.stat().st_size != shard["bytes"]:
+            raise Incomplete(f"{file} has {file.stat().st_size} bytes, the manifest says {shard['bytes']}.")
+    names = ["index.npy", *(["attributes.npy"] if manifest.attributes else [])]
+    for name in names:
+        if not (path / name).exists():
+            raise Incomplete(f"{path / name} is missing. Delete {path}/manifest.json and shard again.")
+    index = np.load(path / "index.npy", mmap_mode="r")
+    if index.dtype != INDEX or index.shape != (manifest.count,):
+        raise Incomplete(f"{path}/index.npy has {index.shape} rows, the manifest says {manifest.count}.")
+    attributes = np.load(path / "attributes.npy", mmap_mode="r") if manifest.attributes else None
+    return ShardDirectory(path, manifest, index, attributes)
+
+
+def verify_shards(path: Path) -> ShardDirectory:
+    """`open_shards`, and every shard's sha256 is read and compared; `Incomplete` names the first that differs."""
+    directory = open_shards(path)
+    for shard in directory.manifest.shards:
+        found = sha256_file(path / shard["name"])
+        if found != shard["sha256"]:
+            raise Incomplete(f"{path / shard['name']} has sha256 {found}, the manifest says {shard['sha256']}.")
+    return directory
