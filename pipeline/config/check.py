@@ -1,0 +1,59 @@
+"""Rules across fields. Each returns sentences; all of them are reported together, on the login node."""
+
+from collections.abc import Callable, Iterator
+
+from pipeline.config.schema import Config
+
+
+def check(cfg: Config) -> list[str]:
+    """Everything that is wrong with a config whose single fields are right."""
+    return [problem for rule in RULES for problem in rule(cfg)]
+
+
+def _batch(cfg: Config) -> Iterator[str]:
+    train = cfg.train
+    if train.micro_batch and train.global_batch % train.micro_batch:
+        yield (
+            f"train.micro_batch: found {train.micro_batch}, expected a divisor of train.global_batch="
+            f"{train.global_batch}. Divisors: {', '.join(map(str, _divisors(train.global_batch)))}."
+        )
+
+
+def _schedule(cfg: Config) -> Iterator[str]:
+    optim = cfg.train.optim
+    if optim.schedule != "cosine_then_constant" and optim.decay_share != 1.0:
+        yield (
+            f"train.optim.decay_share: found {optim.decay_share}, but train.optim.schedule={optim.schedule} has no "
+            "constant tail. Use schedule=cosine_then_constant or leave decay_share at 1."
+        )
+
+
+def _classes(cfg: Config) -> Iterator[str]:
+    if isinstance(cfg.sample.classes, tuple) and cfg.model.condition != "class":
+        yield (
+            f"sample.classes: found {cfg.sample.classes}, but model.condition={cfg.model.condition}: the model cannot "
+            "be asked for a class. Use sample.classes=uniform, or train with model.condition=class."
+        )
+    guidance = cfg.sample.sampler.guidance.scale
+    if cfg.model.condition == "none" and guidance != 1.0:
+        yield (
+            f"sample.sampler.guidance.scale: found {guidance}, but model.condition=none: there is nothing to guide "
+            "by. Use scale=1, or train with model.condition=class."
+        )
+
+
+def _average(cfg: Config) -> Iterator[str]:
+    average, weights = cfg.train.average, cfg.sample.weights
+    if weights == "average" and average.half_life is None:
+        yield "sample.weights: found 'average', but train.average.half_life is null. Use sample.weights=network."
+    elif weights.startswith("power:") and not average.power_widths:
+        yield f"sample.weights: found '{weights}', but train.average.power_widths is empty. Set two widths to train with."
+    elif not weights.startswith("power:") and weights not in ("average", "network"):
+        yield f"sample.weights: found '{weights}', expected average, network or power:<relative width>."
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+RULES: tuple[Callable[[Config], Iterator[str]], ...] = (_batch, _schedule, _classes, _average)

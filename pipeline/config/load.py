@@ -1,0 +1,117 @@
+"""Words of a command line -> a checked Config. Hydra composes the groups of `configs/`; pydantic checks the result.
+
+Every problem is collected and reported at once, with the nearest known name beside each that is unknown.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from pipeline.config.check import check
+from pipeline.config.explain import explain
+from pipeline.config.schema import Config
+from pipeline.runtime.errors import UserError, did_you_mean
+
+CONFIG_ROOT = Path(__file__).resolve().parents[2] / "configs"
+CONFIG_FILE = "config.yaml"  # the resolved config inside a run directory
+
+logging.getLogger("hydra").setLevel(logging.WARNING)
+
+
+def config_from(words: Sequence[str]) -> Config:
+    """The config that a command line means.
+
+    Args:
+        words: either a run directory (its `config.yaml`) or a group choice such as `experiment=glyphs16`, followed by
+            any number of `key=value` overrides.
+    Raises:
+        UserError: naming every problem found.
+    """
+    if words and "=" not in words[0]:
+        return _from_run(Path(words[0]), words[1:])
+    return validated(_compose(words))
+
+
+def validated(values: Any) -> Config:
+    """A plain mapping as a Config, checked field by field and then across fields."""
+    try:
+        cfg = Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_listed(explain(error, Config))) from error
+    problems = check(cfg)
+    if problems:
+        raise UserError(_listed(problems))
+    return cfg
+
+
+def to_yaml(cfg: Config) -> str:
+    """The resolved config as YAML, fields in the order of the schema."""
+    return yaml.safe_dump(cfg.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _from_run(directory: Path, overrides: Sequence[str]) -> Config:
+    path = directory / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(
+            f"'{directory}' is neither a run directory (it has no {CONFIG_FILE}) nor key=value. "
+            "Give a run directory, or a choice such as experiment=glyphs16 followed by key=value overrides."
+        )
+    values = OmegaConf.create(yaml.safe_load(path.read_text()))
+    try:
+        for word in overrides:
+            key, _, value = word.partition("=")
+            OmegaConf.update(values, key.lstrip("+"), yaml.safe_load(value), force_add=True)
+        return validated(OmegaConf.to_container(values, resolve=True))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"Cannot apply {list(overrides)} to {path}: {error}") from error
+
+
+def groups() -> dict[str, list[str]]:
+    """The choices of each config group, from the files of `configs/`."""
+    return {
+        folder.name: sorted(p.stem for p in folder.glob("*.yaml"))
+        for folder in sorted(CONFIG_ROOT.iterdir())
+        if folder.is_dir()
+    }
+
+
+def _compose(words: Sequence[str]) -> Any:
+    _check_choices(words)
+    known = groups()
+    # `++` sets a key whether it stands in the YAML or not: that a key exists is the schema's to say, for all at once.
+    overrides = [w if w.partition("=")[0] in known or w[:1] in "+~" else f"++{w}" for w in words]
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(CONFIG_ROOT), version_base="1.3"):
+            return OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"Cannot compose {' '.join(words)}: {str(error).splitlines()[0]}") from error
+
+
+def _check_choices(words: Sequence[str]) -> None:
+    known, problems = groups(), []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            problems.append(f"'{word}' is not key=value.")
+        elif key in known and value not in known[key]:
+            problems.append(
+                f"{key}: found '{value}', expected one of {', '.join(known[key])}.{did_you_mean(value, known[key])}"
+            )
+    if problems:
+        raise UserError(_listed(problems))
+
+
+def _listed(problems: Sequence[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    return f"{len(problems)} problems in the settings:\n" + "\n".join(f"  - {p}" for p in problems)

@@ -1,0 +1,22 @@
+"""Where things lie, as a function of the config."""
+
+from pathlib import Path
+
+from pipeline.config.schema import Config
+from pipeline.config.schema_data import DataConfig
+from pipeline.runtime.files import content_hash
+
+
+def protocol_hash(data: DataConfig) -> str:
+    """Hex sha256 of everything that decides which pixels come out. Travels with every number made from the data."""
+    return content_hash(data.model_dump(mode="json"))
+
+
+def data_directory(cfg: Config) -> Path:
+    """`<data_dir>/<protocol name>-<first 8 digits of its hash>`: other settings are another directory."""
+    return cfg.data_dir / f"{cfg.data.name}-{protocol_hash(cfg.data)[:8]}"
+
+
+def run_directory(cfg: Config) -> Path:
+    """`<runs_dir>/<name>`."""
+    return cfg.runs_dir / cfg.name

@@ -1,0 +1,166 @@
+"""The run directory: the interface between jobs. `train` writes it; sampling, evaluation, export and sweeps read it.
+
+runs/<name>/
+  config.yaml                   the resolved config, written once
+  starts.jsonl                  one line for each start: commit, argv, hosts, world size
+  metrics.jsonl                 every scalar; the source of truth
+  tensorboard/                  a view of it
+  checkpoints/step-000012000/   complete when it has a commit record
+  samples/step-000012000/<protocol>/
+  results/<step>-<protocol>.json
+  jobs/                         logs and records of jobs
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config.load import CONFIG_FILE, config_from, to_yaml
+from pipeline.config.paths import run_directory
+from pipeline.config.schema import Config
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import write_text
+
+COMMIT = "commit.json"  # written last into a checkpoint: without it there is no checkpoint
+FINISHED = "finished.json"  # written by training when the last step's checkpoint is committed
+_STEP = re.compile(r"^step-(\d{9})$")
+# What may differ between the config of a run and a later call on it: where jobs run and what is done with the result.
+_FREE = ("cluster", "sample", "evaluate", "runs_dir", "data_dir")
+
+
+def step_name(step: int) -> str:
+    """`step-000012000`."""
+    return f"step-{step:09d}"
+
+
+def step_of(name: str) -> int | None:
+    """The step that a directory name stands for; None where it is another name."""
+    match = _STEP.match(name)
+    return int(match[1]) if match else None
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one run. Holds nothing and opens nothing."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / CONFIG_FILE
+
+    @property
+    def starts(self) -> Path:
+        """One line for each start of training."""
+        return self.path / "starts.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """Every scalar of training."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def results(self) -> Path:
+        """The folder of evaluation results."""
+        return self.path / "results"
+
+    @property
+    def jobs(self) -> Path:
+        """The folder of job records and logs."""
+        return self.path / "jobs"
+
+    def checkpoint(self, step: int) -> Path:
+        """The directory of the checkpoint of `step`."""
+        return self.checkpoints / step_name(step)
+
+    def samples(self, step: int) -> Path:
+        """The folder of the sample sets drawn from the checkpoint of `step`."""
+        return self.path / "samples" / step_name(step)
+
+    def steps(self) -> list[int]:
+        """Steps with a committed checkpoint, ascending. Whether each is undamaged is `pipeline.checkpoint`'s to say."""
+        found = [(step_of(p.name), p) for p in self.checkpoints.glob("step-*")]
+        return sorted(step for step, p in found if step is not None and (p / COMMIT).is_file())
+
+    def latest_step(self) -> int | None:
+        """The newest of `steps()`."""
+        return max(self.steps(), default=None)
+
+    def finished(self) -> bool:
+        """Whether training reached its last step and its checkpoint is committed."""
+        return (self.checkpoints / FINISHED).is_file()
+
+
+def create_run(cfg: Config) -> RunDir:
+    """The run directory of a config, made if need be.
+
+    Raises:
+        UserError: where the directory was made with other settings; it lists every difference and touches nothing.
+    """
+    run = RunDir(run_directory(cfg))
+    if run.config.is_file():
+        differences = _differences(config_from([str(run.path)]), cfg)
+        if differences:
+            listed = "\n".join(f"  - {d}" for d in differences)
+            raise UserError(
+                f"{run.path} was made with other settings:\n{listed}\n"
+                f"Give this experiment another name (name={cfg.name}-2), or take the setting back to continue that run."
+            )
+        return run
+    if run.path.exists() and any(run.checkpoints.glob("step-*")):
+        raise UserError(f"{run.path} has checkpoints but no {CONFIG_FILE}. Restore that file, or choose another name.")
+    write_text(run.config, to_yaml(cfg))
+    return run
+
+
+def overrides_for(run: RunDir, cfg: Config) -> list[str]:
+    """What a call says differently from the run's own config about sampling, evaluation and the cluster, as words.
+
+    A job that is given the run directory and these words works with `cfg`.
+    """
+    before, after = _flat(config_from([str(run.path)])), _flat(cfg)
+    return [
+        f"{key}={json.dumps(value)}"
+        for key, value in sorted(after.items())
+        if key.split(".")[0] in _FREE and (key not in before or before[key] != value)
+    ]
+
+
+def open_run(path: Path) -> tuple[RunDir, Config]:
+    """An existing run directory and its config."""
+    return RunDir(path), config_from([str(path)])
+
+
+def _differences(old: Config, new: Config) -> list[str]:
+    before, after = _flat(old), _flat(new)
+    return [
+        f"{key}: the run has {before.get(key)!r}, this call has {after.get(key)!r}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key.split(".")[0] not in _FREE
+    ]
+
+
+def _flat(cfg: Config) -> dict[str, object]:
+    rows: dict[str, object] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        else:
+            rows[prefix] = value
+
+    walk("", cfg.model_dump(mode="json"))
+    return rows
