@@ -1,0 +1,149 @@
+"""Random numbers as functions: (seed, stream, image number) -> values. No state, no generator, no order of calls.
+
+Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in torch integer operations, so it
+runs on any device. The counter is (block, number low, number high, stream + 256 * draw), the key is the seed. What
+image number k gets never depends on the batch, the rank or the worker it is computed in.
+"""
+
+import math
+from collections.abc import Callable
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_LOW = 0xFFFFFFFF
+_TILE = 16384  # counters worked on at once on a CPU: the few int64 buffers stay in its second-level cache
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Stream(IntEnum):
+    """What a draw is for. The numbers are part of every result: add new ones at the end, never change or reuse one."""
+
+    ORDER = 0
+    SIGMA = 1
+    NOISE = 2
+    LABEL_DROP = 3
+    FLIP = 4
+    AUGMENT = 5
+    POSTERIOR = 6
+    DROPOUT = 7
+    SAMPLE_START = 8
+    SAMPLE_STEP = 9
+    CLASSES = 10
+    VALIDATION = 11
+    LATENT = 12  # input of a generator that is no diffusion model
+    STYLE_MIX = 13
+    PENALTY = 14  # interpolation points of a gradient penalty
+    LAYER_NOISE = 15
+
+
+def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
+    """Philox 4x32-10 of each counter.
+
+    counter: [..., 4] int64 holding 32-bit words; key: two 32-bit words.
+    Returns [..., 4] int64 in [0, 2**32), the same words as Random123's `philox4x32_R(10, counter, key)`.
+    """
+    c0, c1, c2, c3 = counter.unbind(-1)
+    return torch.stack(_rounds((c0, c1, c2, c3), key), dim=-1)
+
+
+def uniform(
+    seed: int,
+    stream: Stream,
+    numbers: Tensor,
+    *,
+    shape: tuple[int, ...] = (),
+    draw: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Uniform values in the open interval (0, 1), [B, *shape], on the device of `numbers`.
+
+    numbers: [B] int64 >= 0, the image numbers; draw in [0, 2**24) separates several draws of one stream and number.
+    float64 has 32 random bits, float32 the upper 23 of them (more would round up to 1). A longer shape begins with
+    the values of a shorter one.
+    """
+    return _fill(_uniform_words, seed, stream, numbers, shape=shape, draw=draw, dtype=dtype)
+
+
+def normal(
+    seed: int,
+    stream: Stream,
+    numbers: Tensor,
+    *,
+    shape: tuple[int, ...] = (),
+    draw: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Standard normal values, [B, *shape], by Box and Muller's transform; arguments as for `uniform`.
+
+    The 32 random bits of a radius bound them by sqrt(66 log 2) = 6.76.
+    """
+    return _fill(_normal_words, seed, stream, numbers, shape=shape, draw=draw, dtype=dtype)
+
+
+def _rounds(counter: Words, key: tuple[int, int]) -> Words:
+    """The ten rounds on four tensors that broadcast: what repeats along a dimension is computed once.
+
+    An int64 product wraps modulo 2**64, which keeps both of its 32-bit halves. c1 and c3 carry the upper half along
+    with the lower until the next round's mask.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0 = ((p1 >> 32) ^ c1).bitwise_xor_(k0).bitwise_and_(_LOW)
+        c2 = ((p0 >> 32) ^ c3).bitwise_xor_(k1).bitwise_and_(_LOW)
+        c1, c3 = p1, p0
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return c0, c1.bitwise_and_(_LOW), c2, c3.bitwise_and_(_LOW)
+
+
+def _fill(
+    transform: Callable[[Words, Tensor], None],
+    seed: int,
+    stream: Stream,
+    numbers: Tensor,
+    *,
+    shape: tuple[int, ...],
+    draw: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Lay out [B, blocks, 4] and let `transform` write each tile of it from its Philox words."""
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"Draw float32 or float64 and convert: {dtype} rounds uniform values up to 1.")
+    size = math.prod(shape)
+    blocks = -(-size // 4)
+    out = torch.empty((numbers.shape[0], blocks, 4), dtype=dtype, device=numbers.device)
+    tile = _TILE if numbers.device.type == "cpu" else max(out.numel(), 1)
+    images = max(tile // max(blocks, 1), 1)
+    for image in range(0, numbers.shape[0], images):
+        number = numbers[image : image + images, None]
+        last = torch.full_like(number, int(stream) | draw << 8)
+        for first in range(0, blocks, tile):
+            part = out[image : image + images, first : first + tile]
+            block = torch.arange(first, first + part.shape[1], device=numbers.device)[None]
+            words = _rounds((block, number & _LOW, number >> 32, last), (seed & _LOW, seed >> 32))
+            transform(words, part)
+    return out.flatten(1)[:, :size].reshape(numbers.shape[0], *shape)
+
+
+def _uniform_words(words: Words, out: Tensor) -> None:
+    """32-bit words to the centres of 2**23 (float32) or 2**32 (float64) equal intervals of (0, 1)."""
+    drop = 9 if out.dtype == torch.float32 else 0
+    width = 2.0 ** (drop - 32)
+    for index, word in enumerate(words):
+        out[..., index] = (word >> drop).to(out.dtype).mul_(width).add_(width / 2)
+
+
+def _normal_words(words: Words, out: Tensor) -> None:
+    """Two pairs of normal values: radius sqrt(-2 log u) with u in (0, 1], angle uniform in [0, 2 pi]."""
+    for pair in (0, 2):
+        radius = words[pair].to(out.dtype).mul_(2.0**-32).add_(2.0**-33).log_().mul_(-2).sqrt_()
+        angle = words[pair + 1].to(out.dtype).mul_(2 * math.pi / 2**32)
+        out[..., pair] = radius * angle.cos()
+        out[..., pair + 1] = radius * angle.sin()
