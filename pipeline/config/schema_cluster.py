@@ -1,12 +1,68 @@
 """Settings of a cluster: everything that is particular to a machine stands here and in configs/cluster, not in code."""
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
 
 from pipeline.config.base import Settings
 
 
+class Resources(Settings):
+    """What one kind of job asks for."""
+
+    nodes: int = Field(1, ge=1)
+    tasks: int | None = Field(None, ge=1)  # processes on each node; None: one for each GPU, or one
+    gpus: int = Field(0, ge=0)  # on each node
+    cpus: int | None = Field(None, ge=1)  # cores of each task; None: the cluster's default, locally an even share
+    memory_gb: float | None = Field(None, gt=0)  # on each node; None: the cluster's default
+    minutes: int = Field(60, ge=1)  # time limit of one start; a job that is cut continues in the next one
+    partition: str | None = None  # None: the cluster's
+    parts: int = Field(1, ge=1)  # sampling: an array of this many jobs, each with its share of the seeds
+    at_once: int = Field(64, ge=1)  # most jobs of an array that run at the same time
+
+    @property
+    def tasks_per_node(self) -> int:
+        """Processes on each node."""
+        return self.tasks or max(self.gpus, 1)
+
+    @model_validator(mode="after")
+    def _one_task_per_gpu(self) -> Self:
+        if self.gpus and self.tasks_per_node != self.gpus:
+            raise ValueError(
+                f"found tasks={self.tasks} and gpus={self.gpus}, expected one task for each GPU. Leave tasks out"
+            )
+        return self
+
+
+class RetryConfig(Settings):
+    """How often a failed job is queued again by itself. Classes that are not named here stop at once."""
+
+    error: int = Field(1, ge=0)  # an unknown error: a file system or network that failed for a moment
+    rendezvous: int = Field(3, ge=0)  # ranks that did not find each other: a taken port, a slow node
+    backoff_s: int = Field(60, ge=0)  # before the first; doubled for each one after it
+
+
 class ClusterConfig(Settings):
-    """Where jobs run."""
+    """Where and how jobs run."""
 
     name: str
     executor: Literal["local", "slurm"] = "local"
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpu_option: Literal["gres", "gpus-per-node"] = "gres"
+    gpu_type: str | None = None  # such as a100, where the cluster names its GPUs' types
+    options: dict[str, str | int] = Field(default_factory=dict)  # more sbatch options, such as {"mail-type": "FAIL"}
+    requeue: bool = True  # whether jobs that are preempted, cut or lose a node are queued again
+    signal_lead_s: int = Field(120, ge=1)  # SIGUSR2 comes this long before the time limit: longer than a save takes
+    max_timeouts: int = Field(1000, ge=0)  # time limits that one job may reach and be queued again
+    retry: RetryConfig = RetryConfig()
+    setup: tuple[str, ...] = ()  # shell lines before the job: modules, containers, environments
+    python: str | None = None  # the command that starts Python in a job; None: the Python that submits
+    node_local: str = "/tmp"  # a folder that is each node's own, for compile caches
+    internet: bool = False  # whether jobs may reach the internet; preflight tells when the answer is another one
+    prepare: Resources = Resources()
+    train: Resources = Resources()
+    sample: Resources = Resources()
+    evaluate: Resources = Resources()
