@@ -1,4 +1,4 @@
-"""Settings of the networks."""
+"""Settings of the networks: one class a kind, told apart by `kind`. Rules across fields: `check_model`."""
 
 from typing import Annotated, Literal
 
@@ -7,6 +7,19 @@ from pydantic import Field
 from pipeline.config.base import Settings
 
 Condition = Literal["none", "class", "attributes"]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class SimpleUNetConfig(Settings):
+    """The plain U-Net of a first report: pairs of convolutions, max-pool down, bilinear up, embeddings added."""
+
+    kind: Literal["simple_unet"]
+    condition: Condition = "class"
+    width: Positive = 32
+    multipliers: tuple[Positive, ...] = (1, 2, 4)  # one a level, from the image's size down by halves
+    attention: tuple[int, ...] = ()  # resolutions with self-attention; () is none
+    heads: Positive = 4
+    embedding_scale: float = Field(1.0, gt=0)  # multiplies the noise level
 
 
 class UNetConfig(Settings):
@@ -14,12 +27,34 @@ class UNetConfig(Settings):
 
     kind: Literal["unet"]
     condition: Condition = "class"
-    width: int = 64
-    multipliers: tuple[int, ...] = (1, 2, 2)
-    blocks: int = 2
-    attention: tuple[int, ...] = (8,)  # resolutions with self-attention; () is none
-    head_channels: int = 32
+    width: Positive = 64
+    multipliers: tuple[Positive, ...] = (1, 2, 2)  # one a level, from the image's size down by halves
+    blocks: Positive = 2  # residual blocks a level
+    attention: tuple[int, ...] = (8,)  # resolutions with self-attention, the middle then has it too; () is none at all
+    head_channels: Positive = 32
+    groups: Positive = 32  # of every group norm
     dropout: float = Field(0.0, ge=0, lt=1)
+    scale_shift: bool = True  # the embedding scales and shifts the norm; false: it is added before it, as in DDPM
+    resample: Literal["block", "conv"] = "block"  # up and down in a residual block (ADM), or by a convolution (DDPM)
+    embedding: Literal["sinusoidal", "fourier"] = "sinusoidal"
+    embedding_scale: float = Field(1.0, gt=0)  # multiplies the noise level; fourier: deviation of the frequencies
+    embedding_width: Positive | None = None  # features of the noise level; None: width
+    condition_width: Positive | None = None  # of the vector that tells blocks noise level and label; None: 4 * width
 
 
-ModelConfig = Annotated[UNetConfig, Field()]
+class DiTConfig(Settings):
+    """The diffusion transformer with adaLN-zero (Peebles & Xie 2023)."""
+
+    kind: Literal["dit"]
+    condition: Condition = "class"
+    patch: Positive = 2
+    width: Positive = 384
+    depth: Positive = 12
+    heads: Positive = 6
+    mlp_ratio: float = Field(4.0, gt=0)
+    qk_norm: bool = True  # RMS norm of queries and keys (Dehghani et al. 2023): steadier in bf16
+    dropout: float = Field(0.0, ge=0, lt=1)
+    embedding_scale: float = Field(1.0, gt=0)  # multiplies the noise level
+
+
+ModelConfig = Annotated[SimpleUNetConfig | UNetConfig | DiTConfig, Field(discriminator="kind")]

@@ -1,0 +1,139 @@
+"""Blocks that the U-Nets and autoencoders are made of. Feature maps are [B, C, H, W]."""
+
+from typing import Literal, TypeVar
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from pipeline.models.dropout import KeyedDropout
+
+Resample = Literal["up", "down", "none"]
+M = TypeVar("M", bound=nn.Module)
+
+
+def zeroed(module: M) -> M:
+    """Set a module's parameters to zero: the branch that ends in it starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the size, or halves it with stride 2."""
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Nearest neighbour: [B, C, H, W] -> [B, C, 2H, 2W]."""
+    return nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def downsample(x: Tensor) -> Tensor:
+    """Mean of 2x2: [B, C, H, W] -> [B, C, H/2, W/2]."""
+    return nn.functional.avg_pool2d(x, 2)
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels of a map, added to it (ADM; Dhariwal & Nichol 2021, section 3.1)."""
+
+    def __init__(self, channels: int, *, head_channels: int, groups: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.heads = channels // head_channels
+        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.to_qkv = nn.Linear(channels, 3 * channels)
+        self.to_out = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
+        tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
+        q, k, v = rearrange(self.to_qkv(tokens), "b n (three heads c) -> three b heads n c", three=3, heads=self.heads)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        out = self.to_out(rearrange(mixed, "b heads n c -> b n (heads c)"))
+        added: Tensor = x + rearrange(out, "b (h w) c -> b c h w", h=x.shape[2])
+        return added
+
+
+class ResidualBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, added to the input; the embedding scales and shifts the second norm.
+
+    ADM's block (Dhariwal & Nichol 2021, section 3.1, "adaptive group normalisation" and up/downsampling as in BigGAN).
+    `embedding_width` None is a block without condition, as autoencoders have.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        embedding_width: int | None,
+        groups: int,
+        dropout: float = 0.0,
+        scale_shift: bool = True,
+        resample: Resample = "none",
+        eps: float = 1e-5,
+        zero_output: bool = True,
+    ) -> None:
+        super().__init__()
+        self.resample: Resample = resample
+        self.scale_shift = scale_shift
+        self.norm1 = nn.GroupNorm(groups, inputs, eps=eps)
+        self.conv1 = convolution(inputs, outputs)
+        self.embed = None
+        if embedding_width is not None:
+            self.embed = nn.Linear(embedding_width, 2 * outputs if scale_shift else outputs)
+        self.norm2 = nn.GroupNorm(groups, outputs, eps=eps)
+        self.dropout = KeyedDropout(dropout)
+        self.conv2 = zeroed(convolution(outputs, outputs)) if zero_output else convolution(outputs, outputs)
+        self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None, visits: Tensor | None = None) -> Tensor:
+        """x [B, inputs, H, W], embedding [B, embedding_width] after its SiLU -> [B, outputs, H', W']."""
+        hidden = nn.functional.silu(self.norm1(x))
+        if self.resample != "none":
+            change = upsample if self.resample == "up" else downsample
+            x, hidden = change(x), change(hidden)
+        hidden = self.modulated(self.conv1(hidden), embedding)
+        hidden = self.dropout(nn.functional.silu(hidden), visits)
+        out: Tensor = self.skip(x) + self.conv2(hidden)
+        return out
+
+    def modulated(self, hidden: Tensor, embedding: Tensor | None) -> Tensor:
+        """The second norm, told the embedding: scaled and shifted after it, or shifted before it (DDPM's way)."""
+        if self.embed is None:
+            normed: Tensor = self.norm2(hidden)
+            return normed
+        told = rearrange(self.embed(embedding), "b c -> b c 1 1")
+        if not self.scale_shift:
+            shifted: Tensor = self.norm2(hidden + told)
+            return shifted
+        scale, shift = told.chunk(2, dim=1)
+        return torch.addcmul(shift, self.norm2(hidden), 1 + scale)
+
+
+class Downsample(nn.Module):
+    """Halve the size by a convolution with stride 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = convolution(channels, channels, stride=2)
+
+    def forward(self, x: Tensor, embedding: Tensor, visits: Tensor | None) -> Tensor:
+        """[B, C, H, W] -> [B, C, H/2, W/2]. The other arguments are those of a block, unused."""
+        del embedding, visits
+        out: Tensor = self.conv(x)
+        return out
+
+
+class Upsample(nn.Module):
+    """Double the size by nearest neighbours, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = convolution(channels, channels)
+
+    def forward(self, x: Tensor, embedding: Tensor, visits: Tensor | None) -> Tensor:
+        """[B, C, H, W] -> [B, C, 2H, 2W]. The other arguments are those of a block, unused."""
+        del embedding, visits
+        out: Tensor = self.conv(upsample(x))
+        return out

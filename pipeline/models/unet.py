@@ -1,0 +1,145 @@
+"""The U-Net of DDPM++ and ADM.
+
+Ho et al. 2020; Song et al. 2021 (DDPM++); Dhariwal & Nichol 2021 (ADM): residual blocks with adaptive group norm,
+self-attention at chosen resolutions, up and down inside residual blocks. Arranged so that diffusers' `UNet2DModel`
+computes the same from the same weights (`pipeline.interchange`).
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, cat, nn
+
+from pipeline.config.schema_model import UNetConfig
+from pipeline.models.conditioning import NoiseEmbedding, build_condition
+from pipeline.models.dropout import number_layers
+from pipeline.models.layers import Attention, Downsample, Resample, ResidualBlock, Upsample, convolution, zeroed
+
+Block = Callable[..., ResidualBlock]
+
+
+class Level(nn.Module):
+    """The blocks of one resolution on one side of the U, each with its attention or none, then a resampling."""
+
+    def __init__(self, blocks: list[nn.Module], attentions: list[nn.Module], resample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.attentions = nn.ModuleList(attentions)  # as many as blocks, or none
+        self.resample = resample
+
+
+class DownLevel(Level):
+    """One resolution of the way down."""
+
+    def forward(self, x: Tensor, embedding: Tensor, visits: Tensor | None) -> list[Tensor]:
+        """All maps that the way up will need, the last of which goes on."""
+        maps = []
+        for number, block in enumerate(self.blocks):
+            x = block(x, embedding, visits)
+            x = self.attentions[number](x) if len(self.attentions) else x
+            maps.append(x)
+        if self.resample is not None:
+            maps.append(self.resample(x, embedding, visits))
+        return maps
+
+
+class UpLevel(Level):
+    """One resolution of the way up."""
+
+    def forward(self, x: Tensor, embedding: Tensor, *, visits: Tensor | None, maps: list[Tensor]) -> Tensor:
+        """Takes from the end of `maps`, one a block, and removes what it took."""
+        for number, block in enumerate(self.blocks):
+            x = block(cat([x, maps.pop()], dim=1), embedding, visits)
+            x = self.attentions[number](x) if len(self.attentions) else x
+        out: Tensor = x if self.resample is None else self.resample(x, embedding, visits)
+        return out
+
+
+class UNet(nn.Module):
+    """x [B, C, H, W], noise level [B], condition -> [B, C, H, W]. H and W are multiples of 2^(levels - 1)."""
+
+    def __init__(self, cfg: UNetConfig, shape: tuple[int, int, int], *, classes: int = 0, attributes: int = 0) -> None:
+        """`shape` is [C, H, W] of the images: H decides where the attention of `cfg.attention` stands."""
+        super().__init__()
+        self.cfg = cfg
+        self.conditional = cfg.condition != "none"
+        widths = [cfg.width * multiplier for multiplier in cfg.multipliers]
+        embedding_width = cfg.condition_width or 4 * cfg.width
+        self.noise_embedding = NoiseEmbedding(
+            embedding_width, features=cfg.embedding_width or cfg.width, kind=cfg.embedding, scale=cfg.embedding_scale
+        )
+        self.condition = build_condition(cfg.condition, embedding_width, classes=classes, attributes=attributes)
+        self.conv_in = convolution(shape[0], widths[0])
+        self.down, skip_widths = self._way_down(widths, shape[1])
+        narrow = widths[-1]
+        self.middle = DownLevel([self._block(narrow, narrow)], self._attentions(narrow, bool(cfg.attention)), None)
+        self.middle_last = self._block(narrow, narrow)
+        self.up = self._way_up(widths, skip_widths, shape[1])
+        self.norm_out = nn.GroupNorm(cfg.groups, widths[0], eps=1e-5)
+        self.conv_out = zeroed(convolution(widths[0], shape[0]))
+        number_layers(self)
+
+    def forward(
+        self, x: Tensor, noise_cond: Tensor, condition: Tensor | None = None, *, visits: Tensor | None = None
+    ) -> Tensor:
+        """One evaluation. `visits` [B] are the image numbers that dropout masks belong to."""
+        embedding = self.noise_embedding(noise_cond)
+        if self.condition is not None:
+            if condition is None:
+                raise ValueError("a conditional network was called without a condition: pass labels, or 'unknown'")
+            embedding = embedding + self.condition(condition)
+        embedding = nn.functional.silu(embedding)
+        maps = [self.conv_in(x)]
+        for level in self.down:
+            maps += level(maps[-1], embedding, visits)
+        hidden = self.middle(maps[-1], embedding, visits)[-1]
+        hidden = self.middle_last(hidden, embedding, visits)
+        for level in self.up:
+            hidden = level(hidden, embedding, visits=visits, maps=maps)
+        out: Tensor = self.conv_out(nn.functional.silu(self.norm_out(hidden)))
+        return out
+
+    def _block(self, inputs: int, outputs: int, resample: Resample = "none") -> ResidualBlock:
+        cfg = self.cfg
+        return ResidualBlock(
+            inputs,
+            outputs,
+            embedding_width=cfg.condition_width or 4 * cfg.width,
+            groups=cfg.groups,
+            dropout=cfg.dropout,
+            scale_shift=cfg.scale_shift,
+            resample=resample,
+        )
+
+    def _attentions(self, channels: int, number: int) -> list[nn.Module]:
+        cfg = self.cfg
+        return [Attention(channels, head_channels=cfg.head_channels, groups=cfg.groups) for _ in range(number)]
+
+    def _resample(self, channels: int, direction: Resample) -> nn.Module:
+        if self.cfg.resample == "block":
+            return self._block(channels, channels, direction)
+        return Upsample(channels) if direction == "up" else Downsample(channels)
+
+    def _way_down(self, widths: list[int], size: int) -> tuple[nn.ModuleList, list[int]]:
+        """The levels from the largest maps to the smallest, and the widths of every map on the way."""
+        levels, skips = nn.ModuleList(), [widths[0]]
+        for number, width in enumerate(widths):
+            last = number == len(widths) - 1
+            blocks = [self._block(skips[-1] if k == 0 else width, width) for k in range(self.cfg.blocks)]
+            attended = self.cfg.blocks if size >> number in self.cfg.attention else 0
+            resample = None if last else self._resample(width, "down")
+            levels.append(DownLevel(list(blocks), self._attentions(width, attended), resample))
+            skips += [width] * (self.cfg.blocks + (not last))
+        return levels, skips
+
+    def _way_up(self, widths: list[int], skips: list[int], size: int) -> nn.ModuleList:
+        """The levels from the smallest maps to the largest; each block takes one map of the way down beside its own."""
+        levels, skips, before = nn.ModuleList(), list(skips), widths[-1]
+        for number in reversed(range(len(widths))):
+            width, blocks = widths[number], []
+            for _ in range(self.cfg.blocks + 1):
+                blocks.append(self._block(before + skips.pop(), width))
+                before = width
+            attended = self.cfg.blocks + 1 if size >> number in self.cfg.attention else 0
+            resample = self._resample(width, "up") if number else None
+            levels.append(UpLevel(list(blocks), self._attentions(width, attended), resample))
+        return levels
