@@ -15,7 +15,7 @@ def check_model(
     problems = list(_condition(cfg.condition, classes, attributes))
     match cfg:
         case UNetConfig():
-            problems += [*_levels(cfg, image_size), *_unet(cfg)]
+            problems += [*_levels(cfg, image_size), *_unet(cfg, image_size)]
         case SimpleUNetConfig():
             problems += [*_levels(cfg, image_size), *_simple_unet(cfg, image_size)]
         case DiTConfig():
@@ -58,22 +58,19 @@ def _levels(cfg: UNetConfig | SimpleUNetConfig, image_size: int) -> Iterator[str
             )
 
 
-def _unet(cfg: UNetConfig) -> Iterator[str]:
-    for multiplier in sorted(set(cfg.multipliers)):
+def _unet(cfg: UNetConfig, image_size: int) -> Iterator[str]:
+    sizes = resolutions(cfg.multipliers, image_size)
+    for level, (size, multiplier) in enumerate(zip(sizes, cfg.multipliers, strict=True)):
         channels = cfg.width * multiplier
-        at = f"model.width={cfg.width} times multiplier {multiplier} = {channels} channels"
+        at = f"the {channels} channels at {size} px (width {cfg.width} times {multiplier})"
         if channels % cfg.groups:
             yield f"model.groups: found {cfg.groups}, but {at} do not divide into that many groups. {_near(channels)}"
-        if cfg.attention and channels % cfg.head_channels and channels in _attended(cfg):
+        middle = cfg.attention and level == len(sizes) - 1
+        if (size in cfg.attention or middle) and channels % cfg.head_channels:
             yield (
                 f"model.head_channels: found {cfg.head_channels}, but {at} do not divide into heads of that size. "
                 f"{_near(channels)}"
             )
-
-
-def _attended(cfg: UNetConfig) -> set[int]:
-    """Widths that may have attention: all but levels above the largest attended one cannot be told without a size."""
-    return {cfg.width * multiplier for multiplier in cfg.multipliers}
 
 
 def _simple_unet(cfg: SimpleUNetConfig, image_size: int) -> Iterator[str]:
