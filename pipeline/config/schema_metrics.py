@@ -1,9 +1,72 @@
-"""Settings of evaluation."""
+"""Settings of evaluation: which feature networks, which references, which checks."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
 
 from pipeline.config.base import Settings
+
+Resize = Literal["tf1", "clean", "torchmetrics"]
+
+
+class DomainConfig(Settings):
+    """The small classifier that the reference stage trains on the data set itself. Needs no download."""
+
+    enabled: bool = True
+    width: int = Field(32, ge=8)  # channels of the first stage
+    features: int = Field(64, ge=8)  # dimensions of the feature space
+    batch: int = Field(128, ge=1)
+    lr: float = Field(2e-3, gt=0)
+    max_images: int = Field(120_000, ge=1)  # images seen in training, at most
+    target_accuracy: float = Field(0.995, gt=0, le=1)  # on the validation split; training stops early there
+    patience: int = Field(4, ge=1)  # checks without a better validation loss before training stops
+    seed: int = Field(0, ge=0)
+
+
+class InceptionConfig(Settings):
+    """FID's InceptionV3 of 2015-12-05, from a local file. Off while `weights` is null."""
+
+    weights: Path | None = None  # pytorch-fid's .pth, NVIDIA's torchscript .pt, or a folded .npz
+    sha256: str | None = None  # expected hash of that file; null: recorded but not checked
+    resize: Resize = "tf1"
+    features: tuple[Literal["64", "192", "768", "2048", "spatial", "logits"], ...] | None = None  # null: all it has
+
+
+class LibraryConfig(Settings):
+    """A feature network of another library (DINOv2 through timm, CLIP through open_clip). Off while `weights` is null."""
+
+    weights: Path | None = None
+    sha256: str | None = None
+    model: str = ""
+
+
+class QualityConfig(Settings):
+    """No-reference quality of single images. Each is off while its path is null."""
+
+    cnniqa: Path | None = None
+    niqe: Path | None = None
+    brisque: Path | None = None  # libsvm model `allmodel`; `allrange` (with the same prefix) lies beside it
 
 
 class EvaluateConfig(Settings):
     """What is measured on a sample set."""
 
-    reference_split: str = "train"
+    samples: str | None = None  # "step-000012000/<protocol>"; null: every finished sample set without a result
+    reference_splits: tuple[str, ...] = ("train", "valid")  # the first names the metric, the others add "@split"
+    batch: int = Field(256, ge=1)  # images through a network at once; numbers do not depend on it
+    block: int = Field(512, ge=1)  # images of one restartable piece of work
+    reference_features: int = Field(50_000, ge=1)  # most reference features kept for KID, precision, neighbours
+    domain: DomainConfig = DomainConfig()
+    inception: InceptionConfig = InceptionConfig()
+    dinov2: LibraryConfig = LibraryConfig(model="vit_large_patch14_dinov2")
+    clip: LibraryConfig = LibraryConfig(model="ViT-L-14-336")
+    quality: QualityConfig = QualityConfig()
+    splits: int = Field(10, ge=1)  # of the inception score
+    kid_subsets: int = Field(100, ge=1)
+    kid_subset_size: int = Field(1000, ge=2)
+    neighbours: int = Field(3, ge=1)  # k of precision and recall; density and coverage use 5, as published
+    confidence_blocks: int = Field(10, ge=2)  # seed blocks of the confidence interval
+    copy_level: float = Field(0.01, gt=0, lt=0.5)  # share of held-out images that the copy check may flag
+    worst: int = Field(16, ge=0)  # copies shown in the picture of the worst cases
+    seed: int = Field(2020, ge=0)  # of subsets and permutations

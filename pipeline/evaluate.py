@@ -1,0 +1,213 @@
+"""Evaluate: sample sets + reference statistics -> results/*.json and a table.
+
+    python -m pipeline evaluate RUN_DIR [--part K/N] [key=value ...]
+
+Every finished sample set of the run is measured that has no result yet for these very images and settings. Killed and
+started again it goes on where it was; several processes (RANK and WORLD_SIZE, or --part) share the images.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config.load import config_from
+from pipeline.config.paths import data_directory
+from pipeline.config.schema import Config
+from pipeline.data.reader import Reader
+from pipeline.data.shards import ShardDirectory, open_shards
+from pipeline.metrics.copies import measure_copies
+from pipeline.metrics.extraction import Work, default_device, extract, ranks
+from pipeline.metrics.extractors import build_extractors
+from pipeline.metrics.features import Extractor
+from pipeline.metrics.provenance import versions
+from pipeline.metrics.references import Reference, open_reference, reference_path
+from pipeline.metrics.report import caution, rows
+from pipeline.metrics.suite import Measured, measure
+from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
+from pipeline.runtime.files import content_hash, read_json, write_json
+from pipeline.runtime.progress import progress
+from pipeline.runtime.run_dir import RunDir
+
+FINISHED = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Standards:
+    """What samples are compared with: splits of the data set, feature networks, references by network and split."""
+
+    splits: Mapping[str, ShardDirectory]
+    extractors: Sequence[Extractor]
+    references: Mapping[str, Mapping[str, Reference]]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Hashes of all of it."""
+        return {key: {s: r.record["sha256"] for s, r in found.items()} for key, found in self.references.items()}
+
+
+def evaluate(cfg: Config, run: RunDir, *, part: tuple[int, int] | None = None) -> list[Path]:
+    """Measure the sample sets that `cfg.evaluate.samples` chooses; returns the result files that are complete.
+
+    Args:
+        part: (k, n): compute the features of this share alone and write no result; a later call without it finds them.
+    Raises:
+        Incomplete: no sample set, or no reference statistics, or one of them unfinished.
+        UserError: a reference of other images or another protocol.
+    """
+    standards = open_standards(cfg)
+    finished = []
+    for directory in chosen(cfg, run):
+        samples = open_shards(directory)
+        result = run.results / f"{directory.parent.name.removeprefix('step-')}-{directory.name}.json"
+        key = _key(cfg, samples, standards)
+        if not (result.exists() and read_json(result).get("key") == key):
+            work = run.results / f".work-{key[:16]}"
+            if not _features(cfg, samples, standards, work, part=part):
+                continue
+            write_json(result, {"key": key, **_result(cfg, samples, standards, work)})
+            shutil.rmtree(work, ignore_errors=True)
+        finished.append(result)
+    return finished
+
+
+def open_standards(cfg: Config) -> Standards:
+    """Splits, networks and references of a config; what is not there raises `Incomplete` with the command to run."""
+    data = data_directory(cfg)
+    names = [n for n in cfg.evaluate.reference_splits if (data / "shards" / n).exists()]
+    opened = {n: open_shards(data / "shards" / n) for n in names or cfg.evaluate.reference_splits[:1]}
+    splits = {n: split for n, split in opened.items() if split.manifest.count}
+    images = {n: split.manifest.sha256 for n, split in splits.items()}
+    extractors = build_extractors(cfg.evaluate, data / "reference", images, device=default_device())
+    references = {
+        e.key: {n: open_reference(reference_path(data / "reference", e, n), e, images=images[n]) for n in splits}
+        for e in extractors
+    }
+    return Standards(splits, extractors, references)
+
+
+def chosen(cfg: Config, run: RunDir) -> list[Path]:
+    """The finished sample sets to measure, oldest step first."""
+    finished = sorted(path.parent for path in run.path.glob(f"samples/step-*/*/{FINISHED}"))
+    names = {f"{path.parent.name}/{path.name}": path for path in finished}
+    if cfg.evaluate.samples is None:
+        if not finished:
+            raise Incomplete(
+                f"{run.path}/samples has no finished sample set. Run: python -m pipeline sample {run.path}"
+            )
+        return finished
+    if cfg.evaluate.samples not in names:
+        raise UserError(
+            f"evaluate.samples: found '{cfg.evaluate.samples}', expected one of the finished sample sets of "
+            f"{run.path}: {', '.join(names) or 'there is none'}.{did_you_mean(cfg.evaluate.samples, names)}"
+        )
+    return [names[cfg.evaluate.samples]]
+
+
+def _key(cfg: Config, samples: ShardDirectory, standards: Standards) -> str:
+    """What decides every number of a result, as one hash. How the work is cut up is not part of it."""
+    settings = cfg.evaluate.model_dump(mode="json", exclude={"samples", "batch", "block"})
+    return content_hash([samples.manifest.sha256, standards.identity, settings])
+
+
+def _work(cfg: Config, samples: ShardDirectory, extractor: Extractor, work: Path) -> Work:
+    directory = work / f"{extractor.key}-{cfg.evaluate.block}"
+    return Work(directory, samples.manifest.count, cfg.evaluate.block, cfg.evaluate.batch)
+
+
+def _features(
+    cfg: Config, samples: ShardDirectory, standards: Standards, work: Path, *, part: tuple[int, int] | None
+) -> bool:
+    """Compute this process's share of the features; whether it is the one that goes on and writes the result.
+
+    The first process of several then computes whatever is missing still: it waits for nobody and nobody's death
+    stops it.
+    """
+    mine = part or ranks()
+    gathers = part is None and mine[0] == 0
+    shares = [mine, (0, 1)] if gathers and mine[1] > 1 else [mine]
+    for extractor in standards.extractors:
+        blocks = _work(cfg, samples, extractor, work)
+        for share in shares:
+            total = sum(
+                min(blocks.block, blocks.count - n * blocks.block) for n in range(share[0], blocks.blocks, share[1])
+            )
+            with progress(f"{extractor.name} features of {samples.path.name}", total) as tick:
+                extract(blocks, Reader(samples).read, extractor, part=share, tick=tick, device=default_device())
+    return gathers
+
+
+def _result(cfg: Config, samples: ShardDirectory, standards: Standards, work: Path) -> dict[str, Any]:
+    """Everything that the result file says, apart from its key."""
+    measured = Measured()
+    asked = np.asarray(samples.index["label"], np.int64)
+    for extractor in standards.extractors:
+        blocks = _work(cfg, samples, extractor, work)
+        measured.update(measure(extractor, blocks, standards.references[extractor.key], asked=asked, cfg=cfg.evaluate))
+    reads = {name: Reader(split).read for name, split in standards.splits.items()}
+    counts = {name: split.manifest.count for name, split in standards.splits.items()}
+    measured.update(measure_copies(Reader(samples).read, samples.manifest.count, reads, counts, cfg=cfg.evaluate))
+    manifest = samples.manifest
+    return {
+        "run": samples.path.parents[2].name,
+        "step": int(samples.path.parent.name.removeprefix("step-")),
+        "samples": {
+            "set": f"{samples.path.parent.name}/{samples.path.name}",
+            "count": manifest.count,
+            "sha256": manifest.sha256,
+            "protocol": manifest.protocol,
+            "made_from": manifest.made_from,
+        },
+        "data": {n: {"count": s.manifest.count, "sha256": s.manifest.sha256} for n, s in standards.splits.items()},
+        "extractors": {e.name: dict(e.protocol) for e in standards.extractors},
+        "metrics": measured.metrics,
+        "details": measured.details,
+        "words": [*caution(manifest.count, measured.metrics), *measured.words],
+        "settings": cfg.evaluate.model_dump(mode="json"),
+        "seed": cfg.evaluate.seed,
+        "versions": versions(),
+    }
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """A result as a table, and below it what a reader should know."""
+    table = Table(title=f"{result['run']}, {result['samples']['set']}, {result['samples']['count']} images")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("")
+    for row in rows(result):
+        table.add_row(*row)
+    console.print(table)
+    for sentence in result["words"]:
+        console.print(f"- {sentence}", highlight=False)
+
+
+def parse_part(words: Sequence[str]) -> tuple[list[str], tuple[int, int] | None]:
+    """Take `--part K/N` (K from 0) out of the words of a command line."""
+    rest = list(words)
+    if "--part" not in rest:
+        return rest, None
+    at = rest.index("--part")
+    text = rest[at + 1] if at + 1 < len(rest) else ""
+    pieces = text.split("/")
+    if len(pieces) != 2 or not all(p.isdigit() for p in pieces) or not int(pieces[0]) < int(pieces[1]):
+        raise UserError(f"--part: found '{text}', expected K/N with 0 <= K < N, such as 0/4.")
+    return rest[:at] + rest[at + 2 :], (int(pieces[0]), int(pieces[1]))
+
+
+def main(words: list[str]) -> int:
+    """The command line; returns the exit code."""
+    rest, part = parse_part(words)
+    cfg = config_from(rest)
+    run = RunDir(Path(rest[0])) if rest and "=" not in rest[0] else RunDir(cfg.runs_dir / cfg.name)
+    for path in evaluate(cfg, run, part=part):
+        show(json.loads(path.read_text()), Console(width=None if sys.stdout.isatty() else 120))
+        print(path)
+    return 0

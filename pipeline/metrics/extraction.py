@@ -1,0 +1,105 @@
+"""Features of many images, in pieces that survive a kill and that several processes share without talking.
+
+Images are cut into blocks by number. Each block's features are one file, written at once; a block that has its file is
+not computed again. Any process may compute any block, so it does not matter how many there are or which was killed.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from pipeline.metrics.features import Extractor
+from pipeline.metrics.moments import Moments, merged, moments
+from pipeline.runtime.files import atomic_path
+
+Read = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Work:
+    """`count` images in blocks of `block`, `batch` through the network at once; the files stand in `directory`."""
+
+    directory: Path
+    count: int
+    block: int
+    batch: int
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return -(-self.count // self.block)
+
+    def path(self, number: int) -> Path:
+        """The file of one block."""
+        return self.directory / f"{number:06d}.safetensors"
+
+    def missing(self) -> list[int]:
+        """Blocks that have no file yet."""
+        return [number for number in range(self.blocks) if not self.path(number).exists()]
+
+
+def extract(
+    work: Work, read: Read, extractor: Extractor, *, part: tuple[int, int], tick: Callable[[int], None], device: str
+) -> None:
+    """Compute the missing blocks k, k + n, k + 2n, ... of part (k, n). `read(indices)` gives uint8 [B, H, W, C]."""
+    for number in range(part[0], work.blocks, part[1]):
+        indices = np.arange(number * work.block, min((number + 1) * work.block, work.count), dtype=np.int64)
+        if not work.path(number).exists():
+            save_features(work.path(number), features_of(indices, read, extractor, batch=work.batch, device=device))
+        tick(len(indices))
+
+
+@torch.inference_mode()
+def features_of(
+    indices: npt.NDArray[np.int64], read: Read, extractor: Extractor, *, batch: int, device: str
+) -> dict[str, torch.Tensor]:
+    """Features [N, D] float32 on the CPU for each space of the extractor, of the images with these numbers."""
+    parts: list[dict[str, torch.Tensor]] = []
+    for start in range(0, len(indices), batch):
+        pixels = torch.from_numpy(np.array(read(indices[start : start + batch]))).to(device)
+        found = extractor.run(pixels.permute(0, 3, 1, 2))
+        parts.append({space: found[space].float().cpu() for space in extractor.spaces})
+    return {space: torch.cat([p[space] for p in parts]).contiguous() for space in extractor.spaces}
+
+
+def save_features(path: Path, features: dict[str, torch.Tensor]) -> None:
+    """One block's file."""
+    with atomic_path(path) as partial:
+        save_file(features, partial)
+
+
+def blocks_of(work: Work, space: str) -> Iterator[Floats]:
+    """Features [B, D] block after block, in the order of the images."""
+    for number in range(work.blocks):
+        with safe_open(work.path(number), "numpy") as file:
+            yield file.get_tensor(space)
+
+
+def all_features(work: Work, space: str) -> Floats:
+    """Features [N, D] of all images."""
+    return np.concatenate(list(blocks_of(work, space)))
+
+
+def all_moments(work: Work, space: str) -> Moments:
+    """Moments of all images; memory does not grow with their number."""
+    return merged(moments(block) for block in blocks_of(work, space))
+
+
+def ranks() -> tuple[int, int]:
+    """(rank, number of processes) as torchrun or this project's launcher set them; (0, 1) alone."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def default_device() -> str:
+    """The GPU of this process where there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"

@@ -1,0 +1,80 @@
+"""Does the model reproduce training images? Nearest neighbours, judged by what held-out images look like.
+
+The score of an image is its distance to the nearest training image over the mean distance to its 50 nearest
+(Carlini et al. 2023, "Extracting training data from diffusion models", section 5.1: a copy is much nearer to one
+training image than to the others; a blur is near to all of them and no copy). Both the image and its mirror image
+are compared. The threshold is the score that a given share of held-out images, which nobody can have copied, is below.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.metrics.nearest import Floats, nearest_streamed
+
+NEAR = 50  # neighbours that set the local scale
+UNCALIBRATED = 0.5  # Carlini et al.'s own threshold, where there are no held-out images
+
+Blocks = Callable[[], Iterable[tuple[int, Floats]]]
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """For each of N images: `score` (0 is an exact copy, 1 nothing special), nearest training image, its distance."""
+
+    score: npt.NDArray[np.float64]
+    index: npt.NDArray[np.int64]
+    distance: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CopyRate:
+    """Share of images below `threshold`; `expected`: the share of held-out images below it (None: not calibrated)."""
+
+    rate: float
+    expected: float | None
+    threshold: float
+    flagged: npt.NDArray[np.bool_]
+
+
+def closeness(views: Sequence[Floats], candidates: Blocks, *, count: int) -> Closeness:
+    """Closeness of images to the nearest of `count` candidates.
+
+    Args:
+        views: vectors [N, D] of the images and of their mirror images: each image counts with its nearest view.
+        candidates: yields (first index, vectors [B, D]) of all training images; called once for each view.
+    """
+    k = min(NEAR, count)
+    found = [nearest_streamed(view, candidates(), k=k) for view in views]
+    scores = np.stack([f.distance[:, 0] / np.maximum(f.distance.mean(axis=1), 1e-12) for f in found])
+    best = scores.argmin(axis=0)
+    rows = np.arange(scores.shape[1])
+    index = np.stack([f.index[:, 0] for f in found])[best, rows]
+    distance = np.stack([f.distance[:, 0] for f in found])[best, rows]
+    return Closeness(scores[best, rows], index, distance)
+
+
+def copy_rate(samples: Closeness, held_out: Closeness | None, *, level: float) -> CopyRate:
+    """Share of samples that are nearer to a training image than all but `level` of the held-out images are.
+
+    A model that copies nothing has a rate of about `level`. An exact copy (score 0) is always flagged.
+    """
+    if held_out is None or len(held_out.score) == 0:
+        flagged = samples.score < UNCALIBRATED
+        return CopyRate(float(flagged.mean()), None, UNCALIBRATED, flagged)
+    threshold = float(np.quantile(held_out.score, level, method="lower"))
+    flagged = (samples.score < threshold) | (samples.score <= 1e-6)
+    expected = float(((held_out.score < threshold) | (held_out.score <= 1e-6)).mean())
+    return CopyRate(float(flagged.mean()), expected, threshold, flagged)
+
+
+def pixels(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Images [B, H, W, C] as vectors [B, H * W * C] in [-1, 1]."""
+    return (images.reshape(len(images), -1).astype(np.float32) / 127.5) - 1
+
+
+def mirrored(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Images [B, H, W, C] with left and right exchanged."""
+    return np.ascontiguousarray(images[:, :, ::-1])

@@ -1,0 +1,71 @@
+"""Nearest neighbours by brute force, in blocks: exact, and memory does not grow with the number of images."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+Floats = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """For each of N queries its k nearest: `distance` [N, k] ascending (Euclidean), `index` [N, k] int64."""
+
+    distance: npt.NDArray[np.float64]
+    index: npt.NDArray[np.int64]
+
+
+def nearest(
+    queries: Floats, candidates: Floats, *, k: int = 1, skip_self: bool = False, block: int = 2048
+) -> Neighbours:
+    """The `k` nearest rows of `candidates` [M, D] for each row of `queries` [N, D]; fewer where M is smaller.
+
+    Args:
+        skip_self: `queries` are `candidates`: a row is no neighbour of itself (equal rows elsewhere still are).
+        block: rows of candidates at a time; the result does not depend on it.
+    """
+    blocks = ((start, candidates[start : start + block]) for start in range(0, len(candidates), block))
+    return nearest_streamed(queries, blocks, k=min(k, len(candidates) - skip_self), skip_self=skip_self)
+
+
+def nearest_streamed(
+    queries: Floats, blocks: Iterable[tuple[int, Floats]], *, k: int = 1, skip_self: bool = False
+) -> Neighbours:
+    """As `nearest`, with candidates that arrive as (first index, rows): a data set larger than memory.
+
+    Distances among float32 rows are found in float32 (to choose) and computed again in float64 (to report).
+    """
+    q = torch.from_numpy(np.ascontiguousarray(queries, np.float32))
+    best = torch.full((len(q), k), torch.inf, dtype=torch.float64)
+    index = torch.full((len(q), k), -1, dtype=torch.int64)
+    for start, rows in blocks:
+        c = torch.from_numpy(np.ascontiguousarray(rows, np.float32))
+        for a in range(0, len(q), 2048):
+            part = slice(a, min(a + 2048, len(q)))
+            distance, local = _block(q[part], c, start=start, k=k, first=a if skip_self else None)
+            joined = torch.cat([best[part], distance], 1)
+            order = joined.sort(dim=1, stable=True)  # stable: of equal distances the smaller index, however blocked
+            best[part] = order.values[:, :k]
+            index[part] = torch.cat([index[part], local], 1).gather(1, order.indices[:, :k])
+    return Neighbours(best.numpy(), index.numpy())
+
+
+def _block(
+    q: torch.Tensor, c: torch.Tensor, *, start: int, k: int, first: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """k nearest of one block: (distance [n, k] float64 exact, index [n, k] global)."""
+    rough = (c * c).sum(1) - 2 * q @ c.T  # |q|^2 is the same for all candidates of a query
+    if first is not None:
+        rows = torch.arange(len(q)) + first - start
+        inside = (rows >= 0) & (rows < len(c))
+        rough[torch.arange(len(q))[inside], rows[inside]] = torch.inf
+    few = min(k + 4, len(c))  # a few more than asked: float32 may confuse near-equals
+    local = rough.topk(few, dim=1, largest=False).indices.sort(dim=1).values
+    exact = (q[:, None].double() - c[local].double()).square().sum(2).sqrt()
+    exact = exact.masked_fill(rough.gather(1, local).isinf(), torch.inf)
+    order = exact.sort(dim=1, stable=True)
+    keep = min(k, few)
+    return order.values[:, :keep], local.gather(1, order.indices[:, :keep]) + start
