@@ -1,47 +1,85 @@
-"""Settings of a data protocol: where the images come from and what is done to them until they are shards."""
+"""Settings of a data protocol: where the images come from and what is done to them until they are shards.
 
-from pathlib import Path
-from typing import Annotated, Literal
+`schema_sources` has the sources. Everything here decides pixels, or which images there are, unless its comment says
+otherwise.
+"""
 
-from pydantic import Field
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
 
 from pipeline.config.base import Settings
+from pipeline.config.schema_sources import GENERIC, Source
+
+Rule = Literal["convert", "reject"]
 
 
-class GlyphSource(Settings):
-    """Letters rendered from TrueType fonts, centred by their ink box. Labels are letters; the font is an attribute."""
+class CropSettings(Settings):
+    """How an image of any size becomes a square.
 
-    kind: Literal["glyphs"]
-    fonts: Path | None = None  # a folder or tar of fonts; None: the ones that matplotlib ships
-    alphabet: str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    scales: tuple[float, ...] = (0.6, 0.75, 0.9)  # height of the ink box as a share of the image
+    centre: the middle `size` x `size` pixels (None: the largest square), then resized; squash: the whole image, its
+    aspect distorted; pad: never resized, black around it, cut where larger.
+    """
 
-
-class FolderSource(Settings):
-    """A person's own images: one folder per class, or flat."""
-
-    kind: Literal["folder"]
-    path: Path
-    labels: Literal["auto", "folders", "none"] = "auto"
+    kind: Literal["centre", "squash", "pad"] = "centre"
+    size: int | None = Field(None, ge=1)
+    filter: Literal["lanczos", "bicubic", "bilinear", "hamming", "box"] = "lanczos"  # Pillow's, antialiased
+    shrink_on_load: bool = False  # decode JPEGs at 1/2, 1/4 or 1/8 size where that stays at least twice the result
+    min_side: int | None = Field(None, ge=1)  # a shorter image is rejected; None: the crop, or the result's size
 
 
-Source = Annotated[GlyphSource | FolderSource, Field(discriminator="kind")]
+class ConversionRules(Settings):
+    """What is done with images that are not plain 8-bit RGB or greyscale. What was converted is counted."""
+
+    greyscale: Rule = "convert"  # where colour is asked for: the three channels are equal
+    colour: Rule = "convert"  # where greyscale is asked for: ITU-R 601 luma
+    alpha: Rule = "convert"  # laid over `background`
+    cmyk: Rule = "convert"
+    sixteen_bit: Rule = "convert"  # to the nearest of 256 levels
+    exif_rotation: Literal["convert", "reject", "ignore"] = "convert"
+    background: int = Field(255, ge=0, le=255)
 
 
 class SplitRule(Settings):
-    """How images are divided; `valid` and `test` are shares chosen by a hash of the image's key."""
+    """How images are divided.
 
+    hash: `valid` and `test` are shares, chosen by a hash of the image's group (its key, unless the source groups
+    images that belong together); official: as the source says; all: everything is train. `merge` then joins splits:
+    {train: [train, valid]}.
+    """
+
+    rule: Literal["hash", "official", "all"] = "hash"
     valid: float = Field(0.1, ge=0, lt=1)
+    test: float = Field(0.0, ge=0, lt=1)
+    merge: dict[str, tuple[str, ...]] = {}
+    min_per_class: int = Field(0, ge=0)  # classes with fewer images (of all splits) are left out
 
 
 class DataConfig(Settings):
     """One protocol. Its name and hash travel with every number made from it."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     source: Source
     image_size: int = Field(ge=4)
     channels: Literal[1, 3] = 3
+    crop: CropSettings = CropSettings()
+    convert: ConversionRules = ConversionRules()
     encoding: Literal["raw", "png", "jpeg"] = "png"
+    quality: int = Field(95, ge=1, le=100)  # jpeg alone
     split: SplitRule = SplitRule()
+    counts: dict[str, int] = {}  # images that each split must have; another number is an error
     images_per_shard: int = Field(4096, ge=1)
     max_rejected: float = Field(0.05, ge=0, le=1)  # a larger share of unusable images is an error
+
+    @model_validator(mode="after")
+    def _shares(self) -> Self:
+        if self.split.valid + self.split.test >= 1:
+            raise ValueError(f"split.valid + split.test is {self.split.valid + self.split.test}, expected less than 1")
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the pixels: everything, less where a known data set lies on this machine and the tolerance."""
+        values = self.model_dump(mode="json", exclude={"max_rejected"})
+        if self.source.kind not in GENERIC:
+            values["source"] = {k: v for k, v in values["source"].items() if k not in ("path", "labels", "urls")}
+        return values

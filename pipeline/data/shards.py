@@ -87,6 +87,7 @@ class ShardRecord:
     attributes: list[tuple[int, ...]]
     sums: list[float]
     squares: list[float]
+    notes: list[dict[str, str]] = field(default_factory=list)  # the writer's own, found again after a restart
 
     @property
     def count(self) -> int:
@@ -176,11 +177,14 @@ def _sums(sample: Sample, layout: Layout) -> tuple[list[float], list[float]]:
     return flat.sum(axis=0).tolist(), (flat * flat).sum(axis=0).tolist()
 
 
-def write_shard(path: Path, samples: Iterable[Sample], layout: Layout) -> ShardRecord:
+def write_shard(
+    path: Path, samples: Iterable[Sample], layout: Layout, *, notes: list[dict[str, str]] | None = None
+) -> ShardRecord:
     """Write one tar, atomically, and beside it its record, which lets an interrupted writer go on (`read_record`).
 
     Members per sample: `{key}.{png|jpg|npy}`, then `{key}.json` with label, attributes and `meta`. Samples are taken
-    one at a time. A key that comes twice, has a dot or is too long, raises ValueError and nothing is written.
+    one at a time; `notes` may be filled meanwhile. A key that comes twice, has a dot or is too long, raises ValueError
+    and nothing is written.
     """
     header = _array_header(layout)
     rows: list[tuple[int, int, int]] = []
@@ -200,7 +204,7 @@ def write_shard(path: Path, samples: Iterable[Sample], layout: Layout) -> ShardR
             sums = [a + b for a, b in zip(sums, first, strict=True)]
             squares = [a + b for a, b in zip(squares, second, strict=True)]
         position += file.write(_END)
-    record = ShardRecord(path.name, sha256_file(path), position, rows, attributes, sums, squares)
+    record = ShardRecord(path.name, sha256_file(path), position, rows, attributes, sums, squares, notes or [])
     write_text(_record_path(path), json.dumps(asdict(record)))
     return record
 
@@ -362,3 +366,28 @@ def verify_shards(path: Path) -> ShardDirectory:
         if found != shard["sha256"]:
             raise Incomplete(f"{path / shard['name']} has sha256 {found}, the manifest says {shard['sha256']}.")
     return directory
+
+
+def reopen(path: Path) -> None:
+    """Make a finished directory unfinished again, keeping its shards, so that more can be written and it be finished.
+
+    The record of each shard is rebuilt from the index and the values, then the manifest goes.
+    """
+    directory = open_shards(path)
+    layout = directory.manifest.layout
+    for number, entry in enumerate(directory.manifest.shards):
+        mine = np.flatnonzero(directory.index["shard"] == number)
+        sums, squares = np.zeros(layout.shape[0]), np.zeros(layout.shape[0])
+        with (path / entry["name"]).open("rb") as file:
+            for row in directory.index[mine]:
+                file.seek(int(row["offset"]))
+                pixels = layout.decode(file.read(int(row["size"])))
+                first, second = _sums(Sample("", b"", "", pixels=pixels), layout)
+                sums, squares = sums + first, squares + second
+        rows = [(int(r["size"]), int(r["offset"]), int(r["label"])) for r in directory.index[mine]]
+        attributes = [() if directory.attributes is None else tuple(map(int, directory.attributes[k])) for k in mine]
+        record = ShardRecord(
+            entry["name"], entry["sha256"], entry["bytes"], rows, attributes, sums.tolist(), squares.tolist(), []
+        )
+        write_text(_record_path(path / entry["name"]), json.dumps(asdict(record)))
+    (path / "manifest.json").unlink(missing_ok=True)

@@ -1,0 +1,126 @@
+"""python -m data_prep <all|fetch|shard|verify|inspect|encode|reference> (RUN_DIR | data=... | experiment=...) [key=value ...]"""
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from data_prep import inspection, listing, shard, verify
+from pipeline.config.load import config_from
+from pipeline.config.paths import data_directory
+from pipeline.config.schema import Config
+from pipeline.runtime.errors import UserError
+
+STAGES = {
+    "all": "fetch, shard, verify, then the references that evaluation needs",
+    "fetch": "find, or download, the source and list its images",
+    "shard": "crop and encode them into shards",
+    "verify": "read every shard again and compare",
+    "encode": "images to latents of an autoencoder",
+    "reference": "statistics and a classifier of the data set, for evaluation",
+    "inspect": "print counts and draw a contact sheet",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one stage. Exit codes: 0 done, 2 bad input (a sentence on stderr)."""
+    args = _parser().parse_args(argv)
+    console = Console(stderr=True)
+    try:
+        run(args, console)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """The stage that the words ask for."""
+    directory = Path(args.words[0]) if args.words and "=" not in args.words[0] else None
+    if directory and args.stage in ("verify", "inspect") and not (directory / "config.yaml").exists():
+        _look(args, directory, console)
+        return
+    cfg = config_from(_with_placeholders(args.words))
+    if args.stage == "inspect":
+        inspection.inspect(data_directory(cfg), console=console)
+    for stage in ("fetch", "shard", "verify", "reference") if args.stage == "all" else (args.stage,):
+        _run_stage(stage, cfg, args, console)
+
+
+def _run_stage(stage: str, cfg: Config, args: argparse.Namespace, console: Console) -> None:
+    match stage:
+        case "fetch":
+            receipt = listing.run(cfg)
+            console.print(f"fetch: {receipt['items']} images listed in {listing.source_directory(cfg)}")
+        case "shard":
+            receipt = shard.run(cfg, workers=args.workers, part=_part(args.part))
+            splits = ", ".join(f"{name} {facts['count']}" for name, facts in receipt.get("splits", {}).items())
+            console.print(f"shard: {splits or 'this part is done, others are not'} in {shard.shards_directory(cfg)}")
+        case "verify":
+            verify.run(cfg, workers=args.workers)
+            console.print(f"verify: every byte of {shard.shards_directory(cfg)} is right")
+        case "encode" | "reference":
+            _elsewhere(stage, cfg, console, needed=args.stage == stage)
+
+
+def _elsewhere(stage: str, cfg: Config, console: Console, *, needed: bool) -> None:
+    """Stages that load torch, imported only when they are asked for."""
+    if importlib.util.find_spec(f"data_prep.{stage}") is None:
+        if needed:
+            raise UserError(f"This installation has no stage '{stage}'.")
+        return
+    module: Any = importlib.import_module(f"data_prep.{stage}")
+    module.run(cfg)
+    console.print(f"{stage}: finished in {data_directory(cfg) / stage}")
+
+
+def _look(args: argparse.Namespace, directory: Path, console: Console) -> None:
+    if args.stage == "inspect":
+        inspection.inspect(directory, console=console)
+        return
+    for split in inspection.find_splits(directory):
+        facts = verify.verify_directory(split, workers=args.workers)
+        console.print(f"verify: {split}: {facts['count']} samples in {facts['shards']} shards, every byte is right")
+
+
+def _with_placeholders(words: Sequence[str]) -> list[str]:
+    """Data alone needs no network, but a Config has one: name the smallest where the words name none."""
+    data = next((word.partition("=")[2] for word in words if word.startswith("data=")), None)
+    if data is None or any(word.startswith("experiment=") for word in words) or "=" not in words[0]:
+        return list(words)
+    given = {word.lstrip("+").partition("=")[0] for word in words}
+    placeholders = {"name": data, "model": "null", "model.kind": "unet"}
+    fillers = [f"++{key}={value}" for key, value in placeholders.items() if key not in given and key != "model"]
+    return [*words, *fillers]
+
+
+def _part(text: str) -> tuple[int, int]:
+    """3/8 -> (3, 8)."""
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise UserError(f"--part: found '{text}', expected K/N with 0 <= K < N, such as 3/8.")
+    return int(number), int(count)
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = "\n".join(f"  {name:10} {text}" for name, text in STAGES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep",
+        description="From anything to verified shards.",
+        epilog=f"stages:\n{lines}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("stage", choices=STAGES, metavar="STAGE")
+    parser.add_argument("words", nargs="+", help="RUN_DIR, data=... or experiment=..., then key=value; or a directory")
+    parser.add_argument("--workers", type=int, help="processes; the bytes do not depend on it (default: every core)")
+    parser.add_argument("--part", default="0/1", metavar="K/N", help="only shards with number %% N == K (shard)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

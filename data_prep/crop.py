@@ -1,0 +1,127 @@
+"""One image of any kind to the square of 8-bit pixels that a protocol asks for, or the reason why not."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from data_prep.reasons import Unusable
+from pipeline.config.schema_data import ConversionRules, CropSettings, DataConfig
+
+Pixels = npt.NDArray[np.uint8]
+
+FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "hamming": Image.Resampling.HAMMING,
+    "box": Image.Resampling.BOX,
+}
+_SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
+_EXIF_ORIENTATION = 0x0112
+
+
+def square(image: Image.Image, cfg: DataConfig) -> tuple[Pixels, list[str]]:
+    """The pixels of a protocol, uint8 [S, S, C], and the kinds of conversion that were made (see `data_prep.reasons`).
+
+    An image that does not decode, is too small, or is of a kind that the protocol rejects raises `Unusable`.
+    """
+    if cfg.crop.shrink_on_load:
+        _shrink(image, cfg)
+    try:
+        plain, converted = convert(image, cfg.convert, channels=cfg.channels)
+    except Image.DecompressionBombError as error:
+        raise Unusable("too_large", str(error)) from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        kind = "truncated" if "truncated" in str(error) else "unreadable"
+        raise Unusable(kind, f"does not decode: {error}") from error
+    pixels = np.asarray(cropped(plain, cfg.crop, size=cfg.image_size))
+    return (pixels[:, :, None] if pixels.ndim == 2 else pixels), converted
+
+
+def cropped(image: Image.Image, crop: CropSettings, *, size: int) -> Image.Image:
+    """Crop and resize an 8-bit image to `size` x `size`. The filters are Pillow's: their support grows when shrinking.
+
+    The centre crop takes rows from (height - side) // 2 and columns from (width - side) // 2.
+    """
+    width, height = image.size
+    side = crop.size or min(width, height)
+    least = crop.min_side or (1 if crop.kind == "pad" else crop.size or size)
+    if min(width, height) < least:
+        raise Unusable("too_small", f"{width}x{height} pixels, the protocol needs {least} at the shorter side")
+    if crop.kind == "pad":
+        return ImageOps.pad(image, (size, size)) if max(width, height) > size else _padded(image, size)
+    if crop.kind == "centre":
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    return image if image.size == (size, size) else image.resize((size, size), FILTERS[crop.filter])
+
+
+def _padded(image: Image.Image, size: int) -> Image.Image:
+    canvas = Image.new(image.mode, (size, size))
+    canvas.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+    return canvas
+
+
+def _shrink(image: Image.Image, cfg: DataConfig) -> None:
+    """Let the JPEG decoder shrink by 2, 4 or 8 where the crop stays at least twice the result."""
+    side = cfg.crop.size or min(image.size)
+    factor = side / (2 * cfg.image_size)
+    if factor >= 2 and image.format == "JPEG" and cfg.crop.size is None:
+        image.draft(image.mode, (int(image.width / factor), int(image.height / factor)))
+
+
+def convert(image: Image.Image, rules: ConversionRules, *, channels: int) -> tuple[Image.Image, list[str]]:
+    """An image of any mode as 8-bit RGB (`channels` 3) or greyscale (1), and what was converted for it."""
+    converted: list[str] = []
+
+    def by_rule(kind: str, rule: str, found: str) -> bool:
+        if rule == "reject":
+            raise Unusable(kind, f"{found}, and convert.{kind}=reject")
+        if rule == "convert":
+            converted.append(kind)
+        return rule == "convert"
+
+    wide = image.mode in _SIXTEEN_BIT or _wide_png(image)
+    image.load()
+    turn = image.getexif().get(_EXIF_ORIENTATION, 1) if "exif" in image.info else 1
+    if turn != 1 and by_rule("exif_rotation", rules.exif_rotation, f"EXIF orientation {turn}"):
+        image = ImageOps.exif_transpose(image)
+    if wide:
+        by_rule("sixteen_bit", rules.sixteen_bit, f"more than 8 bits a channel (mode {image.mode})")
+        image = _eight_bit(image)
+    if image.mode == "CMYK":
+        by_rule("cmyk", rules.cmyk, "CMYK")
+        image = image.convert("RGB")
+    if image.has_transparency_data:
+        by_rule("alpha", rules.alpha, f"transparency (mode {image.mode})")
+        image = _over(image, rules.background)
+    if image.mode in ("1", "L") and channels == 3:
+        by_rule("greyscale", rules.greyscale, f"greyscale (mode {image.mode})")
+    if image.mode not in ("1", "L") and channels == 1:
+        by_rule("colour", rules.colour, f"colour (mode {image.mode})")
+    wanted = "RGB" if channels == 3 else "L"
+    return (image if image.mode == wanted else image.convert(wanted)), converted
+
+
+def _wide_png(image: Image.Image) -> bool:
+    """A PNG with 16 bits in several channels, not decoded yet: Pillow will keep the high bytes without a word."""
+    return image.format == "PNG" and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """16-bit greyscale to the nearest of 256 levels: 65535 is 255. Floats are taken as 0 to 1."""
+    if image.mode not in _SIXTEEN_BIT:
+        return image
+    values: npt.NDArray[Any] = np.asarray(image).astype(np.float64)
+    values = values * 255 if image.mode == "F" else values / 257
+    return Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+
+
+def _over(image: Image.Image, background: int) -> Image.Image:
+    """The image laid over one shade of grey."""
+    colours = image.convert("RGBA")
+    paper = Image.new("RGBA", colours.size, (background, background, background, 255))
+    flat = Image.alpha_composite(paper, colours)
+    return flat.convert("L" if image.mode == "LA" else "RGB")

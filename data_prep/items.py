@@ -1,0 +1,140 @@
+"""What a source consists of, before any pixel is read: a list of items on the disk, so that memory stays flat.
+
+`items.jsonl` has one line an item, in the source's order; `items.npy` the byte where each line starts; `source.json`
+what all items have in common; `rejected.jsonl` what was already found unusable.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.runtime.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a source.
+
+    `key`: unique within the source, a person's way to find the image. `at`: where its bytes are, see `data_prep.load`.
+    `label`: class position. `group`: images of one group always come into the same split; "" is the key itself.
+    """
+
+    key: str
+    at: tuple[Any, ...]
+    label: int | None = None
+    split: str | None = None
+    group: str = ""
+    attributes: tuple[int, ...] = ()
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """One image that is not used: `kind` is one of `data_prep.reasons.KINDS`, `reason` says it in words."""
+
+    key: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a source found. `items` may be an iterator, used once; `rejected` may grow while it runs.
+
+    `root`: the folder that relative file names start from; None where they lie beside the listing.
+    """
+
+    items: Iterable[Item]
+    classes: Sequence[str] = ()
+    attributes: Sequence[str] = ()
+    root: Path | None = None
+    rejected: list[Rejected] = field(default_factory=list)
+    made_from: dict[str, Any] = field(default_factory=dict)
+
+
+class Items:
+    """The items of a finished listing. Lines are read when they are asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        common = read_json(directory / "source.json")
+        self.classes: list[str] = common["classes"]
+        self.attributes: list[str] = common["attributes"]
+        self.root = Path(common["root"]) if common["root"] else directory
+        self._starts: npt.NDArray[np.uint64] = np.load(directory / "items.npy")
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __iter__(self) -> Iterator[Item]:
+        with (self.directory / "items.jsonl").open("rb") as file:
+            yield from map(_parsed, file)
+
+    def take(self, numbers: Iterable[int]) -> Iterator[Item]:
+        """The items of these numbers, in the order asked."""
+        with (self.directory / "items.jsonl").open("rb") as file:
+            for number in numbers:
+                start, end = int(self._starts[number]), int(self._starts[number + 1])
+                file.seek(start)
+                yield _parsed(file.read(end - start))
+
+
+def _parsed(line: bytes) -> Item:
+    value = json.loads(line)
+    value["at"], value["attributes"] = tuple(value["at"]), tuple(value.get("attributes", ()))
+    return Item(**value)
+
+
+def _line(item: Item) -> bytes:
+    value = {name: part for name, part in asdict(item).items() if part not in (None, "", (), {})}
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+
+def write_items(directory: Path, listing: Listing) -> int:
+    """Write a listing into a directory that is being made. Returns the number of items.
+
+    A key that comes twice is kept once, the first time; the others are rejected, with the reason.
+    """
+    starts, position, keys = [0], 0, set[int]()
+    with (directory / "items.jsonl").open("wb") as file:
+        for item in listing.items:
+            if hash(item.key) in keys:  # hashes, not the keys: three million keys are a gigabyte
+                listing.rejected.append(Rejected(item.key, "duplicate_key", "another image has the same key"))
+                continue
+            keys.add(hash(item.key))
+            position += file.write(_line(item))
+            starts.append(position)
+    np.save(directory / "items.npy", np.array(starts, dtype=np.uint64))
+    write_json(
+        directory / "source.json",
+        {
+            "classes": list(listing.classes),
+            "attributes": list(listing.attributes),
+            "root": str(listing.root) if listing.root else "",
+        },
+    )
+    write_rejected(directory / "rejected.jsonl", listing.rejected)
+    return len(starts) - 1
+
+
+def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
+    """One JSON line an image, in the order given."""
+    with path.open("w") as file:
+        file.writelines(json.dumps(asdict(row), sort_keys=True) + "\n" for row in rejected)
+
+
+def read_rejected(path: Path) -> list[Rejected]:
+    """The rows that `write_rejected` wrote."""
+    with path.open() as file:
+        return [Rejected(**json.loads(line)) for line in file]
+
+
+def chunks(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """Consecutive pieces of at most `size`."""
+    return (numbers[start : start + size] for start in itertools.count(0, size) if start < len(numbers))

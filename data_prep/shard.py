@@ -1,0 +1,205 @@
+"""The shard stage: the images of a listing, cropped and encoded, in byte-deterministic tar shards.
+
+Each shard is a function of the listing, the protocol and its number, so that processes, the tasks of a Slurm array
+and restarts after a kill may make them in any order. Whoever finds every shard there writes index and manifest.
+"""
+
+import functools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+
+from data_prep.crop import square
+from data_prep.items import Item, Items, Rejected, read_rejected, write_rejected
+from data_prep.listing import source_directory
+from data_prep.load import load_image
+from data_prep.parallel import cores, run_parallel
+from data_prep.plan import Plan, ShardJob, make_plan
+from data_prep.reasons import BY_PROTOCOL, Unusable
+from data_prep.sources import glyphs
+from data_prep.stage import finished, run_stage, tidy
+from pipeline.config.paths import data_directory, protocol_hash
+from pipeline.config.schema import Config
+from pipeline.config.schema_data import DataConfig
+from pipeline.config.schema_sources import GlyphSource
+from pipeline.data.images import Pixels, encode
+from pipeline.data.shards import Layout, Manifest, Sample, ShardRecord, finish, read_manifest, read_record, write_shard
+from pipeline.runtime.errors import Incomplete, UserError
+from pipeline.runtime.files import atomic_path
+from pipeline.runtime.progress import progress
+
+VERSION = 1  # raised when the same settings would give other bytes
+
+
+def shards_directory(cfg: Config) -> Path:
+    """Where the splits' shard directories lie."""
+    return data_directory(cfg) / "shards"
+
+
+def run(cfg: Config, *, workers: int | None = None, part: tuple[int, int] = (0, 1)) -> Mapping[str, Any]:
+    """Make the shards of `cfg.data`. `part` (k, n): only shards with number % n == k, as one task of an array.
+
+    Returns the receipt, or {} where other parts are not done yet. Output bytes depend neither on `workers` nor `part`.
+    """
+    receipt = finished(source_directory(cfg))
+    if receipt is None:
+        raise Incomplete(
+            f"{source_directory(cfg)} is not finished. Run `python -m data_prep fetch` with the same words first."
+        )
+    inputs = {
+        "protocol": cfg.data.identity(),
+        "items": receipt["sha256"],
+        "versions": {"stage": VERSION, "pillow": PIL.__version__},
+    }
+    return run_stage(
+        "shard",
+        shards_directory(cfg),
+        inputs,
+        work=lambda directory: _shard(cfg, directory, workers=workers, part=part),
+    )
+
+
+def _shard(cfg: Config, directory: Path, *, workers: int | None, part: tuple[int, int]) -> Mapping[str, Any] | None:
+    items = Items(source_directory(cfg))
+    plan = make_plan(items, cfg.data, items.classes)
+    jobs = list(plan.jobs(cfg.data.images_per_shard))
+    if part == (0, 1):
+        tidy(directory)
+    missing = [job for place, job in enumerate(jobs) if place % part[1] == part[0] and not _done(directory, job)]
+    total = sum(len(job.items) for job in jobs)
+    work = functools.partial(make_shard, data=cfg.data, source=source_directory(cfg), target=directory)
+    with progress(f"shard {cfg.data.name}", total, done=total - sum(len(job.items) for job in missing)) as tick:
+        for made in run_parallel(work, missing, workers=min(workers or cores(), max(len(missing), 1))):
+            tick(made)
+    return complete(cfg, directory, plan, jobs=jobs)
+
+
+def _done(directory: Path, job: ShardJob) -> bool:
+    path = directory / job.name
+    return (path.parent / "manifest.json").exists() or read_record(path) is not None
+
+
+def make_shard(job: ShardJob, *, data: DataConfig, source: Path, target: Path) -> int:
+    """Write one shard. Returns how many items were looked at. What is unusable stands in the shard's record."""
+    items = Items(source)
+    notes: list[dict[str, str]] = []
+    samples = _samples(job, items, data, notes)
+    write_shard(target / job.name, samples, layout(data), notes=notes)
+    return len(job.items)
+
+
+def layout(data: DataConfig) -> Layout:
+    """Encoding and shape of a protocol's images."""
+    return Layout(data.encoding, (data.channels, data.image_size, data.image_size))
+
+
+def _samples(job: ShardJob, items: Items, data: DataConfig, notes: list[dict[str, str]]) -> Iterator[Sample]:
+    """The usable images of a shard, in order. Keys are item numbers: unique, short, and without dots."""
+    extension = layout(data).extension
+    for number, item in zip(job.items, items.take(job.items), strict=True):
+        try:
+            pixels, converted = image_pixels(item, data, items.root)
+        except Unusable as why:
+            notes.append(asdict(Rejected(item.key, why.kind, why.reason)))
+            continue
+        notes.extend({"key": item.key, "converted": kind} for kind in converted)
+        meta = {**item.meta, "source": item.key}
+        content = encode(pixels, data.encoding, data.quality)
+        known = None if data.encoding == "jpeg" else pixels  # a JPEG's statistics are those of what it decodes to
+        yield Sample(f"{number:08d}", content, extension, item.label, meta, item.attributes, known)
+
+
+def image_pixels(item: Item, data: DataConfig, root: Path) -> tuple[Pixels, list[str]]:
+    """One item through the protocol: uint8 [S, S, C] and what was converted. Raises `Unusable`."""
+    if item.at[0] == "glyph" and isinstance(data.source, GlyphSource):
+        _, font, letter, scale = item.at
+        ink = glyphs.draw(root / font, letter, scale=scale, size=data.image_size)
+        span = data.source.ink - data.source.paper
+        grey = np.rint(data.source.paper + span * (ink / 255.0)).astype(np.uint8)
+        return np.repeat(grey[:, :, None], data.channels, axis=2), []
+    return square(load_image(item, root), data)
+
+
+def complete(cfg: Config, directory: Path, plan: Plan, *, jobs: list[ShardJob]) -> Mapping[str, Any] | None:
+    """Index, manifests and the list of the rejected, where every shard is there; None where some are not.
+
+    Several processes may come here at the same time: they write equal files, atomically.
+    """
+    records: dict[str, list[ShardRecord | None]] = {split: [] for split in plan.splits}
+    for job in jobs:
+        records[job.split].append(read_record(directory / job.name))
+    if all(record for rows in records.values() for record in rows):
+        whole = {split: [record for record in rows if record] for split, rows in records.items()}
+        _write_rejected(cfg, directory, plan, whole)
+        for split in sorted(whole):
+            _finish_split(cfg, directory / split, whole[split])
+    elif not all((directory / split / "manifest.json").exists() or all(records[split]) for split in records):
+        return None
+    else:  # another process, or a killed one, got as far as the manifests of some splits
+        for split, rows in records.items():
+            if not (directory / split / "manifest.json").exists():
+                _finish_split(cfg, directory / split, [record for record in rows if record])
+    return _facts(directory, sorted(plan.splits))
+
+
+def _write_rejected(cfg: Config, directory: Path, plan: Plan, records: dict[str, list[ShardRecord]]) -> None:
+    """rejected.jsonl and converted.jsonl, and an error where too many or all are rejected."""
+    notes = [note for split in sorted(records) for record in records[split] for note in record.notes]
+    unusable = [Rejected(**note) for note in notes if "converted" not in note]
+    rejected = [*read_rejected(source_directory(cfg) / "rejected.jsonl"), *plan.left_out, *unusable]
+    with atomic_path(directory / "rejected.jsonl") as partial:
+        write_rejected(partial, rejected)
+    counts = {split: sum(record.count for record in records[split]) for split in records}
+    check_rejected(cfg.data, rejected, kept=sum(counts.values()), path=directory / "rejected.jsonl")
+    for split, expected in cfg.data.counts.items():
+        if counts.get(split, 0) != expected:
+            raise UserError(
+                f"data.counts: '{split}' of {cfg.data.name} has {counts.get(split, 0)} images, the protocol says "
+                f"{expected}. Is the source whole? To go on with what there is, set data.counts={{}} "
+                "(another hash: numbers made from it are not those of the protocol)."
+            )
+
+
+def check_rejected(data: DataConfig, rejected: list[Rejected], *, kept: int, path: Path) -> None:
+    """A `UserError` where more than `max_rejected` of the images are unusable, with the reasons counted."""
+    counted = Counter(row.kind for row in rejected if row.kind not in BY_PROTOCOL)
+    number = sum(counted.values())
+    if kept and number <= data.max_rejected * (number + kept):
+        return
+    first = next((row for row in rejected if row.kind not in BY_PROTOCOL), None)
+    kinds = ", ".join(f"{kind}: {count}" for kind, count in counted.most_common()) or "none"
+    raise UserError(
+        f"{number} of {number + kept} images of '{data.name}' are unusable ({kinds}), "
+        f"allowed is data.max_rejected={data.max_rejected:g}. "
+        f"{f'First: {first.key}: {first.reason}. ' if first else ''}All are listed in {path}. "
+        "Repair the source, or allow more."
+    )
+
+
+def _finish_split(cfg: Config, directory: Path, records: list[ShardRecord]) -> Manifest:
+    items = Items(source_directory(cfg))
+    return finish(
+        directory,
+        records,
+        layout(cfg.data),
+        classes=items.classes,
+        attributes=items.attributes,
+        protocol={"name": cfg.data.name, "hash": protocol_hash(cfg.data)},
+        split=directory.name,
+        made_from={"pillow": PIL.__version__, "items": (finished(source_directory(cfg)) or {}).get("sha256", "")},
+    )
+
+
+def _facts(directory: Path, splits: list[str]) -> dict[str, Any]:
+    """For the receipt: what there is, by split, and a hash over all of it."""
+    manifests = {split: read_manifest(directory / split) for split in splits}
+    kinds = Counter(row.kind for row in read_rejected(directory / "rejected.jsonl"))
+    return {
+        "splits": {split: {"count": m.count, "sha256": m.sha256} for split, m in manifests.items()},
+        "rejected": dict(sorted(kinds.items())),
+    }

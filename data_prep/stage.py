@@ -1,0 +1,77 @@
+"""A stage makes a finished directory from finished directories, and says so with a receipt, written last.
+
+Run again it does nothing when nothing changed, goes on where it was interrupted, and refuses to mix what was made
+with other settings. Receipts hold nothing that differs between two runs of the same stage.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json, sweep_partial, write_json
+
+RECEIPT = "receipt.json"
+STARTED = "started.json"  # the inputs of a stage that is not finished
+
+
+def run_stage(
+    name: str, directory: Path, inputs: Mapping[str, Any], *, work: Callable[[Path], Mapping[str, Any] | None]
+) -> Mapping[str, Any]:
+    """Bring `directory` to a finished state, calling `work(directory)` where it is not; the receipt is returned.
+
+    `inputs` is everything that decides the result. `work` must itself cope with what an earlier, killed call left
+    there; it returns facts for the receipt, or None where the work is not complete yet (other processes have parts
+    of it). Raises `UserError` where the directory was made, or begun, from other inputs.
+    """
+    inputs = dict(inputs)
+    if (directory / RECEIPT).exists():
+        receipt: dict[str, Any] = read_json(directory / RECEIPT)
+        _refuse_to_mix(name, directory, made_from=receipt["inputs"], inputs=inputs)
+        return receipt
+    directory.mkdir(parents=True, exist_ok=True)
+    if (directory / STARTED).exists():
+        _refuse_to_mix(name, directory, made_from=read_json(directory / STARTED), inputs=inputs)
+    else:
+        write_json(directory / STARTED, inputs)
+    facts = work(directory)
+    if facts is None:
+        return {}
+    receipt = {"stage": name, "inputs": inputs, **facts}
+    write_json(directory / RECEIPT, receipt)
+    (directory / STARTED).unlink(missing_ok=True)
+    return receipt
+
+
+def finished(directory: Path) -> dict[str, Any] | None:
+    """The receipt of a finished stage; None where it is not finished."""
+    return read_json(directory / RECEIPT) if (directory / RECEIPT).exists() else None
+
+
+def tidy(directory: Path) -> None:
+    """Remove what killed writers left here and below. Only for a stage that has this directory to itself."""
+    for path in [directory, *(p for p in directory.iterdir() if p.is_dir())]:
+        sweep_partial(path)
+
+
+def _refuse_to_mix(name: str, directory: Path, *, made_from: Any, inputs: Any) -> None:
+    changes = list(_differences(made_from, inputs, ""))
+    if changes:
+        shown = "\n".join(f"  - {change}" for change in changes[:8])
+        raise UserError(
+            f"{directory} was made by '{name}' from something else:\n{shown}\n"
+            f"It is left as it is. Delete it to make it anew, or give the new data another data.name."
+        )
+
+
+def _differences(old: Any, new: Any, place: str) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted({*old, *new}):
+            yield from _differences(old.get(key), new.get(key), f"{place}.{key}" if place else key)
+    elif _plain(old) != _plain(new):
+        yield f"{place}: was {old}, now {new}"
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
