@@ -1,31 +1,308 @@
-"""Settings of the diffusion process and of sampling from it."""
+"""Settings of the diffusion process and of sampling from it, with every rule about them that needs no torch.
 
-from typing import Literal
+All noise levels are sigma in x = x0 + sigma * noise, whatever a parametrisation calls its own time.
+"""
 
-from pydantic import Field
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Annotated, Literal
 
+from pydantic import Field, model_validator
+
+from pipeline.config import ddpm_tables
 from pipeline.config.base import Settings
+
+# float32 rounds x0 + sigma * noise by sigma / 2**24: beyond this, by more than one grey level of 2 / 255.
+SIGMA_LARGEST = 2 / 255 * 2**24
+# Networks that see the noise (all but x0) have targets with a rounding error of 2**-24 / sigma: here 6e-4.
+SIGMA_SMALLEST = 1e-4
+
+
+class _SigmaRange(Settings):
+    """The finite range of noise levels that is trained and sampled."""
+
+    sigma_min: float = Field(0.002, gt=0, allow_inf_nan=False)
+    sigma_max: float = Field(80.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "_SigmaRange":
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}: expected min < max")
+        return self
+
+
+class LogNormalLevels(_SigmaRange):
+    """ln sigma ~ N(mean, std), cut to the range (Karras et al. 2022, table 1)."""
+
+    kind: Literal["log_normal"] = "log_normal"
+    mean: float = -1.2
+    std: float = Field(1.2, gt=0)
+
+
+class LogitNormalLevels(_SigmaRange):
+    """Flow time t = sigma / (1 + sigma) with logit t ~ N(mean, std) (Esser et al. 2024, equation 19), then shifted."""
+
+    kind: Literal["logit_normal"]
+    mean: float = 0.0
+    std: float = Field(1.0, gt=0)
+    shift: float = Field(1.0, gt=0)  # multiplies sigma: Esser et al. 2024, equation 23
+    sigma_max: float = Field(1000.0, gt=0, allow_inf_nan=False)
+
+
+class UniformFlowLevels(_SigmaRange):
+    """Flow time t = sigma / (1 + sigma) uniform (Liu et al. 2023: rectified flow), then shifted."""
+
+    kind: Literal["uniform_flow"]
+    shift: float = Field(1.0, gt=0)
+    sigma_max: float = Field(1000.0, gt=0, allow_inf_nan=False)
+
+
+class GeometricLevels(_SigmaRange):
+    """The VE-SDE: sigma(t) = sigma_min (sigma_max / sigma_min)^t, t uniform (Song et al. 2021, appendix C)."""
+
+    kind: Literal["geometric"]
+    sigma_min: float = Field(0.01, gt=0, allow_inf_nan=False)
+    sigma_max: float = Field(50.0, gt=0, allow_inf_nan=False)
+
+
+class DDPMLevels(Settings):
+    """T discrete levels; the range of sigma follows from them."""
+
+    kind: Literal["ddpm"]
+    schedule: ddpm_tables.Schedule = "linear"
+    timesteps: int = Field(1000, ge=2, le=100_000)
+    beta_start: float = Field(1e-4, gt=0, lt=1)  # linear and scaled_linear alone
+    beta_end: float = Field(0.02, gt=0, lt=1)
+    rescale_betas: bool = True  # betas times 1000 / T, so that any T ends in the same noise; False: as written
+
+    @property
+    def beta_scale(self) -> float:
+        """Factor on beta_start and beta_end."""
+        return 1000 / self.timesteps if self.rescale_betas else 1.0
+
+    @cached_property
+    def betas(self) -> list[float]:
+        """Variance added at each timestep, [T]."""
+        start, end = self.beta_start * self.beta_scale, self.beta_end * self.beta_scale
+        return ddpm_tables.betas(self.schedule, self.timesteps, start=start, end=end)
+
+    @cached_property
+    def sigmas(self) -> list[float]:
+        """Noise level of each timestep, ascending, [T]."""
+        return ddpm_tables.sigmas(self.betas)
+
+    @property
+    def sigma_min(self) -> float:
+        """Level of timestep 0."""
+        return self.sigmas[0]
+
+    @property
+    def sigma_max(self) -> float:
+        """Level of timestep T - 1."""
+        return self.sigmas[-1]
+
+    @model_validator(mode="after")
+    def _betas_are_variances(self) -> "DDPMLevels":
+        if self.beta_end < self.beta_start:
+            raise ValueError(f"beta_end is {self.beta_end}, below beta_start ({self.beta_start}): noise must grow")
+        if self.schedule in ("linear", "scaled_linear") and self.beta_end * self.beta_scale >= 1:
+            raise ValueError(
+                f"beta_end is {self.beta_end}, which 1000 / {self.timesteps} timesteps make"
+                f" {self.beta_end * self.beta_scale:.3g}; expected below 1: lower beta_end, or set rescale_betas=false"
+            )
+        return self
+
+
+Levels = Annotated[
+    LogNormalLevels | LogitNormalLevels | UniformFlowLevels | GeometricLevels | DDPMLevels, Field(discriminator="kind")
+]
 
 
 class DiffusionConfig(Settings):
     """The process that training learns to reverse."""
 
     parametrisation: Literal["eps", "x0", "v", "flow", "edm"] = "edm"
-    sigma_data: float = Field(0.5, gt=0)
-    sigma_min: float = Field(0.002, gt=0)
-    sigma_max: float = Field(80.0, gt=0)
-    label_dropout: float = Field(0.1, ge=0, le=1)
+    sigma_data: float = Field(0.5, gt=0)  # standard deviation of the data, for edm's scales and weighting
+    levels: Levels = LogNormalLevels()
+    clock: Literal["auto", "log_sigma", "flow_time", "timestep"] = "auto"  # what the network is told of sigma
+    weighting: Literal["plain", "uniform", "snr", "min_snr", "edm"] = "plain"  # plain: error of the network's output
+    min_snr_gamma: float = Field(5.0, gt=0)
+    learned_uncertainty: bool = False  # EDM2: a small head balances the loss over noise levels
+    learned_variance: bool = False  # iDDPM: the network has twice the channels, the second half is the variance
+    vlb_share: float = Field(0.001, ge=0)  # weight of the variational bound in the hybrid loss of learned_variance
+    label_dropout: float = Field(0.1, ge=0, le=1)  # share of images whose whole condition is hidden in training
+    attribute_dropout: float = Field(0.0, ge=0, le=1)  # share of single attributes hidden, each on its own
+
+    @property
+    def network_clock(self) -> Literal["log_sigma", "flow_time", "timestep"]:
+        """`clock` with auto resolved: the timestep for DDPM's networks, 1000 t for flow, ln(sigma) / 4 otherwise."""
+        if self.clock != "auto":
+            return self.clock
+        if self.parametrisation == "flow":
+            return "flow_time"
+        vp = self.parametrisation in ("eps", "x0", "v")
+        return "timestep" if vp and self.levels.kind == "ddpm" else "log_sigma"
+
+    @model_validator(mode="after")
+    def _range_holds(self) -> "DiffusionConfig":
+        if not self.levels.sigma_max <= SIGMA_LARGEST:
+            raise ValueError(
+                f"levels reach sigma_max = {self.levels.sigma_max:.6g}; float32 keeps one grey level of the image up to"
+                f" {SIGMA_LARGEST:.6g}: lower sigma_max, or beta_end or timesteps of a DDPM schedule"
+            )
+        if self.parametrisation != "x0" and self.levels.sigma_min < SIGMA_SMALLEST:
+            raise ValueError(
+                f"levels begin at sigma_min = {self.levels.sigma_min:.3g}; {self.parametrisation} divides by sigma and"
+                f" holds down to {SIGMA_SMALLEST:g} in float32: raise sigma_min, or use parametrisation=x0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _discrete_where_needed(self) -> "DiffusionConfig":
+        wanting = ["learned_variance"] if self.learned_variance else []
+        wanting += ["clock=timestep"] if self.clock == "timestep" else []
+        if wanting and self.levels.kind != "ddpm":
+            raise ValueError(
+                f"{' and '.join(wanting)} needs discrete timesteps, found levels.kind={self.levels.kind}:"
+                " set levels.kind=ddpm, or leave the setting at its default"
+            )
+        return self
 
 
 class GuidanceConfig(Settings):
-    """Guidance at sampling. scale 1 is the conditional model itself."""
+    """Guidance at sampling, away from `kind`'s second prediction."""
 
+    kind: Literal["classifier_free", "autoguidance"] = "classifier_free"
     scale: float = 1.0
+    convention: Literal["cfg", "ho"] = "cfg"  # cfg: 1 is the conditional model; ho: 0 is, as in Ho & Salimans
+    interval: tuple[float, float] | None = None  # noise levels with guidance; None: all (Kynkaanniemi et al. 2024)
+    rescale: float = Field(0.0, ge=0, le=1)  # Lin et al. 2023: share of the conditional's contrast that is restored
+    weak: str | None = None  # autoguidance: run directory or checkpoint of the weaker model
+
+    @property
+    def factor(self) -> float:
+        """The scale in the convention in which 1 is the conditional model itself."""
+        return self.scale + 1 if self.convention == "ho" else self.scale
+
+    @property
+    def active(self) -> bool:
+        """Whether a second prediction is needed."""
+        return self.factor != 1
+
+    @model_validator(mode="after")
+    def _complete(self) -> "GuidanceConfig":
+        if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
+            raise ValueError(f"interval is {self.interval}, expected two noise levels 0 <= low < high")
+        if self.kind == "autoguidance" and self.active and self.weak is None:
+            raise ValueError("autoguidance needs a second model: set weak to a run directory or one of its checkpoints")
+        if self.kind == "classifier_free" and self.weak is not None:
+            raise ValueError(f"weak is {self.weak!r}, which only kind=autoguidance reads: set kind, or remove weak")
+        return self
+
+
+def _refuse_unread(settings: Settings, readers: Mapping[str, tuple[str, ...]]) -> None:
+    """A setting that `kind` would ignore is an error; `readers`: setting -> kinds that read it."""
+    kind = settings.kind  # type: ignore[attr-defined]
+    for name, kinds in readers.items():
+        if kind not in kinds and getattr(settings, name) != type(settings).model_fields[name].default:
+            raise ValueError(f"{name} is set, but kind={kind} does not read it; only {', '.join(kinds)} does")
+
+
+class GridConfig(Settings):
+    """Where on the noise axis a sampler stands."""
+
+    kind: Literal["karras", "exponential", "uniform_t", "ddpm", "flow"] = "karras"
+    rho: float = Field(7.0, gt=0)  # karras alone
+    shift: float = Field(1.0, gt=0)  # flow alone
+    spacing: Literal["leading", "trailing", "linspace"] = "trailing"  # ddpm alone
+    sigma_min: float | None = Field(None, gt=0)  # None: as trained
+    sigma_max: float | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> "GridConfig":
+        readers = {"rho": ("karras",), "shift": ("flow",), "spacing": ("ddpm",)}
+        _refuse_unread(self, readers)
+        return self
+
+
+class ChurnConfig(Settings):
+    """Noise added on the way down (Karras et al. 2022, algorithm 2: S_churn, S_tmin, S_tmax, S_noise)."""
+
+    amount: float = Field(0.0, ge=0)
+    sigma_min: float = Field(0.0, ge=0)
+    sigma_max: float = Field(1e6, gt=0)
+    noise: float = Field(1.0, gt=0)
+
+
+SamplerKind = Literal["euler", "heun", "ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "langevin"]
+_READ_BY: Mapping[str, tuple[SamplerKind, ...]] = {
+    "churn": ("heun",),
+    "eta": ("ddim", "dpmpp_2m_sde"),
+    "variance": ("ddpm",),
+    "order": ("unipc",),
+    "corrector_steps": ("langevin",),
+    "corrector_snr": ("langevin",),
+}
 
 
 class SamplerConfig(Settings):
     """How a denoiser becomes images."""
 
-    kind: Literal["heun"] = "heun"
+    kind: SamplerKind = "heun"
     steps: int = Field(18, ge=1)
+    grid: GridConfig = GridConfig()
+    churn: ChurnConfig = ChurnConfig()  # heun alone
+    eta: float | None = Field(None, ge=0)  # fresh noise of ddim (None: 0) and dpmpp_2m_sde (None: 1)
+    variance: Literal["small", "large", "learned"] = "small"  # ddpm alone: of each step
+    order: Literal[1, 2, 3] = 2  # unipc alone
+    corrector_steps: int = Field(1, ge=0)  # langevin alone
+    corrector_snr: float = Field(0.16, gt=0)
+    clip: float | None = Field(None, gt=0)  # bound of every x0 estimate, such as 1 for pixels; None: none
     guidance: GuidanceConfig = GuidanceConfig()
+
+    @property
+    def calls(self) -> int:
+        """Calls of the denoiser for one image; guidance makes each of them two of the network."""
+        return {"heun": 2 * self.steps - 1, "langevin": self.steps * (1 + self.corrector_steps)}.get(
+            self.kind, self.steps
+        )
+
+    @model_validator(mode="after")
+    def _only_what_is_read(self) -> "SamplerConfig":
+        _refuse_unread(self, _READ_BY)
+        if self.kind == "ddim" and self.eta is not None and self.eta > 1:
+            raise ValueError(f"eta is {self.eta}; ddim has a variance only for 0 <= eta <= 1")
+        return self
+
+
+def sampling_problems(sampler: SamplerConfig, diffusion: DiffusionConfig, *, conditional: bool) -> list[str]:
+    """What does not fit between a sampler and the process it shall reverse; empty where all is well.
+
+    `conditional`: whether the network is given classes or attributes.
+    """
+    found: list[str] = []
+    discrete, low, high = diffusion.levels.kind == "ddpm", diffusion.levels.sigma_min, diffusion.levels.sigma_max
+    if sampler.variance == "learned" and not diffusion.learned_variance:
+        found.append("sampler.variance is learned, but the network has no variance: train with learned_variance=true")
+    if sampler.variance == "large" and not discrete:
+        found.append("sampler.variance=large is the beta of a DDPM process: use levels.kind=ddpm, or variance=small")
+    if sampler.grid.kind == "ddpm" and not discrete:
+        found.append(f"sampler.grid.kind=ddpm needs levels.kind=ddpm, found {diffusion.levels.kind}: use uniform_t")
+    if sampler.grid.kind == "ddpm" and discrete and sampler.steps > len(diffusion.levels.sigmas):  # type: ignore[union-attr]
+        found.append(f"sampler.steps is {sampler.steps}, more than the process's timesteps: use at most as many")
+    for name in ("sigma_min", "sigma_max"):
+        value = getattr(sampler.grid, name)
+        if value is not None and not low <= value <= high:
+            found.append(f"sampler.grid.{name} is {value}, outside the trained range [{low:.4g}, {high:.4g}]")
+    if sampler.grid.kind == "ddpm" and (sampler.grid.sigma_min or sampler.grid.sigma_max):
+        found.append("sampler.grid.kind=ddpm takes its range from the timesteps: remove sigma_min and sigma_max")
+    guidance = sampler.guidance
+    if guidance.active and guidance.kind == "classifier_free":
+        if not conditional:
+            found.append(
+                f"sampler.guidance.scale is {guidance.scale}, but the model is unconditional, so there is nothing to"
+                " guide: set model.condition, or kind=autoguidance, or leave the scale out"
+            )
+        elif diffusion.label_dropout == 0:
+            found.append("sampler.guidance needs a model that has seen images without labels: label_dropout is 0")
+    return found

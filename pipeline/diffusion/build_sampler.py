@@ -1,0 +1,146 @@
+"""Settings -> the functions they name: sampling from a trained process."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pipeline.config.schema_diffusion import GridConfig, GuidanceConfig, SamplerConfig
+from pipeline.diffusion import grids, multistep, samplers
+from pipeline.diffusion.build import Process
+from pipeline.diffusion.guidance import clipped, extrapolated, remembered, rescaled, within
+from pipeline.diffusion.posterior import LearnedVariance, Variance, large_variance, small_variance
+from pipeline.diffusion.preconditioning import Denoise, Network, denoiser
+from pipeline.diffusion.samplers import Noise
+
+Solve = Callable[[Denoise, Tensor, Tensor, Noise], Tensor]
+
+
+def no_noise(draw: int) -> Tensor:
+    """The noise of a sampler that must not ask for any."""
+    raise ValueError(f"this sampler adds fresh noise and asked for draw {draw}: call it with noise")
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler on its grid. x and results are float32 or float64 [B, C, H, W], the grid float64."""
+
+    solve: Solve
+    sigmas: Tensor  # [steps + 1], descending to 0
+    data_std: float
+
+    def start(self, noise: Tensor) -> Tensor:
+        """Standard normal noise -> x at the first noise level, with the variance of data plus noise."""
+        return noise * math.sqrt(float(self.sigmas[0]) ** 2 + self.data_std**2)
+
+    def from_image(self, image: Tensor, noise: Tensor, *, sigma: float) -> tuple["Sampler", Tensor]:
+        """The rest of the way from `sigma`, and the x to start it with (Meng et al. 2022: SDEdit, algorithm 1)."""
+        if not 0 < sigma <= float(self.sigmas[0]):
+            raise ValueError(f"sigma is {sigma}; expected above 0 and at most the grid's {float(self.sigmas[0]):.4g}")
+        rest = torch.cat([torch.tensor([sigma], dtype=torch.float64), self.sigmas[self.sigmas < sigma]])
+        return replace(self, sigmas=rest), image + sigma * noise
+
+    def __call__(self, denoise: Denoise, x: Tensor, noise: Noise = no_noise) -> Tensor:
+        """x at the first noise level -> x0. `noise`: number of the draw -> standard normal like x."""
+        return self.solve(denoise, x, self.sigmas, noise)
+
+
+def build_sampler(cfg: SamplerConfig, process: Process, *, variance: Variance | None = None) -> Sampler:
+    """The sampler of `cfg`. `variance` is read where cfg.variance is "learned": see `LearnedVariance`."""
+    return Sampler(_solver(cfg, variance), build_grid(cfg.grid, process, steps=cfg.steps), process.data_std)
+
+
+def build_grid(cfg: GridConfig, process: Process, *, steps: int) -> Tensor:
+    """Noise levels, [steps + 1], descending to 0, float64."""
+    low, high = cfg.sigma_min or process.sigma_min, cfg.sigma_max or process.sigma_max
+    if cfg.kind == "karras":
+        return grids.karras(low, high, steps, rho=cfg.rho)
+    if cfg.kind == "exponential":
+        return grids.exponential(low, high, steps)
+    if cfg.kind == "flow":
+        return grids.flow(high, steps, shift=cfg.shift)
+    if cfg.kind == "uniform_t":
+        return grids.uniform_t(process.draw_sigma, steps, sigma_min=low, sigma_max=high)
+    if process.table is None:
+        raise ValueError("a grid of DDPM timesteps needs a process with levels.kind=ddpm")
+    return grids.ddpm(process.table, steps, spacing=cfg.spacing)
+
+
+def guided(cfg: GuidanceConfig, conditional: Denoise, other: Denoise | None) -> Denoise:
+    """`conditional` led away from `other`, the prediction without a condition or of a weaker model."""
+    if not cfg.active:
+        return conditional
+    if other is None:
+        raise ValueError(f"guidance with scale {cfg.scale} needs a second prediction, and there is none")
+    conditional = remembered(conditional)
+    led = extrapolated(conditional, other, factor=cfg.factor)
+    if cfg.rescale > 0:
+        led = rescaled(led, conditional, share=cfg.rescale)
+    return within(led, conditional, low=cfg.interval[0], high=cfg.interval[1]) if cfg.interval else led
+
+
+def build_generator(
+    cfg: SamplerConfig,
+    process: Process,
+    network: Network,
+    *,
+    condition: Tensor | None = None,
+    hidden: Tensor | None = None,
+    weak: Denoise | None = None,
+) -> Callable[[Tensor, Noise], Tensor]:
+    """All of sampling in one function: (standard normal noise [B, C, H, W], draws of fresh noise) -> x0.
+
+    `hidden`: the condition with everything unknown, for classifier-free guidance. `weak`: the weaker model, for
+    autoguidance. Call it under `torch.no_grad`.
+    """
+    learned = LearnedVariance(network, process.scales, condition) if cfg.variance == "learned" else None
+    denoise = learned.denoise if learned else denoiser(network, process.scales, condition)
+    other = weak if cfg.guidance.kind == "autoguidance" else denoiser(network, process.scales, hidden)
+    denoise = guided(cfg.guidance, denoise, other)
+    denoise = clipped(denoise, bound=cfg.clip) if cfg.clip else denoise
+    sampler = build_sampler(cfg, process, variance=learned.variance if learned else None)
+    return lambda noise, fresh: sampler(denoise, sampler.start(noise), fresh)
+
+
+def _solver(cfg: SamplerConfig, learned: Variance | None) -> Solve:
+    if cfg.kind == "heun" and cfg.churn.amount > 0:
+        churn = cfg.churn
+        return lambda denoise, x, sigmas, noise: samplers.churned_heun(
+            denoise,
+            x,
+            sigmas,
+            noise=noise,
+            amount=churn.amount,
+            between=(churn.sigma_min, churn.sigma_max),
+            scale=churn.noise,
+        )
+    if cfg.kind == "ddim" and cfg.eta:
+        eta = cfg.eta
+        return lambda denoise, x, sigmas, noise: samplers.ddim(denoise, x, sigmas, noise=noise, eta=eta)
+    if cfg.kind == "dpmpp_2m_sde":
+        eta = 1.0 if cfg.eta is None else cfg.eta
+        return lambda denoise, x, sigmas, noise: multistep.dpmpp_2m(denoise, x, sigmas, noise=noise, eta=eta)
+    if cfg.kind == "langevin":
+        steps, snr = cfg.corrector_steps, cfg.corrector_snr
+        return lambda denoise, x, sigmas, noise: samplers.langevin(
+            denoise, x, sigmas, noise=noise, corrector_steps=steps, snr=snr
+        )
+    if cfg.kind == "ddpm":
+        variance = _variance(cfg, learned)
+        return lambda denoise, x, sigmas, noise: samplers.ancestral(denoise, x, sigmas, noise=noise, variance=variance)
+    if cfg.kind == "unipc":
+        return lambda denoise, x, sigmas, _: multistep.unipc(denoise, x, sigmas, order=cfg.order)
+    if cfg.kind == "dpmpp_2m":
+        return lambda denoise, x, sigmas, _: multistep.dpmpp_2m(denoise, x, sigmas)
+    plain = samplers.heun if cfg.kind == "heun" else samplers.euler
+    return lambda denoise, x, sigmas, _: plain(denoise, x, sigmas)
+
+
+def _variance(cfg: SamplerConfig, learned: Variance | None) -> Variance:
+    if cfg.variance == "learned":
+        if learned is None:
+            raise ValueError("sampler.variance is learned: pass the variance of a LearnedVariance")
+        return learned
+    return large_variance if cfg.variance == "large" else small_variance

@@ -1,0 +1,61 @@
+"""From one seed to more: functions over any sampler."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pipeline.diffusion.preconditioning import Denoise
+
+
+def spherical(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+    """Interpolation on the sphere, where Gaussian noise lives (Shoemake 1985; Song et al. 2021: DDIM, appendix D.5).
+
+    first, second: noise [B, C, H, W]. share: [K], 0 is the first, 1 the second. Returns [K, B, C, H, W].
+    """
+    cosine = torch.cosine_similarity(first.flatten(1), second.flatten(1), dim=1).clamp(-1, 1)
+    angle = cosine.acos().clamp(min=1e-6)[None, :, None, None, None]
+    share = share.view(-1, 1, 1, 1, 1)
+    return (((1 - share) * angle).sin() * first + (share * angle).sin() * second) / angle.sin()
+
+
+def linear(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+    """Straight line between images or noise [B, C, H, W], at `share` [K]: [K, B, C, H, W].
+
+    Between two noises the middle has variance 1 / 2, which no denoiser has seen: use it for images.
+    """
+    return torch.lerp(first, second, share.view(-1, 1, 1, 1, 1))
+
+
+def inpainted(denoise: Denoise, known: Tensor, *, mask: Tensor) -> Denoise:
+    """`denoise` that knows the pixels of `known` [B, C, H, W] where `mask` (0 to 1, broadcastable) is 1.
+
+    The replacement method (Song et al. 2021: score SDE, appendix I.2) on the estimate instead of on x: every sampler
+    then ends exactly in the known pixels, whatever noise it carries there.
+    """
+    return lambda x, sigma: torch.lerp(denoise(x, sigma), known, mask)
+
+
+def recorded(denoise: Denoise, keep: Callable[[Tensor, Tensor], None]) -> Denoise:
+    """`denoise` that shows every estimate to `keep`(estimate of x0 [B, C, H, W], sigma): strips, progress, counting."""
+
+    def denoise_and_show(x: Tensor, sigma: Tensor) -> Tensor:
+        x0 = denoise(x, sigma)
+        keep(x0, sigma)
+        return x0
+
+    return denoise_and_show
+
+
+def strip(sample: Callable[[Denoise], Tensor], denoise: Denoise, *, frames: int) -> Tensor:
+    """The estimates of x0 on the way, [frames, B, C, H, W], evenly spaced over the calls; the last is the result.
+
+    `sample`: a sampler with its start and noise, waiting for a denoiser.
+    """
+    if frames < 2:
+        raise ValueError(f"a strip has {frames} frames; expected at least 2, the first estimate and the result")
+    seen: list[Tensor] = []
+    result = sample(recorded(denoise, lambda x0, _: seen.append(x0)))
+    chosen = [seen[math.floor(i * len(seen) / (frames - 1))] for i in range(frames - 1)]
+    return torch.stack([*chosen, result])
