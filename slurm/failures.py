@@ -1,0 +1,85 @@
+"""Why a job failed, in a few classes, and what each of them means for trying again."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config.schema_cluster import RetryConfig
+from pipeline.runtime.errors import NonFiniteError, UserError
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What happens after a failure of one class: in words for `status`, and who queues the job again."""
+
+    again: str  # "slurm" queues it again itself, "limited": by cluster.retry, "never"
+    advice: str
+
+
+POLICIES = {
+    "bad_config": Policy("never", "correct the setting that the message names and submit again"),
+    "out_of_memory": Policy("never", "train.micro_batch smaller, or more memory_gb, then retry"),
+    "non_finite": Policy("never", "a lower train.optim.lr, or precision bf16 instead of fp16, then retry"),
+    "disk_full": Policy("never", "free space or point runs_dir and data_dir elsewhere, then retry"),
+    "rendezvous": Policy("limited", "look at the named nodes; cluster.retry.rendezvous more attempts are made"),
+    "error": Policy("limited", "read the log; if it was the file system or the network, retry"),
+    "killed": Policy("never", "something killed the process from outside; read the log, then retry"),
+    "time_limit": Policy("slurm", "longer cluster.<job>.minutes, or a longer cluster.signal_lead_s, then retry"),
+    "preempted": Policy("slurm", "it continues by itself when there is room"),
+    "node_failure": Policy("slurm", "it continues by itself on another node"),
+    "cancelled": Policy("never", "retry continues from the last checkpoint"),
+    "upstream": Policy("never", "retry the job that it waits for; this one is queued again with it"),
+    "vanished": Policy("never", "neither queue nor files tell how it ended; read the log, then retry"),
+}
+EXIT_CODES = {2: "bad_config", 76: "non_finite", 77: "out_of_memory", 75: "preempted", 143: "cancelled", 137: "killed"}
+# A secondary failure (a peer lost its partner) says less than the one that caused it.
+_TELLING = ("non_finite", "out_of_memory", "disk_full", "bad_config", "rendezvous", "error", "killed", "cancelled")
+_MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|not enough memory", re.IGNORECASE)
+_RENDEZVOUS = re.compile(r"have not arrived|did not appear: rank 0|Set MASTER_PORT")
+
+
+def class_of(error: BaseException) -> str:
+    """The class of an exception, by its type and, where types do not tell, its words. Never imports torch."""
+    name, words = type(error).__name__, str(error)
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or _MEMORY.search(words):
+        return "out_of_memory"
+    if isinstance(error, NonFiniteError):
+        return "non_finite"
+    return class_of_words(words) or ("bad_config" if isinstance(error, UserError) else "error")
+
+
+def class_of_words(words: str) -> str | None:
+    """The class that an error's words give away, or None. For errors that another process printed."""
+    if _RENDEZVOUS.search(words):
+        return "rendezvous"
+    if "No space left" in words or "quota exceeded" in words.lower():
+        return "disk_full"
+    return "out_of_memory" if _MEMORY.search(words) else None
+
+
+def class_of_exit(code: int, log: Path | None = None) -> str:
+    """The class of an exit code, refined by the end of the job's log where the code alone is general."""
+    by_code = EXIT_CODES.get(code, "error")
+    if by_code in ("error", "bad_config", "killed") and log is not None:
+        return class_of_words(last_words(log)) or by_code
+    return by_code
+
+
+def last_words(log: Path, *, size: int = 4000) -> str:
+    """The last lines of a log: at most `size` bytes of it; "" where there is none."""
+    if not log.is_file():
+        return ""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - size))
+        return file.read().decode(errors="replace").strip()
+
+
+def root_cause(failures: list[dict[str, object]]) -> dict[str, object] | None:
+    """Of several ranks' failures, the one that explains the others: the most telling class, then the earliest."""
+    order = {name: place for place, name in enumerate(_TELLING)}
+    return min(failures, key=lambda f: (order.get(str(f["class"]), len(order)), float(str(f["time"]))), default=None)
+
+
+def retries_allowed(name: str, retry: RetryConfig) -> int:
+    """How many times a failure of this class is queued again by the job itself."""
+    return {"error": retry.error, "rendezvous": retry.rendezvous}.get(name, 0)

@@ -1,0 +1,181 @@
+"""What was submitted under which id, and how it stands: from disk, the queue and the accounting, after any restart."""
+
+import getpass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.runtime.files import append_line, read_lines
+from pipeline.runtime.run_dir import RunDir
+from slurm.failures import POLICIES, class_of_exit, last_words, root_cause
+from slurm.payload import ATTEMPTS, failures_of, process_born
+from slurm.queue import NEVER, Seen, look
+
+LEDGER = "ledger.jsonl"
+_BY_STATE = {
+    "TIMEOUT": "time_limit",
+    "NODE_FAIL": "node_failure",
+    "BOOT_FAIL": "node_failure",
+    "PREEMPTED": "preempted",
+    "OUT_OF_MEMORY": "out_of_memory",
+    "DEADLINE": "time_limit",
+}
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The newest submission of one job of a run."""
+
+    job: str
+    ids: tuple[str, ...]  # one for each part
+    executor: str
+    born: tuple[str, ...]  # local jobs: when their processes started, to tell them from later ones
+    snapshot: str
+    time: float
+    record: Path
+    cancelled: bool = False
+
+    def alive(self, number: int) -> bool:
+        """Whether the process of a local part still runs."""
+        return bool(self.born) and process_born(int(self.ids[number])) == self.born[number] != ""
+
+
+@dataclass(frozen=True)
+class State:
+    """How a job stands."""
+
+    job: str
+    word: str  # complete, running, waiting, failed, cancelled, blocked, not submitted
+    cause: str | None = None  # a class of slurm.failures, where it did not end well
+    message: str = ""
+    ids: tuple[str, ...] = ()
+    starts: int = 0
+    nodes: str = ""
+    ended: int = 0  # parts that ended well, of an array
+
+    @property
+    def active(self) -> bool:
+        """Whether something is under way that a new submission should leave alone."""
+        return self.word in ("running", "waiting")
+
+    @property
+    def advice(self) -> str:
+        """What to do about it, or ""."""
+        return POLICIES[self.cause].advice if self.cause else ""
+
+
+def note(run: RunDir, event: str, **row: Any) -> None:
+    """Add a line to the ledger of a run."""
+    append_line(run.jobs / LEDGER, {"event": event, "time": time.time(), "user": getpass.getuser()} | row)
+
+
+def submissions(run: RunDir) -> dict[str, Submission]:
+    """The newest submission of each job, by job name."""
+    found: dict[str, Submission] = {}
+    for row in read_lines(run.jobs / LEDGER):
+        if row["event"] == "submitted":
+            record = Path(row.get("record") or run.jobs / row["job"])
+            found[row["job"]] = Submission(
+                row["job"], tuple(row["ids"]), row["executor"], tuple(row["born"]), row["snapshot"], row["time"], record
+            )
+        elif row["event"] == "cancelled" and row["job"] in found:
+            old = found[row["job"]]
+            if set(row["ids"]) & set(old.ids):
+                found[row["job"]] = Submission(**{**old.__dict__, "cancelled": True})
+    return found
+
+
+def states(run: RunDir, complete: Mapping[str, bool], seen: Mapping[str, Seen] | None = None) -> dict[str, State]:
+    """Where every job of a run stands.
+
+    Args:
+        complete: the graph's jobs in order, and whether what each makes is on the disk.
+        seen: what Slurm says, where it was asked for many runs at once; None: ask now, if anything was sent there.
+    """
+    known = submissions(run)
+    if seen is None:
+        seen = look([i for s in known.values() if s.executor == "slurm" and not complete.get(s.job) for i in s.ids])
+    return {job: _state(job, known.get(job), done=done, seen=seen) for job, done in complete.items()}
+
+
+def attempts(record: Path, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """The starts, ends and requeues of these ids, in order."""
+    return [row for row in read_lines(record / ATTEMPTS) if row["id"] in ids]
+
+
+def _state(job: str, submission: Submission | None, *, done: bool, seen: Mapping[str, Seen]) -> State:
+    if submission is None:
+        return State(job, "complete" if done else "not submitted")
+    rows = attempts(submission.record, submission.ids)
+    starts = sum(row["event"] == "start" and row["rank"] == 0 for row in rows)
+    if done:
+        return State(job, "complete", ids=submission.ids, starts=starts)
+    parts = [_part(submission, number, rows=rows, seen=seen) for number in range(len(submission.ids))]
+    worst = min(parts, key=lambda part: _ORDER.index(part.word))
+    nodes = ",".join(sorted({part.nodes for part in parts if part.nodes}))
+    ended = sum(part.word == "ended" for part in parts)
+    if worst.word == "ended":
+        message = "it ended well, but what it should make is not complete"
+        worst = State(job, "failed", cause="error", message=message)
+    return State(job, worst.word, worst.cause, worst.message, submission.ids, starts, nodes, ended)
+
+
+_ORDER = ("running", "waiting", "failed", "blocked", "cancelled", "ended")
+
+
+def _part(submission: Submission, number: int, *, rows: list[dict[str, Any]], seen: Mapping[str, Seen]) -> State:
+    """One part: what Slurm (or the process table) says, then what the attempts say."""
+    job, job_id = submission.job, submission.ids[number]
+    now = seen.get(job_id)
+    mine = [row for row in rows if row["id"] == job_id]
+    if submission.executor == "local" and submission.alive(number):
+        return State(job, "running")
+    if now is not None and now.runs:
+        return State(job, "running", nodes=now.nodes)
+    if now is not None and now.active:
+        return State(job, "waiting", message=now.reason)
+    if submission.cancelled:
+        return State(job, "cancelled", cause="cancelled", message="cancelled here")
+    if now is not None and (now.reason == NEVER or (now.state == "CANCELLED" and not mine)):
+        return State(job, "blocked", cause="upstream", message="a job that it waits for did not end well")
+    return _ended(submission, mine, now=now)
+
+
+def _ended(submission: Submission, rows: list[dict[str, Any]], *, now: Seen | None) -> State:
+    job = submission.job
+    start = next((row for row in reversed(rows) if row["event"] == "start"), None)
+    last = rows[-1] if rows else None
+    log = Path(start["log"]) if start else None
+    if (now is not None and now.state == "COMPLETED") or (last and last["event"] == "end" and last["code"] == 0):
+        return State(job, "ended")
+    cause, message = _cause(submission, rows, now=now, log=log)
+    return State(job, "cancelled" if cause == "cancelled" else "failed", cause=cause, message=message)
+
+
+def _cause(
+    submission: Submission, rows: list[dict[str, Any]], *, now: Seen | None, log: Path | None
+) -> tuple[str, str]:
+    """The class of a failure and its message: the ranks' own words first, then Slurm's, then the end of the log."""
+    failures = failures_of(submission.record, rows[-1]["id"]) if rows else []
+    same_start = [f for f in failures if rows and f["restart"] == rows[-1]["restart"]]
+    told = root_cause(same_start)
+    by_slurm = _BY_STATE.get(now.state) or _BY_STATE.get(now.reason) if now else None
+    words = last_words(log) if log else ""
+    if told is not None and str(told["class"]) != "error":
+        return str(told["class"]), str(told["message"])
+    if by_slurm:
+        return by_slurm, f"Slurm says {now.state if now else ''}"
+    if now is not None and now.state == "CANCELLED":
+        return "cancelled", "cancelled with scancel"
+    if told is not None:
+        return str(told["class"]), str(told["message"])
+    ended = next((row for row in reversed(rows) if row["event"] == "end"), None)
+    if ended is not None and rows[-1] is ended:
+        return class_of_exit(int(ended["code"]), log), words
+    if any(row["event"] == "terminated" for row in rows[-1:]):
+        return "cancelled", "it was asked to end (SIGTERM)"
+    if now is not None and now.reason.partition(":")[0].isdigit() and now.state == "FAILED":
+        return class_of_exit(int(now.reason.partition(":")[0]), log), words
+    return ("killed" if submission.executor == "local" and rows else "vanished"), words

@@ -1,0 +1,167 @@
+"""What runs inside a job: words, in a prepared environment, with a record of how it went.
+
+Only words are pickled, and the classes here are found in the snapshot of the code. The words run in this process, so
+that training's signal handling can pass on to submitit's, which puts the job back into the queue.
+"""
+
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import submitit
+from submitit.core.utils import DelayedSubmission
+
+from pipeline.runtime.files import append_line, read_lines
+from slurm.failures import class_of, class_of_exit, last_words
+
+STOPPED = 75  # the training saved its state and asks to be started again
+TERMINATED = 143  # SIGTERM that was not followed by a new start
+RANK_0_SECONDS = 60.0  # how long other ranks wait for rank 0 to queue the job again, which ends them
+ATTEMPTS, FAILURES = "attempts.jsonl", "failures.jsonl"
+
+
+@dataclass(frozen=True)
+class Words:
+    """A callable that submitit pickles: the words of one job, and where to record how it goes."""
+
+    argv: tuple[str, ...]  # module and arguments
+    record: str  # the folder runs/<name>/jobs/<job>
+    env: tuple[tuple[str, str | None], ...] = ()  # set (or, with None, removed) before anything is imported
+
+    def __call__(self) -> int:
+        """Run the words. Returns 0, or leaves with the exit code of the words."""
+        here = Attempt.current(Path(self.record))
+        for name, value in self.env:
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+        here.begin()
+        code = here.run(self.argv)
+        if code == STOPPED and here.rank == 0:
+            here.requeue()  # leaves, where a launcher queues the job again
+        here.end(code)
+        if code and not (code == STOPPED and here.rank > 0):  # another rank's bad end would cut rank 0's requeue short
+            raise SystemExit(code)
+        return 0
+
+    def checkpoint(self) -> DelayedSubmission:
+        """What submitit queues again: the same words. Training continues from its checkpoint by itself."""
+        here = Attempt.current(Path(self.record))
+        here.note("requeued")
+        return DelayedSubmission(self)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a job, as one of its ranks sees it."""
+
+    record: Path
+    id: str
+    restart: int
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    log: Path
+
+    @classmethod
+    def current(cls, record: Path) -> "Attempt":
+        """From the environment that submitit's launcher made."""
+        env = submitit.JobEnvironment()
+        restart = int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+        size, nodes = env.num_tasks, env.num_nodes
+        places = env.global_rank, size, env.local_rank, size // nodes
+        return cls(record, env.job_id, restart, *places, env.paths.stdout)
+
+    def note(self, event: str, **more: object) -> None:
+        """Add a line to the job's attempts."""
+        row = {"event": event, "id": self.id, "restart": self.restart, "rank": self.rank, "time": time.time()}
+        append_line(self.record / ATTEMPTS, row | more)
+
+    def begin(self) -> None:
+        """Prepare signals, process group and ranks; say that this attempt started."""
+        if "SLURM_JOB_ID" not in os.environ:
+            os.setpgid(0, 0)  # Ctrl-C in the submitting terminal is the submitter's to handle
+        signal.signal(signal.SIGTERM, self._terminated)
+        if self.rank == 0:  # left by a kill in the middle of submitit's own checkpoint, which would refuse ever after
+            for left in self.log.parent.glob(f"{self.id}_submitted.pkl*.save_tmp"):
+                left.unlink(missing_ok=True)
+        if self.size > 1:
+            os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(self.size))
+            os.environ.update(LOCAL_RANK=str(self.local_rank), LOCAL_WORLD_SIZE=str(self.local_size))
+        node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
+        self.note("start", node=node, pid=os.getpid(), born=process_born(os.getpid()), log=str(self.log))
+
+    def run(self, argv: tuple[str, ...]) -> int:
+        """Run a module as `python -m` would, in this process; its exit code. Failures are recorded with their class."""
+        module, *words = argv
+        sys.argv = [module, *words]
+        try:
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        except SystemExit as leave:
+            code = leave.code if isinstance(leave.code, int) else int(leave.code is not None)
+            if code % 256 not in (0, STOPPED, TERMINATED, 255):
+                sys.stderr.flush()
+                self._failed(class_of_exit(code, self.log), last_words(self.log), code)
+            return code % 256
+        except BaseException as error:
+            traceback.print_exc()
+            self._failed(class_of(error), f"{type(error).__name__}: {error}", 1)
+            return 1
+        return 0
+
+    def end(self, code: int) -> None:
+        """Say how this attempt ended, and leave nothing in the node's own folder."""
+        self.note("end", code=code)
+        if self.local_rank == 0 and (cache := os.environ.get("MUDI_NODE_CACHE")):
+            shutil.rmtree(cache, ignore_errors=True)
+
+    def requeue(self) -> None:
+        """Ask the launcher to queue this job again, unless the job is being cancelled or has ended."""
+        handler = signal.getsignal(signal.SIGUSR2)
+        if callable(handler) and self._still_wanted():
+            handler(signal.SIGUSR2, None)
+
+    def _failed(self, name: str, message: str, code: int) -> None:
+        place = {"id": self.id, "restart": self.restart, "rank": self.rank, "time": time.time()}
+        append_line(self.record / FAILURES, {"class": name, "message": message[-2000:], "code": code} | place)
+
+    def _terminated(self, number: int, _: FrameType | None) -> None:
+        """SIGTERM: preemption on clusters that announce it so, or the end of a job that somebody cancelled."""
+        if "SLURM_JOB_ID" in os.environ and self.rank > 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(RANK_0_SECONDS)  # a rank that left now would have srun kill rank 0 before it has queued the job
+        elif "SLURM_JOB_ID" in os.environ:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self.requeue()
+        self.note("terminated", signal=number)
+        raise SystemExit(TERMINATED)
+
+    def _still_wanted(self) -> bool:
+        if "SLURM_JOB_ID" not in os.environ:
+            return True
+        words = ["squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-t", "all", "-o", "%T"]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+        return done.returncode != 0 or done.stdout.strip() in ("RUNNING", "PREEMPTED", "SIGNALING")
+
+
+def process_born(pid: int) -> str:
+    """When a process started, in the kernel's ticks; "" where it does not run. Tells a pid from a later one."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    return "" if fields[0] == "Z" else fields[19]
+
+
+def failures_of(record: Path, job_id: str) -> list[dict[str, object]]:
+    """The failures of the last start of a job, of every rank."""
+    rows = [row for row in read_lines(record / FAILURES) if row["id"] == job_id]
+    return [row for row in rows if row["restart"] == rows[-1]["restart"]]

@@ -1,0 +1,70 @@
+"""A copy of the code beside the run, so that queued jobs run what was submitted, whatever is edited meanwhile."""
+
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.runtime.files import atomic_path, read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("pipeline", "slurm", "data_prep", "configs")
+RECORD = "snapshot.json"
+DIFF = "uncommitted.diff"
+
+
+def take(folder: Path, *, root: Path = ROOT) -> Path:
+    """Copy the packages and configs under `root` to `folder/<content hash>`, unless that is there already.
+
+    `snapshot.json` in it records the git commit, whether files differed from it (then `uncommitted.diff` says how)
+    and the content hash. A snapshot of a snapshot keeps the first one's record.
+    """
+    files = list(_files(root))
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(root)}\0".encode())
+        digest.update(path.read_bytes() + b"\0")
+    target = (folder / digest.hexdigest()[:12]).resolve()
+    if (target / RECORD).is_file():
+        return target
+    with atomic_path(target) as partial:
+        for path in files:
+            copy = partial / path.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+        _record(partial, root, digest.hexdigest())
+    return target
+
+
+def record_of(snapshot: Path) -> dict[str, str | bool]:
+    """What a snapshot says of itself: commit, dirty, sha256."""
+    return dict(read_json(snapshot / RECORD))
+
+
+def _files(root: Path) -> Iterator[Path]:
+    for part in PARTS:
+        for path in sorted((root / part).rglob("*")):
+            if path.suffix in (".py", ".yaml", ".json", ".html") and path.is_file():
+                yield path
+
+
+def _record(partial: Path, root: Path, sha256: str) -> None:
+    if (root / RECORD).is_file():
+        for name in (RECORD, DIFF):
+            if (root / name).is_file():
+                shutil.copyfile(root / name, partial / name)
+        return
+    commit = _git(root, "rev-parse", "HEAD").strip() or "unknown"
+    diff = _git(root, "diff", "HEAD", "--", *PARTS)
+    new = _git(root, "ls-files", "--others", "--exclude-standard", "--", *PARTS)
+    (partial / DIFF).write_text(diff + "".join(f"# not in git: {name}\n" for name in new.splitlines()))
+    write_json(partial / RECORD, {"commit": commit, "dirty": bool(diff or new), "sha256": sha256})
+
+
+def _git(root: Path, *words: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout

@@ -1,0 +1,112 @@
+"""How runs stand: every job of every run asked for, from disk, one squeue and one sacct."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.files import read_lines
+from slurm import ledger
+from slurm.board import COLOURS
+from slurm.ledger import LEDGER, State
+from slurm.queue import look
+from slurm.watching import last_line, newest_log, training_of
+from slurm.workflows import Launch, launch_of_run
+
+
+def runs_under(paths: Sequence[Path]) -> list[Path]:
+    """Run directories among `paths` and directly below them, in order of names.
+
+    Raises:
+        UserError: where one of them is not there, or there is no run at all.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
+            raise UserError(f"{path} is not a directory. Give a run directory or a folder of them.{near}")
+        inside = [path] if (path / "config.yaml").is_file() else sorted(p.parent for p in path.glob("*/config.yaml"))
+        found += inside
+    if not found:
+        raise UserError(f"No run (a directory with a config.yaml) in {', '.join(map(str, paths))}.")
+    return found
+
+
+def last_words_of(run: Path) -> tuple[str, ...]:
+    """The overrides that the newest submission of a run was made with."""
+    rows = [row for row in read_lines(run / "jobs" / LEDGER) if "words" in row]
+    return tuple(rows[-1]["words"]) if rows else ()
+
+
+def launches(paths: Sequence[Path]) -> list[Launch]:
+    """The runs, each as it was submitted last."""
+    return [launch_of_run(path, last_words_of(path)) for path in runs_under(paths)]
+
+
+def states_of(runs: Sequence[Launch]) -> list[dict[str, State]]:
+    """The states of every job of every run; Slurm is asked once for all of them."""
+    complete = [launch.complete() for launch in runs]
+    asked = [
+        i
+        for launch, done in zip(runs, complete, strict=True)
+        for s in ledger.submissions(launch.run).values()
+        if s.executor == "slurm" and not done.get(s.job)
+        for i in s.ids
+    ]
+    seen = look(asked)
+    return [ledger.states(launch.run, done, seen) for launch, done in zip(runs, complete, strict=True)]
+
+
+def show(runs: Sequence[Launch], console: Console) -> list[dict[str, State]]:
+    """Print the table; the states that it shows."""
+    found = states_of(runs)
+    table = Table()
+    for column in ("run", "job", "state", "id", "starts", "how far, or why not"):
+        table.add_column(column, justify="right" if column == "starts" else "left", overflow="fold")
+    for launch, states in zip(runs, found, strict=True):
+        name = launch.run.path.name
+        for state in states.values():
+            table.add_row(
+                name,
+                state.job,
+                Text(state.word, COLOURS.get(state.word, "")),
+                short_ids(state.ids),
+                str(state.starts or ""),
+                Text(explain(launch, state)),
+            )
+            name = ""
+        table.add_section()
+    console.print(table)
+    return found
+
+
+def short_ids(ids: Sequence[str]) -> str:
+    """One id, or an array's as 17_[0-3]."""
+    if len(ids) < 2:
+        return "".join(ids)
+    base = ids[0].partition("_")[0]
+    return f"{base}_[0-{len(ids) - 1}]" if all(i.startswith(f"{base}_") for i in ids) else ", ".join(ids)
+
+
+def explain(launch: Launch, state: State) -> str:
+    """A line or two: progress of what runs, the reason of what waits, cause and advice for what failed."""
+    parts = f"{state.ended} of {len(state.ids)} parts done; " if len(state.ids) > 1 and state.word != "complete" else ""
+    if state.job == "train" and state.word in ("running", "waiting", "complete", "failed", "cancelled"):
+        training = training_of(launch.run)
+        told = training.words() if training and state.word != "complete" else ""
+        if training and training.goodput is not None:
+            told += f"{', ' if told else ''}goodput {training.goodput:.0%}"
+        parts += told
+    if state.word == "running":
+        log = newest_log(launch.run.jobs / state.job)
+        where = f" on {state.nodes}" if state.nodes else ""
+        return (parts or (last_line(log)[:100] if log else "")) + where
+    if state.word == "waiting":
+        return f"{parts}{'; ' if parts and state.message else ''}{state.message}"
+    if state.cause is None:
+        return parts
+    last = state.message.strip().splitlines()[-1:] or [""]
+    return f"{parts}{chr(10) if parts else ''}{state.cause}: {last[0][:300]}\n-> {state.advice}"

@@ -1,0 +1,126 @@
+"""Submit a graph to Slurm: at once, returning at once, and as often as one likes.
+
+What is complete is skipped, what waits or runs is adopted, the rest is queued. A lock per run keeps
+two submitters apart.
+"""
+
+import contextlib
+import fcntl
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.runtime.errors import UserError
+from slurm import ledger, snapshot
+from slurm.executor import Place, sbatch, submit
+from slurm.graph import ordered
+from slurm.job import Job
+from slurm.ledger import State
+from slurm.payload import process_born
+from slurm.queue import mine
+from slurm.workflows import Launch
+
+
+@contextlib.contextmanager
+def locked(launch: Launch) -> Iterator[None]:
+    """One submitter of a run at a time. Raises `UserError` where another one is at work."""
+    launch.run.jobs.mkdir(parents=True, exist_ok=True)
+    with (launch.run.jobs / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"Another 'python -m slurm' is submitting {launch.run.path}. Wait for it, or end it."
+            ) from error
+        yield
+
+
+def submit_graph(launch: Launch) -> dict[str, State]:
+    """Queue what is not complete and not under way. Returns how every job stood before, by name.
+
+    Raises:
+        UserError: sbatch's complaint; what was queued before it stays, and is adopted the next time.
+    """
+    with locked(launch):
+        adopt_strays(launch)
+        states = ledger.states(launch.run, launch.complete())
+        code: Path | None = None
+        queued: dict[str, tuple[str, ...]] = {}
+        for job in ordered(launch.jobs):
+            state = states[job.name]
+            if state.word == "complete" or (state.active and not set(job.parents) & set(queued)):
+                continue
+            _refuse_two_places(launch, state)
+            if state.word in ("waiting", "running", "blocked") and state.ids:
+                sbatch(["scancel", *state.ids])  # it waits for a job that is being replaced
+            code = code or snapshot.take(launch.run.path / "code")
+            waits_for = {**{n: s.ids for n, s in states.items() if s.active}, **queued}
+            queued[job.name] = place(launch, job, code=code, waits_for=waits_for)
+        return states
+
+
+def place(launch: Launch, job: Job, *, code: Path, waits_for: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Submit one job and write it into the ledger; the ids of its parts.
+
+    `waits_for`: ids of the jobs that are under way, by name; parents that are not in it are complete.
+    """
+    record = launch.run.jobs / job.name
+    where = Place(
+        cluster=launch.cfg.cluster,
+        record=record,
+        snapshot=code,
+        label=f"{launch.run.path.name}.{job.name}",
+        comment=f"mudi {launch.key(job.name)} {record}",
+        dependency=dependency_of(job, waits_for),
+    )
+    ids = tuple(str(j.job_id) for j in submit(job, where))
+    born = tuple(process_born(int(i)) for i in ids) if launch.cfg.cluster.executor == "local" else ()
+    ledger.note(
+        launch.run,
+        "submitted",
+        job=job.name,
+        ids=ids,
+        born=born,
+        executor=launch.cfg.cluster.executor,
+        cluster=launch.cfg.cluster.name,
+        argv=job.argv,
+        dependency=where.dependency,
+        snapshot=str(code),
+        record=str(record),
+        words=launch.words,
+    )
+    return ids
+
+
+def dependency_of(job: Job, waits_for: dict[str, tuple[str, ...]]) -> str | None:
+    """Slurm's --dependency: after each parent's end, or its good end. None where nothing is to be waited for."""
+    words = [_dependency("afterok", waits_for[n]) for n in job.after if n in waits_for]
+    words += [_dependency("afterany", waits_for[n]) for n in job.after_any if n in waits_for]
+    return ",".join(words) or None
+
+
+def _dependency(kind: str, ids: Sequence[str]) -> str:
+    return ":".join([kind, *sorted({i.partition("_")[0] for i in ids})])
+
+
+def adopt_strays(launch: Launch) -> None:
+    """Write jobs into the ledger that are in the queue but not in it: the submitter died between the two, or another
+    run prepares the same data."""
+    if launch.cfg.cluster.executor != "slurm":
+        return
+    known = {i for s in ledger.submissions(launch.run).values() for i in s.ids}
+    queue = [seen for seen in mine() if seen.active and seen.id not in known and seen.comment.startswith("mudi ")]
+    for job in launch.jobs:
+        found = [s for s in queue if s.comment.split(" ", 2)[1] == launch.key(job.name)]
+        if found:
+            row = {"ids": [s.id for s in found], "executor": "slurm", "born": [], "snapshot": ""}
+            record = found[0].comment.split(" ", 2)[2]
+            ledger.note(launch.run, "submitted", job=job.name, record=record, adopted=True, **row)
+
+
+def _refuse_two_places(launch: Launch, state: State) -> None:
+    known = ledger.submissions(launch.run).get(state.job)
+    if state.active and known is not None and known.executor != launch.cfg.cluster.executor:
+        raise UserError(
+            f"{state.job} of {launch.run.path} is under way with the {known.executor} executor (id {state.ids[0]}). "
+            f"Cancel it first (python -m slurm cancel {launch.run.path}), or wait for it."
+        )

@@ -1,0 +1,33 @@
+"""What a run has to show: its numbers, its picture, and how to look at its curves."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.runtime.files import read_json
+from slurm.workflows import Launch, result_of, sample_set
+
+
+def summary(launch: Launch, console: Console) -> None:
+    """Print results as a table, the pictures' paths, and the TensorBoard command."""
+    samples = sample_set(launch)
+    if samples is not None and (path := result_of(launch, samples)).is_file():
+        console.print(_table(path))
+    if samples is not None and (samples / "grid.png").is_file():
+        console.print(f"Picture:     {samples / 'grid.png'}", highlight=False, soft_wrap=True)
+    if launch.run.tensorboard.is_dir():
+        command = f"{sys.executable} -m tensorboard.main --logdir {launch.run.tensorboard}"
+        console.print(f"TensorBoard: {command}", highlight=False, soft_wrap=True)
+
+
+def _table(path: Path) -> Table:
+    result = read_json(path)
+    title = f"{result['samples']['count']} samples of step {result['step']} ({path})"
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    for name, value in sorted(result["metrics"].items()):
+        table.add_row(name, f"{value:.4g}")
+    return table
