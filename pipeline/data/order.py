@@ -1,0 +1,89 @@
+"""Which sample a visit shows: a pure function of (seed, visit number), for any number of ranks and workers.
+
+Visits are numbered from 0 without end. Visit v is position v % size of epoch v // size, and an epoch is a keyed
+permutation of the samples, computed where it is asked for: no list is kept, and every position costs the same.
+
+The tail rule: there is no tail. A batch that reaches the end of an epoch goes on in the next one, so each epoch shows
+each sample exactly once, nothing is dropped or repeated, and every rank has the same number of steps.
+
+Samples are shuffled over the whole data set, not in windows of it: the reader fetches each record where it lies, so
+there is nothing to gain from reading neighbours. The permutation is a Feistel network on a grid a x b with
+a * b >= size, with points outside walked over (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+"""
+
+import functools
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.runtime.random import Stream, philox
+
+Integers = npt.NDArray[np.int64]
+
+_ROUNDS = 8
+_MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # SplitMix64's finaliser (Steele et al. 2014)
+
+
+def samples_of(visits: Integers, *, seed: int, size: int) -> Integers:
+    """The sample that each visit shows.
+
+    visits: int64 >= 0, any shape; size: number of samples, in [1, 2**62). Returns int64 in [0, size), same shape.
+    """
+    if size < 1:
+        raise ValueError(f"there is no order of {size} samples")
+    epochs, positions = np.divmod(visits, size)
+    result = np.empty_like(positions)
+    for epoch in np.unique(epochs).tolist():
+        here = epochs == epoch
+        result[here] = permuted(positions[here], size, keys=_round_keys(seed, epoch))
+    return result
+
+
+def permuted(positions: Integers, size: int, *, keys: tuple[int, ...]) -> Integers:
+    """A keyed permutation of range(size), at these positions.
+
+    A point that lands outside range(size) is sent on until it lies inside: a bijection of the grid becomes one of
+    range(size). Less than one point in sqrt(size) is.
+    """
+    a = math.isqrt(size - 1) + 1
+    b = -(-size // a)
+    result = _feistel(positions, a, b, keys=keys)
+    outside = np.flatnonzero(result >= size)
+    while outside.size:
+        result[outside] = _feistel(result[outside], a, b, keys=keys)
+        outside = outside[result[outside] >= size]
+    return result
+
+
+@functools.lru_cache(maxsize=8)
+def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
+    """One 64-bit key a round, from the stream ORDER of the seed and the epoch."""
+    counters = [[block, epoch & 0xFFFFFFFF, epoch >> 32, int(Stream.ORDER)] for block in range(_ROUNDS // 2)]
+    low, high = philox(torch.tensor(counters), (seed & 0xFFFFFFFF, seed >> 32)).view(-1, 2).unbind(-1)
+    return tuple(x | y << 32 for x, y in zip(low.tolist(), high.tolist(), strict=True))
+
+
+def _feistel(points: Integers, a: int, b: int, *, keys: tuple[int, ...]) -> Integers:
+    """A keyed bijection of range(a * b): each round shifts one coordinate by a hash of the other, and swaps them."""
+    left, right = np.divmod(points, b)
+    for key in keys:
+        shifted = left + _hash(right, key, size=a)
+        shifted -= a * (shifted >= a)
+        left, right = right, shifted
+        a, b = b, a
+    return left * b + right
+
+
+def _hash(values: Integers, key: int, *, size: int) -> Integers:
+    """A well mixed number in [0, size) for each value; size < 2**32."""
+    x = values.astype(np.uint64) + np.uint64(key)
+    x ^= x >> np.uint64(30)
+    x *= _MIX[0]
+    x ^= x >> np.uint64(27)
+    x *= _MIX[1]
+    x >>= np.uint64(32)
+    x *= np.uint64(size)
+    x >>= np.uint64(32)
+    return x.astype(np.int64)
