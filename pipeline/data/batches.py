@@ -111,9 +111,10 @@ def _images(reader: Reader, samples: Integers, mirrored: npt.NDArray[np.bool_]) 
     """Samples as float32 [B, C, H, W]; those that are `mirrored` [B] left to right."""
     values = reader.read(samples)
     if reader.manifest.kind == "images":
-        values[mirrored] = values[mirrored][:, :, ::-1]
-        # In numpy, as torch would start threads of its own in every reading thread; transposed while still bytes.
-        planes = np.ascontiguousarray(values.transpose(0, 3, 1, 2)).astype(np.float32)
+        # In numpy: torch would start threads of its own in every reading thread.
+        planes = np.empty((len(values), *reader.manifest.shape), dtype=np.float32)
+        for plane, image, mirror in zip(planes, values, mirrored.tolist(), strict=True):
+            plane[...] = (image[:, ::-1] if mirror else image).transpose(2, 0, 1)
         planes -= np.float32(127.5)
         planes /= np.float32(127.5)
         return torch.from_numpy(planes)
