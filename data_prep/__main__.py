@@ -1,4 +1,4 @@
-"""python -m data_prep <all|fetch|shard|verify|inspect|encode|reference> (RUN_DIR | data=... | experiment=...) [key=value ...]"""
+"""python -m data_prep <all|STAGE|inspect> (RUN_DIR | data=... | experiment=...) [key=value ...]"""
 
 import argparse
 import importlib
@@ -89,14 +89,14 @@ def _look(args: argparse.Namespace, directory: Path, console: Console) -> None:
 
 
 def _with_placeholders(words: Sequence[str]) -> list[str]:
-    """Data alone needs no network, but a Config has one: name the smallest where the words name none."""
+    """Data alone needs no network, but a Config has one: where the words name none, one that suits any data."""
     data = next((word.partition("=")[2] for word in words if word.startswith("data=")), None)
-    if data is None or any(word.startswith("experiment=") for word in words) or "=" not in words[0]:
+    given = {word.lstrip("+").partition("=")[0].split(".")[0] for word in words}
+    if data is None or "experiment" in given or "=" not in words[0]:
         return list(words)
-    given = {word.lstrip("+").partition("=")[0] for word in words}
-    placeholders = {"name": data, "model": "null", "model.kind": "unet"}
-    fillers = [f"++{key}={value}" for key, value in placeholders.items() if key not in given and key != "model"]
-    return [*words, *fillers]
+    network = [] if "model" in given else ["kind=unet", "condition=none", "multipliers=[1]", "attention=[]"]
+    name = [] if "name" in given else [f"++name={data}"]
+    return [*words, *name, *(f"++model.{setting}" for setting in network)]
 
 
 def _part(text: str) -> tuple[int, int]:

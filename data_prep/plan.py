@@ -1,6 +1,7 @@
 """Which item goes into which split and which shard: pure functions of the listing and the protocol."""
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -46,42 +47,53 @@ class Plan:
 
 def make_plan(items: Iterable[Item], data: DataConfig, classes: Sequence[str]) -> Plan:
     """Divide the items as the protocol says. A split that would be empty is an error."""
-    merged = {old: new for new, parts in data.split.merge.items() for old in parts}
-    names: list[str] = []
-    codes, labels, keys = [], [], []  # of small integers: a list of a million takes little
+    keys: list[str] = []
+    official: list[str] = []
+    places, labels = [], []
     for item in items:
-        found = split_of(item, data.split)
-        name = merged.get(found, "" if data.split.merge else found)
-        if name not in names:
-            names.append(name)
-        codes.append(names.index(name))
-        labels.append(-1 if item.label is None else item.label)
         keys.append(item.key if data.split.min_per_class else "")
-    split_codes, label_array = np.array(codes, dtype=np.int16), np.array(labels, dtype=np.int32)
+        official.append(sys.intern(_official(item)) if data.split.rule == "official" else "train")
+        places.append(hash_place(item.group or item.key) if data.split.rule == "hash" else 0.0)
+        labels.append(-1 if item.label is None else item.label)
+    label_array = np.array(labels, dtype=np.int32)
+    by_hash = data.split.rule == "hash"
+    found = hash_splits(np.array(places), label_array, data.split) if by_hash else np.array(official)
     kept, left_out = _without_small_classes(label_array, keys, classes, least=data.split.min_per_class)
-    splits = {
-        name: np.flatnonzero((split_codes == names.index(name)) & kept).astype(np.uint32)
-        for name in sorted(n for n in names if n)
-    }
+    names = {name: (name,) for name in sorted(set(found.tolist()))}
+    merged = {name: data.split.merge[name] for name in sorted(data.split.merge)} or names
+    splits = {name: np.flatnonzero(np.isin(found, parts) & kept).astype(np.uint32) for name, parts in merged.items()}
     _check_splits(data, {name: len(numbers) for name, numbers in splits.items()})
-    return Plan(splits, left_out)
+    return Plan({name: numbers for name, numbers in splits.items() if len(numbers)}, left_out)
 
 
-def split_of(item: Item, rule: SplitRule) -> str:
-    """train, valid or test by hash, the source's own split, or train for all. Pure: the same on every machine."""
-    if rule.rule == "all":
-        return "train"
-    if rule.rule == "official":
-        if item.split is None:
-            raise UserError(
-                f"data.split.rule=official, but the source does not say which split '{item.key}' is in. "
-                "Use split.rule=hash, or for a folder set source.splits=true and keep images in train/, valid/, test/."
-            )
-        return item.split
-    place = int.from_bytes(hashlib.sha256((item.group or item.key).encode()).digest()[:8], "big") / 2**64
-    if place < rule.valid:
-        return "valid"
-    return "test" if place < rule.valid + rule.test else "train"
+def _official(item: Item) -> str:
+    if item.split is None:
+        raise UserError(
+            f"data.split.rule=official, but the source does not say which split '{item.key}' is in. "
+            "Use split.rule=hash, or for a folder set source.splits=true and keep images in train/, valid/, test/."
+        )
+    return item.split
+
+
+def hash_place(group: str) -> float:
+    """A number in [0, 1) that only the group's name decides: the same on every machine."""
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
+
+
+def hash_splits(
+    places: npt.NDArray[np.float64], labels: npt.NDArray[np.int32], rule: SplitRule
+) -> npt.NDArray[np.str_]:
+    """train, valid or test for each item. Places below `valid` are valid, the next `test` are test.
+
+    With `by_class` the groups of each class are ranked by place, and the first of them taken: every class has its
+    share, but an image that is added may move another.
+    """
+    ranks = places.copy()
+    for label in np.unique(labels) if rule.by_class else ():
+        members = labels == label
+        groups, position = np.unique(places[members], return_inverse=True)
+        ranks[members] = (position + 0.5) / len(groups)
+    return np.where(ranks < rule.valid, "valid", np.where(ranks < rule.valid + rule.test, "test", "train"))
 
 
 def _without_small_classes(

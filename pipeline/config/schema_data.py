@@ -51,6 +51,7 @@ class SplitRule(Settings):
     rule: Literal["hash", "official", "all"] = "hash"
     valid: float = Field(0.1, ge=0, lt=1)
     test: float = Field(0.0, ge=0, lt=1)
+    by_class: bool = False  # hash: every class gives its share, chosen by rank of the hash within the class
     merge: dict[str, tuple[str, ...]] = {}
     min_per_class: int = Field(0, ge=0)  # classes with fewer images (of all splits) are left out
 

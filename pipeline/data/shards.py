@@ -69,10 +69,16 @@ class Layout:
         channels, height, width = self.shape
         return self.shape if self.encoding == "latent" else (height, width, channels)
 
+    @property
+    def stored(self) -> np.dtype[Any]:
+        """How a bare array lies on the disk: bfloat16, which numpy has not, as its upper 16 bits of a float32."""
+        return np.dtype("<u2" if self.dtype == "bfloat16" else self.dtype)
+
     def decode(self, data: bytes | memoryview) -> npt.NDArray[Any]:
         """One value from the bytes that the index points at: [H, W, C] uint8, or a latent [C, H, W]."""
         if self.encoding == "latent":
-            return np.frombuffer(data, dtype=np.dtype(self.dtype)).reshape(self.shape)
+            values = np.frombuffer(data, dtype=self.stored).reshape(self.shape)
+            return (values.astype("<u4") << 16).view("<f4") if self.dtype == "bfloat16" else values
         return decode(data, self.encoding, self.shape)
 
 
@@ -157,7 +163,7 @@ def _array_header(layout: Layout) -> bytes:
     """The npy header before a bare array, b"" for image files."""
     if layout.extension != "npy":
         return b""
-    words = f"{{'descr': '{np.dtype(layout.dtype).str}', 'fortran_order': False, 'shape': {layout.array_shape}, }}"
+    words = f"{{'descr': '{layout.stored.str}', 'fortran_order': False, 'shape': {layout.array_shape}, }}"
     padding = -(10 + len(words) + 1) % 64
     text = words.encode() + b" " * padding + b"\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
