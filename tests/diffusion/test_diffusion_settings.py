@@ -1,0 +1,92 @@
+"""Settings refuse, before anything runs, what the maths has no meaning for."""
+
+import re
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig, sampling_problems
+
+DDPM = {"kind": "ddpm"}
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"levels": {"kind": "log_normal", "sigma_min": 3.0, "sigma_max": 2.0}}, "expected min < max"),
+    ({"levels": {"kind": "log_normal", "sigma_max": 1e6}}, "float32 keeps one grey level"),
+    ({"levels": {"kind": "uniform_flow", "sigma_max": float("inf")}}, "finite"),
+    ({"levels": {"kind": "log_normal", "sigma_min": 1e-7}}, "edm divides by sigma"),
+    ({"levels": {"kind": "ddpm", "timesteps": 15}}, "rescale_betas"),
+    ({"levels": {"kind": "ddpm", "beta_end": 0.5, "rescale_betas": False}}, "float32 keeps one grey level"),
+    ({"levels": {"kind": "ddpm", "beta_start": 0.03}}, "noise must grow"),
+    ({"learned_variance": True}, "learned_variance needs discrete timesteps"),
+    ({"clock": "timestep"}, "clock=timestep needs discrete timesteps"),
+    ({"levels": {"kind": "lognormal"}}, "log_normal"),
+    ({"parametrisation": "epsilon"}, "eps"),
+])  # fmt: skip
+def test_a_process_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        DiffusionConfig.model_validate(settings)
+
+
+def test_x0_holds_levels_that_others_cannot() -> None:
+    levels = {"kind": "log_normal", "sigma_min": 1e-7}
+    assert DiffusionConfig.model_validate({"parametrisation": "x0", "levels": levels}).levels.sigma_min == 1e-7
+
+
+@pytest.mark.parametrize("timesteps", [300, 500, 800, 1000, 4000])
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "cosine", "sigmoid"])
+def test_every_published_table_fits(timesteps: int, schedule: str) -> None:
+    levels = {"kind": "ddpm", "schedule": schedule, "timesteps": timesteps}
+    assert DiffusionConfig.model_validate({"parametrisation": "eps", "levels": levels}).network_clock == "timestep"
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"kind": "euler", "churn": {"amount": 3.0}}, "churn is set, but kind=euler does not read it; only heun does"),
+    ({"kind": "heun", "eta": 0.5}, "eta is set"),
+    ({"kind": "heun", "variance": "large"}, "variance is set"),
+    ({"kind": "ddim", "eta": 1.5}, "0 <= eta <= 1"),
+    ({"grid": {"kind": "karras", "shift": 2.0}}, "shift is set, but kind=karras"),
+    ({"guidance": {"scale": 2.0, "interval": [3.0, 1.0]}}, "low < high"),
+    ({"guidance": {"kind": "autoguidance", "scale": 2.0}}, "set weak"),
+    ({"guidance": {"weak": "runs/a"}}, "only kind=autoguidance reads"),
+    ({"kind": "dpm"}, "dpmpp_2m"),
+    ({"steps": 0}, "greater than or equal to 1"),
+])  # fmt: skip
+def test_a_sampler_that_cannot_be(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        SamplerConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize(("sampler", "process", "conditional", "message"), [
+    ({"kind": "ddpm", "variance": "learned"}, {"levels": DDPM}, True, "learned_variance=true"),
+    ({"kind": "ddpm", "variance": "large"}, {}, True, "beta of a DDPM process"),
+    ({"kind": "ddpm", "grid": {"kind": "ddpm"}}, {"parametrisation": "flow"}, True, "needs levels.kind=ddpm"),
+    ({"steps": 400, "grid": {"kind": "ddpm"}}, {"levels": DDPM | {"timesteps": 300}}, True, "more than the process's"),
+    ({"grid": {"sigma_max": 500.0}}, {}, True, r"outside the trained range \[0.002, 80\]"),
+    ({"grid": {"sigma_min": 1e-4}}, {}, True, "sigma_min is 0.0001"),
+    ({"grid": {"kind": "ddpm", "sigma_max": 2.0}}, {"levels": DDPM}, True, "remove sigma_min"),
+    ({"guidance": {"scale": 2.0}}, {}, False, "unconditional"),
+    ({"guidance": {"scale": 2.0}}, {"label_dropout": 0.0}, True, "label_dropout is 0"),
+])  # fmt: skip
+def test_a_sampler_that_does_not_fit_its_process(
+    sampler: dict[str, Any], process: dict[str, Any], conditional: bool, message: str
+) -> None:
+    cfg, diffusion = SamplerConfig.model_validate(sampler), DiffusionConfig.model_validate(process)
+    problems = sampling_problems(cfg, diffusion, conditional=conditional)
+    assert len(problems) == 1
+    assert re.search(message, problems[0]), problems
+
+
+def test_what_fits_has_no_problems() -> None:
+    assert sampling_problems(SamplerConfig(), DiffusionConfig(), conditional=False) == []
+    weak = SamplerConfig.model_validate({"guidance": {"kind": "autoguidance", "scale": 2.0, "weak": "runs/small"}})
+    assert sampling_problems(weak, DiffusionConfig(label_dropout=0.0), conditional=False) == []
+
+
+def test_both_conventions_name_the_same_factor() -> None:
+    def factor(**settings: Any) -> float:
+        return SamplerConfig.model_validate({"guidance": settings}).guidance.factor
+
+    assert factor(scale=3.0) == factor(scale=2.0, convention="ho") == 3.0
+    assert not SamplerConfig.model_validate({"guidance": {"scale": 0.0, "convention": "ho"}}).guidance.active
