@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
+from pipeline.config.check_model import check_model
 from pipeline.config.schema import Config
+from pipeline.config.schema_diffusion import sampling_problems
 
 
 def check(cfg: Config) -> list[str]:
@@ -28,18 +30,21 @@ def _schedule(cfg: Config) -> Iterator[str]:
         )
 
 
+def _model(cfg: Config) -> Iterator[str]:
+    yield from check_model(cfg.model, cfg.data.image_size)
+
+
 def _classes(cfg: Config) -> Iterator[str]:
     if isinstance(cfg.sample.classes, tuple) and cfg.model.condition != "class":
         yield (
             f"sample.classes: found {cfg.sample.classes}, but model.condition={cfg.model.condition}: the model cannot "
             "be asked for a class. Use sample.classes=uniform, or train with model.condition=class."
         )
-    guidance = cfg.sample.sampler.guidance.scale
-    if cfg.model.condition == "none" and guidance != 1.0:
-        yield (
-            f"sample.sampler.guidance.scale: found {guidance}, but model.condition=none: there is nothing to guide "
-            "by. Use scale=1, or train with model.condition=class."
-        )
+
+
+def _sampler(cfg: Config) -> Iterator[str]:
+    conditional = cfg.model.condition != "none"
+    yield from (f"sample.{p}" for p in sampling_problems(cfg.sample.sampler, cfg.diffusion, conditional=conditional))
 
 
 def _average(cfg: Config) -> Iterator[str]:
@@ -47,7 +52,7 @@ def _average(cfg: Config) -> Iterator[str]:
     if weights == "average" and average.half_life is None:
         yield "sample.weights: found 'average', but train.average.half_life is null. Use sample.weights=network."
     elif weights.startswith("power:") and not average.power_widths:
-        yield f"sample.weights: found '{weights}', but train.average.power_widths is empty. Set two widths to train with."
+        yield f"sample.weights: found '{weights}', but train.average.power_widths is empty: train with two widths."
     elif not weights.startswith("power:") and weights not in ("average", "network"):
         yield f"sample.weights: found '{weights}', expected average, network or power:<relative width>."
 
@@ -56,4 +61,4 @@ def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-RULES: tuple[Callable[[Config], Iterator[str]], ...] = (_batch, _schedule, _classes, _average)
+RULES: tuple[Callable[[Config], Iterator[str]], ...] = (_batch, _schedule, _model, _classes, _sampler, _average)

@@ -20,3 +20,14 @@ def data_directory(cfg: Config) -> Path:
 def run_directory(cfg: Config) -> Path:
     """`<runs_dir>/<name>`."""
     return cfg.runs_dir / cfg.name
+
+
+def sample_set_name(cfg: Config) -> str:
+    """Name of a set of samples: readable, and a hash of all that decides an image given its seed.
+
+    Count, batch and cluster are not part of it: more images of the same kind belong to the same set.
+    """
+    settings = cfg.sample.model_dump(mode="json", exclude={"count", "batch"})
+    sampler = cfg.sample.sampler
+    words = f"{sampler.kind}{sampler.steps}-w{sampler.guidance.scale:g}-{cfg.sample.weights.replace(':', '')}"
+    return f"{words}-{content_hash(settings)[:6]}"

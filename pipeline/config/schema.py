@@ -10,6 +10,7 @@ from pydantic import Field
 
 from pipeline.config.base import Settings
 from pipeline.config.durations import Duration
+from pipeline.config.schema_augment import AugmentConfig
 from pipeline.config.schema_cluster import ClusterConfig
 from pipeline.config.schema_data import DataConfig
 from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
@@ -52,6 +53,7 @@ class TrainConfig(Settings):
     optim: OptimConfig = OptimConfig()
     average: AverageConfig = AverageConfig()
     flip: bool = False  # mirror half of the images, keyed by image number
+    augmentation: AugmentConfig = AugmentConfig()  # colour jitter and sharpness, keyed likewise
     workers: int = Field(0, ge=0)  # threads that read ahead; results do not depend on it
     log_every: Duration = "50 steps"
     validate_every: Duration | None = None

@@ -1,0 +1,87 @@
+"""Averages of the weights: exponential with a half-life in images, and EDM2's power-function averages.
+
+Every decay is a function of images seen, so an average is the same whatever the hardware and however often the run
+was interrupted. Weights are kept in fp32 (fp64 where training is), apart from the training weights.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def exponential_decay(images: int, *, batch: int, half_life: float, ramp_up: float | None) -> float:
+    """Share of the average that stays at the update after `images` images, the last `batch` of them new.
+
+    beta = 0.5 ** (batch / h) with h = min(half_life, ramp_up * images): early weights are forgotten sooner
+    (Karras et al. 2022, appendix F.2; its training code's ramp-up of 0.05).
+    """
+    h = half_life if ramp_up is None else min(half_life, images * ramp_up)
+    return float(0.5 ** (batch / max(h, 1e-8)))
+
+
+def power_decay(images: int, *, batch: int, gamma: float) -> float:
+    """beta = (1 - 1/t) ** (gamma + 1), t the number of updates (Karras et al. 2024, equation 127); 0 at the first."""
+    return float((1 - batch / images) ** (gamma + 1))
+
+
+def gamma_of(width: float) -> float:
+    """The exponent of the power function whose profile has relative standard deviation `width`.
+
+    Solves width**2 = (gamma + 1) / ((gamma + 2)**2 (gamma + 3)) (Karras et al. 2024, equation 126; algorithm 2).
+    `width` is in (0, 0.28]; larger ones have no real solution with gamma >= 0.
+    """
+    if not 0 < width <= 0.2886:
+        raise ValueError(f"found a relative width of {width}, expected one in (0, 0.2886]")
+    roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
+    return float(max(root.real for root in roots if abs(root.imag) < 1e-8))
+
+
+@torch.no_grad()
+def update(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * weights, in place, in the average's precision.
+
+    What is not floating point (a counter in a buffer) is copied.
+    """
+    names = [name for name, tensor in average.items() if tensor.is_floating_point()]
+    torch._foreach_lerp_(
+        [average[n] for n in names], [weights[n].detach().to(average[n].dtype) for n in names], 1 - decay
+    )
+    for name in average.keys() - set(names):
+        average[name].copy_(weights[name])
+
+
+def solve_weights(times: Sequence[float], gammas: Sequence[float], *, time: float, gamma: float) -> NDArray[np.float64]:
+    """Coefficients that rebuild the average (time, gamma) from stored ones: least squares on their profiles.
+
+    Minimises the L2 distance between sum_i c_i p_i and the wanted profile (Karras et al. 2024, appendix C.2,
+    algorithm 3). `times` and `gammas` belong to the stored averages, one each; times in any unit.
+    """
+    t, g = np.asarray(times, float), np.asarray(gammas, float)
+    a = _inner(t[:, None], g[:, None], t[None, :], g[None, :])
+    b = _inner(t, g, np.full_like(t, time), np.full_like(g, gamma))
+    return np.asarray(np.linalg.lstsq(a, b, rcond=None)[0], np.float64)
+
+
+def _inner(
+    t1: NDArray[np.float64], g1: NDArray[np.float64], t2: NDArray[np.float64], g2: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Integral of the product of two power profiles p(x) = (g+1) x**g / t**(g+1) on [0, t] (equation 155)."""
+    low, high = np.minimum(t1, t2), np.maximum(t1, t2)
+    g_low, g_high = np.where(t1 <= t2, g1, g2), np.where(t1 <= t2, g2, g1)
+    result = (g1 + 1) * (g2 + 1) * (low / high) ** g_high / ((g_low + g_high + 1) * high)
+    return np.asarray(result, np.float64)
+
+
+def combine(averages: Sequence[Mapping[str, Tensor]], coefficients: NDArray[np.float64]) -> dict[str, Tensor]:
+    """sum_i c_i average_i for each tensor, accumulated in float64."""
+    combined = {}
+    for name, like in averages[-1].items():
+        if like.is_floating_point():
+            parts = [float(c) * a[name].double() for c, a in zip(coefficients, averages, strict=True)]
+            combined[name] = torch.stack(parts).sum(0).to(like.dtype)
+        else:
+            combined[name] = like.clone()
+    return combined

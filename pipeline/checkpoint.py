@@ -1,0 +1,212 @@
+"""Checkpoints: complete or not there, checked when read, newest valid one first.
+
+    checkpoints/step-000012000/
+      network.<name>.safetensors      weights and buffers of each network
+      average.<name>.safetensors      its exponential average; power-<width>.<name>.safetensors the power-function ones
+      optimizer.<player>.safetensors  moments of each player's optimiser
+      state.json                      step and everything else that is a number
+      commit.json                     size and sha256 of every file above, written last
+
+A directory is written under a temporary name, flushed and renamed; older ones are removed after that, first out of
+sight and then from the disk. So whatever is killed when, at least one whole checkpoint is there.
+"""
+
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipeline.averaging import combine, gamma_of, solve_weights
+from pipeline.runtime.errors import Incomplete, UserError
+from pipeline.runtime.files import atomic_path, fsync_path, read_json, sha256_file, temporary_name, write_json
+from pipeline.runtime.run_dir import COMMIT, RunDir, step_of
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Snapshot:
+    """All of a training state as tensors by file name, and numbers."""
+
+    tensors: dict[str, Tensors]  # file name without suffix -> its tensors
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        """Completed optimiser steps."""
+        return int(self.numbers["step"])
+
+
+def write(directory: Path, snapshot: Snapshot) -> None:
+    """Write a checkpoint to `directory`, atomically. An existing one of the same name is left and raises."""
+    with atomic_path(directory) as partial:
+        partial.mkdir()
+        for name, tensors in snapshot.tensors.items():
+            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial / f"{name}.safetensors")
+        write_json(partial / "state.json", snapshot.numbers)
+        files = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_file(f)} for f in sorted(partial.iterdir())}
+        write_json(partial / COMMIT, {"step": snapshot.step, "files": files})
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None where every byte is as it was written."""
+    try:
+        files = read_json(directory / COMMIT)["files"]
+    except (Incomplete, KeyError, TypeError):
+        return f"it has no readable {COMMIT}"
+    for name, record in files.items():
+        file = directory / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != record["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {record['bytes']}"
+        if sha256_file(file) != record["sha256"]:
+            return f"{name} does not have the content that was written (sha256 differs)"
+    return None
+
+
+def read(directory: Path, *, device: str = "cpu") -> Snapshot:
+    """Read a checkpoint whole. Raises `Incomplete` naming the file and what is wrong with it."""
+    wrong = damage(directory)
+    if wrong:
+        raise Incomplete(f"{directory} is damaged: {wrong}.")
+    tensors = {f.stem: load_file(f, device=device) for f in sorted(directory.glob("*.safetensors"))}
+    return Snapshot(tensors, read_json(directory / "state.json"))
+
+
+def newest_valid(run: RunDir, *, set_aside: bool = False) -> tuple[Path | None, list[str]]:
+    """The newest undamaged checkpoint, and a sentence for each damaged one that was passed over.
+
+    `set_aside` renames the damaged ones, so that their step can be written again (one process only).
+    """
+    sentences: list[str] = []
+    found = sorted((step, p) for p in run.checkpoints.glob("step-*") if (step := step_of(p.name)) is not None)
+    for _, path in reversed(found):
+        wrong = damage(path)
+        if wrong is None:
+            return path, sentences
+        sentences.append(f"{path} is damaged ({wrong}) and is passed over.")
+        if set_aside:
+            path.rename(path.with_name(f"damaged-{path.name}-{temporary_name(path).name[-6:]}"))
+    return None, sentences
+
+
+def rotate(run: RunDir, *, keep_last: int, keep_every: int | None) -> None:
+    """Remove all but the newest `keep_last` and those at multiples of `keep_every` steps."""
+    steps = run.steps()
+    for step in steps[:-keep_last]:
+        if keep_every and step % keep_every == 0:
+            continue
+        gone = temporary_name(run.checkpoint(step))
+        run.checkpoint(step).rename(gone)  # out of sight at once; what a kill leaves is swept at the next start
+        fsync_path(run.checkpoints)
+        shutil.rmtree(gone)
+
+
+def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str) -> None:
+    """Load weights; a missing, surplus or misshapen tensor raises `UserError` and nothing is loaded."""
+    wanted = module.state_dict()
+    missing, surplus = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    shapes = [
+        f"{k} is {tuple(tensors[k].shape)} instead of {tuple(wanted[k].shape)}"
+        for k in sorted(wanted.keys() & tensors.keys())
+        if wanted[k].shape != tensors[k].shape
+    ]
+    if missing or surplus or shapes:
+        raise UserError(
+            f"{what} does not fit the network that the config describes: missing {missing[:3] or 'none'}, surplus "
+            f"{surplus[:3] or 'none'}, of another shape {shapes[:3] or 'none'}. Use the config it was made with."
+        )
+    module.load_state_dict(dict(tensors), strict=True)
+
+
+def step_to_read(run: RunDir, step: int | None) -> Path:
+    """The checkpoint of `step`, or the newest valid one."""
+    if step is not None:
+        if step not in run.steps():
+            raise UserError(f"{run.path} has no checkpoint of step {step}. It has: {run.steps() or 'none'}.")
+        return run.checkpoint(step)
+    path, sentences = newest_valid(run)
+    if path is None:
+        raise UserError(f"{run.path} has no checkpoint to read. {' '.join(sentences)} Train it first.")
+    return path
+
+
+def load_weights(run: RunDir, *, which: str, network: str, step: int | None = None) -> tuple[Tensors, int]:
+    """Weights for inference and the step they belong to.
+
+    Args:
+        run: a run directory.
+        which: "network" (training weights), "average" (exponential), or "power:<relative width>": any width, rebuilt
+            from the stored power-function averages of all kept checkpoints up to that step.
+        network: name of the network, such as "denoiser".
+        step: of the checkpoint; None is the newest valid one.
+    Raises:
+        UserError: where there is no such checkpoint or average; `Incomplete` where it is damaged.
+    """
+    directory = step_to_read(run, step)
+    wrong = damage(directory)
+    if wrong:
+        raise Incomplete(f"{directory} is damaged: {wrong}. Choose another step: {run.steps()}.")
+    found = step_of(directory.name) or 0
+    if which.startswith("power:"):
+        return _power_average(run, network, found, float(which.partition(":")[2])), found
+    path = directory / f"{which}.{network}.safetensors"
+    if not path.is_file():
+        there = sorted(p.stem for p in directory.glob("*.safetensors") if not p.stem.startswith("optimizer"))
+        raise UserError(f"{directory} has no '{which}.{network}'. It has: {', '.join(there)}.")
+    try:
+        return load_file(path), found
+    except SafetensorError as error:
+        raise Incomplete(f"{path} cannot be read: {error}") from error
+
+
+def _power_average(run: RunDir, network: str, step: int, width: float) -> Tensors:
+    stored = [
+        (s, float(match[1]), path)
+        for s in run.steps()
+        if 0 < s <= step
+        for path in sorted(run.checkpoint(s).glob(f"power-*.{network}.safetensors"))
+        if (match := re.match(r"power-([0-9.]+)\.", path.name))
+    ]
+    if not stored:
+        raise UserError(f"{run.path} keeps no power-function averages up to step {step} (train.average.power_widths).")
+    coefficients = solve_weights(
+        [s for s, _, _ in stored], [gamma_of(w) for _, w, _ in stored], time=step, gamma=gamma_of(width)
+    )
+    return combine([load_file(path) for _, _, path in stored], coefficients)
+
+
+def to_cpu(snapshot: Snapshot) -> Snapshot:
+    """A copy that later training steps do not change, for saving in the background."""
+    copy = {n: {k: v.detach().to("cpu", copy=True) for k, v in t.items()} for n, t in snapshot.tensors.items()}
+    return Snapshot(copy, dict(snapshot.numbers))
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> Tensors:
+    """An optimiser's state as named tensors: "<parameter>|<moment>"."""
+    return {
+        f"{names[p]}|{key}": value if torch.is_tensor(value) else torch.tensor(value, dtype=torch.float64)
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, named: Mapping[str, Tensor], tensors: Tensors) -> None:
+    """Put moments back where `optimizer_tensors` took them from; `named`: parameter by name."""
+    optimizer.state.clear()
+    for full, value in tensors.items():
+        name, _, key = full.partition("|")
+        if name not in named:
+            raise Incomplete(f"the optimiser's state has a moment for '{name}', which is no parameter of the network")
+        parameter = named[name]
+        # A step counter stays where its optimiser wants it (on the CPU unless fused); moments go with their weights.
+        place = "cpu" if value.ndim == 0 and not optimizer.param_groups[0].get("fused") else parameter.device
+        optimizer.state[parameter][key] = value.to(place, copy=True)

@@ -1,0 +1,30 @@
+"""Pictures for people: quantised pixels and contact grids."""
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+Pixels = npt.NDArray[np.uint8]
+_GAP = 2  # pixels between images of a grid
+
+
+def to_uint8(images: Tensor) -> Pixels:
+    """[B, C, H, W] in [-1, 1] to uint8 [B, H, W, C]: clipped, x * 127.5 + 127.5, rounded once, half to even."""
+    scaled = (images.detach().float().clamp(-1, 1) * 127.5 + 127.5).round()
+    return scaled.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
+
+
+def tile(images: Pixels, *, columns: int) -> Pixels:
+    """[B, H, W, C] to one picture [rows * H, columns * W, 3] in reading order, white between and after the images."""
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    page = np.full((rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), 255, np.uint8)
+    for k in range(count):
+        top, left = _GAP + (k // columns) * (height + _GAP), _GAP + (k % columns) * (width + _GAP)
+        page[top : top + height, left : left + width] = images[k] if channels == 3 else images[k].repeat(3, axis=2)
+    return page
+
+
+def enlarged(picture: Pixels, *, factor: int) -> Pixels:
+    """[H, W, C] with every pixel `factor` times as wide and high, for images too small to look at."""
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)

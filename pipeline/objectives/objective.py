@@ -1,0 +1,43 @@
+"""What an objective is: everything the training loop and the sampling job need to know about one."""
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from pipeline.config.schema_diffusion import SamplerConfig
+from pipeline.data.batches import Batch
+
+Networks = Mapping[str, Callable[..., Tensor]]
+
+
+class Objective(Protocol):
+    """Something to optimise.
+
+    `networks` are all modules with weights, by name. `players` are names of networks that are optimised one after the
+    other within a step, each with an optimiser of its own. `averaged` are those of which averages are kept and from
+    which images are made.
+    """
+
+    networks: dict[str, nn.Module]
+    players: tuple[str, ...]
+    averaged: tuple[str, ...]
+
+    def loss(self, player: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """Values per image, [B] each, as sums would be too late to weigh. "loss" is minimised over `player`.
+
+        `networks` are those of this object as the loop has prepared them: call these, not your own. Random draws are
+        functions of `batch.visits`.
+        """
+        ...
+
+    def validate(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """Values per image, [B] each, without gradients; visits are image numbers of the validation split."""
+        ...
+
+    def generate(self, networks: Networks, seeds: Tensor, labels: Tensor, *, sampler: SamplerConfig) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1] (not clipped), each a function of its seed and label.
+
+        seeds: [B] int64; labels: [B] int64 classes, -1 for no class.
+        """
+        ...

@@ -1,0 +1,250 @@
+"""The sampling job: seeds -> images in shards. Image k is a function of seed k; there are no collectives.
+
+Any number of processes may work on a set (`--part 2/8` makes every eighth shard, beginning with the third); whoever
+finds it whole finishes it. A killed job started again makes only the shards that are missing.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipeline import checkpoint
+from pipeline.config.load import config_from
+from pipeline.config.paths import data_directory, run_directory, sample_set_name
+from pipeline.config.schema import Config
+from pipeline.data.images import encode
+from pipeline.data.pictures import Pixels, enlarged, tile, to_uint8
+from pipeline.data.shards import (
+    Layout,
+    Manifest,
+    Sample,
+    ShardDirectory,
+    ShardRecord,
+    finish,
+    open_shards,
+    read_manifest,
+    read_record,
+    reopen,
+    shard_name,
+    write_shard,
+)
+from pipeline.objectives.build import build_objective
+from pipeline.objectives.objective import Objective
+from pipeline.runtime import distributed
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import atomic_path, read_json
+from pipeline.runtime.progress import progress
+from pipeline.runtime.random import Stream, uniform
+from pipeline.runtime.run_dir import COMMIT, RunDir, step_of
+
+GRID_COLUMNS = 16
+GRID_WIDTH = 640  # small images are enlarged to about this many pixels a row
+
+
+@dataclass(frozen=True)
+class Part:
+    """Shards number % count == number."""
+
+    number: int = 0
+    count: int = 1
+
+
+def main(words: list[str]) -> int:
+    """`python -m pipeline sample RUN_DIR [--step N] [--part k/n] [--partial] [key=value ...]`."""
+    parser = argparse.ArgumentParser(prog="pipeline sample", description=main.__doc__)
+    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument("--part", type=_part, default=Part(), metavar="k/n", help="only every n-th shard from the k-th")
+    parser.add_argument("--partial", action="store_true", help="finish the set with the shards that are there")
+    options, rest = parser.parse_known_args(words)
+    cfg = config_from(rest)
+    run = RunDir(Path(rest[0]) if "=" not in rest[0] else run_directory(cfg))
+    sample(cfg, run, step=options.step, part=options.part, finish_partial=options.partial)
+    return 0
+
+
+def _part(text: str) -> Part:
+    number, _, count = text.partition("/")
+    return Part(int(number), int(count))
+
+
+def sample(
+    cfg: Config, run: RunDir, *, step: int | None = None, part: Part | None = None, finish_partial: bool = False
+) -> Path:
+    """Make this part of the sample set of a checkpoint; finish the set if it is whole. Returns its directory.
+
+    Raises:
+        UserError: where there is no valid checkpoint, or the data it was trained on is not there.
+    """
+    part = part or Part()
+    found = step_of(checkpoint.step_to_read(run, step).name) or 0
+    directory = run.samples(found) / sample_set_name(cfg)
+    train = read_manifest(data_directory(cfg) / "shards" / "train")
+    layout = Layout(encoding="png", shape=train.layout.shape)
+    shards = _shards(cfg)
+    if (directory / "manifest.json").is_file():
+        if read_manifest(directory).count >= cfg.sample.count:
+            print(f"{directory} is complete: nothing to do", file=sys.stderr)
+            return directory
+        reopen(directory)
+    records = _existing(directory, shards)
+    missing = [n for n in sorted(shards.keys() - records.keys()) if n % part.count == part.number]
+    if missing and not finish_partial:
+        make = _maker(cfg, run, train, step=found)
+        done = sum(record.count for record in records.values())
+        with progress("sample", done + sum(len(shards[n]) for n in missing), done=done) as tick:
+            for number in missing:
+                samples = _samples(cfg, shards[number], make=make, train=train, tick=tick)
+                records[number] = write_shard(directory / shard_name(number), samples, layout)
+    records = _existing(directory, shards)  # other parts may have finished meanwhile
+    if records and (finish_partial or records.keys() == shards.keys()):
+        _finish(cfg, run, directory, step=found, records=records, layout=layout, train=train)
+    elif not finish_partial:
+        print(
+            f"{directory}: {len(records)} of {len(shards)} shards are there; other parts make the rest", file=sys.stderr
+        )
+    return directory
+
+
+def _shards(cfg: Config) -> dict[int, range]:
+    """Seeds of each shard, by number."""
+    size, count, first = cfg.sample.images_per_shard, cfg.sample.count, cfg.sample.first_seed
+    return {n: range(first + n * size, first + min((n + 1) * size, count)) for n in range(-(-count // size))}
+
+
+def _existing(directory: Path, shards: dict[int, range]) -> dict[int, ShardRecord]:
+    """Shards that are complete on the disk and hold the seeds they should."""
+    found: dict[int, ShardRecord] = {}
+    for number, seeds in shards.items():
+        record = read_record(directory / shard_name(number))
+        if record is not None and record.count == len(seeds):
+            found[number] = record
+    return found
+
+
+def _maker(cfg: Config, run: RunDir, train: Manifest, *, step: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function from seeds and labels to images, with the wanted weights loaded."""
+    device = distributed.device_for(distributed.world_from({}))
+    objective = build_objective(cfg, train)
+    load_objective(objective, cfg, run, step=step)
+    for network in objective.networks.values():
+        network.to(device).eval().requires_grad_(False)
+    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.train.precision)
+
+    @torch.inference_mode()
+    def make(seeds: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=narrow or torch.bfloat16, enabled=narrow is not None):
+            return objective.generate(
+                objective.networks, seeds.to(device), labels.to(device), sampler=cfg.sample.sampler
+            )
+
+    return make
+
+
+def load_objective(objective: Objective, cfg: Config, run: RunDir, *, step: int) -> None:
+    """Load the weights that `cfg.sample.weights` names into the networks that make images."""
+    for name in objective.averaged:
+        tensors, _ = checkpoint.load_weights(run, which=cfg.sample.weights, network=name, step=step)
+        checkpoint.load_strictly(objective.networks[name], tensors, what=f"{cfg.sample.weights} of step {step}")
+
+
+def labels_for(cfg: Config, seeds: Tensor, train: Manifest) -> Tensor:
+    """The class asked for with each seed, [B] int64, -1 for none: a function of the seed."""
+    plan, classes = cfg.sample.classes, len(train.classes)
+    if cfg.model.condition != "class" or not classes:
+        return torch.full_like(seeds, -1)
+    if plan == "uniform":
+        return seeds % classes
+    if plan == "training":
+        shares = torch.tensor(train.class_counts, dtype=torch.float64).cumsum(0)
+        drawn = uniform(cfg.seed, Stream.CLASSES, seeds, dtype=torch.float64) * shares[-1]
+        return torch.searchsorted(shares, drawn, right=True).clamp(max=classes - 1)
+    wrong = [c for c in plan if not 0 <= c < classes]
+    if wrong:
+        raise UserError(f"sample.classes: found {wrong}, but the data has classes 0 to {classes - 1}.")
+    return torch.tensor(plan)[seeds % len(plan)]
+
+
+def _samples(
+    cfg: Config, seeds: range, *, make: Callable[[Tensor, Tensor], Tensor], train: Manifest, tick: Callable[[int], None]
+) -> Iterator[Sample]:
+    for first in range(seeds.start, seeds.stop, cfg.sample.batch):
+        batch = torch.arange(first, min(first + cfg.sample.batch, seeds.stop))
+        labels = labels_for(cfg, batch, train)
+        pixels = to_uint8(make(batch, labels))
+        for seed, label, image in zip(batch.tolist(), labels.tolist(), pixels, strict=True):
+            yield Sample(
+                key=f"{seed:012d}",
+                data=encode(image, "png"),
+                extension="png",
+                label=None if label < 0 else label,
+                meta={"seed": seed},
+                pixels=image,
+            )
+        tick(len(batch))
+
+
+def _finish(
+    cfg: Config,
+    run: RunDir,
+    directory: Path,
+    *,
+    step: int,
+    records: dict[int, ShardRecord],
+    layout: Layout,
+    train: Manifest,
+) -> None:
+    """Write the manifest and the grid. Every process that finds the set whole writes the same bytes."""
+    made_from: dict[str, Any] = {
+        "run": cfg.name,
+        "step": step,
+        "checkpoint": read_json(run.checkpoint(step) / COMMIT)["files"],
+        "sample": cfg.sample.model_dump(mode="json", exclude={"count", "batch"}),
+        "seeds": [cfg.sample.first_seed, cfg.sample.first_seed + cfg.sample.count],
+        "wanted": cfg.sample.count,
+        "seed": cfg.seed,
+    }
+    finish(
+        directory,
+        records.values(),
+        layout,
+        classes=train.classes,
+        protocol=train.protocol,
+        split=f"samples-step-{step}",
+        made_from=made_from,
+    )
+    grid(directory)
+    count = sum(record.count for record in records.values())
+    asked = "" if count == cfg.sample.count else f" of {cfg.sample.count} asked"
+    print(f"{count} images{asked} in {directory}\npicture: {directory / 'grid.png'}", file=sys.stderr)
+
+
+def grid(directory: Path) -> Path:
+    """`grid.png` of a sample set: a row for each class, or in order of the seeds where there are none."""
+    shards = open_shards(directory)
+    labels = np.asarray(shards.index["label"])
+    by_class = [np.flatnonzero(labels == c)[:GRID_COLUMNS] for c in range(len(shards.manifest.classes))]
+    rows = [chosen for chosen in by_class if len(chosen)]
+    columns = min((len(row) for row in rows), default=GRID_COLUMNS)
+    chosen = np.concatenate([r[:columns] for r in rows]) if rows else np.arange(min(GRID_COLUMNS**2, len(labels)))
+    images: Pixels = np.stack([_pixels(shards, int(k)) for k in chosen])
+    picture = tile(images, columns=columns)
+    picture = enlarged(picture, factor=max(round(GRID_WIDTH / picture.shape[1]), 1))
+    with atomic_path(directory / "grid.png") as partial:
+        Image.fromarray(picture).save(partial, "PNG")
+    return directory / "grid.png"
+
+
+def _pixels(shards: ShardDirectory, k: int) -> Pixels:
+    row = shards.index[k]
+    with shards.shard_path(int(row["shard"])).open("rb") as file:
+        file.seek(int(row["offset"]))
+        pixels: Pixels = shards.manifest.layout.decode(file.read(int(row["size"])))
+    return pixels

@@ -1,0 +1,62 @@
+"""The training job's command line, and what it would do."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config.load import config_from, to_yaml
+from pipeline.config.paths import data_directory, run_directory
+from pipeline.config.plan import plan_for
+from pipeline.config.schema import Config
+from pipeline.data.shards import read_manifest
+from pipeline.objectives.build import build_objective
+from pipeline.runtime.run_dir import create_run
+from pipeline.train.loop import train
+
+
+def main(words: list[str]) -> int:
+    """`python -m pipeline train (RUN_DIR | experiment=NAME) [key=value ...] [--dry-run]`."""
+    parser = argparse.ArgumentParser(prog="pipeline train", description=main.__doc__)
+    parser.add_argument("--dry-run", action="store_true", help="print the config and what follows from it, and stop")
+    options, rest = parser.parse_known_args(words)
+    cfg = config_from(rest)
+    if rest and "=" not in rest[0]:  # a run directory may have been moved since its config was written
+        cfg = cfg.model_copy(update={"runs_dir": Path(rest[0]).parent, "name": Path(rest[0]).name})
+    if options.dry_run:
+        describe(cfg)
+        return 0
+    return train(cfg, create_run(cfg))
+
+
+def describe(cfg: Config) -> None:
+    """Print the resolved config and derived quantities: steps, images, epochs, parameters, size of checkpoints."""
+    console = Console()
+    console.print(to_yaml(cfg), markup=False, highlight=False)
+    table = Table("quantity", "value", title=str(run_directory(cfg)))
+    for name, value in derived(cfg).items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+def derived(cfg: Config) -> dict[str, str]:
+    """What follows from the config and the prepared data, in words."""
+    manifest = read_manifest(data_directory(cfg) / "shards" / "train")
+    plan = plan_for(cfg, train_images=manifest.count, world_size=1)
+    with torch.device("meta"):
+        networks = build_objective(cfg, manifest).networks
+    parameters = sum(p.numel() for network in networks.values() for p in network.parameters())
+    copies = 1 + bool(cfg.train.average.half_life) + len(cfg.train.average.power_widths)
+    moments = 1 if cfg.train.optim.kind == "sgd" else 2
+    images = plan.total_steps * cfg.train.global_batch
+    return {
+        "data": f"{manifest.count} training images, {len(manifest.classes)} classes, shape {manifest.layout.shape}",
+        "steps": f"{plan.total_steps}",
+        "images": f"{images} ({images / manifest.count:.1f} epochs)",
+        "parameters": f"{parameters / 1e6:.2f} M",
+        "checkpoint": f"{parameters * 4 * (copies + moments) / 2**20:.1f} MiB each",
+        "plan on one GPU": ", ".join(f"{k}={v}" for k, v in asdict(plan).items() if v is not None),
+    }

@@ -1,0 +1,105 @@
+"""The training loop. Read this first.
+
+`step` is the one clock: data position, learning rate, every random draw and every average are functions of it, so
+calling `train` again on the same run directory resumes it, and calling it on a finished one does nothing.
+"""
+
+from collections.abc import Iterator
+
+from pipeline import checkpoint
+from pipeline.config.plan import due
+from pipeline.config.schema import Config
+from pipeline.data.batches import Batch, batches
+from pipeline.runtime import distributed
+from pipeline.runtime.errors import NonFiniteError
+from pipeline.runtime.run_dir import RunDir
+from pipeline.runtime.stopping import Stop
+from pipeline.train.reporting import Reporter
+from pipeline.train.session import Session, session
+from pipeline.train.step import train_step
+from pipeline.train.validation import preview, validate
+
+STOP_LEAD_SECONDS = 60.0  # before Slurm's end time of the job, where no signal announced it
+
+
+def train(cfg: Config, run: RunDir) -> int:
+    """Train to the last step, or until asked to stop. Returns the exit code: 0 finished, 75 stopped and saved.
+
+    Raises:
+        UserError: for input that cannot be trained on.
+        NonFiniteError: where the policy for losses or gradients that are not finite is exhausted.
+    """
+    if run.finished():
+        print(f"{run.path} is finished: nothing to do")
+        return 0
+    with Stop(lead_seconds=STOP_LEAD_SECONDS) as stop:
+        with session(cfg, run) as s, Reporter(s) as report:
+            finished = _run(s, report, stop)
+        return 0 if finished else stop.hand_over()
+
+
+def _run(s: Session, report: Reporter, stop: Stop) -> bool:
+    """Step until the end (True) or until asked to stop (False); either way the state is then on the disk."""
+    plan, data = s.plan, _data(s)
+    if s.state.clock.step == 0:
+        report.save(wait=True)  # a full disk shows now rather than hours later, and there is a state to roll back to
+    while (step := s.state.clock.step) < plan.total_steps:
+        outcome = train_step(s, next(data), stop_asked=stop.asked, save_asked=report.save_is_due())
+        step, last = step + 1, step + 1 == plan.total_steps
+        report.step(outcome)
+        if s.state.clock.skipped_in_a_row >= s.cfg.train.nonfinite_limit:
+            _roll_back(s, report)
+            data = _data(s)
+            continue
+        if due(step, plan.validate_every) or (last and plan.validate_every):
+            report.values(validate(s))
+        if due(step, plan.preview_every) or (last and plan.preview_every):
+            report.picture("samples", preview(s))
+        if outcome.stopping or outcome.save_asked or due(step, plan.checkpoint_every) or last:
+            report.save(wait=outcome.stopping or last)
+        if outcome.stopping and not last:
+            report.stopped(stop.asked_at)
+            return False
+    if s.world.main:
+        s.saver.close_run(s.state.clock.step)
+    distributed.barrier()
+    return True
+
+
+def _data(s: Session) -> Iterator[list[Batch]]:
+    """This rank's micro-batches of every step from now on."""
+    return batches(
+        s.train_data,
+        seed=s.cfg.seed,
+        start_step=s.state.clock.step + s.state.clock.data_offset,
+        global_batch=s.cfg.train.global_batch,
+        rank=s.world.rank,
+        world_size=s.world.size,
+        micro_batch=s.plan.micro_batch,
+        flip=s.cfg.train.flip,
+        augmentation=s.cfg.train.augmentation,
+        workers=s.cfg.train.workers,
+    )
+
+
+def _roll_back(s: Session, report: Reporter) -> None:
+    """Return to the last checkpoint and go on with the data that follows the offending steps.
+
+    A function of the checkpoint and the data alone: a run that is killed before its next save does the same again.
+    """
+    failed = s.state.clock
+    if failed.rollbacks >= s.cfg.train.nonfinite_rollbacks:
+        raise NonFiniteError(
+            f"{failed.skipped_in_a_row} steps in a row up to step {failed.step} had a loss or gradient that is not "
+            f"finite, after {failed.rollbacks} returns to a checkpoint. Lower train.optim.lr, set train.optim.clip, or "
+            "use train.precision=fp32; the run continues from its last checkpoint when started again."
+        )
+    s.saver.finish()
+    path, _ = checkpoint.newest_valid(s.run)
+    if path is None:
+        raise NonFiniteError(f"{s.run.path} has no valid checkpoint to return to.")
+    s.state.restore(checkpoint.read(path))
+    clock = s.state.clock
+    clock.data_offset = failed.data_offset + failed.step - clock.step
+    clock.rollbacks, clock.skipped, clock.loss_scale = failed.rollbacks + 1, failed.skipped, None
+    report.rolled_back(failed.step)

@@ -1,0 +1,38 @@
+"""Optimisers, and the learning rate as a function of the step. There is no scheduler object: nothing to restore."""
+
+import math
+
+import torch
+from torch import nn
+
+from pipeline.config.schema import OptimConfig
+
+
+def build_optimizer(network: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser of one network; `fused` on a GPU. Its learning rate is set before every step."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    fused = bool(parameters) and all(p.is_cuda for p in parameters)
+    if cfg.kind == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=fused or None
+        )
+    kind = torch.optim.Adam if cfg.kind == "adam" else torch.optim.AdamW
+    return kind(parameters, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, weight_decay=cfg.weight_decay, fused=fused or None)
+
+
+def lr_at(step: int, *, cfg: OptimConfig, total_steps: int, warmup_steps: int) -> float:
+    """Learning rate of the update that makes step `step` into `step + 1`, step in [0, total_steps).
+
+    Warm-up is linear and ends at cfg.lr; the schedule runs over the steps after it. `inverse_sqrt` decays as
+    sqrt(warmup / step) (Vaswani et al. 2017), `cosine_then_constant` reaches its end after `decay_share` of training.
+    """
+    if step < warmup_steps:
+        return cfg.lr * (step + 1) / warmup_steps
+    done, span = step - warmup_steps, max(total_steps - warmup_steps, 1)
+    if cfg.schedule == "inverse_sqrt":
+        return cfg.lr * math.sqrt(max(warmup_steps, 1) / max(step, warmup_steps, 1))
+    if cfg.schedule == "constant":
+        return cfg.lr
+    share = min(done / (span * cfg.decay_share), 1.0)
+    remaining = 1 - share if cfg.schedule == "linear" else (1 + math.cos(math.pi * share)) / 2
+    return cfg.lr * (cfg.final_lr + (1 - cfg.final_lr) * remaining)

@@ -1,0 +1,118 @@
+"""What training tells: scalars, progress, speed, saves and stops. The loop says when, this says how."""
+
+import math
+import sys
+import time
+from contextlib import ExitStack
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pipeline.config.plan import due
+from pipeline.monitor.speed import goodput, seconds_of_starts
+from pipeline.runtime import distributed
+from pipeline.runtime.progress import progress
+from pipeline.train.session import Session
+from pipeline.train.step import Outcome
+
+
+class Reporter:
+    """Collects what steps return and writes it down at the plan's intervals."""
+
+    def __init__(self, s: Session) -> None:
+        """Clocks start here: what came before (imports, joining, reading a checkpoint) is not training."""
+        self._s = s
+        self._stack = ExitStack()
+        self._kept = time.monotonic() - s.state.clock.kept_seconds
+        self._begun = self._interval = self._saved = time.monotonic()
+        self._earlier_seconds = seconds_of_starts(s.run)
+        self._logged_step = s.state.clock.step
+
+    def __enter__(self) -> "Reporter":
+        s = self._s
+        bar = progress("train", s.plan.total_steps, show=s.world.main, done=s.state.clock.step)
+        self._tick = self._stack.enter_context(bar)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def step(self, outcome: Outcome) -> None:
+        """Count one step in; write a row when one is due. Rows are means over the steps since the last one."""
+        clock = self._s.state.clock
+        if outcome.finite:
+            for name, value in outcome.values.items():
+                clock.sums[name] = clock.sums.get(name, 0.0) + value
+            clock.count += 1
+        else:
+            self._say(f"step {clock.step}: loss or gradient is not finite; skipped ({clock.skipped_in_a_row} in a row)")
+        self._tick(1)
+        if due(clock.step, self._s.plan.log_every):
+            self._row()
+
+    def _row(self) -> None:
+        s, clock, now = self._s, self._s.state.clock, time.monotonic()
+        batch = s.cfg.train.global_batch
+        row = {name: total / max(clock.count, 1) for name, total in clock.sums.items()}
+        row |= {"images": clock.step * batch, "epoch": clock.step * batch / s.train_data.count}
+        row |= {"skipped": clock.skipped, "rollbacks": clock.rollbacks}
+        rate = (clock.step - self._logged_step) * batch / max(now - self._interval, 1e-9)
+        wall = self._earlier_seconds + now - self._begun
+        row |= {"speed/images_per_second": rate, "speed/goodput": goodput(self._kept_seconds(), wall)}
+        if s.accelerator.device.type == "cuda":
+            row["speed/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        s.recorder.add(clock.step, row)
+        clock.sums, clock.count = {}, 0
+        self._interval, self._logged_step = now, clock.step
+
+    def values(self, values: dict[str, float]) -> None:
+        """A row of its own, such as validation."""
+        self._s.recorder.add(self._s.state.clock.step, values)
+
+    def picture(self, name: str, pixels: npt.NDArray[np.uint8]) -> None:
+        """An image, [H, W, C]."""
+        self._s.recorder.picture(self._s.state.clock.step, name, pixels)
+
+    def save_is_due(self) -> bool:
+        """Whether rank 0's clock asks for a save (`train.checkpoint_minutes`)."""
+        minutes = self._s.cfg.train.checkpoint_minutes
+        return bool(minutes and self._s.world.main and time.monotonic() - self._saved > 60 * minutes)
+
+    def save(self, *, wait: bool) -> None:
+        """Save on rank 0 and write down how long training stood still for it."""
+        s, clock = self._s, self._s.state.clock
+        clock.kept_seconds = self._kept_seconds()
+        if s.world.main:
+            s.saver.save(s.state.snapshot(), wait=wait)
+            s.recorder.add(clock.step, {"save/stall_seconds": s.saver.stall_seconds})
+        self._saved = time.monotonic()
+
+    def stopped(self, asked_at: float | None) -> None:
+        """Asked to stop: everything is on the disk now."""
+        distributed.barrier()
+        waited = time.time() - asked_at if asked_at else math.nan
+        self._values_if_finite("save/seconds_from_signal", waited)
+        self._say(f"asked to stop; saved at step {self._s.state.clock.step}, {waited:.1f} s after the signal")
+
+    def rolled_back(self, failed_step: int) -> None:
+        """Returned to an earlier checkpoint."""
+        clock = self._s.state.clock
+        self._kept = time.monotonic() - clock.kept_seconds
+        self._tick(clock.step - failed_step)
+        self._logged_step = clock.step
+        self._say(
+            f"{self._s.cfg.train.nonfinite_limit} steps in a row up to {failed_step} were not finite: back to step "
+            f"{clock.step}, going on with the data after them"
+        )
+
+    def _values_if_finite(self, name: str, value: float) -> None:
+        if math.isfinite(value):
+            self.values({name: value})
+
+    def _kept_seconds(self) -> float:
+        return time.monotonic() - self._kept
+
+    def _say(self, text: str) -> None:
+        if self._s.world.main:
+            print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,181 @@
+"""Everything that stands before the first step: processes, data, networks, optimisers, the state resumed."""
+
+import contextlib
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.state import AcceleratorState
+from torch import nn
+
+from pipeline import checkpoint
+from pipeline.config.paths import data_directory
+from pipeline.config.plan import Plan, plan_for
+from pipeline.config.schema import Config
+from pipeline.data.reader import Reader
+from pipeline.data.shards import open_shards
+from pipeline.monitor.recorder import Recorder
+from pipeline.objectives.build import build_objective
+from pipeline.objectives.objective import Objective
+from pipeline.runtime import distributed
+from pipeline.runtime.distributed import World
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import append_line
+from pipeline.runtime.run_dir import RunDir, step_of
+from pipeline.train.optim import build_optimizer
+from pipeline.train.saver import Saver, clean
+from pipeline.train.state import State
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Session:
+    """What the loop works with."""
+
+    cfg: Config
+    run: RunDir
+    world: World
+    plan: Plan
+    accelerator: Accelerator
+    train_data: Reader
+    valid_data: Reader | None
+    objective: Objective
+    networks: dict[str, nn.Module]  # the players' networks as Accelerate prepared them
+    optimizers: dict[str, AcceleratedOptimizer]
+    state: State
+    recorder: Recorder
+    saver: Saver
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of images and losses. Networks may run narrower, under autocast."""
+        return torch.float64 if self.cfg.train.precision == "fp64" else torch.float32
+
+
+@contextlib.contextmanager
+def session(cfg: Config, run: RunDir) -> Iterator[Session]:
+    """Join the other ranks, build, resume from the newest valid checkpoint; clean up at the end.
+
+    Raises:
+        UserError: for data that is not prepared or does not fit, ranks that do not arrive, damaged files.
+    """
+    world = distributed.world_from(dict(os.environ))
+    distributed.use_cpus(world)
+    distributed.join(world, run.jobs)
+    device = distributed.device_for(world)
+    shards = data_directory(cfg) / "shards"
+    train_data = Reader(open_shards(shards / "train"))
+    valid_data = Reader(open_shards(shards / "valid")) if (shards / "valid").is_dir() else None
+    plan = plan_for(cfg, train_images=train_data.count, world_size=world.size)
+    accelerator = _accelerator(cfg, device)
+    torch.manual_seed(cfg.seed)  # initial weights; nothing else draws from torch's generator
+    objective = build_objective(cfg, train_data.manifest)
+    state = _state(cfg, objective, device)
+    _resume(run, state, world)
+    if accelerator.scaler is not None and state.clock.loss_scale is not None:
+        _restore_scaler(accelerator, state)
+    networks = {player: _prepared(objective.networks[player], cfg, accelerator) for player in objective.players}
+    optimizers = {p: accelerator.prepare_optimizer(o) for p, o in state.optimizers.items()}
+    _report(run, world, plan=plan, state=state, device=device)
+    recorder = Recorder(run, step=state.clock.step, active=world.main)
+    saver = Saver(run, keep_last=cfg.train.keep_last, keep_every=plan.keep_every, background=cfg.train.async_save)
+    try:
+        yield Session(
+            cfg=cfg,
+            run=run,
+            world=world,
+            plan=plan,
+            accelerator=accelerator,
+            train_data=train_data,
+            valid_data=valid_data,
+            objective=objective,
+            networks=networks,
+            optimizers=optimizers,
+            state=state,
+            recorder=recorder,
+            saver=saver,
+        )
+    finally:
+        saver.finish()
+        recorder.close()
+
+
+def _accelerator(cfg: Config, device: torch.device) -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process may train more than once, as the tests do
+    precision = cfg.train.precision if cfg.train.precision in ("bf16", "fp16") else "no"
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError("train.precision: found fp16 on a CPU, which has no fp16 training. Use bf16 or fp32.")
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=precision, step_scheduler_with_optimizer=False)
+
+
+def _state(cfg: Config, objective: Objective, device: torch.device) -> State:
+    for name, network in objective.networks.items():
+        network.to(device, torch.float64 if cfg.train.precision == "fp64" else torch.float32)
+        network.train(name in objective.players).requires_grad_(name in objective.players)
+    optimizers = {p: build_optimizer(objective.networks[p], cfg.train.optim) for p in objective.players}
+    return State(objective.networks, optimizers, averaged=objective.averaged, cfg=cfg.train.average)
+
+
+def _prepared(network: nn.Module, cfg: Config, accelerator: Accelerator) -> nn.Module:
+    """In place where it can be: the bare network, which validation calls, gets autocast and compilation too."""
+    if cfg.train.compile:
+        network.compile()
+    prepared: nn.Module = accelerator.prepare_model(network)
+    return prepared
+
+
+def _restore_scaler(accelerator: Accelerator, state: State) -> None:
+    numbers = accelerator.scaler.state_dict()
+    accelerator.scaler.load_state_dict(
+        {**numbers, "scale": state.clock.loss_scale, "_growth_tracker": state.clock.loss_scale_streak}
+    )
+
+
+def _resume(run: RunDir, state: State, world: World) -> None:
+    """Every rank reads the same checkpoint; rank 0 alone tidies up before."""
+    if world.main:
+        clean(run)
+        checkpoint.newest_valid(run, set_aside=True)
+    distributed.barrier()
+    path, sentences = checkpoint.newest_valid(run)
+    for sentence in sentences if world.main else []:
+        print(sentence, file=sys.stderr)
+    if path is not None:
+        state.restore(checkpoint.read(path))
+        if world.main:
+            print(f"continuing from {path.name} (step {step_of(path.name)})", file=sys.stderr)
+
+
+def _report(run: RunDir, world: World, *, plan: Plan, state: State, device: torch.device) -> None:
+    line = distributed.describe(world, device)  # a collective
+    if not world.main:
+        return
+    parameters = sum(p.numel() for net in state.networks.values() for p in net.parameters())
+    print(
+        f"{line}\n{parameters / 1e6:.2f} M parameters, step {state.clock.step} of {plan.total_steps}", file=sys.stderr
+    )
+    start = {
+        "time": time.time(),
+        "step": state.clock.step,
+        "commit": os.environ.get("MUDI_COMMIT") or distributed.commit_of(REPOSITORY),
+        "argv": sys.argv,
+        "host": socket.gethostname(),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "restart": os.environ.get("SLURM_RESTART_COUNT"),
+        "world": line,
+        "world_size": world.size,
+        "plan": asdict(plan),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "parameters": parameters,
+    }
+    append_line(run.starts, start)

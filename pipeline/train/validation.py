@@ -1,0 +1,77 @@
+"""Validation loss with fixed draws, and a small fixed preview. Every rank does its part; nothing waits for rank 0."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pipeline.data.batches import validation_batches
+from pipeline.data.pictures import tile, to_uint8
+from pipeline.runtime import distributed
+from pipeline.train.session import Session
+
+PREVIEW_IMAGES = 64
+
+
+@torch.no_grad()
+def validate(s: Session) -> dict[str, float]:
+    """Means over the first `train.validate_images` of the validation split, as "valid/<name>"; {} without a split.
+
+    Draws are keyed by the image's place, so two checkpoints meet the same noise.
+    """
+    if s.valid_data is None:
+        return {}
+    sums: dict[str, Tensor] = {}
+    count = min(s.cfg.train.validate_images, s.valid_data.count)
+    with _averaged(s) as networks:
+        for batch in validation_batches(
+            s.valid_data, count=count, rank=s.world.rank, world_size=s.world.size, batch=s.plan.micro_batch
+        ):
+            for name, value in s.objective.validate(networks, batch.to(s.accelerator.device, s.dtype)).items():
+                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
+    totals = distributed.total(torch.stack(list(sums.values())))
+    return {f"valid/{name}": value / count for name, value in zip(sums, totals.tolist(), strict=True)}
+
+
+@torch.no_grad()
+def preview(s: Session) -> npt.NDArray[np.uint8]:
+    """A picture of samples of fixed seeds, classes in turn, from the averaged weights; [H, W, C]."""
+    seeds = torch.arange(PREVIEW_IMAGES)
+    classes = len(s.train_data.manifest.classes)
+    labels = seeds % classes if classes else torch.full_like(seeds, -1)
+    mine = slice(s.world.rank, None, s.world.size)
+    device = s.accelerator.device
+    sampler = s.cfg.sample.sampler
+    with _averaged(s) as networks:
+        part = s.objective.generate(networks, seeds[mine].to(device), labels[mine].to(device), sampler=sampler)
+    images = torch.zeros(PREVIEW_IMAGES, *part.shape[1:])
+    images[mine] = part.float().cpu()
+    return tile(to_uint8(distributed.total(images)), columns=8)
+
+
+@contextlib.contextmanager
+def _averaged(s: Session) -> Iterator[dict[str, Callable[..., Tensor]]]:
+    """The networks with their exponential averages, where there are any, without touching the training weights."""
+    networks: dict[str, Callable[..., Tensor]] = dict(s.objective.networks)
+    for name, network in s.objective.networks.items():
+        network.eval()
+        weights = s.state.averages.get(f"average.{name}")
+        if weights is not None:
+            networks[name] = _called_with(network, weights)
+    try:
+        yield networks
+    finally:
+        for player in s.objective.players:
+            s.objective.networks[player].train()
+
+
+def _called_with(network: nn.Module, weights: dict[str, Tensor]) -> Callable[..., Tensor]:
+    def call(*args: object, **kwargs: object) -> Tensor:
+        result: Tensor = functional_call(network, weights, args, kwargs)
+        return result
+
+    return call
