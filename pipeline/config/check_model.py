@@ -2,7 +2,17 @@
 
 from collections.abc import Iterator
 
-from pipeline.config.schema_model import Condition, DiTConfig, ModelConfig, SimpleUNetConfig, UNetConfig
+from pipeline.config.schema_model import (
+    BottleneckAutoencoderConfig,
+    Condition,
+    DiTConfig,
+    KLAutoencoderConfig,
+    ModelConfig,
+    SimpleUNetConfig,
+    StyleGANConfig,
+    UNetConfig,
+    VAEConfig,
+)
 
 
 def check_model(
@@ -20,7 +30,21 @@ def check_model(
             problems += [*_levels(cfg, image_size), *_simple_unet(cfg, image_size)]
         case DiTConfig():
             problems += _dit(cfg, image_size)
+        case KLAutoencoderConfig() | BottleneckAutoencoderConfig():
+            problems += [*_halvings(cfg.multipliers, len(cfg.multipliers) - 1, image_size), *_groups(cfg)]
+        case VAEConfig():
+            problems += [*_halvings(cfg.multipliers, len(cfg.multipliers), image_size), *_groups(cfg)]
+        case StyleGANConfig():
+            problems += _stylegan(image_size)
     return problems
+
+
+def latent_shape(
+    cfg: KLAutoencoderConfig | BottleneckAutoencoderConfig, shape: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    """[d, h, w] of the latents of images [C, H, W]."""
+    halvings = len(cfg.multipliers) - 1
+    return cfg.latent_channels, shape[1] >> halvings, shape[2] >> halvings
 
 
 def resolutions(multipliers: tuple[int, ...], image_size: int) -> list[int]:
@@ -38,24 +62,41 @@ def _condition(condition: Condition, classes: int | None, attributes: int | None
         yield "model.condition: found attributes, but the data set has none. Use model.condition=none or class."
 
 
-def _levels(cfg: UNetConfig | SimpleUNetConfig, image_size: int) -> Iterator[str]:
-    if not cfg.multipliers:
+def _halvings(multipliers: tuple[int, ...], halvings: int, image_size: int) -> Iterator[str]:
+    if not multipliers:
         yield "model.multipliers: found none, expected one a level, such as [1,2,2]."
-        return
-    halvings = len(cfg.multipliers) - 1
-    if image_size % 2**halvings:
+    elif image_size % 2**halvings:
         yield (
-            f"model.multipliers: found {len(cfg.multipliers)} levels, which halve the image {halvings} times, but "
+            f"model.multipliers: found {len(multipliers)} levels, which halve the image {halvings} times, but "
             f"the size {image_size} is not a multiple of {2**halvings}. Use fewer levels or another size."
         )
-        return
+
+
+def _levels(cfg: UNetConfig | SimpleUNetConfig, image_size: int) -> Iterator[str]:
+    problems = list(_halvings(cfg.multipliers, len(cfg.multipliers) - 1, image_size))
+    yield from problems
     sizes = resolutions(cfg.multipliers, image_size)
     for size in cfg.attention:
-        if size not in sizes:
+        if not problems and size not in sizes:
             yield (
                 f"model.attention: found {size}, but with images of {image_size} px and {len(sizes)} levels the maps "
                 f"have sizes {sizes}: attention at {size} would never occur. Use one of them, or [] for no attention."
             )
+
+
+def _groups(cfg: KLAutoencoderConfig | BottleneckAutoencoderConfig | VAEConfig) -> Iterator[str]:
+    for multiplier in sorted(set(cfg.multipliers)):
+        channels = cfg.width * multiplier
+        if channels % cfg.groups:
+            yield (
+                f"model.groups: found {cfg.groups}, but {channels} channels (width {cfg.width} times {multiplier}) "
+                f"do not divide into that many groups. {_near(channels)}"
+            )
+
+
+def _stylegan(image_size: int) -> Iterator[str]:
+    if image_size < 4 or image_size & (image_size - 1):
+        yield f"data.image_size: found {image_size}, but model.kind=stylegan doubles from 4 px: use 8, 16, 32, 64, ..."
 
 
 def _unet(cfg: UNetConfig, image_size: int) -> Iterator[str]:

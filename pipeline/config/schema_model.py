@@ -57,4 +57,67 @@ class DiTConfig(Settings):
     embedding_scale: float = Field(1.0, gt=0)  # multiplies the noise level
 
 
-ModelConfig = Annotated[SimpleUNetConfig | UNetConfig | DiTConfig, Field(discriminator="kind")]
+class KLAutoencoderConfig(Settings):
+    """Images to latents that are nearly normal, and back (Rombach et al. 2022): f is 2 to the levels less one."""
+
+    kind: Literal["kl_autoencoder"]
+    condition: Literal["none"] = "none"
+    width: Positive = 64
+    multipliers: tuple[Positive, ...] = (1, 2, 4)  # three levels are f4, four are f8
+    blocks: Positive = 2  # residual blocks a level
+    latent_channels: Positive = 4  # d3, d4, d8
+    groups: Positive = 32  # of every group norm
+    attention: bool = True  # in the middle, one head
+
+
+class BottleneckAutoencoderConfig(Settings):
+    """A convolutional encoder to a small code without noise, and a decoder: what restores degraded images."""
+
+    kind: Literal["bottleneck_autoencoder"]
+    condition: Literal["none"] = "none"
+    width: Positive = 32
+    multipliers: tuple[Positive, ...] = (1, 2, 4)  # one a level; a code's sides are 2^(levels - 1) times smaller
+    latent_channels: Positive = 2
+    groups: Positive = 8  # of every group norm
+
+
+class VAEConfig(Settings):
+    """A variational autoencoder to one vector (Kingma & Welling 2014): the baseline that samples in one step."""
+
+    kind: Literal["vae"]
+    condition: Condition = "none"
+    width: Positive = 32
+    multipliers: tuple[Positive, ...] = (1, 2, 4)  # each level halves the image
+    latent: Positive = 64
+    groups: Positive = 8  # of every group norm
+
+
+class StyleGANConfig(Settings):
+    """A small StyleGAN2 (Karras et al. 2020): generator and discriminator, the baseline of the adversarial kind."""
+
+    kind: Literal["stylegan"]
+    condition: Condition = "none"
+    width: Positive = 64  # channels at the image's size; doubled with every halving up to `width_max`
+    width_max: Positive = 256
+    latent: Positive = 128  # of z and of the style w
+    mapping_layers: Positive = 4
+    deviation_group: Positive = 4  # images whose spread the discriminator sees: consecutive image numbers
+
+
+class PatchDiscriminatorConfig(Settings):
+    """Real or not, for overlapping patches (Isola et al. 2017): the second player of an autoencoder's training."""
+
+    width: Positive = 64
+    layers: Positive = 3  # halvings: 3 sees patches of 70 px
+
+
+ModelConfig = Annotated[
+    SimpleUNetConfig
+    | UNetConfig
+    | DiTConfig
+    | KLAutoencoderConfig
+    | BottleneckAutoencoderConfig
+    | VAEConfig
+    | StyleGANConfig,
+    Field(discriminator="kind"),
+]

@@ -25,15 +25,27 @@ def positions(size: int, width: int) -> Tensor:
     return torch.cat([x, y], dim=1).float()
 
 
-class JointAttention(nn.Module):
+class HeadNorm(nn.Module):
+    """Root mean square 1 over a head's channels, times a learned weight, computed in fp32: [..., c] -> [..., c]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See the class."""
+        return nn.functional.rms_norm(x.float(), self.weight.shape, self.weight.float(), NORM_EPS).to(x.dtype)
+
+
+class TokenAttention(nn.Module):
     """Self-attention over tokens with optionally normalised queries and keys."""
 
     def __init__(self, width: int, *, heads: int, qk_norm: bool) -> None:
         super().__init__()
         self.heads = heads
         self.to_qkv = nn.Linear(width, 3 * width)
-        self.norm_q = nn.RMSNorm(width // heads, eps=NORM_EPS) if qk_norm else nn.Identity()
-        self.norm_k = nn.RMSNorm(width // heads, eps=NORM_EPS) if qk_norm else nn.Identity()
+        self.norm_q = HeadNorm(width // heads) if qk_norm else nn.Identity()
+        self.norm_k = HeadNorm(width // heads) if qk_norm else nn.Identity()
         self.to_out = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -51,7 +63,7 @@ class DiTBlock(nn.Module):
         super().__init__()
         hidden = int(cfg.width * cfg.mlp_ratio)
         self.norm1 = nn.LayerNorm(cfg.width, elementwise_affine=False, eps=NORM_EPS)
-        self.attention = JointAttention(cfg.width, heads=cfg.heads, qk_norm=cfg.qk_norm)
+        self.attention = TokenAttention(cfg.width, heads=cfg.heads, qk_norm=cfg.qk_norm)
         self.norm2 = nn.LayerNorm(cfg.width, elementwise_affine=False, eps=NORM_EPS)
         self.mlp_in, self.mlp_out = nn.Linear(cfg.width, hidden), nn.Linear(hidden, cfg.width)
         self.dropout = KeyedDropout(cfg.dropout)

@@ -1,0 +1,122 @@
+"""The baselines and second players: VAE, small StyleGAN, discriminators."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.config.schema_model import PatchDiscriminatorConfig, StyleGANConfig, VAEConfig
+from pipeline.models.build import build_critic, build_network
+from pipeline.models.discriminator import group_deviation
+from pipeline.models.stylegan import ModulatedConvolution
+
+SHAPE = (3, 16, 16)
+STYLEGAN = StyleGANConfig(kind="stylegan", condition="class", width=8, width_max=16, latent=12, mapping_layers=2)
+
+
+def unreached(network) -> list[str]:
+    return [n for n, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
+
+
+@pytest.mark.parametrize("condition", ["none", "class", "attributes"])
+def test_a_vae_encodes_to_a_vector_and_back_and_all_of_it_learns(condition):
+    torch.manual_seed(0)
+    cfg = VAEConfig(kind="vae", condition=condition, width=8, multipliers=(1, 2), latent=6)
+    network = build_network(cfg, shape=SHAPE, classes=3, attributes=2)
+    given = {
+        "none": None,
+        "class": torch.tensor([0, 1, 2, 3]),
+        "attributes": torch.tensor([[0, 1], [1, 0], [-1, -1], [0, 0]]),
+    }
+    restored, posterior = network(torch.randn(4, *SHAPE), torch.randn(4, 6), given[condition])
+    assert restored.shape == (4, *SHAPE) and posterior.mean.shape == posterior.std.shape == (4, 6)
+    (restored.square().mean() + posterior.kl().mean()).backward()
+    assert unreached(network) == []
+
+
+def test_styles_modulate_as_scaled_weights_would():
+    """Scaling inputs and outputs equals a convolution with each image's own demodulated weights (equation 1 and 3)."""
+    torch.manual_seed(0)
+    layer = ModulatedConvolution(4, 6, size=3, latent=5)
+    x, w = torch.randn(3, 4, 8, 8), torch.randn(3, 5)
+    for image in range(3):
+        weight = layer.weight * layer.scale * layer.style(w)[image, None, :, None, None]
+        weight = weight / torch.sqrt(weight.square().sum((1, 2, 3), keepdim=True) + 1e-8)
+        own = torch.nn.functional.conv2d(x[image : image + 1], weight, padding=1)
+        assert torch.allclose(layer(x, w)[image : image + 1], own, atol=1e-5)
+
+
+def test_a_generated_image_belongs_to_its_number_and_all_of_the_generator_learns():
+    torch.manual_seed(0)
+    generator = build_network(STYLEGAN, shape=SHAPE, classes=3)
+    for layer in (generator.first, *generator.layers):
+        torch.nn.init.constant_(layer.strength, 0.3)
+    z, labels, visits = torch.randn(4, 12), torch.tensor([0, 1, 2, 3]), torch.arange(20, 24)
+    images = generator(z, labels, visits=visits)
+    assert images.shape == (4, *SHAPE)
+    with torch.no_grad():
+        assert torch.allclose(generator(z[2:], labels[2:], visits=visits[2:]), images[2:], atol=1e-5)
+        assert not torch.allclose(generator(z, labels, visits=visits + 1), images, atol=1e-3)
+        assert not torch.allclose(generator(z, labels.flip(0), visits=visits), images, atol=1e-3)
+    images.square().mean().backward()
+    assert unreached(generator) == []
+
+
+def test_deviation_of_a_group_is_one_number_and_ignores_other_groups():
+    torch.manual_seed(0)
+    features = torch.randn(8, 5, 2, 2)
+    out = group_deviation(features, torch.arange(16, 24), group=4)
+    expected = features[4:].std(dim=0, unbiased=False).mean().item()
+    assert out.shape == (8, 1, 2, 2)
+    assert out[4:].flatten().tolist() == pytest.approx([expected] * 16, rel=1e-5)
+    assert torch.equal(group_deviation(features[4:], torch.arange(20, 24), group=4), out[4:])
+    same = group_deviation(features[:1].expand(4, -1, -1, -1), None, group=4)
+    assert same.max() < 2e-4  # the root of the 1e-8 that keeps its gradient finite
+
+
+def test_scores_do_not_depend_on_how_a_batch_is_divided():
+    torch.manual_seed(0)
+    critic = build_critic(STYLEGAN, shape=SHAPE, classes=3)
+    images, labels, visits = torch.randn(8, *SHAPE), torch.arange(8) % 4, torch.arange(8)
+    scores = critic(images, labels, visits=visits)
+    halves = [critic(images[s], labels[s], visits=visits[s]) for s in (slice(0, 4), slice(4, 8))]
+    assert scores.shape == (8,) and torch.allclose(torch.cat(halves), scores, atol=1e-5)
+    with pytest.raises(ValueError, match="cut through groups of 4"):
+        critic(images[2:6], labels[2:6], visits=visits[2:6])
+    with pytest.raises(ValueError, match="does not divide"):
+        critic(images[:3], labels[:3], visits=visits[:3])
+    scores.square().mean().backward()
+    assert unreached(critic) == []
+
+
+@pytest.mark.parametrize(("layers", "field"), [(1, 16), (2, 34), (3, 70)])
+def test_a_patch_score_sees_the_published_field(layers, field):
+    """Isola et al. 2017, appendix 6.1.2: 16, 34 and 70 pixels."""
+    size = 128
+    critic = build_critic(PatchDiscriminatorConfig(width=4, layers=layers), shape=(3, size, size)).double()
+    critic.layers = torch.nn.Sequential(*(m for m in critic.layers if not isinstance(m, torch.nn.GroupNorm)))
+    images = torch.randn(1, 3, size, size, dtype=torch.float64, requires_grad=True)
+    scores = critic(images)
+    middle = scores.shape[2] // 2
+    (gradient,) = torch.autograd.grad(scores[0, 0, middle, middle], images)
+    rows = gradient.abs().sum((0, 1, 3)).nonzero().flatten()
+    assert (rows.max() - rows.min() + 1).item() == field
+
+
+def test_patch_scores_belong_to_their_image():
+    torch.manual_seed(0)
+    critic = build_critic(PatchDiscriminatorConfig(width=8, layers=2), shape=SHAPE)
+    images = torch.randn(4, *SHAPE)
+    scores = critic(images)
+    assert scores.shape[:2] == (4, 1)
+    assert torch.allclose(critic(images[1:2]), scores[1:2], atol=1e-6)
+    scores.square().mean().backward()
+    assert unreached(critic) == []
+
+
+def test_styles_have_no_scale():
+    """z is normalised first, so only its direction matters."""
+    torch.manual_seed(0)
+    generator = build_network(STYLEGAN.model_copy(update={"condition": "none"}), shape=SHAPE)
+    z = torch.randn(3, 12)
+    assert torch.allclose(generator.styles(z), generator.styles(math.pi * z), atol=1e-5)
