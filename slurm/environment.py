@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from pipeline.config.schema_cluster import ClusterConfig, Resources
+from slurm.snapshot import commit_of
 
 PORTS = (20000, 20000)  # first port and how many: a job's own is found from its id, then the next free one
 
@@ -20,10 +21,12 @@ def setup_lines(cluster: ClusterConfig, resources: Resources, snapshot: Path) ->
     The batch script runs on the first node of the allocation, where rank 0 will listen: so it is here that a port is
     derived from the job's id and restart, and that it is seen to be free. CUDA_VISIBLE_DEVICES is left alone.
     """
+    commit = commit_of(snapshot)
     lines = [
         *cluster.setup,
         f"export PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}}  # the code as it was submitted",
         "export PYTHONSAFEPATH=1  # and not what lies in the working directory",
+        f"export MUDI_COMMIT={commit}",
         "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
         f"export MUDI_NODE_CACHE={shlex.quote(cluster.node_local)}/mudi-$USER-$SLURM_JOB_ID",
         "export TORCHINDUCTOR_CACHE_DIR=$MUDI_NODE_CACHE/inductor TRITON_CACHE_DIR=$MUDI_NODE_CACHE/triton",
@@ -34,9 +37,11 @@ def setup_lines(cluster: ClusterConfig, resources: Resources, snapshot: Path) ->
     return lines
 
 
-def teardown_lines(python: str, record: Path) -> list[str]:
+def teardown_lines(cluster: ClusterConfig, python: str, record: Path) -> list[str]:
     """What a batch script does after `srun`: say why it failed, queue it again where the policy allows, keep the code.
 
     Dependencies look at the batch script's exit code, so it must stay the job's.
     """
-    return ["code=$?", f"{python} -m slurm.after {shlex.quote(str(record))} $code", "exit $?"]
+    retry = cluster.retry
+    limits = f"--retries error={retry.error},rendezvous={retry.rendezvous} --backoff {retry.backoff_s}"
+    return ["code=$?", f"{python} -m slurm.after {shlex.quote(str(record))} $code {limits}", "exit $?"]

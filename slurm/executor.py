@@ -19,9 +19,10 @@ from pipeline.runtime.errors import UserError
 from slurm.environment import setup_lines, teardown_lines
 from slurm.job import Job
 from slurm.payload import Words
+from slurm.snapshot import commit_of
 
 # What a process inside a job inherits and a job that it submits must not.
-_OF_A_JOB = ("SLURM_", "SUBMITIT_", "MASTER_", "MUDI_NODE_CACHE")
+_OF_A_JOB = ("SLURM_", "SUBMITIT_", "MASTER_", "MUDI_NODE_CACHE", "MUDI_COMMIT")
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -46,7 +47,8 @@ def submit(job: Job, place: Place) -> list[Any]:
     local = place.cluster.executor == "local"
     # submitit's local executor sets CUDA_VISIBLE_DEVICES; the job gets the submitter's own instead.
     env = (("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")),) if local else ()
-    words = [Words(job.part_argv(part), str(place.record), env) for part in range(job.resources.parts)]
+    again = place.cluster.requeue
+    words = [Words(job.part_argv(part), str(place.record), env, again) for part in range(job.resources.parts)]
     place.record.mkdir(parents=True, exist_ok=True)
     try:
         if local:
@@ -101,7 +103,7 @@ def slurm_parameters(job: Job, place: Place) -> dict[str, Any]:
         "stderr_to_stdout": True,
         "srun_args": ["--kill-on-bad-exit=1"],
         "setup": setup_lines(cluster, asked, place.snapshot),
-        "teardown": teardown_lines(python_of(cluster), place.record),
+        "teardown": teardown_lines(cluster, python_of(cluster), place.record),
         "additional_parameters": more | dict(cluster.options),
     }
 
@@ -125,6 +127,7 @@ def _submit_local(job: Job, place: Place, words: Words) -> Any:
     env = {
         "PYTHONPATH": os.pathsep.join([str(place.snapshot), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONSAFEPATH": "1",
+        "MUDI_COMMIT": commit_of(place.snapshot),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),

@@ -171,7 +171,7 @@ def _cause(
         return "cancelled", "cancelled with scancel"
     if told is not None:
         return str(told["class"]), str(told["message"])
-    ended = next((row for row in reversed(rows) if row["event"] == "end"), None)
+    ended = next((row for row in reversed(rows) if row["event"] in ("batch", "end")), None)
     if ended is not None and rows[-1] is ended:
         return class_of_exit(int(ended["code"]), log), words
     if any(row["event"] == "terminated" for row in rows[-1:]):

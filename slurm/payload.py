@@ -5,6 +5,7 @@ that training's signal handling can pass on to submitit's, which puts the job ba
 """
 
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -35,6 +36,7 @@ class Words:
     argv: tuple[str, ...]  # module and arguments
     record: str  # the folder runs/<name>/jobs/<job>
     env: tuple[tuple[str, str | None], ...] = ()  # set (or, with None, removed) before anything is imported
+    requeue: bool = True  # whether the job may be queued again when it is cut
 
     def __call__(self) -> int:
         """Run the words. Returns 0, or leaves with the exit code of the words."""
@@ -43,16 +45,18 @@ class Words:
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
         here.begin()
         code = here.run(self.argv)
-        if code == STOPPED and here.rank == 0:
+        if code == STOPPED and here.rank == 0 and self.requeue:
             here.requeue()  # leaves, where a launcher queues the job again
         here.end(code)
         if code and not (code == STOPPED and here.rank > 0):  # another rank's bad end would cut rank 0's requeue short
             raise SystemExit(code)
         return 0
 
-    def checkpoint(self) -> DelayedSubmission:
+    def checkpoint(self) -> DelayedSubmission | None:
         """What submitit queues again: the same words. Training continues from its checkpoint by itself."""
         here = Attempt.current(Path(self.record))
+        if not self.requeue:
+            return None
         here.note("requeued")
         return DelayedSubmission(self)
 
@@ -139,9 +143,17 @@ class Attempt:
             time.sleep(RANK_0_SECONDS)  # a rank that left now would have srun kill rank 0 before it has queued the job
         elif "SLURM_JOB_ID" in os.environ:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            self.requeue()
+            if self._preempted():
+                self.requeue()
         self.note("terminated", signal=number)
         raise SystemExit(TERMINATED)
+
+    def _preempted(self) -> bool:
+        """Whether Slurm is taking the nodes away: srun sends the same signal when another rank has failed."""
+        words = ["scontrol", "show", "job", "-o", os.environ["SLURM_JOB_ID"]]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+        found = re.search(r" PreemptTime=(\S+)", done.stdout)
+        return found is not None and found[1] not in ("None", "N/A", "Unknown")
 
     def _still_wanted(self) -> bool:
         if "SLURM_JOB_ID" not in os.environ:

@@ -42,6 +42,14 @@ def record_of(snapshot: Path) -> dict[str, str | bool]:
     return dict(read_json(snapshot / RECORD))
 
 
+def commit_of(snapshot: Path) -> str:
+    """The commit of a snapshot, with "+" where files differed from it."""
+    if not (snapshot / RECORD).is_file():
+        return "unknown"
+    record = record_of(snapshot)
+    return f"{record['commit']}{'+' if record['dirty'] else ''}"
+
+
 def _files(root: Path) -> Iterator[Path]:
     for part in PARTS:
         for path in sorted((root / part).rglob("*")):
