@@ -33,16 +33,14 @@ def samples_of(visits: Integers, *, seed: int, size: int) -> Integers:
     """
     if size < 1:
         raise ValueError(f"there is no order of {size} samples")
-    epochs, positions = np.divmod(visits, size)
-    result = np.empty_like(positions)
-    for epoch in np.unique(epochs).tolist():
-        here = epochs == epoch
-        result[here] = permuted(positions[here], size, keys=_round_keys(seed, epoch))
-    return result
+    epochs, positions = np.divmod(visits.reshape(-1), size)
+    present, which = np.unique(epochs, return_inverse=True)
+    keys = _round_keys(seed, tuple(present.tolist()))[:, which]
+    return permuted(positions, size, keys=keys).reshape(visits.shape)
 
 
-def permuted(positions: Integers, size: int, *, keys: tuple[int, ...]) -> Integers:
-    """A keyed permutation of range(size), at these positions.
+def permuted(positions: Integers, size: int, *, keys: npt.NDArray[np.uint64]) -> Integers:
+    """Keyed permutations of range(size): each position [B] in the permutation of its keys, uint64 [rounds, B].
 
     A point that lands outside range(size) is sent on until it lies inside: a bijection of the grid becomes one of
     range(size). Less than one point in sqrt(size) is.
@@ -52,20 +50,24 @@ def permuted(positions: Integers, size: int, *, keys: tuple[int, ...]) -> Intege
     result = _feistel(positions, a, b, keys=keys)
     outside = np.flatnonzero(result >= size)
     while outside.size:
-        result[outside] = _feistel(result[outside], a, b, keys=keys)
+        result[outside] = _feistel(result[outside], a, b, keys=keys[:, outside])
         outside = outside[result[outside] >= size]
     return result
 
 
 @functools.lru_cache(maxsize=8)
-def _round_keys(seed: int, epoch: int) -> tuple[int, ...]:
-    """One 64-bit key a round, from the stream ORDER of the seed and the epoch."""
-    counters = [[block, epoch & 0xFFFFFFFF, epoch >> 32, int(Stream.ORDER)] for block in range(_ROUNDS // 2)]
-    low, high = philox(torch.tensor(counters), (seed & 0xFFFFFFFF, seed >> 32)).view(-1, 2).unbind(-1)
-    return tuple(x | y << 32 for x, y in zip(low.tolist(), high.tolist(), strict=True))
+def _round_keys(seed: int, epochs: tuple[int, ...]) -> npt.NDArray[np.uint64]:
+    """64-bit keys [rounds, epochs], from the stream ORDER of the seed and the epochs."""
+    epoch = torch.tensor(epochs, dtype=torch.int64)
+    counters = torch.zeros(_ROUNDS // 2, len(epochs), 4, dtype=torch.int64)
+    counters[..., 0] = torch.arange(_ROUNDS // 2)[:, None]
+    counters[..., 1], counters[..., 2], counters[..., 3] = epoch & 0xFFFFFFFF, epoch >> 32, int(Stream.ORDER)
+    words = philox(counters, (seed & 0xFFFFFFFF, seed >> 32)).numpy().astype(np.uint64)
+    low, high = words[..., 0::2], words[..., 1::2]  # [blocks, epochs, 2]
+    return (low | high << np.uint64(32)).swapaxes(1, 2).reshape(_ROUNDS, len(epochs))
 
 
-def _feistel(points: Integers, a: int, b: int, *, keys: tuple[int, ...]) -> Integers:
+def _feistel(points: Integers, a: int, b: int, *, keys: npt.NDArray[np.uint64]) -> Integers:
     """A keyed bijection of range(a * b): each round shifts one coordinate by a hash of the other, and swaps them."""
     left, right = np.divmod(points, b)
     for key in keys:
@@ -76,9 +78,9 @@ def _feistel(points: Integers, a: int, b: int, *, keys: tuple[int, ...]) -> Inte
     return left * b + right
 
 
-def _hash(values: Integers, key: int, *, size: int) -> Integers:
+def _hash(values: Integers, key: npt.NDArray[np.uint64], *, size: int) -> Integers:
     """A well mixed number in [0, size) for each value; size < 2**32."""
-    x = values.astype(np.uint64) + np.uint64(key)
+    x = values.astype(np.uint64) + key
     x ^= x >> np.uint64(30)
     x *= _MIX[0]
     x ^= x >> np.uint64(27)
