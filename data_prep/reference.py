@@ -14,7 +14,7 @@ from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.data.reader import Reader
 from pipeline.data.shards import ShardDirectory, open_shards
-from pipeline.metrics.domain import LABELS, ROTATION, Examples, Shape, save_classifier, train_classifier
+from pipeline.metrics.domain import LABELS, ROTATION, Examples, Shape, one_thread, save_classifier, train_classifier
 from pipeline.metrics.extraction import Work, default_device, extract, ranks
 from pipeline.metrics.extractors import CLASSIFIER, build_extractors, classifier_directory
 from pipeline.metrics.features import Extractor
@@ -82,7 +82,7 @@ def _classifier(cfg: Config, splits: Mapping[str, ShardDirectory], directory: Pa
     domain = cfg.evaluate.domain
     classes = len(train.manifest.classes) if labelled else 4
     shape = Shape(channels, size, classes, domain.width, domain.features, LABELS if labelled else ROTATION)
-    with progress("domain classifier", domain.max_images) as tick:
+    with progress("domain classifier", domain.max_images) as tick, one_thread():
         trained = train_classifier(_examples(train), _examples(valid), shape, cfg=domain, tick=tick)
     save_classifier(trained, directory / CLASSIFIER)
     record = {

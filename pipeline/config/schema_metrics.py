@@ -14,9 +14,9 @@ class DomainConfig(Settings):
     """The small classifier that the reference stage trains on the data set itself. Needs no download."""
 
     enabled: bool = True
-    width: int = Field(32, ge=8)  # channels of the first stage
+    width: int = Field(24, ge=8)  # channels of the first stage
     features: int = Field(64, ge=8)  # dimensions of the feature space
-    batch: int = Field(128, ge=1)
+    batch: int = Field(64, ge=1)
     lr: float = Field(2e-3, gt=0)
     max_images: int = Field(120_000, ge=1)  # images seen in training, at most
     target_accuracy: float = Field(0.995, gt=0, le=1)  # on the validation split; training stops early there

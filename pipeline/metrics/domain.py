@@ -4,6 +4,7 @@ Numbers in its features compare models of one data set with each other, and with
 `fd-domain`, `is-domain` and `accuracy-domain`, never FID.
 """
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -130,6 +131,20 @@ def train_classifier(
     network.load_state_dict(state)
     network.eval()
     return best
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one core: sums then have one order, so the weights are the same on any machine of the same make.
+
+    A network this small gains little from a second one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:

@@ -57,7 +57,7 @@ def test_the_same_seed_gives_the_same_weights_and_the_file_gives_them_back(tmp_p
         assert torch.equal(value, loaded[name])
 
 
-def test_features_do_not_depend_on_the_batch_and_other_sizes_are_refused(tmp_path: Path) -> None:
+def test_features_do_not_depend_on_the_batch_and_other_sizes_are_refused() -> None:
     cfg = QUICK.model_copy(update={"max_images": 100})
     trained = train_classifier(bars(100, 0), bars(50, 1), Shape(1, 8, 3, 8, 16, LABELS), cfg=cfg)
     run = domain_features(trained.network)
