@@ -3,6 +3,9 @@
 `denoise` estimates x0; `x` [B, C, H, W] holds noise at the first of `sigmas` [N + 1], which descend, usually to 0.
 Samplers that add fresh noise take `noise`: number of the draw -> standard normal of the shape of x.
 Guidance, clipping and progress wrap `denoise`. Two samplers with memory stand in `multistep`.
+
+The slope dx / dsigma is the noise as the denoiser sees it. Steps start from x0, not from x: x + (sigma_next - sigma) *
+slope is the same number with fewer digits where sigma is large.
 """
 
 import math
@@ -20,20 +23,22 @@ Noise = Callable[[int], Tensor]
 def euler(denoise: Denoise, x: Tensor, sigmas: Iterable[Tensor]) -> Tensor:
     """First order. In these coordinates this is DDIM with eta 0, and Euler in the time of rectified flow."""
     for sigma, sigma_next in pairwise(sigmas):
-        slope = (x - denoise(x, sigma)) / sigma
-        x = x + (sigma_next - sigma) * slope
+        x0 = denoise(x, sigma)
+        slope = (x - x0) / sigma
+        x = x0 + sigma_next * slope
     return x
 
 
 def heun(denoise: Denoise, x: Tensor, sigmas: Iterable[Tensor]) -> Tensor:
     """Second order, two calls a step (Karras et al. 2022, algorithm 1)."""
     for sigma, sigma_next in pairwise(sigmas):
-        slope = (x - denoise(x, sigma)) / sigma
-        x_euler = x + (sigma_next - sigma) * slope
+        x0 = denoise(x, sigma)
+        slope = (x - x0) / sigma
+        x_euler = x0 + sigma_next * slope
         if sigma_next == 0:
             return x_euler
         slope_next = (x_euler - denoise(x_euler, sigma_next)) / sigma_next
-        x = x + (sigma_next - sigma) * (slope + slope_next) / 2
+        x = x_euler + (sigma_next - sigma) * (slope_next - slope) / 2
     return x
 
 
