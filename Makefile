@@ -1,0 +1,30 @@
+# Everything begins with one of these; each makes .venv from the lock by itself.
+PYTHON ?= python3
+BIN := .venv/bin
+WORKERS ?= 3        # test processes: some wait for Slurm while others compute
+
+.PHONY: demo test test-full lint bench
+
+demo: .venv/ready
+	$(BIN)/python -m slurm submit experiment=glyphs16 cluster=local
+
+test: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+test-full: .venv/ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m full
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/ready
+	for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit; done
+
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mudi needs Python 3.11 or newer: make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@

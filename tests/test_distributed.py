@@ -1,0 +1,77 @@
+"""What a run computes does not depend on how many processes computed it."""
+
+import os
+import signal
+import time
+
+import pytest
+import tiny
+from safetensors.torch import load_file
+
+from pipeline.runtime.run_dir import RunDir
+
+STEPS = 12
+
+
+def largest_difference(one: RunDir, other: RunDir) -> float:
+    """Over all tensors of the last checkpoints: weights, averages, moments."""
+    worst = 0.0
+    for path in sorted(one.checkpoint(STEPS).glob("*.safetensors")):
+        a, b = load_file(path), load_file(other.checkpoint(STEPS) / path.name)
+        assert a.keys() == b.keys()
+        worst = max([worst, *((a[k].double() - b[k].double()).abs().max().item() for k in a)])
+    return worst
+
+
+@pytest.fixture
+def single(tmp_path):
+    def make(**train):
+        cfg = tiny.config(tmp_path, name="single", **train)
+        tiny.prepare(cfg)
+        return tiny.run(cfg)
+
+    return make
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_float64_weights_are_those_of_one_process(tmp_path, single, world_size):
+    expected = single(precision="fp64")
+    found = tiny.run(tiny.config(tmp_path, name="several", precision="fp64", workers=2), world_size=world_size)
+    assert largest_difference(expected, found) < 1e-9
+
+
+def test_float32_losses_are_those_of_one_process(tmp_path, single):
+    expected = tiny.history(single(log_every="1 steps"))
+    found = tiny.history(tiny.run(tiny.config(tmp_path, name="several", log_every="1 steps"), world_size=2))
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
+
+
+def test_number_of_ranks_may_change_at_every_restart(tmp_path, single):
+    expected = single(precision="fp64", checkpoint_every="1000 steps")
+    cfg = tiny.config(tmp_path, name="elastic", precision="fp64", checkpoint_every="1000 steps")
+    run = RunDir(cfg.runs_dir / cfg.name)
+    for world_size in (4, 1, 2):
+        before = run.latest_step() or 0
+        ranks = tiny.start(cfg, world_size=world_size)
+        while all(r.is_alive() for r in ranks) and max([0, *(row["step"] for row in tiny.history(run))]) <= before:
+            time.sleep(0.002)
+        os.kill(ranks[-1].pid, signal.SIGUSR2)  # one rank alone is told: all agree
+        for r in ranks:
+            r.join(60)
+        assert len({r.exitcode for r in ranks}) == 1
+    assert largest_difference(expected, tiny.run(cfg, world_size=2)) < 1e-9
+
+
+def test_accumulation_and_read_ahead_change_nothing(tmp_path, single):
+    expected = single(precision="fp64")
+    cfg = tiny.config(tmp_path, name="small_batches", precision="fp64", micro_batch=2, workers=3)
+    assert largest_difference(expected, tiny.run(cfg, world_size=2)) < 1e-9
+
+
+def test_two_players_on_two_ranks(tmp_path):
+    one = tiny.config(tmp_path, name="one", precision="fp64")
+    two = tiny.config(tmp_path, name="two", precision="fp64")
+    tiny.prepare(one)
+    expected = tiny.run(one, objective="two_players")
+    assert largest_difference(expected, tiny.run(two, world_size=2, objective="two_players")) < 1e-9

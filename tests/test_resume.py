@@ -1,0 +1,101 @@
+"""A run that is killed anywhere and started again is the run that was never interrupted, to the bit."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+import tiny
+
+from pipeline.runtime.run_dir import RunDir
+
+STEPS = 80
+OFTEN = {
+    "duration": f"{STEPS} steps",
+    "checkpoint_every": "2 steps",
+    "log_every": "4 steps",
+    "validate_every": "8 steps",
+}
+
+
+def kill_at_random(cfg, *, kills, world_size=1, objective=None, seed=0):
+    """Run to the end, killing all ranks with SIGKILL at `kills` random moments. Returns how many found it running."""
+    rng, landed = random.Random(seed), 0
+    run = RunDir(cfg.runs_dir / cfg.name)
+    for _ in range(kills):
+        ranks = tiny.start(cfg, world_size=world_size, objective=objective)
+        # The clock starts when this start has begun to train: mostly steps, saves and rotations are hit.
+        began = run.latest_step() or 0
+        wait = rng.uniform(0, 0.15)
+        while all(r.is_alive() for r in ranks) and (run.latest_step() or 0) <= began:
+            time.sleep(0.005)
+        time.sleep(wait)
+        alive = [r for r in ranks if r.is_alive()]
+        landed += bool(alive)
+        for r in alive:
+            os.kill(r.pid, signal.SIGKILL)
+        for r in ranks:
+            r.join()
+        if run.finished():
+            break
+    return landed
+
+
+@pytest.mark.parametrize(
+    ("world_size", "objective", "kills"), [(1, None, 4), (2, None, 3), (1, "two_players", 3)], ids=str
+)
+def test_killed_and_resumed_is_uninterrupted(tmp_path, world_size, objective, kills):
+    whole = tiny.config(tmp_path, name="whole", **OFTEN)
+    cut = tiny.config(tmp_path, name="cut", **OFTEN)
+    tiny.prepare(whole)
+    expected = tiny.run(whole, world_size=world_size, objective=objective)
+    assert kill_at_random(cut, kills=kills, world_size=world_size, objective=objective) >= 1
+    found = tiny.run(cut, world_size=world_size, objective=objective)
+    assert tiny.fingerprint(found, STEPS) == tiny.fingerprint(expected, STEPS)
+    assert tiny.history(found) == tiny.history(expected)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("world_size", "objective"), [(1, None), (2, None), (1, "two_players"), (2, "two_players")])
+def test_twenty_random_kills(tmp_path, world_size, objective):
+    often = {**OFTEN, "duration": "400 steps"}
+    whole = tiny.config(tmp_path, name="whole", **often)
+    cut = tiny.config(tmp_path, name="cut", **often)
+    tiny.prepare(whole)
+    expected = tiny.run(whole, world_size=world_size, objective=objective)
+    assert kill_at_random(cut, kills=20, world_size=world_size, objective=objective) == 20
+    found = tiny.run(cut, world_size=world_size, objective=objective)
+    assert tiny.fingerprint(found, 400) == tiny.fingerprint(expected, 400)
+    assert tiny.history(found) == tiny.history(expected)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])
+def test_a_signal_saves_at_the_next_step_and_nothing_is_trained_twice(tmp_path, number):
+    whole = tiny.config(tmp_path, name="whole", duration="60 steps", checkpoint_every="1000 steps")
+    cut = tiny.config(tmp_path, name="cut", duration="60 steps", checkpoint_every="1000 steps")
+    tiny.prepare(whole)
+    expected = tiny.run(whole)
+    (rank,) = tiny.start(cut)
+    run = RunDir(cut.runs_dir / cut.name)
+    while not tiny.history(run):
+        time.sleep(0.01)
+    os.kill(rank.pid, number)
+    os.kill(rank.pid, number)  # a second one must not disturb the save
+    rank.join(60)
+    assert rank.exitcode == 75
+    step = run.latest_step()
+    assert 0 < step < 60
+    found = tiny.run(cut)
+    assert tiny.fingerprint(found, 60) == tiny.fingerprint(expected, 60)
+    steps = [row["step"] for row in tiny.history(found) if "loss" in row]
+    assert steps == sorted(set(steps))
+
+
+def test_finished_run_does_nothing(tmp_path):
+    cfg = tiny.config(tmp_path)
+    tiny.prepare(cfg)
+    run = tiny.run(cfg)
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file()}
+    tiny.run(cfg)
+    assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file()} == before

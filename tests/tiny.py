@@ -1,0 +1,157 @@
+"""A data set and an experiment small enough to train in a second, and processes that really run and really die."""
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipeline.config.load import validated
+from pipeline.config.paths import data_directory, protocol_hash
+from pipeline.config.schema import Config
+from pipeline.data.images import encode
+from pipeline.data.shards import Layout, Sample, finish, shard_name, write_shard
+from pipeline.runtime.run_dir import COMMIT, RunDir, create_run
+
+SIZE, CLASSES = 8, 3
+
+
+def config(root: Path, *, name: str = "tiny", **train: Any) -> Config:
+    """An experiment on 8 px images in `root`; `train` overrides single settings of training."""
+    return validated(
+        {
+            "name": name,
+            "seed": 7,
+            "data_dir": str(root / "data"),
+            "runs_dir": str(root / "runs"),
+            "data": {
+                "name": "squares",
+                "source": {"kind": "glyphs"},
+                "image_size": SIZE,
+                "channels": 1,
+                "encoding": "raw",
+            },
+            "model": {
+                "kind": "unet",
+                "width": 8,
+                "multipliers": [1, 2],
+                "blocks": 1,
+                "attention": [4],
+                "head_channels": 8,
+                "groups": 4,
+            },
+            "train": {
+                "duration": "12 steps",
+                "global_batch": 8,
+                "optim": {"lr": 3e-3, "warmup": "4 steps"},
+                "average": {"half_life": "1 kimg", "power_widths": [0.1]},
+                "log_every": "2 steps",
+                "checkpoint_every": "3 steps",
+                **train,
+            },
+            "sample": {"count": 24, "batch": 8, "images_per_shard": 8, "sampler": {"steps": 3}},
+            "cluster": {"name": "local"},
+        }
+    )
+
+
+def prepare(cfg: Config, *, count: int = 60) -> None:
+    """Write its data: bright squares whose size is the class, at places that differ."""
+    rng = np.random.default_rng(0)
+    for split, images in (("train", count), ("valid", 15)):
+        directory = data_directory(cfg) / "shards" / split
+        layout = Layout(encoding="raw", shape=(1, SIZE, SIZE))
+        samples = []
+        for k in range(images):
+            label = k % CLASSES
+            pixels = np.zeros((SIZE, SIZE, 1), np.uint8)
+            top, left = rng.integers(0, SIZE - 2 - label, size=2)
+            pixels[top : top + 2 + label, left : left + 2 + label] = 220 + k % 30
+            samples.append(Sample(f"{split}{k:04d}", encode(pixels, "raw"), "npy", label=label, pixels=pixels))
+        half = images // 2
+        records = [
+            write_shard(directory / shard_name(0), samples[:half], layout),
+            write_shard(directory / shard_name(1), samples[half:], layout),
+        ]
+        protocol = {"name": cfg.data.name, "hash": protocol_hash(cfg.data)}
+        finish(directory, records, layout, classes=["small", "middle", "large"], protocol=protocol, split=split)
+
+
+def processes() -> ForkServerContext:
+    """Processes forked from a server that has torch loaded and nothing else: quick to start, with no history."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.train.loop", "pipeline.sample"])
+    return context
+
+
+def _rank(cfg: Config, rank: int, *, world_size: int, port: int, log: str, objective: str | None) -> None:
+    with Path(log).open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(world_size)
+    )
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
+    import torch
+
+    from pipeline.train import loop, session
+
+    torch.set_num_threads(1)
+    if objective == "two_players":
+        from two_players import TwoPlayers
+
+        session.build_objective = TwoPlayers
+    sys.exit(loop.train(cfg, create_run(cfg)))
+
+
+def start(cfg: Config, *, world_size: int = 1, objective: str | None = None) -> Sequence[Any]:
+    """Start the ranks of a training run as processes of their own; their output goes to `ranks.log` beside the run."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    create_run(cfg)
+    log = str(cfg.runs_dir / f"{cfg.name}.log")
+    ranks = [
+        processes().Process(
+            target=_rank,
+            args=(cfg, rank),
+            kwargs={"world_size": world_size, "port": port, "log": log, "objective": objective},
+        )
+        for rank in range(world_size)
+    ]
+    for process in ranks:
+        process.start()
+    return ranks
+
+
+def run(cfg: Config, *, world_size: int = 1, objective: str | None = None) -> RunDir:
+    """Train to the end on that many ranks."""
+    ranks = start(cfg, world_size=world_size, objective=objective)
+    for process in ranks:
+        process.join(120)
+    codes = [process.exitcode for process in ranks]
+    assert codes == [0] * world_size, (codes, (cfg.runs_dir / f"{cfg.name}.log").read_text())
+    return RunDir(cfg.runs_dir / cfg.name)
+
+
+def fingerprint(run: RunDir, step: int) -> dict[str, str]:
+    """sha256 of every tensor file of a checkpoint: weights, averages, optimiser."""
+    files = json.loads((run.checkpoint(step) / COMMIT).read_text())["files"]
+    return {name: record["sha256"] for name, record in files.items() if name.endswith(".safetensors")}
+
+
+def history(run: RunDir) -> list[dict[str, float]]:
+    """What training logged, less what belongs to the clock on the wall."""
+    from pipeline.monitor.recorder import read_metrics
+
+    rows = [
+        {k: v for k, v in row.items() if k not in ("start", "time") and not k.startswith(("speed/", "save/"))}
+        for row in read_metrics(run.metrics)
+    ]
+    return [row for row in rows if len(row) > 1]
