@@ -3,10 +3,10 @@
 submit    experiment=... [cluster=...] [key=value ...]   queue what is not complete; local: run it here, in order
 plan      experiment=... [--sbatch DIR]                  print the graph and what follows from the config; do nothing
 status    [RUN_DIR | FOLDER ...]                         every job of every run: how far, or why not and what to do
-logs      RUN_DIR [JOB] [-f]                             the newest log of a job, following it with -f
+logs      RUN_DIR [JOB] [-f] [-n LINES]                  the newest log of a job, following it with -f
 cancel    RUN_DIR|FOLDER ... [--job JOB]                 end what is under way; training saves first
 retry     RUN_DIR|FOLDER ...                             queue again what failed, with the words of its submission
-preflight cluster=... [experiment=...]                   a minute on the partition: GPUs, network, disks, signals
+preflight cluster=... [experiment=...] [--wait SECONDS]  a minute on the partition: GPUs, network, disks, signals
 """
 
 import sys
@@ -17,7 +17,7 @@ from rich.console import Console
 
 from pipeline.config.load import config_from
 from pipeline.runtime.errors import UserError, did_you_mean
-from slurm import plan, status
+from slurm import cancel, logs, plan, preflight, sbatch_files, status
 from slurm.board import Board
 from slurm.local import run_here
 from slurm.submit import submit_graph
@@ -52,8 +52,13 @@ def _submit(launch: Launch) -> int:
 
 
 def plan_(words: list[str]) -> int:
-    """Print what `submit` would do."""
-    plan.show(launch_for(config_from(words), make=False), console_for(sys.stdout.isatty()))
+    """Print what `submit` would do; with --sbatch DIR, write it as scripts."""
+    rest, options = options_of(words, values=("--sbatch",))
+    launch = launch_for(config_from(rest), make="--sbatch" in options)
+    plan.show(launch, console_for(sys.stdout.isatty()))
+    if "--sbatch" in options:
+        for path in sbatch_files.write(launch, Path(options["--sbatch"])):
+            print(path)
     return 0
 
 
@@ -72,11 +77,67 @@ def retry(words: list[str]) -> int:
     return max(_submit(launch) for launch in status.launches([Path(w) for w in words]))
 
 
+def logs_(words: list[str]) -> int:
+    """Print a job's newest log."""
+    rest, options = options_of(words, values=("-n",), flags=("-f", "--follow"))
+    if not 1 <= len(rest) <= 2:
+        raise UserError("logs of which run? For example: python -m slurm logs runs/glyphs16 train -f")
+    launch = status.launches([Path(rest[0])])[0]
+    follow = bool({"-f", "--follow"} & options.keys())
+    logs.show(launch, rest[1] if len(rest) == 2 else None, follow=follow, lines=int(options.get("-n", "40")))
+    return 0
+
+
+def cancel_(words: list[str]) -> int:
+    """Cancel runs, or one job of them."""
+    rest, options = options_of(words, values=("--job",))
+    if not rest:
+        raise UserError("cancel what? For example: python -m slurm cancel runs/glyphs16")
+    ended = cancel.cancel(status.launches([Path(w) for w in rest]), job=options.get("--job"))
+    print("\n".join(f"cancelled {name}" for name in ended) or "nothing was under way")
+    return 0
+
+
+def preflight_(words: list[str]) -> int:
+    """Check a cluster; 1 where something is red."""
+    rest, options = options_of(words, values=("--wait",))
+    if not any(w.startswith(("experiment=", "data=", "model=")) or "=" not in w for w in rest):
+        rest = ["data=glyphs16", "model=unet_tiny", "name=preflight", *rest]
+    wait_s = float(options.get("--wait", "300"))
+    return int(not preflight.preflight(config_from(rest), console_for(sys.stdout.isatty()), wait_s=wait_s))
+
+
+def options_of(
+    words: list[str], *, values: tuple[str, ...] = (), flags: tuple[str, ...] = ()
+) -> tuple[list[str], dict[str, str]]:
+    """Take options out of words: those in `values` with the word after them, those in `flags` alone.
+
+    Raises:
+        UserError: an option that is not known, or that lacks its value.
+    """
+    rest, found, queue = [], {}, list(words)
+    while queue:
+        word = queue.pop(0)
+        if word in values and queue:
+            found[word] = queue.pop(0)
+        elif word in flags:
+            found[word] = ""
+        elif word.startswith("-"):
+            lacks = " needs a value" if word in values else f": no such option.{did_you_mean(word, (*values, *flags))}"
+            raise UserError(f"{word}{lacks}")
+        else:
+            rest.append(word)
+    return rest, found
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "submit": submit,
     "plan": plan_,
     "status": status_,
+    "logs": logs_,
+    "cancel": cancel_,
     "retry": retry,
+    "preflight": preflight_,
 }
 
 

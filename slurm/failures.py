@@ -27,6 +27,7 @@ POLICIES = {
     "time_limit": Policy("slurm", "longer cluster.<job>.minutes, or a longer cluster.signal_lead_s, then retry"),
     "preempted": Policy("slurm", "it continues by itself when there is room"),
     "node_failure": Policy("slurm", "it continues by itself on another node"),
+    "held": Policy("never", "retry puts it back into the queue"),
     "cancelled": Policy("never", "retry continues from the last checkpoint"),
     "upstream": Policy("never", "retry the job that it waits for; this one is queued again with it"),
     "vanished": Policy("never", "neither queue nor files tell how it ended; read the log, then retry"),

@@ -11,7 +11,7 @@ from pipeline.runtime.files import append_line, read_lines
 from pipeline.runtime.run_dir import RunDir
 from slurm.failures import POLICIES, class_of_exit, last_words, root_cause
 from slurm.payload import ATTEMPTS, failures_of, process_born
-from slurm.queue import NEVER, Seen, look
+from slurm.queue import HELD, NEVER, Seen, look
 
 LEDGER = "ledger.jsonl"
 _BY_STATE = {
@@ -140,6 +140,8 @@ def _part(submission: Submission, number: int, *, rows: list[dict[str, Any]], se
         return State(job, "cancelled", cause="cancelled", message="cancelled here")
     if now is not None and (now.reason == NEVER or (now.state == "CANCELLED" and not mine)):
         return State(job, "blocked", cause="upstream", message="a job that it waits for did not end well")
+    if now is not None and now.reason in HELD:
+        return State(job, "failed", cause="held", message=f"Slurm holds it back: {now.reason}")
     return _ended(submission, mine, now=now)
 
 

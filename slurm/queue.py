@@ -10,6 +10,8 @@ from pipeline.runtime.errors import UserError
 WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SUSPENDED", "SPECIAL_EXIT")
 RUNNING = ("RUNNING", "COMPLETING", "SIGNALING", "STAGE_OUT", "STOPPED", "RESIZING")
 NEVER = "DependencyNeverSatisfied"
+# Why Slurm itself holds a job back for good: a node failed while starting it, or it was queued again too often.
+HELD = ("launch failed requeued held", "JobHoldMaxRequeue", "JobHeldAdmin")
 _FIELDS = "%i|%T|%r|%N|%S|%k"  # id, state, reason, nodes, (expected) start, comment
 
 
@@ -37,7 +39,7 @@ class Seen:
     @property
     def active(self) -> bool:
         """Whether it is in the queue, with any hope of ending well."""
-        return (self.waits and self.reason != NEVER) or self.runs
+        return (self.waits and self.reason not in (NEVER, *HELD)) or self.runs
 
 
 def look(ids: Collection[str]) -> dict[str, Seen]:

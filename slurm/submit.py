@@ -43,6 +43,7 @@ def submit_graph(launch: Launch) -> dict[str, State]:
     with locked(launch):
         adopt_strays(launch)
         states = ledger.states(launch.run, launch.complete())
+        left = {seen.id for seen in mine() if seen.waits or seen.runs}
         code: Path | None = None
         queued: dict[str, tuple[str, ...]] = {}
         for job in ordered(launch.jobs):
@@ -50,8 +51,8 @@ def submit_graph(launch: Launch) -> dict[str, State]:
             if state.word == "complete" or (state.active and not set(job.parents) & set(queued)):
                 continue
             _refuse_two_places(launch, state)
-            if state.word in ("waiting", "running", "blocked") and state.ids:
-                sbatch(["scancel", *state.ids])  # it waits for a job that is being replaced
+            if stale := left & set(state.ids):  # held, or waiting for a job that is being replaced
+                sbatch(["scancel", *sorted(stale)])
             code = code or snapshot.take(launch.run.path / "code")
             waits_for = {**{n: s.ids for n, s in states.items() if s.active}, **queued}
             queued[job.name] = place(launch, job, code=code, waits_for=waits_for)

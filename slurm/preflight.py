@@ -1,0 +1,204 @@
+"""A minute on the partition before the real job: GPUs, network, disks, signals. A table of green and red."""
+
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config.paths import data_directory, run_directory
+from pipeline.config.schema import Config
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json
+from pipeline.runtime.run_dir import RunDir
+from slurm import snapshot
+from slurm.executor import Place, sbatch, submit
+from slurm.job import Job
+from slurm.queue import look
+from slurm.watching import tail_rows
+
+MINUTES = 5  # the job's limit; it takes less than one
+NEEDED_GIB = 10.0  # less room than this is red
+SAVE_MARGIN = 2.0  # the signal should come this many times a save before the end
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the table."""
+
+    what: str
+    good: bool
+    found: str
+    advice: str = ""
+
+
+def preflight(cfg: Config, console: Console, *, wait_s: float) -> bool:
+    """Submit the job, wait for it, print the table; whether everything is green.
+
+    Raises:
+        UserError: where the job did not start within `wait_s` seconds (it is cancelled), or left nothing.
+    """
+    folder = (cfg.runs_dir / f".preflight-{uuid.uuid4().hex[:8]}").resolve()
+    folder.mkdir(parents=True)
+    try:
+        began = time.monotonic()
+        reports = _run(cfg, folder, console, wait_s=wait_s)
+        findings = [*judged(cfg, reports), *_at_home(cfg)]
+        show(findings, console)
+        console.print(f"{time.monotonic() - began:.0f} s, waiting in the queue included")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return all(finding.good for finding in findings)
+
+
+def show(findings: Sequence[Finding], console: Console) -> None:
+    """The table."""
+    table = Table()
+    for column in ("", "check", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        mark = "[green]ok[/]" if finding.good else "[red]NO[/]"
+        table.add_row(mark, finding.what, finding.found, "" if finding.good else finding.advice)
+    console.print(table)
+
+
+def _run(cfg: Config, folder: Path, console: Console, *, wait_s: float) -> list[dict[str, Any]]:
+    asked = cfg.cluster.train.model_copy(update={"minutes": MINUTES})
+    shared = [str(folder), str(folder.parent), str(cfg.data_dir.resolve() if cfg.data_dir.exists() else folder)]
+    job = Job("preflight", ("slurm.preflight_rank", *shared), asked)
+    code = snapshot.take(folder / "code")
+    place = Place(cfg.cluster, folder / "job", code, "mudi.preflight", "mudi preflight")
+    handle = submit(job, place)[0]
+    console.print(f"preflight: job {handle.job_id} on cluster={cfg.cluster.name}, {_asked(cfg)}", highlight=False)
+    ranks = asked.nodes * asked.tasks_per_node
+    end = time.monotonic() + wait_s
+    while len(found := list(folder.glob("rank-*.json"))) < ranks:
+        if time.monotonic() > end or _ended(cfg, handle):
+            break
+        time.sleep(0.3)
+    if not found:
+        text = "\n".join(p.read_text()[-1500:] for p in sorted((folder / "job").glob("*_log.out")))
+        if cfg.cluster.executor == "slurm":
+            sbatch(["scancel", "--quiet", str(handle.job_id)])
+        raise UserError(f"preflight: job {handle.job_id} left nothing within {wait_s:.0f} s. Its log:\n{text or '-'}")
+    return [read_json(path) for path in sorted(found)]
+
+
+def _asked(cfg: Config) -> str:
+    asked = cfg.cluster.train
+    return f"{asked.nodes} node(s) x {asked.tasks_per_node} rank(s), {asked.gpus} GPU(s) a node"
+
+
+def _ended(cfg: Config, handle: Any) -> bool:
+    if cfg.cluster.executor == "local":
+        return bool(handle.done())
+    seen = look([str(handle.job_id)]).get(str(handle.job_id))
+    return seen is not None and not seen.active
+
+
+def judged(cfg: Config, reports: list[dict[str, Any]]) -> Iterator[Finding]:
+    """What the ranks' reports mean, for the resources that the config asks for."""
+    asked = cfg.cluster.train
+    ranks, hosts = asked.nodes * asked.tasks_per_node, sorted({str(r["host"]) for r in reports})
+    yield Finding(
+        "ranks",
+        len(reports) == ranks and len(hosts) == asked.nodes,
+        f"{len(reports)} of {ranks} on {', '.join(hosts)}",
+        "read the job's log: a node that did not start is named there (cluster.options={exclude: NODE})",
+    )
+    yield _gpus(asked.gpus, reports)
+    seen = [r for r in reports if _failed(r["met"]) or len(r["met"]) < len(reports)]
+    yield Finding(
+        "shared directory",
+        not seen,
+        "every rank sees every rank's file" if not seen else f"not on {', '.join(sorted({r['host'] for r in seen}))}",
+        f"runs_dir={cfg.runs_dir} must be on a file system that all nodes mount",
+    )
+    if ranks > 1:
+        yield _network(reports)
+    free = min(d["free_gib"] for r in reports for d in r["disks"])
+    yield Finding("room on disks", free > NEEDED_GIB, f"{free} GiB free", "free space, or point runs_dir elsewhere")
+    local = [r for r in reports if not _failed(r["cache"]) and r["cache"]["local"]]
+    kinds = sorted({str(r["cache"].get("type", r["cache"])) for r in reports})
+    advice = "set cluster.node_local to a folder on the node's own disk"
+    yield Finding("compile cache local", len(local) == len(reports), ", ".join(kinds), advice)
+    yield _internet(cfg, reports)
+    yield from _signals(cfg, reports)
+
+
+def _failed(value: Any) -> bool:
+    return isinstance(value, dict) and "failed" in value
+
+
+def _gpus(asked: int, reports: list[dict[str, Any]]) -> Finding:
+    found = [r["gpus"] for r in reports]
+    bad = [f"{r['host']}: {r['gpus']['failed']}" for r in reports if _failed(r["gpus"])]
+    if bad:
+        return Finding("GPUs", False, bad[0], "install torch in the job's Python (cluster.python, cluster.setup)")
+    counts = sorted({g["count"] for g in found})
+    per_host = [(r["host"], r["gpus"]["mine"]) for r in reports]
+    clash = asked > 0 and len(set(per_host)) < len(per_host)
+    enough = asked == 0 or (min(counts) in (1, asked) and max(counts) in (1, asked) and not clash)
+    names = sorted({name for g in found for name in g["names"]}) or ["none"]
+    words = f"each rank sees {'/'.join(map(str, counts))} ({', '.join(names)})" + (", two share one" if clash else "")
+    return Finding("GPUs", enough, words, f"cluster.train.gpus={asked}: ask for what a node has; check cluster.setup")
+
+
+def _network(reports: list[dict[str, Any]]) -> Finding:
+    bad = [f"rank {r['rank']} on {r['host']}: {r['reduce']['failed']}" for r in reports if _failed(r["reduce"])]
+    if bad:
+        advice = "check the network between the nodes (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME in cluster.setup)"
+        return Finding("all-reduce", False, bad[0][:200], advice)
+    slowest = min(r["reduce"]["gb_per_s"] for r in reports)
+    return Finding("all-reduce", True, f"{slowest} GB/s of bus bandwidth ({reports[0]['reduce']['backend']})")
+
+
+def _internet(cfg: Config, reports: list[dict[str, Any]]) -> Finding:
+    reached = all(r["internet"] is True for r in reports)
+    good = reached or not cfg.cluster.internet
+    advice = "set cluster.internet=false and download on the login node (python -m data_prep fetch ...)"
+    return Finding(
+        "internet", good, f"{'reached' if reached else 'none'}, cluster.internet={cfg.cluster.internet}", advice
+    )
+
+
+def _signals(cfg: Config, reports: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Whether signals arrive, and whether they come early enough for the slowest save that is known."""
+    if cfg.cluster.executor == "slurm":
+        silent = [str(r["rank"]) for r in reports if not isinstance(r["signal_s"], float)]
+        found = f"not on ranks {', '.join(silent)}" if silent else f"{max(r['signal_s'] for r in reports)} s to arrive"
+        yield Finding("SIGUSR2 reaches ranks", not silent, found, "jobs must run through srun: see cluster.python")
+    speed = next(r["written_mib_per_s"] for r in reports if r["rank"] == 0)
+    run = RunDir(run_directory(cfg))
+    rows = tail_rows(run.metrics)
+    saves = [row[k] for row in rows for k in ("save/seconds_from_signal", "save/stall_seconds") if k in row]
+    lead = cfg.cluster.signal_lead_s
+    if saves:
+        good, found = lead >= SAVE_MARGIN * max(saves), f"lead {lead} s, slowest save of {run.path} {max(saves):.1f} s"
+    else:
+        good, found = (
+            lead >= 10,
+            f"lead {lead} s: enough for {speed * lead / SAVE_MARGIN / 1024:.1f} GiB at {speed} MiB/s",
+        )
+    yield Finding(
+        "signal lead", good, found, f"cluster.signal_lead_s={max(30, round(SAVE_MARGIN * max(saves, default=30)))}"
+    )
+
+
+def _at_home(cfg: Config) -> Iterator[Finding]:
+    """What is asked on the login node: data and options of every kind of job."""
+    shards = data_directory(cfg) / "shards"
+    ready = (shards / "receipt.json").is_file()
+    found = f"{shards} {'is complete' if ready else 'is not there yet'}"
+    missing_is_bad = not ready and not cfg.cluster.internet and not shards.exists() and _downloads(cfg)
+    yield Finding("shards", not missing_is_bad, found, "prepare on the login node: python -m data_prep all ...")
+
+
+def _downloads(cfg: Config) -> bool:
+    """Whether preparing this data needs the internet: everything but letters and a folder does."""
+    return cfg.data.source.kind not in ("glyphs", "folder")
