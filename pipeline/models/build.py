@@ -1,5 +1,6 @@
 """Settings -> networks. The one place that knows which class belongs to which `kind`."""
 
+import torch
 from torch import nn
 
 from pipeline.config.check_model import check_model
@@ -24,13 +25,23 @@ from pipeline.models.vae import VAE
 from pipeline.runtime.errors import UserError
 
 
-def build_network(cfg: ModelConfig, *, shape: tuple[int, int, int], classes: int = 0, attributes: int = 0) -> nn.Module:
+def build_network(
+    cfg: ModelConfig,
+    *,
+    shape: tuple[int, int, int],
+    classes: int = 0,
+    attributes: int = 0,
+    outputs: int | None = None,
+) -> nn.Module:
     """The network of `cfg` for images [C, H, W] of `shape`, with weights drawn from torch's generator as it stands.
 
     Denoisers (simple_unet, unet, dit) are called as
     `network(x [B, C, H, W], noise_cond [B], condition, visits=image numbers [B]) -> [B, C, H, W]`; autoencoders have
     `encode` and `decode`; stylegan is its generator. `network.conditional` says whether it wants a condition: int64
-    [B], where `classes` means unknown, or int8 [B, attributes] of 0, 1 and -1 for unknown.
+    [B], where `classes` means unknown, or int8 [B, attributes] of 0, 1 and -1 for unknown. `outputs` are a denoiser's
+    channels out, None as many as in: a learned variance needs twice as many.
+
+    Convolutions run in channels-last order, which a CPU and tensor cores both prefer; values do not depend on it.
 
     Raises:
         UserError: with everything that is wrong about `cfg` for this data.
@@ -38,13 +49,20 @@ def build_network(cfg: ModelConfig, *, shape: tuple[int, int, int], classes: int
     problems = check_model(cfg, shape[1], classes=classes, attributes=attributes)
     if problems:
         raise UserError("\n".join(problems))
+    network = _network(cfg, shape, classes=classes, attributes=attributes, outputs=outputs)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _network(
+    cfg: ModelConfig, shape: tuple[int, int, int], *, classes: int, attributes: int, outputs: int | None
+) -> nn.Module:
     match cfg:
         case UNetConfig():
-            return UNet(cfg, shape, classes=classes, attributes=attributes)
+            return UNet(cfg, shape, classes=classes, attributes=attributes, outputs=outputs)
         case SimpleUNetConfig():
-            return SimpleUNet(cfg, shape, classes=classes, attributes=attributes)
+            return SimpleUNet(cfg, shape, classes=classes, attributes=attributes, outputs=outputs)
         case DiTConfig():
-            return DiT(cfg, shape, classes=classes, attributes=attributes)
+            return DiT(cfg, shape, classes=classes, attributes=attributes, outputs=outputs)
         case KLAutoencoderConfig():
             return KLAutoencoder(cfg, shape)
         case BottleneckAutoencoderConfig():

@@ -87,7 +87,15 @@ class DiT(nn.Module):
 
     position: Tensor
 
-    def __init__(self, cfg: DiTConfig, shape: tuple[int, int, int], *, classes: int = 0, attributes: int = 0) -> None:
+    def __init__(
+        self,
+        cfg: DiTConfig,
+        shape: tuple[int, int, int],
+        *,
+        classes: int = 0,
+        attributes: int = 0,
+        outputs: int | None = None,
+    ) -> None:
         """`shape` is [C, H, W] of the images, H = W a multiple of `cfg.patch`."""
         super().__init__()
         self.cfg = cfg
@@ -103,7 +111,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(DiTBlock(cfg) for _ in range(cfg.depth))
         self.norm_out = nn.LayerNorm(cfg.width, elementwise_affine=False, eps=NORM_EPS)
         self.modulation_out = zeroed(nn.Linear(cfg.width, 2 * cfg.width))
-        self.patch_out = zeroed(nn.Linear(cfg.width, cfg.patch**2 * channels))
+        self.patch_out = zeroed(nn.Linear(cfg.width, cfg.patch**2 * (outputs or channels)))
         for layer in (self.noise_embedding.first, self.noise_embedding.second):
             nn.init.normal_(layer.weight, std=0.02)
         number_layers(self)

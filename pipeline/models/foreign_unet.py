@@ -37,13 +37,20 @@ def obstacles(cfg: UNetConfig) -> list[str]:
         found.append(f"model.embedding={cfg.embedding}: theirs divides the output by the noise level; use sinusoidal")
     if cfg.embedding_width not in (None, cfg.width):
         found.append(f"model.embedding_width={cfg.embedding_width}: theirs is always model.width={cfg.width}")
+    if cfg.embedding_scale != 1:
+        found.append(f"model.embedding_scale={cfg.embedding_scale}: theirs takes the noise level as it is; use 1")
+    if cfg.condition == "attributes":
+        found.append("model.condition=attributes: theirs knows classes only")
     return found
 
 
-def to_config(cfg: UNetConfig, shape: tuple[int, int, int], *, classes: int) -> dict[str, Any]:
+def to_config(
+    cfg: UNetConfig, shape: tuple[int, int, int], *, classes: int, outputs: int | None = None
+) -> dict[str, Any]:
     """The `config.json` of the `UNet2DModel` that equals our network for images [C, H, W] of `shape`.
 
-    Attributes become `class_embed_type: identity`: their model is then handed the embedding that ours looks up.
+    Raises:
+        UserError: listing every setting that theirs cannot follow.
     """
     problems = obstacles(cfg)
     if problems:
@@ -56,7 +63,7 @@ def to_config(cfg: UNetConfig, shape: tuple[int, int, int], *, classes: int) -> 
         "_class_name": CLASS_NAME,
         "sample_size": shape[1],
         "in_channels": shape[0],
-        "out_channels": shape[0],
+        "out_channels": outputs or shape[0],
         "time_embedding_type": "positional",
         "time_embedding_dim": cfg.condition_width,
         "freq_shift": 0,
@@ -77,7 +84,7 @@ def to_config(cfg: UNetConfig, shape: tuple[int, int, int], *, classes: int) -> 
         "resnet_time_scale_shift": "scale_shift" if cfg.scale_shift else "default",
         "add_attention": bool(cfg.attention),
         "num_class_embeds": classes + 1 if cfg.condition == "class" else None,
-        "class_embed_type": "identity" if cfg.condition == "attributes" else None,
+        "class_embed_type": None,
     }
 
 
@@ -105,7 +112,8 @@ def from_config(theirs: Mapping[str, Any]) -> tuple[UNetConfig, tuple[int, int, 
         condition_width=theirs.get("time_embedding_dim"),
     )
     shape = (theirs["in_channels"], size, size)
-    differing = differences(theirs, to_config(cfg, shape, classes=(rows or 1) - 1))
+    outputs = theirs.get("out_channels")
+    differing = differences(theirs, to_config(cfg, shape, classes=(rows or 1) - 1, outputs=outputs))
     if differing:
         raise UserError("This UNet2DModel has no equal among our networks: " + "; ".join(differing) + ".")
     return cfg, shape, (rows or 1) - 1

@@ -32,7 +32,13 @@ class SimpleUNet(nn.Module):
     """x [B, C, H, W], noise level [B], condition -> [B, C, H, W]. H and W are multiples of 2^(levels - 1)."""
 
     def __init__(
-        self, cfg: SimpleUNetConfig, shape: tuple[int, int, int], *, classes: int = 0, attributes: int = 0
+        self,
+        cfg: SimpleUNetConfig,
+        shape: tuple[int, int, int],
+        *,
+        classes: int = 0,
+        attributes: int = 0,
+        outputs: int | None = None,
     ) -> None:
         """`shape` is [C, H, W] of the images: H decides where the attention of `cfg.attention` stands."""
         super().__init__()
@@ -53,7 +59,7 @@ class SimpleUNet(nn.Module):
         self.attention_up = nn.ModuleList(
             self._attention(w, s) for w, s in zip(reversed(widths[:-1]), reversed(sizes[:-1]), strict=True)
         )
-        self.conv_out = nn.Conv2d(widths[0], shape[0], 1)
+        self.conv_out = nn.Conv2d(widths[0], outputs or shape[0], 1)
 
     def forward(
         self, x: Tensor, noise_cond: Tensor, condition: Tensor | None = None, *, visits: Tensor | None = None

@@ -57,7 +57,15 @@ class UpLevel(Level):
 class UNet(nn.Module):
     """x [B, C, H, W], noise level [B], condition -> [B, C, H, W]. H and W are multiples of 2^(levels - 1)."""
 
-    def __init__(self, cfg: UNetConfig, shape: tuple[int, int, int], *, classes: int = 0, attributes: int = 0) -> None:
+    def __init__(
+        self,
+        cfg: UNetConfig,
+        shape: tuple[int, int, int],
+        *,
+        classes: int = 0,
+        attributes: int = 0,
+        outputs: int | None = None,
+    ) -> None:
         """`shape` is [C, H, W] of the images: H decides where the attention of `cfg.attention` stands."""
         super().__init__()
         self.cfg = cfg
@@ -75,7 +83,7 @@ class UNet(nn.Module):
         self.middle_last = self._block(narrow, narrow)
         self.up = self._way_up(widths, skip_widths, shape[1])
         self.norm_out = nn.GroupNorm(cfg.groups, widths[0], eps=1e-5)
-        self.conv_out = zeroed(convolution(widths[0], shape[0]))
+        self.conv_out = zeroed(convolution(widths[0], outputs or shape[0]))
         number_layers(self)
 
     def forward(
