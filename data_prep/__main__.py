@@ -30,7 +30,7 @@ STAGES = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage. Exit codes: 0 done, 2 bad input (a sentence on stderr)."""
     args = _parser().parse_args(argv)
-    console = Console(stderr=True)
+    console = Console(stderr=True, soft_wrap=True)
     try:
         run(args, console)
     except UserError as error:

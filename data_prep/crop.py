@@ -43,6 +43,7 @@ def square(image: Image.Image, cfg: DataConfig) -> tuple[Pixels, list[str]]:
 def cropped(image: Image.Image, crop: CropSettings, *, size: int) -> Image.Image:
     """Crop and resize an 8-bit image to `size` x `size`. The filters are Pillow's: their support grows when shrinking.
 
+    bilinear_point alone reads four pixels whatever the scale, as cv2.resize does by default: it aliases.
     The centre crop takes rows from (height - side) // 2 and columns from (width - side) // 2.
     """
     width, height = image.size
@@ -55,7 +56,12 @@ def cropped(image: Image.Image, crop: CropSettings, *, size: int) -> Image.Image
     if crop.kind == "centre":
         left, top = (width - side) // 2, (height - side) // 2
         image = image.crop((left, top, left + side, top + side))
-    return image if image.size == (size, size) else image.resize((size, size), FILTERS[crop.filter])
+    if image.size == (size, size):
+        return image
+    if crop.filter == "bilinear_point":
+        box = (0, 0, *image.size)
+        return image.transform((size, size), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
+    return image.resize((size, size), FILTERS[crop.filter])
 
 
 def _padded(image: Image.Image, size: int) -> Image.Image:

@@ -48,8 +48,10 @@ def contact_sheet(shards: ShardDirectory, *, rows: int, columns: int) -> Image.I
     if manifest.kind != "images":
         raise UserError(f"{shards.path} holds latents, which are not pictures. Inspect the images they were made from.")
     channels, height, width = manifest.shape
+    chosen = _chosen(shards, rows, columns)
+    rows = -(-len(chosen) // columns)
     sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 128, dtype=np.uint8)
-    for place, index in enumerate(_chosen(shards, rows, columns)):
+    for place, index in enumerate(chosen):
         top, left = (place // columns) * (height + 1), (place % columns) * (width + 1)
         if index >= 0:
             sheet[top : top + height, left : left + width] = read_image(shards, index)
@@ -66,18 +68,22 @@ def read_image(shards: ShardDirectory, index: int) -> npt.NDArray[np.uint8]:
 
 
 def _chosen(shards: ShardDirectory, rows: int, columns: int) -> list[int]:
-    """Index per cell, -1 for an empty one."""
+    """Index per cell, -1 for an empty one. Classes too small to fill half a row each follow one another."""
     labels = np.asarray(shards.index["label"])
-    classes = np.unique(labels)
-    if len(classes) == 1:
-        return [int(place) for place in np.unique(np.linspace(0, len(labels) - 1, rows * columns).astype(int))]
-    shown = classes[np.unique(np.linspace(0, len(classes) - 1, rows).astype(int))]
-    cells = []
-    for label in shown:
+    classes, counts = np.unique(labels, return_counts=True)
+    if len(classes) == 1 or np.median(counts) < columns / 2:
+        return np.argsort(labels, kind="stable")[_spread(len(labels), rows * columns)].tolist()
+    cells: list[int] = []
+    for label in classes[_spread(len(classes), rows)]:
         members = np.flatnonzero(labels == label)
-        picked = members[np.unique(np.linspace(0, len(members) - 1, columns).astype(int))].tolist()
+        picked = members[_spread(len(members), columns)].tolist()
         cells += picked + [-1] * (columns - len(picked))
     return cells
+
+
+def _spread(count: int, wanted: int) -> npt.NDArray[np.intp]:
+    """At most `wanted` numbers below `count`, evenly spaced."""
+    return np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(np.intp))
 
 
 def _print_split(shards: ShardDirectory, console: Console) -> None:

@@ -4,10 +4,10 @@
 what all items have in common; `rejected.jsonl` what was already found unusable.
 """
 
-import itertools
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +96,13 @@ def _line(item: Item) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
 
-def write_items(directory: Path, listing: Listing) -> int:
-    """Write a listing into a directory that is being made. Returns the number of items.
+def write_items(directory: Path, listing: Listing) -> tuple[int, str]:
+    """Write a listing into a directory that is being made. Returns the number of items, and the sha256 of what they
+    are, less where their bytes lie: it is the same wherever a data set is unpacked.
 
     A key that comes twice is kept once, the first time; the others are rejected, with the reason.
     """
-    starts, position, keys = [0], 0, set[int]()
+    starts, position, keys, digest = [0], 0, set[int](), hashlib.sha256()
     with (directory / "items.jsonl").open("wb") as file:
         for item in listing.items:
             if hash(item.key) in keys:  # hashes, not the keys: three million keys are a gigabyte
@@ -109,6 +110,7 @@ def write_items(directory: Path, listing: Listing) -> int:
                 continue
             keys.add(hash(item.key))
             position += file.write(_line(item))
+            digest.update(_line(replace(item, at=())))
             starts.append(position)
     np.save(directory / "items.npy", np.array(starts, dtype=np.uint64))
     write_json(
@@ -120,7 +122,7 @@ def write_items(directory: Path, listing: Listing) -> int:
         },
     )
     write_rejected(directory / "rejected.jsonl", listing.rejected)
-    return len(starts) - 1
+    return len(starts) - 1, digest.hexdigest()
 
 
 def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:
@@ -133,8 +135,3 @@ def read_rejected(path: Path) -> list[Rejected]:
     """The rows that `write_rejected` wrote."""
     with path.open() as file:
         return [Rejected(**json.loads(line)) for line in file]
-
-
-def chunks(numbers: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Consecutive pieces of at most `size`."""
-    return (numbers[start : start + size] for start in itertools.count(0, size) if start < len(numbers))

@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.fetch import fetch_files
 from data_prep.items import Listing, write_items
-from data_prep.stage import run_stage
+from data_prep.stage import finished, run_stage
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
-from pipeline.config.schema_data import DataConfig
+from pipeline.config.schema_sources import CelebaSource, CifarSource, FlowersSource, IdxSource, LsunSource
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import sha256_file
 
 VERSION = 1  # raised when the same settings would list other images
+Known = CelebaSource | FlowersSource | CifarSource | IdxSource | LsunSource
 
 
 def source_directory(cfg: Config) -> Path:
@@ -21,37 +22,116 @@ def source_directory(cfg: Config) -> Path:
 
 
 def run(cfg: Config) -> Mapping[str, Any]:
-    """List the source of `cfg.data`, reading no pixels. The receipt has counts and the hash of the list."""
+    """Fetch and list the source of `cfg.data`, decoding no pixels. The receipt has counts and the hash of the list.
+
+    A source that was listed before and is gone since is not needed any more; one that has changed is refused.
+    """
+    settings = cfg.data.model_dump(mode="json")["source"]
+    receipt = finished(source_directory(cfg))
+    found = fingerprint(_where(cfg))
+    if receipt and found is None:
+        found = receipt["inputs"]["found"]
     return run_stage(
         "fetch",
         source_directory(cfg),
-        {"source": cfg.data.model_dump(mode="json")["source"], "version": VERSION},
-        work=lambda directory: _write(cfg.data, directory),
+        {"source": settings, "found": found, "version": VERSION},
+        work=lambda directory: _write(cfg, directory),
     )
 
 
-def _write(data: DataConfig, directory: Path) -> Mapping[str, Any]:
-    listing = find(data, directory)
-    count = write_items(directory, listing)
+def _where(cfg: Config) -> Path | None:
+    """The folder or file that a person's source lies in; None for a source that is not theirs, or is downloaded."""
+    path = getattr(cfg.data.source, "path", None)
+    return Path(path).expanduser().resolve() if path else None
+
+
+def fingerprint(path: Path | None) -> dict[str, int] | None:
+    """Number, bytes and latest change of all files: enough to notice that a source is not what it was."""
+    if path is None or not path.exists():
+        return None
+    stats = [file.stat() for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
+    newest = max((stat.st_mtime_ns for stat in stats), default=0) // 10**9
+    return {"files": len(stats), "bytes": sum(stat.st_size for stat in stats), "newest": newest}
+
+
+def _write(cfg: Config, directory: Path) -> Mapping[str, Any]:
+    listing = find(cfg, directory)
+    count, sha256 = write_items(directory, listing)
     if not count:
-        raise UserError(f"The data set '{data.name}' is empty: its source ({data.source.kind}) lists no images.")
+        reasons = f" ({len(listing.rejected)} were rejected, first: {listing.rejected[0]})" if listing.rejected else ""
+        raise UserError(f"The data set '{cfg.data.name}' is empty: its source lists no usable image{reasons}.")
     return {
         "items": count,
         "classes": len(listing.classes),
         "rejected": len(listing.rejected),
-        "sha256": sha256_file(directory / "items.jsonl"),
+        "sha256": sha256,
         "made_from": listing.made_from,
     }
 
 
-def find(data: DataConfig, directory: Path) -> Listing:
+def find(cfg: Config, directory: Path) -> Listing:
     """The listing of a source; a source may put files of its own into `directory`."""
-    match data.source.kind:
+    source = cfg.data.source
+    match source.kind:
         case "glyphs":
             from data_prep.sources import glyphs
 
-            return glyphs.listing(data.source, directory)
+            return glyphs.listing(source, directory)
         case "folder":
             from data_prep.sources import folder
 
-            return folder.listing(data.source, directory)
+            return folder.listing(source, directory)
+        case "webdataset":
+            from data_prep.sources import webdataset_tars
+
+            return webdataset_tars.listing(source, directory)
+        case "hub":
+            from data_prep.sources import hub
+
+            return hub.listing(source, directory)
+        case _:
+            return _known(source, directory, official_files(cfg, source))
+
+
+def _known(source: Known, directory: Path, files: Path) -> Listing:
+    match source.kind:
+        case "celeba":
+            from data_prep.sources import celeba
+
+            return celeba.listing(source, directory, files)
+        case "flowers102":
+            from data_prep.sources import flowers102
+
+            return flowers102.listing(source, directory, files)
+        case "cifar10":
+            from data_prep.sources import cifar10
+
+            return cifar10.listing(source, directory, files)
+        case "idx":
+            from data_prep.sources import idx
+
+            return idx.listing(source, directory, files)
+        case "lsun":
+            from data_prep.sources import lsun
+
+            return lsun.listing(source, directory, files)
+
+
+def official_files(cfg: Config, source: Known) -> Path:
+    """Where the official files of a known data set are: where the person says, or downloaded."""
+    if source.path:
+        path = source.path.expanduser().resolve()
+        if not path.exists():
+            raise UserError(
+                f"data.source.path: '{source.path}' does not exist (looked at {path}). "
+                f"Give the folder with the official files of {source.kind}, or leave it out to download them."
+            )
+        return path
+    name = source.dataset if isinstance(source, IdxSource) else source.kind
+    folder = (cfg.data_dir / "downloads" / name).resolve()
+    if not source.urls and not folder.exists():
+        raise UserError(
+            f"data.source.path: not set, and {source.kind} has no addresses to download from. "
+            f"Put the official files into {folder}, or give their folder as data.source.path."
+        )
+    return fetch_files(source.urls, folder)

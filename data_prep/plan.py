@@ -14,6 +14,8 @@ from pipeline.config.schema_data import DataConfig, SplitRule
 from pipeline.data.shards import shard_name
 from pipeline.runtime.errors import UserError
 
+ALIASES = {"val": "valid", "validation": "valid", "dev": "valid"}
+
 
 @dataclass(frozen=True)
 class ShardJob:
@@ -72,7 +74,7 @@ def _official(item: Item) -> str:
             f"data.split.rule=official, but the source does not say which split '{item.key}' is in. "
             "Use split.rule=hash, or for a folder set source.splits=true and keep images in train/, valid/, test/."
         )
-    return item.split
+    return ALIASES.get(item.split, item.split)
 
 
 def hash_place(group: str) -> float:

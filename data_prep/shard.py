@@ -70,6 +70,8 @@ def _shard(cfg: Config, directory: Path, *, workers: int | None, part: tuple[int
     jobs = list(plan.jobs(cfg.data.images_per_shard))
     if part == (0, 1):
         tidy(directory)
+    listed = read_rejected(source_directory(cfg) / "rejected.jsonl")
+    check_rejected(cfg.data, listed, kept=len(items), path=source_directory(cfg) / "rejected.jsonl")
     missing = [job for place, job in enumerate(jobs) if place % part[1] == part[0] and not _done(directory, job)]
     total = sum(len(job.items) for job in jobs)
     work = functools.partial(make_shard, data=cfg.data, source=source_directory(cfg), target=directory)
@@ -156,11 +158,11 @@ def _write_rejected(cfg: Config, directory: Path, plan: Plan, records: dict[str,
         write_rejected(partial, rejected)
     counts = {split: sum(record.count for record in records[split]) for split in records}
     check_rejected(cfg.data, rejected, kept=sum(counts.values()), path=directory / "rejected.jsonl")
-    for split, expected in cfg.data.counts.items():
+    for split, expected in (cfg.data.counts or {}).items():
         if counts.get(split, 0) != expected:
             raise UserError(
                 f"data.counts: '{split}' of {cfg.data.name} has {counts.get(split, 0)} images, the protocol says "
-                f"{expected}. Is the source whole? To go on with what there is, set data.counts={{}} "
+                f"{expected}. Is the source whole? To go on with what there is, set data.counts=null "
                 "(another hash: numbers made from it are not those of the protocol)."
             )
 

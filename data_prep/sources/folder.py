@@ -1,73 +1,93 @@
-"""A person's own images: a folder of folders, or a flat one."""
+"""A person's own images: a folder, zip or tar, one folder per class or flat, or with a table of labels."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from data_prep.items import Item, Listing
+from data_prep.archives import IMAGES, Member, members, unpacked
+from data_prep.items import Item, Listing, Rejected
+from data_prep.sources.table import Row, read_table
 from pipeline.config.schema_sources import FolderSource
 from pipeline.runtime.errors import UserError
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-
 
 def listing(source: FolderSource, directory: Path) -> Listing:
-    """Every image file below `source.path`, in the order of their names. Hidden files are passed over.
+    """Every image below `source.path`; hidden files are passed over. Folders are read in the order of their names.
 
-    `directory` is where a source may put files of its own; a folder needs none. Classes are the sorted names of the
-    folders that hold images.
+    Classes are the sorted names of the folders that hold images, or the sorted labels of the table.
     """
-    del directory
-    root = source.path.expanduser().resolve()
-    if not root.is_dir():
+    path = source.path.expanduser().resolve()
+    if not path.exists():
         raise UserError(
-            f"data.source.path: '{source.path}' is not a folder (looked at {root}). "
-            "Give the folder that holds your images: data.source.path=/path/to/images."
+            f"data.source.path: '{source.path}' does not exist (looked at {path}). "
+            "Give the folder, zip or tar that holds your images: data.source.path=/path/to/images."
         )
-    names = sorted(_image_files(root))
-    if not names:
+    path = unpacked(path, directory) if path.is_file() else path
+    root = path if path.is_dir() else path.parent
+    found = [member for member in members(path, root=root) if member.is_image]
+    if not found:
         raise UserError(
-            f"data.source.path: '{root}' holds no images. Expected files ending in {', '.join(sorted(ENDINGS))}, "
+            f"data.source.path: '{path}' holds no images. Expected files ending in {', '.join(IMAGES)}, "
             "in one folder per class or flat."
         )
-    splits = [name.split("/", 1)[0] if source.splits and "/" in name else None for name in names]
-    inner = [name.split("/", 1)[1] if split else name for name, split in zip(names, splits, strict=True)]
-    labelled = source.labels == "folders" or (source.labels == "auto" and all("/" in name for name in inner))
-    if source.labels == "folders" and not all("/" in name for name in inner):
-        flat = next(name for name in inner if "/" not in name)
-        raise UserError(
-            f"data.source.labels=folders, but '{flat}' of {root} lies in no folder. Move it, or use labels=none."
-        )
+    if source.table:
+        return _with_table(source, path, root, found)
+    splits, inner = _splits(source, [member.name for member in found])
+    labelled = _labelled(source, inner)
     classes = sorted({_folder(name) for name in inner}) if labelled else []
     number = {name: position for position, name in enumerate(classes)}
     items = (
-        Item(name, ("file", name), label=number[_folder(rest)] if labelled else None, split=split)
-        for name, rest, split in zip(names, inner, splits, strict=True)
+        Item(member.name, member.at, label=number[_folder(name)] if labelled else None, split=split)
+        for member, name, split in zip(found, inner, splits, strict=True)
     )
-    return Listing(items, classes, root=root, made_from=fingerprint(root, names))
+    return Listing(items, classes, root=root, made_from={"images": len(found)})
+
+
+def _splits(source: FolderSource, names: Sequence[str]) -> tuple[list[str | None], list[str]]:
+    """The split of each name (None without `splits`), and the name inside it."""
+    if not source.splits:
+        return [None] * len(names), list(names)
+    flat = next((name for name in names if "/" not in name), None)
+    if flat:
+        raise UserError(
+            f"data.source.splits=true, but '{flat}' lies in no folder. Expected train/..., valid/..., test/..."
+        )
+    return [name.split("/", 1)[0] for name in names], [name.split("/", 1)[1] for name in names]
+
+
+def _labelled(source: FolderSource, names: Sequence[str]) -> bool:
+    flat = next((name for name in names if "/" not in name), None)
+    if source.labels == "folders" and flat:
+        raise UserError(f"data.source.labels=folders, but '{flat}' lies in no folder. Move it, or use labels=none.")
+    return source.labels == "folders" or (source.labels == "auto" and flat is None)
 
 
 def _folder(name: str) -> str:
     return name.rsplit("/", 1)[0]
 
 
-def _image_files(root: Path) -> Iterator[str]:
-    """Names relative to `root`, with slashes. Links to folders are followed."""
-    pending = [root]
-    while pending:
-        for entry in sorted(pending.pop().iterdir()):
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                pending.append(entry)
-            elif entry.suffix.lower() in ENDINGS:
-                yield entry.relative_to(root).as_posix()
+def _with_table(source: FolderSource, path: Path, root: Path, found: list[Member]) -> Listing:
+    """Items by the table's rows. Images that it does not name, and names without image, are rejected."""
+    table = read_table(source, path, root)
+    labels = {row.label for row in table.values() if row.label is not None}
+    classes = sorted(labels, key=lambda label: (label.isdigit(), int(label) if label.isdigit() else 0, label))
+    number = {name: position for position, name in enumerate(classes)}
+    rejected: list[Rejected] = []
+    items = _table_items(found, table, number, rejected)
+    return Listing(items, classes, source.attribute_columns, root, rejected, {"images": len(found), "rows": len(table)})
 
 
-def fingerprint(root: Path, names: list[str]) -> dict[str, object]:
-    """Count, bytes and time of the last change: enough to notice that a folder is not what it was."""
-    stats = [(root / name).stat() for name in names]
-    return {
-        "files": len(names),
-        "bytes": sum(stat.st_size for stat in stats),
-        "newest": max(stat.st_mtime_ns for stat in stats) // 10**9,
-    }
+def _table_items(
+    found: list[Member], table: dict[str, Row], number: dict[str, int], rejected: list[Rejected]
+) -> Iterator[Item]:
+    missing = dict.fromkeys(table)
+    for member in found:
+        name = member.name if member.name in table else member.name.rsplit("/", 1)[-1]
+        row = table.get(name)
+        if row is None:
+            rejected.append(Rejected(member.name, "image_without_label", "the table has no row for it"))
+            continue
+        missing.pop(name, None)
+        facts: dict[str, Any] = {"label": None if row.label is None else number[row.label], "split": row.split}
+        yield Item(member.name, member.at, attributes=row.attributes, meta=row.meta, **facts)
+    rejected += [Rejected(name, "label_without_image", "the table names it, but it is not there") for name in missing]

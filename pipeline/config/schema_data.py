@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Settings
-from pipeline.config.schema_sources import GENERIC, Source
+from pipeline.config.schema_sources import KNOWN, Source
 
+LOCAL = ("path", "urls", "images", "attributes", "partition")  # where a known data set lies, and under which names
 Rule = Literal["convert", "reject"]
 
 
@@ -23,7 +24,9 @@ class CropSettings(Settings):
 
     kind: Literal["centre", "squash", "pad"] = "centre"
     size: int | None = Field(None, ge=1)
-    filter: Literal["lanczos", "bicubic", "bilinear", "hamming", "box"] = "lanczos"  # Pillow's, antialiased
+    filter: Literal["lanczos", "bicubic", "bilinear", "hamming", "box", "bilinear_point"] = (
+        "lanczos"  # see data_prep.crop
+    )
     shrink_on_load: bool = False  # decode JPEGs at 1/2, 1/4 or 1/8 size where that stays at least twice the result
     min_side: int | None = Field(None, ge=1)  # a shorter image is rejected; None: the crop, or the result's size
 
@@ -68,7 +71,7 @@ class DataConfig(Settings):
     encoding: Literal["raw", "png", "jpeg"] = "png"
     quality: int = Field(95, ge=1, le=100)  # jpeg alone
     split: SplitRule = SplitRule()
-    counts: dict[str, int] = {}  # images that each split must have; another number is an error
+    counts: dict[str, int] | None = None  # images that each split must have; another number is an error
     images_per_shard: int = Field(4096, ge=1)
     max_rejected: float = Field(0.05, ge=0, le=1)  # a larger share of unusable images is an error
 
@@ -81,6 +84,6 @@ class DataConfig(Settings):
     def identity(self) -> dict[str, Any]:
         """What decides the pixels: everything, less where a known data set lies on this machine and the tolerance."""
         values = self.model_dump(mode="json", exclude={"max_rejected"})
-        if self.source.kind not in GENERIC:
-            values["source"] = {k: v for k, v in values["source"].items() if k not in ("path", "labels", "urls")}
+        if self.source.kind in KNOWN:
+            values["source"] = {k: v for k, v in values["source"].items() if k not in LOCAL}
         return values

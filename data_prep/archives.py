@@ -1,0 +1,149 @@
+"""What lies in a folder, zip or tar, as places that any process can read from without the archive's help."""
+
+import gzip
+import struct
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.runtime.errors import Incomplete, UserError
+from pipeline.runtime.files import atomic_path
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+_COPY = 1 << 20
+_QUOTA = (b"quota", b"too many users have viewed or downloaded", b"can't view or download this file at this time")
+_MAGIC = {
+    ".zip": (b"PK\x03\x04", b"PK\x05\x06"),
+    ".gz": (b"\x1f\x8b",),
+    ".tgz": (b"\x1f\x8b",),
+    ".mat": (b"MATLAB",),
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A file in a folder or archive: its name with slashes, and where its bytes are (see `data_prep.load`)."""
+
+    name: str
+    at: tuple[Any, ...]
+
+    @property
+    def is_image(self) -> bool:
+        """By its ending; hidden files are not."""
+        return self.name.lower().endswith(IMAGES) and not self.name.rsplit("/", 1)[-1].startswith(".")
+
+
+def members(path: Path, *, root: Path) -> Iterator[Member]:
+    """Every file, folders in the order of their names, archives in their own. `root`: what places are relative to."""
+    if path.is_dir():
+        yield from _folder_members(path, root)
+    elif path.suffix == ".zip":
+        check_archive(path)
+        yield from _zip_members(path, str(path.relative_to(root)))
+    else:
+        check_archive(path)
+        yield from _tar_members(path, str(path.relative_to(root)))
+
+
+def _folder_members(path: Path, root: Path) -> Iterator[Member]:
+    for entry in sorted(path.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            inner = _folder_members(entry, root)
+            yield from (Member(f"{entry.name}/{member.name}", member.at) for member in inner)
+        else:
+            yield Member(entry.name, ("file", str(entry.relative_to(root))))
+
+
+def _zip_members(path: Path, name: str) -> Iterator[Member]:
+    with zipfile.ZipFile(path) as archive, path.open("rb") as raw:
+        for info in archive.infolist():
+            if info.is_dir() or info.filename.startswith("__MACOSX/"):
+                continue
+            raw.seek(info.header_offset + 26)  # lengths of name and extra field, which differ from the directory's
+            name_size, extra_size = struct.unpack("<HH", raw.read(4))
+            start = info.header_offset + 30 + name_size + extra_size
+            kind = {zipfile.ZIP_STORED: "range", zipfile.ZIP_DEFLATED: "deflate"}.get(info.compress_type)
+            if kind is None:
+                raise UserError(
+                    f"{path}: '{info.filename}' is compressed by method {info.compress_type}. Unpack it first."
+                )
+            yield Member(info.filename, (kind, name, start, info.compress_size))
+
+
+def _tar_members(path: Path, name: str) -> Iterator[Member]:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            for info in archive:
+                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it met: gigabytes
+                if info.isfile():
+                    yield Member(info.name.removeprefix("./"), ("range", name, info.offset_data, info.size))
+    except tarfile.TarError as error:
+        raise Incomplete(f"{path} is not a readable tar: {error}. Get it again, or give an unpacked folder.") from error
+
+
+def unpacked(path: Path, directory: Path) -> Path:
+    """A file that can be read from any place: a .gz or .tgz is written into `directory` without its compression."""
+    check_archive(path)
+    if path.suffix not in (".gz", ".tgz"):
+        return path
+    plain = directory / (path.stem if path.suffix == ".gz" else path.stem + ".tar")
+    if not plain.exists():
+        try:
+            with atomic_path(plain) as partial, gzip.open(path) as packed, partial.open("wb") as file:
+                while piece := packed.read(_COPY):
+                    file.write(piece)
+        except (EOFError, gzip.BadGzipFile) as error:
+            raise Incomplete(
+                f"{path} is a truncated archive ({path.stat().st_size} bytes; {error}). Delete it and fetch it again."
+            ) from error
+    return plain
+
+
+def check_archive(path: Path, *, ending: str | None = None) -> None:
+    """Recognise what is often found in an archive's place: nothing, a web page, a quota notice, half of it.
+
+    `ending`: what kind of archive it should be, where its name does not say.
+    """
+    ending = ending or path.suffix
+    if not path.exists():
+        raise Incomplete(f"{path} does not exist.")
+    with path.open("rb") as file:
+        start = file.read(65536)
+    if not start:
+        raise Incomplete(f"{path} has no bytes. Delete it and fetch it again.")
+    if start.lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<head")):
+        lower = start.lower()
+        if any(words in lower for words in _QUOTA):
+            raise Incomplete(
+                f"{path} is not the file but the server's notice that its download quota is exceeded. "
+                "Delete it and try again in a day, or get the file elsewhere and give its folder as data.source.path."
+            )
+        raise Incomplete(
+            f"{path} is a web page, not the file (it starts {start[:60]!r}). Delete it and get the file by hand."
+        )
+    expected = _MAGIC.get(ending)
+    if expected and not start.startswith(expected):
+        raise Incomplete(f"{path} is not a {ending[1:]} file: it starts {start[:8]!r}. Delete it and fetch it again.")
+    if ending == ".zip" and not zipfile.is_zipfile(path):
+        raise Incomplete(
+            f"{path} is a truncated zip: its directory, which stands at the end, is missing "
+            f"({path.stat().st_size} bytes are there). Delete it and fetch it again."
+        )
+
+
+def choose(folder: Path, names: tuple[str, ...], *, what: str) -> Path:
+    """The first of `names` that exists in a folder. None of them is a `UserError` that lists what is there."""
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    there = sorted(entry.name for entry in folder.iterdir())[:12] if folder.is_dir() else None
+    found = f"it holds {', '.join(there) or 'nothing'}" if there is not None else "there is no such folder"
+    raise UserError(
+        f"data.source.path: no {what} in '{folder}' ({found}). Expected {' or '.join(names)}. "
+        "Put it there, or give the folder that has it."
+    )
