@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.data.reader import Reader
 from pipeline.data.shards import ShardDirectory, open_shards
-from pipeline.metrics.copies import measure_copies
+from pipeline.metrics.copies import Images, Worst, measure_copies
 from pipeline.metrics.extraction import Work, default_device, extract, ranks
 from pipeline.metrics.extractors import build_extractors
 from pipeline.metrics.features import Extractor
@@ -151,9 +151,8 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, work: Pa
     for extractor in standards.extractors:
         blocks = _work(cfg, samples, extractor, work)
         measured.update(measure(extractor, blocks, standards.references[extractor.key], asked=asked, cfg=cfg.evaluate))
-    reads = {name: Reader(split).read for name, split in standards.splits.items()}
-    counts = {name: split.manifest.count for name, split in standards.splits.items()}
-    measured.update(measure_copies(Reader(samples).read, samples.manifest.count, reads, counts, cfg=cfg.evaluate))
+    copies, worst = _copies(cfg, samples, standards)
+    measured.update(copies)
     manifest = samples.manifest
     return {
         "run": samples.path.parents[2].name,
@@ -169,11 +168,31 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, work: Pa
         "extractors": {e.name: dict(e.protocol) for e in standards.extractors},
         "metrics": measured.metrics,
         "details": measured.details,
+        "nearest_training_images": [asdict(w) for w in worst],
         "words": [*caution(manifest.count, measured.metrics), *measured.words],
         "settings": cfg.evaluate.model_dump(mode="json"),
         "seed": cfg.evaluate.seed,
         "versions": versions(),
     }
+
+
+def _copies(cfg: Config, samples: ShardDirectory, standards: Standards) -> tuple[Measured, list[Worst]]:
+    """The memorisation check, in pixels and in the features of the last network that is switched on."""
+    sets = [Images(Reader(s).read, s.manifest.count) for s in (samples, *standards.splits.values())]
+    extractor = next((e for e in reversed(standards.extractors) if e.name in ("domain", "inception", "dinov2")), None)
+    reference = None
+    if extractor is not None:
+        reference = next(iter(standards.references[extractor.key].values()))
+    held_out = sets[2] if len(sets) > 2 else None
+    return measure_copies(
+        sets[0],
+        sets[1],
+        held_out,
+        extractor=extractor,
+        reference=reference,
+        cfg=cfg.evaluate,
+        device=default_device(),
+    )
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:

@@ -34,11 +34,10 @@ class InceptionConfig(Settings):
 
 
 class LibraryConfig(Settings):
-    """A feature network of another library (DINOv2 through timm, CLIP through open_clip). Off while `weights` is null."""
+    """A feature network of the library `transformers`. Off while `weights` is null."""
 
-    weights: Path | None = None
-    sha256: str | None = None
-    model: str = ""
+    weights: Path | None = None  # a local folder with config.json and model.safetensors
+    sha256: str | None = None  # expected hash of model.safetensors
 
 
 class QualityConfig(Settings):
@@ -59,8 +58,8 @@ class EvaluateConfig(Settings):
     reference_features: int = Field(50_000, ge=1)  # most reference features kept for KID, precision, neighbours
     domain: DomainConfig = DomainConfig()
     inception: InceptionConfig = InceptionConfig()
-    dinov2: LibraryConfig = LibraryConfig(model="vit_large_patch14_dinov2")
-    clip: LibraryConfig = LibraryConfig(model="ViT-L-14-336")
+    dinov2: LibraryConfig = LibraryConfig()
+    clip: LibraryConfig = LibraryConfig()
     quality: QualityConfig = QualityConfig()
     splits: int = Field(10, ge=1)  # of the inception score
     kid_subsets: int = Field(100, ge=1)

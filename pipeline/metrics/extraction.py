@@ -4,6 +4,7 @@ Images are cut into blocks by number. Each block's features are one file, writte
 not computed again. Any process may compute any block, so it does not matter how many there are or which was killed.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -91,6 +92,20 @@ def all_features(work: Work, space: str) -> Floats:
 def all_moments(work: Work, space: str) -> Moments:
     """Moments of all images; memory does not grow with their number."""
     return merged(moments(block) for block in blocks_of(work, space))
+
+
+def grouped_moments(work: Work, space: str, groups: int) -> list[Moments]:
+    """Moments of `groups` consecutive parts of equal length, some empty where there are fewer images."""
+    edges = [group * work.count // groups for group in range(groups + 1)]
+    parts: list[list[Moments]] = [[] for _ in range(groups)]
+    start = 0
+    for block in blocks_of(work, space):
+        for part, (first, last) in zip(parts, itertools.pairwise(edges), strict=True):
+            rows = block[max(first - start, 0) : max(last - start, 0)]
+            if len(rows) or not part:
+                part[:] = [merged([*part, moments(rows)])]
+        start += len(block)
+    return [part[0] for part in parts]
 
 
 def ranks() -> tuple[int, int]:

@@ -7,6 +7,8 @@ from typing import Any
 from pipeline.config.schema_metrics import DomainConfig, EvaluateConfig
 from pipeline.metrics.domain import domain_features, load_classifier
 from pipeline.metrics.features import Extractor
+from pipeline.metrics.inception_weights import inception_extractor
+from pipeline.metrics.library import clip_extractor, dinov2_extractor
 from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import content_hash, read_json, sha256_file
 
@@ -53,4 +55,10 @@ def build_extractors(
     found: list[Extractor] = []
     if cfg.domain.enabled:
         found.append(domain_extractor(reference, cfg.domain, images, device=device))
+    if cfg.inception.weights is not None:
+        found.append(inception_extractor(cfg.inception, device=device))
+    if cfg.dinov2.weights is not None:
+        found.append(dinov2_extractor(cfg.dinov2, device=device))
+    if cfg.clip.weights is not None:
+        found.append(clip_extractor(cfg.clip, device=device))
     return found

@@ -10,11 +10,17 @@ import numpy.typing as npt
 from pipeline.config.schema_metrics import EvaluateConfig
 from pipeline.metrics.accuracy import conditional_accuracy
 from pipeline.metrics.domain import LABELS
-from pipeline.metrics.extraction import Work, all_features, all_moments
+from pipeline.metrics.extraction import Work, all_features, grouped_moments
+from pipeline.metrics.extrapolation import Target, at_infinity, jackknife
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.frechet import frechet_distance
 from pipeline.metrics.inception_score import inception_score
+from pipeline.metrics.kernel_distance import cmmd, kid
+from pipeline.metrics.manifolds import DENSITY_NEIGHBOURS, density_coverage, precision_recall
+from pipeline.metrics.moments import merged
 from pipeline.metrics.references import Reference
+
+IMAGES_PER_CLASS = 10  # fewest in a split of the inception score: a split smaller than its classes scores too low
 
 
 @dataclass
@@ -38,6 +44,32 @@ class Measured:
         self.words.extend(word for word in other.words if word not in self.words)
 
 
+@dataclass(frozen=True)
+class Space:
+    """One feature space in the tables: its Frechet distance's name, and the ending of its other metrics' names."""
+
+    frechet: str
+    ending: str
+    full: bool  # also KID, precision and recall, density and coverage, interval and extrapolation
+
+
+def spaces_of(extractor: Extractor) -> dict[str, Space]:
+    """The spaces of an extractor that are compared as Gaussians. Never the name `fid` for anything but FID.
+
+    A resize other than TensorFlow 1's is part of the name: `fid-clean`, `fid-768-torchmetrics`.
+    """
+    if extractor.name != "inception":
+        return {"features": Space(f"fd-{extractor.name}", f"-{extractor.name}", True)}
+    resize = extractor.protocol["resize"]
+    end = "" if resize == "tf1" else f"-{resize}"
+    deepest = next((s for s in ("2048", "768", "192", "64") if s in extractor.spaces), None)
+    names = {"2048": ("fid", ""), "768": ("fid-768", "-768"), "192": ("fid-192", "-192"), "64": ("fid-64", "-64")}
+    found = {s: Space(f + end, e + end, s == deepest) for s, (f, e) in names.items() if s in extractor.spaces}
+    if "spatial" in extractor.spaces:
+        found["spatial"] = Space(f"sfid{end}", f"-spatial{end}", False)
+    return found
+
+
 def measure(
     extractor: Extractor,
     work: Work,
@@ -50,55 +82,90 @@ def measure(
 
     Args:
         work: the finished blocks of features of the samples.
-        references: by split; the first names the metrics.
+        references: by split; the first names the metrics, the others add `@split`.
         asked: [N] class that each sample was asked for, -1 for none.
     """
-    return measure_domain(extractor, work, references, asked=asked, cfg=cfg)
-
-
-def measure_domain(
-    extractor: Extractor,
-    work: Work,
-    references: Mapping[str, Reference],
-    *,
-    asked: npt.NDArray[np.int64],
-    cfg: EvaluateConfig,
-) -> Measured:
-    """`fd-domain` against each reference; with a classifier of labels also `is-domain` and `accuracy-domain`."""
     out = Measured()
-    _frechet(out, "fd-domain", work, references, space="features")
-    if extractor.protocol.get("task") != LABELS:
-        out.words.append("the domain classifier was trained to recognise rotations, as the data has no labels")
-        return out
+    for position, (split, reference) in enumerate(references.items()):
+        at = "" if position == 0 else f"@{split}"
+        if min(work.count, reference.record["count"]) < 2:
+            out.words.append(f"nothing was compared with {split}: that needs at least 2 images on both sides")
+        elif extractor.name == "clip":
+            out.add(f"cmmd{at}", cmmd(all_features(work, "features"), reference.features("features")))
+        else:
+            for name, space in spaces_of(extractor).items():
+                _compare(out, space, work, reference, name=name, at=at, cfg=cfg)
+    if "logits" in extractor.spaces:
+        _classes(out, extractor, work, asked=asked, cfg=cfg)
+    return out
+
+
+def _compare(
+    out: Measured, space: Space, work: Work, reference: Reference, *, name: str, at: str, cfg: EvaluateConfig
+) -> None:
+    """One space against one reference; interval and extrapolation for the first reference alone."""
+    groups = grouped_moments(work, name, cfg.confidence_blocks)
+    found, target = merged(groups), reference.moments(name)
+    counts, dimensions = [found.count, target.count], len(found.mean)
+    details: dict[str, Any] = {"reference": reference.split, "images": counts, "dimensions": dimensions}
+    value = frechet_distance(found, target)
+    if space.full and not at:
+        towards = Target(target)
+        interval = jackknife(groups, towards)
+        if interval is not None:
+            details.update(low=interval.low, high=interval.high, error=interval.error, blocks=interval.blocks)
+        limit = at_infinity(all_features(work, name), towards, seed=cfg.seed)
+        if limit is not None:
+            out.add(f"{space.frechet}-infinity", limit.value, points=limit.points, reference=reference.split)
+    out.add(space.frechet + at, value, **details)
+    if min(counts) <= dimensions:
+        out.words.append(
+            f"{space.frechet}{at} is between {counts[0]} and {counts[1]} images in {dimensions} dimensions: the "
+            "covariance of fewer images than dimensions is singular, and the distance is far too large"
+        )
+    if space.full:
+        _neighbourhoods(out, work, reference, name=name, ending=space.ending + at, cfg=cfg)
+
+
+def _neighbourhoods(
+    out: Measured, work: Work, reference: Reference, *, name: str, ending: str, cfg: EvaluateConfig
+) -> None:
+    """KID, precision and recall, density and coverage: from features rather than moments."""
+    x, y = all_features(work, name), reference.features(name)
+    facts = {"reference": reference.split, "images": [len(x), len(y)]}
+    distance = kid(x, y, subsets=cfg.kid_subsets, size=cfg.kid_subset_size, seed=cfg.seed)
+    out.add(f"kid{ending}", distance.mean, std=distance.std, subsets=distance.subsets, size=distance.size, **facts)
+    if min(len(x), len(y)) <= max(cfg.neighbours, DENSITY_NEIGHBOURS):
+        out.words.append(f"precision{ending} and its like need more than {DENSITY_NEIGHBOURS} images on both sides")
+        return
+    near, dense = precision_recall(x, y, k=cfg.neighbours), density_coverage(x, y)
+    out.add(f"precision{ending}", near.precision, k=cfg.neighbours, **facts)
+    out.add(f"recall{ending}", near.recall, k=cfg.neighbours, **facts)
+    out.add(f"density{ending}", dense.density, k=DENSITY_NEIGHBOURS, **facts)
+    out.add(f"coverage{ending}", dense.coverage, k=DENSITY_NEIGHBOURS, **facts)
+
+
+def _classes(
+    out: Measured, extractor: Extractor, work: Work, *, asked: npt.NDArray[np.int64], cfg: EvaluateConfig
+) -> None:
+    """What the class probabilities say: the inception score, and for the domain classifier conditional accuracy."""
+    task = extractor.protocol.get("task", LABELS)
+    if task != LABELS:
+        out.words.append(f"the data has no labels: the domain classifier learned {task}, and judges no classes")
+        return
     logits = all_features(work, "logits")
-    score = inception_score(logits, splits=cfg.splits, seed=cfg.seed)
-    out.add("is-domain", score.mean, std=score.std, splits=score.splits)
-    if (asked >= 0).any():
-        found = conditional_accuracy(logits, asked)
-        own = extractor.about
+    splits = cfg.splits
+    if extractor.name == "domain":
+        splits = min(splits, max(len(logits) // (IMAGES_PER_CLASS * logits.shape[1]), 1))
+    score = inception_score(logits, splits=splits, seed=cfg.seed)
+    resize = extractor.protocol.get("resize", "tf1")
+    name = "is-domain" if extractor.name == "domain" else "is" if resize == "tf1" else f"is-{resize}"
+    out.add(name, score.mean, std=score.std, splits=score.splits)
+    if extractor.name == "domain" and (asked >= 0).any():
+        found, own = conditional_accuracy(logits, asked), extractor.about
+        facts = {"low": found.low, "high": found.high, "count": found.count, "by_class": found.by_class}
+        out.add("accuracy-domain", found.value, **facts)
         out.words.append(
             f"the domain classifier itself is right on {own['accuracy']:.1%} of the images of {own['checked_on']}: "
             "accuracy-domain of perfect samples would be about that"
         )
-        out.add(
-            "accuracy-domain", found.value, low=found.low, high=found.high, count=found.count, by_class=found.by_class
-        )
-    return out
-
-
-def _frechet(out: Measured, name: str, work: Work, references: Mapping[str, Reference], *, space: str) -> None:
-    """The Frechet distance to each reference: `name` for the first, `name@split` for the others."""
-    found = all_moments(work, space)
-    for position, (split, reference) in enumerate(references.items()):
-        full = name if position == 0 else f"{name}@{split}"
-        if min(found.count, reference.record["count"]) < 2:
-            out.words.append(f"{full} needs at least 2 images on both sides")
-            continue
-        target = reference.moments(space)
-        dimensions = len(found.mean)
-        out.add(full, frechet_distance(found, target), reference=split, images=[found.count, target.count])
-        if min(found.count, target.count) <= dimensions:
-            out.words.append(
-                f"{full} is between {found.count} and {target.count} images in {dimensions} dimensions: a covariance "
-                "of fewer images than dimensions is singular, and the distance is far too large"
-            )
