@@ -46,9 +46,9 @@ def update(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, deca
     What is not floating point (a counter in a buffer) is copied.
     """
     names = [name for name, tensor in average.items() if tensor.is_floating_point()]
-    torch._foreach_lerp_(
-        [average[n] for n in names], [weights[n].detach().to(average[n].dtype) for n in names], 1 - decay
-    )
+    if names:
+        new = [weights[n].detach().to(average[n].dtype) for n in names]
+        torch._foreach_lerp_([average[n] for n in names], new, 1 - decay)
     for name in average.keys() - set(names):
         average[name].copy_(weights[name])
 

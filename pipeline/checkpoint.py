@@ -207,6 +207,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, named: Mapping[str, Tens
         if name not in named:
             raise Incomplete(f"the optimiser's state has a moment for '{name}', which is no parameter of the network")
         parameter = named[name]
-        # A step counter stays where its optimiser wants it (on the CPU unless fused); moments go with their weights.
-        place = "cpu" if value.ndim == 0 and not optimizer.param_groups[0].get("fused") else parameter.device
-        optimizer.state[parameter][key] = value.to(place, copy=True)
+        if value.shape == parameter.shape:  # a moment: beside its weight, and in the same memory order
+            optimizer.state[parameter][key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        else:  # a step counter stays on the CPU unless the optimiser is fused
+            place = parameter.device if optimizer.param_groups[0].get("fused") else "cpu"
+            optimizer.state[parameter][key] = value.to(place, copy=True)

@@ -40,7 +40,7 @@ from pipeline.objectives.build import build_objective
 from pipeline.objectives.objective import Objective
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import atomic_path, read_json
+from pipeline.runtime.files import atomic_path, read_json, sweep_partial
 from pipeline.runtime.progress import progress
 from pipeline.runtime.random import Stream, uniform
 from pipeline.runtime.run_dir import COMMIT, RunDir, step_of
@@ -94,6 +94,8 @@ def sample(
             print(f"{directory} is complete: nothing to do", file=sys.stderr)
             return directory
         reopen(directory)
+    if part.count == 1:
+        sweep_partial(directory)  # the only writer: what is unfinished is a killed job's
     records = _existing(directory, shards)
     missing = [n for n in sorted(shards.keys() - records.keys()) if n % part.count == part.number]
     if missing and not finish_partial:

@@ -35,7 +35,7 @@ class TwoPlayers:
         """The critic's opinion of real images."""
         return {"real": networks["critic"](batch.images.flatten(1))[:, 0]}
 
-    def generate(self, networks, seeds, labels, *, sampler) -> Tensor:
+    def generate(self, networks, seeds, labels, *, sampler) -> Tensor:  # noqa: ARG002 (neither classes nor a sampler)
         """Images of the maker."""
         z = normal(self.seed, Stream.LATENT, seeds, shape=(4,))
         return networks["maker"](z).reshape(-1, *self.shape).to(torch.float32)

@@ -1,16 +1,14 @@
 """The diffusion objective: draw a noise level and noise for every image, ask the network for the clean image."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config.schema import Config
 from pipeline.config.schema_diffusion import SamplerConfig
 from pipeline.data.batches import Batch
 from pipeline.data.shards import Manifest
-from pipeline.diffusion.build import build_process
+from pipeline.diffusion.build import build_balance, build_process
 from pipeline.diffusion.build_sampler import build_generator
-from pipeline.diffusion.loss import denoising_loss
-from pipeline.diffusion.preconditioning import Network
 from pipeline.models.build import build_network
 from pipeline.objectives.objective import Networks
 from pipeline.runtime.random import Stream, normal, uniform
@@ -26,29 +24,41 @@ class Denoising:
         self._cfg, self._seed, self._shape = cfg.diffusion, cfg.seed, manifest.layout.shape
         self._condition, self._classes = cfg.model.condition, len(manifest.classes)
         self._attributes = len(manifest.attributes)
-        network = build_network(cfg.model, shape=self._shape, classes=self._classes, attributes=self._attributes)
+        network = build_network(
+            cfg.model,
+            shape=self._shape,
+            classes=self._classes,
+            attributes=self._attributes,
+            outputs=self._shape[0] * 2 if cfg.diffusion.learned_variance else None,
+        )
         self.process = build_process(cfg.diffusion)
-        self.networks = {"denoiser": network}
+        self._balance = build_balance(cfg.diffusion)
+        if cfg.diffusion.learned_uncertainty:
+            network.add_module("balance", self._balance)  # trained, saved and averaged with the network
+        self.networks: dict[str, nn.Module] = {"denoiser": network}
         self.players: tuple[str, ...] = ("denoiser",)
         self.averaged: tuple[str, ...] = ("denoiser",)
 
     def loss(self, player: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """Loss at a random noise level, [B]. All draws are functions of the visit."""
         u = uniform(self._seed, Stream.SIGMA, batch.visits, dtype=torch.float64)
-        noise = self._noise(Stream.NOISE, batch)
-        hide = uniform(self._seed, Stream.LABEL_DROP, batch.visits) < self._cfg.label_dropout
+        sigma = self._sigma(u, batch)
+        noise = normal(self._seed, Stream.NOISE, batch.visits, shape=self._shape, dtype=batch.images.dtype)
 
-        def network(x: Tensor, cond: Tensor, condition: Tensor | None) -> Tensor:
+        def network(x: Tensor, cond: Tensor, condition: Tensor | None, /) -> Tensor:
             return networks[player](x, cond, condition, visits=batch.visits)
 
-        return {"loss": self._loss(network, batch, u=u, noise=noise, hide=hide)}
+        error = self.process.loss(network, batch.images, sigma=sigma, noise=noise, cond=self._dropped(batch))
+        balanced = self._balance(error, sigma)
+        return {"loss": balanced} if balanced is error else {"loss": balanced, "error": error}
 
     def validate(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """The same loss, labels shown, with noise levels spread evenly over the images and noise that never changes."""
         u = (batch.visits.double() * GOLDEN + 0.5) % 1  # any number of images in a row covers (0, 1) evenly
-        noise = self._noise(Stream.VALIDATION, batch)
-        hide = torch.zeros_like(batch.visits, dtype=torch.bool)
-        return {"loss": self._loss(networks["denoiser"], batch, u=u, noise=noise, hide=hide)}
+        noise = normal(self._seed, Stream.VALIDATION, batch.visits, shape=self._shape, dtype=batch.images.dtype)
+        shown = self._told(batch.labels, batch.attributes)
+        sigma = self._sigma(u, batch)
+        return {"loss": self.process.loss(networks["denoiser"], batch.images, sigma=sigma, noise=noise, cond=shown)}
 
     def generate(self, networks: Networks, seeds: Tensor, labels: Tensor, *, sampler: SamplerConfig) -> Tensor:
         """Images [B, C, H, W] from noise keyed by the seeds."""
@@ -56,31 +66,34 @@ class Denoising:
         def noise(stream: Stream, draw: int) -> Tensor:
             return normal(self._seed, stream, seeds, shape=self._shape, draw=draw)
 
-        hidden = self._visible(labels, None, hide=torch.ones_like(labels, dtype=torch.bool))
-        condition = self._visible(labels, None, hide=labels < 0)
-        make = build_generator(sampler, self.process, networks["denoiser"], condition=condition, hidden=hidden)
+        make = build_generator(
+            sampler,
+            self.process,
+            networks["denoiser"],
+            condition=self._told(labels, None),
+            hidden=self._told(torch.full_like(labels, -1), None),
+        )
         return make(noise(Stream.SAMPLE_START, 0), lambda draw: noise(Stream.SAMPLE_STEP, draw))
 
-    def _loss(self, network: Network, batch: Batch, *, u: Tensor, noise: Tensor, hide: Tensor) -> Tensor:
-        return denoising_loss(
-            network,
-            self.process.scales,
-            batch.images,
-            sigma=self.process.draw_sigma(u).to(batch.images.dtype)[:, None, None, None],
-            noise=noise,
-            weight=self.process.weight,
-            cond=self._visible(batch.labels, batch.attributes, hide=hide),
-        )
+    def _sigma(self, u: Tensor, batch: Batch) -> Tensor:
+        return self.process.draw_sigma(u).to(batch.images.dtype)[:, None, None, None]
 
-    def _noise(self, stream: Stream, batch: Batch) -> Tensor:
-        return normal(self._seed, stream, batch.visits, shape=self._shape, dtype=batch.images.dtype)
+    def _dropped(self, batch: Batch) -> Tensor | None:
+        """The condition with whole images' labels and single attributes hidden at random."""
+        hide = uniform(self._seed, Stream.LABEL_DROP, batch.visits) < self._cfg.label_dropout
+        attributes = batch.attributes
+        if attributes is not None and self._cfg.attribute_dropout:
+            drawn = uniform(self._seed, Stream.LABEL_DROP, batch.visits, shape=(self._attributes,), draw=1)
+            attributes = torch.where(drawn < self._cfg.attribute_dropout, -1, attributes)
+        if attributes is not None:
+            attributes = torch.where(hide[:, None], -1, attributes)
+        return self._told(torch.where(hide, -1, batch.labels), attributes)
 
-    def _visible(self, labels: Tensor, attributes: Tensor | None, *, hide: Tensor) -> Tensor | None:
-        """What the network is told: classes [B] with `classes` for unknown, or attributes [B, A] with -1."""
+    def _told(self, labels: Tensor, attributes: Tensor | None) -> Tensor | None:
+        """What the network is told: classes [B] with the number of classes for unknown, or attributes [B, A]."""
         if self._condition == "class":
-            return torch.where(hide | (labels < 0), self._classes, labels)
+            return torch.where(labels < 0, self._classes, labels)
         if self._condition == "attributes":
-            if attributes is None:
-                attributes = torch.full((len(labels), self._attributes), -1, dtype=torch.int8, device=labels.device)
-            return torch.where(hide[:, None], -1, attributes)
+            unknown = torch.full((len(labels), self._attributes), -1, dtype=torch.int8, device=labels.device)
+            return unknown if attributes is None else attributes
         return None

@@ -101,5 +101,5 @@ def _roll_back(s: Session, report: Reporter) -> None:
     s.state.restore(checkpoint.read(path))
     clock = s.state.clock
     clock.data_offset = failed.data_offset + failed.step - clock.step
-    clock.rollbacks, clock.skipped, clock.loss_scale = failed.rollbacks + 1, failed.skipped, None
+    clock.rollbacks, clock.skipped, clock.skipped_in_a_row = failed.rollbacks + 1, failed.skipped, 0
     report.rolled_back(failed.step)

@@ -29,7 +29,7 @@ from pipeline.runtime import distributed
 from pipeline.runtime.distributed import World
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import append_line
-from pipeline.runtime.run_dir import RunDir, step_of
+from pipeline.runtime.run_dir import RunDir
 from pipeline.train.optim import build_optimizer
 from pipeline.train.saver import Saver, clean
 from pipeline.train.state import State
@@ -141,18 +141,17 @@ def _restore_scaler(accelerator: Accelerator, state: State) -> None:
 
 
 def _resume(run: RunDir, state: State, world: World) -> None:
-    """Every rank reads the same checkpoint; rank 0 alone tidies up before."""
+    """Every rank reads the same checkpoint, after rank 0 has tidied up and set damaged ones aside."""
     if world.main:
         clean(run)
-        checkpoint.newest_valid(run, set_aside=True)
+        _, sentences = checkpoint.newest_valid(run, set_aside=True)
+        print(*sentences, sep="\n", end="\n" if sentences else "", file=sys.stderr)
     distributed.barrier()
-    path, sentences = checkpoint.newest_valid(run)
-    for sentence in sentences if world.main else []:
-        print(sentence, file=sys.stderr)
-    if path is not None:
-        state.restore(checkpoint.read(path))
+    step = run.latest_step()
+    if step is not None:
+        state.restore(checkpoint.read(run.checkpoint(step)))
         if world.main:
-            print(f"continuing from {path.name} (step {step_of(path.name)})", file=sys.stderr)
+            print(f"continuing from {run.checkpoint(step)}", file=sys.stderr)
 
 
 def _report(run: RunDir, world: World, *, plan: Plan, state: State, device: torch.device) -> None:

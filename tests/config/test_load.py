@@ -1,0 +1,86 @@
+"""Words to a config: what is wrong is said at once, in full, with what was probably meant."""
+
+import pytest
+
+from pipeline.config.load import CONFIG_ROOT, config_from, groups, to_yaml
+from pipeline.config.schema import Config
+from pipeline.runtime.errors import UserError
+
+EXPERIMENTS = groups()["experiment"]
+
+
+def refused(*words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        config_from(["experiment=glyphs16", *words])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_is_complete(name):
+    assert isinstance(config_from([f"experiment={name}"]), Config)
+
+
+def test_an_override_reaches_its_field():
+    cfg = config_from(["experiment=glyphs16", "train.optim.lr=1e-4", "train.global_batch=64", "model.attention=[]"])
+    assert (cfg.train.optim.lr, cfg.train.global_batch, cfg.model.attention) == (1e-4, 64, ())
+
+
+def test_a_misspelt_key_names_the_nearest():
+    message = refused("train.globl_batch=64")
+    assert "train.globl_batch: no such setting. Did you mean 'global_batch'?" in message
+
+
+def test_all_problems_come_together():
+    message = refused("train.globl_batch=64", "train.optim.lr=fast", "train.duration=ten epochs", "sample.count=0")
+    assert message.startswith("4 problems")
+    for place in ("train.globl_batch", "train.optim.lr", "train.duration", "sample.count"):
+        assert place in message
+
+
+def test_a_wrong_type_says_what_was_found():
+    assert "found 'many'" in refused("train.global_batch=many")
+
+
+def test_an_unknown_choice_names_the_nearest():
+    with pytest.raises(UserError, match="Did you mean 'glyphs16'"):
+        config_from(["experiment=glyph16"])
+
+
+def test_a_word_that_is_no_override():
+    assert "'--fast' is not key=value" in refused("--fast")
+
+
+def test_a_directory_that_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="neither a run directory"):
+        config_from([str(tmp_path)])
+
+
+def test_a_batch_that_does_not_divide_lists_what_would():
+    assert "Divisors: 1, 2, 4" in refused("train.micro_batch=24")
+
+
+def test_guiding_an_unconditional_model_is_refused():
+    assert "guidance" in refused("model.condition=none", "sample.sampler.guidance.scale=2")
+
+
+def test_scientific_notation_that_yaml_takes_for_text_is_a_number():
+    assert config_from(["experiment=glyphs16", "train.optim.lr=1e-4"]).train.optim.lr == 1e-4
+
+
+def test_the_written_config_reads_back_equal(tmp_path):
+    cfg = config_from(["experiment=glyphs16", "train.optim.lr=3e-4"])
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    assert config_from([str(tmp_path)]) == cfg
+
+
+def test_an_override_of_a_run_reaches_its_field(tmp_path):
+    cfg = config_from(["experiment=glyphs16"])
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    assert config_from([str(tmp_path), "sample.sampler.guidance.scale=3"]).sample.sampler.guidance.scale == 3
+
+
+def test_every_experiment_says_what_it_is_and_how_to_run_it():
+    for path in (CONFIG_ROOT / "experiment").glob("*.yaml"):
+        head = path.read_text().splitlines()
+        assert head[0] == "# @package _global_", path
+        assert any(line.startswith("# Run:") for line in head), path

@@ -1,0 +1,126 @@
+"""Checkpoints: whole or not there; damage is recognised and named; the one before is used."""
+
+import errno
+import os
+
+import pytest
+import tiny
+import torch
+
+from pipeline import checkpoint
+from pipeline.checkpoint import Snapshot
+from pipeline.runtime.errors import Incomplete, UserError
+from pipeline.runtime.files import atomic_path, disk_error
+from pipeline.runtime.run_dir import COMMIT, RunDir
+
+
+def snapshot(step, value=None):
+    weights = {"w": torch.full((4, 4), float(step if value is None else value)), "n": torch.tensor(step)}
+    return Snapshot({"network.net": weights, "average.net": {"w": weights["w"] / 2}}, {"step": step})
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = RunDir(tmp_path)
+    for step in (2, 4, 6):
+        checkpoint.write(run.checkpoint(step), snapshot(step))
+    return run
+
+
+def test_what_is_written_is_read_back(run):
+    found = checkpoint.read(run.checkpoint(4))
+    assert found.step == 4
+    assert torch.equal(found.tensors["network.net"]["w"], torch.full((4, 4), 4.0))
+    assert found.tensors.keys() == {"network.net", "average.net"}
+
+
+DAMAGE = {
+    "truncated": (lambda f: f.write_bytes(f.read_bytes()[:-7]), "bytes instead of"),
+    "bit flipped": (lambda f: f.write_bytes(f.read_bytes()[:-1] + bytes([f.read_bytes()[-1] ^ 1])), "sha256 differs"),
+    "missing": (lambda f: f.unlink(), "is missing"),
+    "empty": (lambda f: f.write_bytes(b""), "0 bytes instead of"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named_and_the_one_before_is_used(run, kind):
+    harm, words = DAMAGE[kind]
+    harm(run.checkpoint(6) / "network.net.safetensors")
+    path, sentences = checkpoint.newest_valid(run)
+    assert path == run.checkpoint(4)
+    assert len(sentences) == 1
+    assert words in sentences[0]
+    assert "network.net.safetensors" in sentences[0]
+    with pytest.raises(Incomplete, match="step-000000006"):
+        checkpoint.read(run.checkpoint(6))
+
+
+def test_a_checkpoint_without_a_commit_record_is_none(run):
+    (run.checkpoint(6) / COMMIT).unlink()
+    assert run.latest_step() == 4
+    assert checkpoint.newest_valid(run)[0] == run.checkpoint(4)
+
+
+def test_a_damaged_one_is_set_aside_so_that_its_step_can_be_written_again(run):
+    (run.checkpoint(6) / "state.json").write_text("{}")
+    checkpoint.newest_valid(run, set_aside=True)
+    checkpoint.write(run.checkpoint(6), snapshot(6))
+    assert checkpoint.newest_valid(run) == (run.checkpoint(6), [])
+
+
+def test_a_whole_one_is_never_overwritten(run):
+    with pytest.raises(Incomplete, match="never overwritten"):
+        checkpoint.write(run.checkpoint(4), snapshot(4, value=9))
+    assert torch.equal(checkpoint.read(run.checkpoint(4)).tensors["network.net"]["w"], torch.full((4, 4), 4.0))
+
+
+def test_rotation_keeps_the_newest_and_the_milestones(run):
+    checkpoint.rotate(run, keep_last=1, keep_every=4)
+    assert run.steps() == [4, 6]
+
+
+def test_a_failed_write_leaves_nothing(run):
+    class Full(dict):
+        def items(self):
+            yield "network.net", {"w": torch.zeros(2)}
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(UserError, match="No space left while writing .*step-000000008"):
+        checkpoint.write(run.checkpoint(8), Snapshot(Full(), {"step": 8}))
+    assert run.steps() == [2, 4, 6]
+    assert sorted(p.name for p in run.checkpoints.iterdir()) == [f"step-00000000{s}" for s in (2, 4, 6)]
+
+
+def test_other_errors_of_the_disk_stay_what_they_are(tmp_path):
+    error = PermissionError(errno.EACCES, "no")
+    assert disk_error(error, tmp_path) is error
+    with pytest.raises(ZeroDivisionError), atomic_path(tmp_path / "file") as partial:
+        partial.write_text("half")
+        raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_loading_is_strict(run):
+    net = torch.nn.Linear(3, 3)
+    with pytest.raises(UserError, match=r"missing \['bias', 'weight'\], surplus \['n', 'w'\]"):
+        checkpoint.load_strictly(net, checkpoint.read(run.checkpoint(2)).tensors["network.net"], what="step 2")
+
+
+def test_asking_for_what_is_not_there_says_what_is(run):
+    with pytest.raises(UserError, match=r"no checkpoint of step 5. It has: \[2, 4, 6\]"):
+        checkpoint.load_weights(run, which="network", network="net", step=5)
+    with pytest.raises(UserError, match=r"no 'power-0.1.net'. It has: average.net, network.net"):
+        checkpoint.load_weights(run, which="power-0.1", network="net")
+
+
+def test_training_passes_over_a_damaged_checkpoint(tmp_path):
+    whole, hurt = (tiny.config(tmp_path, name=name) for name in ("whole", "hurt"))
+    tiny.prepare(whole)
+    expected = tiny.run(whole)
+    run = tiny.run(hurt)
+    (run.checkpoints / "finished.json").unlink()
+    file = run.checkpoint(12) / "optimizer.denoiser.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    tiny.run(hurt)
+    assert tiny.fingerprint(run, 12) == tiny.fingerprint(expected, 12)
+    assert "optimizer.denoiser.safetensors has 100 bytes instead of" in (hurt.runs_dir / "hurt.log").read_text()

@@ -1,0 +1,127 @@
+"""Samples belong to their seeds, whatever made them and however often it was interrupted."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from pipeline import sample as job
+from pipeline.data.reader import Reader
+from pipeline.data.shards import open_shards, read_manifest
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.run_dir import RunDir
+from pipeline.sample import Part, labels_for, sample
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    cfg = tiny.config(tmp_path_factory.mktemp("sampled"))
+    tiny.prepare(cfg)
+    return cfg, tiny.run(cfg)
+
+
+def changed(cfg, **settings):
+    sampler = cfg.sample.sampler.model_copy(update=settings.pop("sampler", {}))
+    return cfg.model_copy(update={"sample": cfg.sample.model_copy(update={"sampler": sampler, **settings})})
+
+
+def pixels(directory):
+    shards = open_shards(directory)
+    return Reader(shards).read(np.arange(shards.manifest.count)), np.asarray(shards.index["label"])
+
+
+def digest(directory):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(directory.glob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def elsewhere(trained, tmp_path):
+    """A copy of the run to sample into."""
+
+    def copy(name):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoints").symlink_to(trained[1].checkpoints)
+        return RunDir(tmp_path / name)
+
+    return copy
+
+
+def test_the_same_image_for_any_batch_size(trained, elsewhere):
+    cfg = trained[0]
+    sets = [pixels(sample(changed(cfg, batch=b), elsewhere(f"batch{b}")))[0] for b in (8, 3, 1)]
+    assert all(np.array_equal(sets[0], other) for other in sets[1:])
+
+
+def test_parts_make_the_same_bytes_as_one_job(trained, elsewhere):
+    cfg = trained[0]
+    whole = sample(cfg, elsewhere("whole"))
+    run = elsewhere("parts")
+    for number in (2, 0, 1):
+        directory = sample(cfg, run, part=Part(number, 3))
+    assert digest(directory) == digest(whole)
+
+
+def test_later_seeds_extend_a_set(trained, elsewhere):
+    cfg, run = trained[0], elsewhere("grown")
+    sample(changed(cfg, count=12), run)
+    grown = sample(cfg, run)
+    assert digest(grown) == digest(sample(cfg, elsewhere("at_once")))
+
+
+def test_a_window_of_seeds_is_that_part_of_the_whole(trained, elsewhere):
+    cfg = trained[0]
+    whole, _ = pixels(sample(cfg, elsewhere("whole")))
+    later, _ = pixels(sample(changed(cfg, first_seed=8, count=8), elsewhere("later")))
+    assert np.array_equal(whole[8:16], later)
+
+
+def test_classes_are_as_asked(trained, elsewhere):
+    cfg = trained[0]
+    _, labels = pixels(sample(cfg, elsewhere("uniform")))
+    assert np.bincount(labels).tolist() == [8, 8, 8]
+    _, labels = pixels(sample(changed(cfg, classes=(2, 0)), elsewhere("list")))
+    assert labels.tolist() == [2, 0] * 12
+    train = read_manifest(cfg.data_dir / next(cfg.data_dir.iterdir()).name / "shards" / "train")
+    drawn = labels_for(changed(cfg, classes="training"), torch.arange(6000), train)
+    assert torch.bincount(drawn).double().numpy() / 6000 == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_a_class_that_does_not_exist(trained, elsewhere):
+    with pytest.raises(UserError, match=r"sample.classes: found \[7\], but the data has classes 0 to 2"):
+        sample(changed(trained[0], classes=(0, 7)), elsewhere("wrong"))
+
+
+def test_partial_sets_are_usable_and_say_so(trained, elsewhere):
+    cfg, run = trained[0], elsewhere("partial")
+    sample(cfg, run, part=Part(0, 3))
+    directory = sample(cfg, run, finish_partial=True)
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert (manifest["count"], manifest["made_from"]["wanted"]) == (8, 24)
+    assert digest(sample(cfg, run)) == digest(sample(cfg, elsewhere("whole")))
+
+
+def _in_a_process(cfg, path):
+    torch.set_num_threads(1)
+    job.sample(cfg, RunDir(path))
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.full)])
+def test_killed_at_random_moments_it_makes_the_same_bytes(trained, elsewhere, kills):
+    cfg = changed(trained[0], count=160, images_per_shard=4, batch=4)
+    expected = digest(sample(cfg, elsewhere("whole")))
+    run, rng = elsewhere("killed"), random.Random(1)
+    for _ in range(kills):
+        process = tiny.processes().Process(target=_in_a_process, args=(cfg, run.path))
+        process.start()
+        time.sleep(rng.uniform(0.2, 0.8))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert digest(sample(cfg, run)) == expected
