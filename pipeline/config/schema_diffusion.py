@@ -58,7 +58,7 @@ class UniformFlowLevels(_SigmaRange):
 
 
 class GeometricLevels(_SigmaRange):
-    """The VE-SDE: sigma(t) = sigma_min (sigma_max / sigma_min)^t, t uniform (Song et al. 2021, appendix C)."""
+    """The VE-SDE: sigma_min (sigma_max / sigma_min)^t with t uniform (Song et al. 2021: score SDE, appendix C)."""
 
     kind: Literal["geometric"]
     sigma_min: float = Field(0.01, gt=0, allow_inf_nan=False)

@@ -12,7 +12,7 @@ def extrapolated(strong: Denoise, weak: Denoise, *, factor: float) -> Denoise:
     """weak + factor * (strong - weak): away from the weak prediction. Factor 1 is the strong one, 0 the weak one.
 
     Classifier-free guidance where weak is unconditional (Ho & Salimans 2022, equation 6, with factor = 1 + w);
-    autoguidance where weak is a worse model of the same condition (Karras et al. 2024b, equation 2).
+    autoguidance where weak is a worse model of the same condition (Karras et al. 2024b).
     """
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def clipped(denoise: Denoise, *, bound: float) -> Denoise:
 
 
 def composed(unconditional: Denoise, conditionals: Sequence[Denoise], *, factors: Sequence[float]) -> Denoise:
-    """All conditions at once, each with its own factor (Liu et al. 2022: composable diffusion, equation 11)."""
+    """All conditions at once, each with its own factor (Liu et al. 2022: composable diffusion)."""
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         base = unconditional(x, sigma)

@@ -19,7 +19,7 @@ def _no_noise(_: int) -> Tensor:
 
 
 def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise = _no_noise, eta: float = 0.0) -> Tensor:
-    """DPM-Solver++(2M) at eta 0 (Lu et al. 2022b, algorithm 2), its SDE form at eta 1 (appendix A, equation 18).
+    """DPM-Solver++(2M) at eta 0 (Lu et al. 2022b, algorithm 2), SDE-DPM-Solver++(2M) at eta 1 (the same paper).
 
     The first step, and the last one to sigma 0, are first order.
     """
@@ -56,7 +56,7 @@ def unipc(denoise: Denoise, x: Tensor, sigmas: Tensor, *, order: int = 2) -> Ten
 
 
 def _unified(x: Tensor, levels: list[Tensor], estimates: list[Tensor], *, base: int, target: Tensor) -> Tensor:
-    """The step from levels[base] to `target` with D through all `estimates` (Zhao et al. 2023, equations 3 and 8).
+    """The step from levels[base] to `target` with D through all `estimates` (Zhao et al. 2023).
 
     Predictor: `base` is the last level. Corrector: the level after `base` is the target itself.
     """
@@ -75,7 +75,7 @@ def _unified(x: Tensor, levels: list[Tensor], estimates: list[Tensor], *, base: 
 
 
 def _shares(ratios: Tensor, width: Tensor) -> Tensor:
-    """Solve R(r) a = phi / B for a, [K] (Zhao et al. 2023, theorem 3.1). One point: 1 / 2, as in its appendix F."""
+    """Solve R(r) a = phi / B for a, [K] (Zhao et al. 2023, theorem 3.1). One point: 1 / 2, as its authors do."""
     if len(ratios) == 1:
         return torch.full_like(ratios, 0.5)
     powers = torch.stack([ratios**k for k in range(len(ratios))])

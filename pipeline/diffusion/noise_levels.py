@@ -40,7 +40,7 @@ def uniform_flow(shift: float, *, sigma_min: float, sigma_max: float) -> DrawSig
 
 
 def geometric(*, sigma_min: float, sigma_max: float) -> DrawSigma:
-    """sigma_min (sigma_max / sigma_min)^u: the VE-SDE (Song et al. 2021, equation 30)."""
+    """sigma_min (sigma_max / sigma_min)^u: the VE-SDE (Song et al. 2021: score SDE, appendix C)."""
     return lambda u: sigma_min * (sigma_max / sigma_min) ** u
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class LossBalance(nn.Module):
-    """loss / exp(u(sigma)) + u(sigma), with u a small head (Karras et al. 2024a: EDM2, appendix B.2).
+    """loss / exp(u(sigma)) + u(sigma), with u a small head (Karras et al. 2024a: EDM2).
 
     At its optimum exp(u) is the mean loss at that sigma, so every noise level then contributes 1. u starts at 0,
     where this is the loss itself.

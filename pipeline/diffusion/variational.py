@@ -63,8 +63,10 @@ def step_bound(x0: Tensor, x0_hat: Tensor, *, timesteps: Tensor, table: Tensor, 
     log_variance = place * steps.log_large + (1 - place) * steps.log_small
     gap = (1 - (steps.sigma_next / steps.sigma) ** 2) * (x0 - x0_hat)  # between the two means
     divergence = gaussian_kl(gap, log_first=steps.log_small, log_second=log_variance)
-    decoder = -grey_level_log_likelihood(x0, mean=x0_hat, log_std=log_variance / 2)
-    nats = torch.where((timesteps == 0).to(x0.device).view(-1, 1, 1, 1), decoder, divergence)
+    last = (timesteps == 0).to(x0.device).view(-1, 1, 1, 1)
+    # Where the decoder's answer is not used, its question must be harmless: 0 times an infinite slope is not 0.
+    mean, log_std = torch.where(last, x0_hat, x0), torch.where(last, log_variance / 2, math.log(GREY_LEVEL))
+    nats = torch.where(last, -grey_level_log_likelihood(x0, mean=mean, log_std=log_std), divergence)
     return nats.mean(dim=(1, 2, 3)) / math.log(2)
 
 
@@ -84,16 +86,17 @@ def grey_level_log_likelihood(x: Tensor, *, mean: Tensor, log_std: Tensor) -> Te
     """log of a Gaussian's mass in the grey level of x, elementwise (Ho et al. 2020, equation 13).
 
     The darkest and the brightest level reach to infinity. Accurate in the tails, where differences of distribution
-    functions would be 0: the interval is mirrored to the lower tail and the difference taken of logarithms.
+    functions would be 0: the interval is mirrored to the lower tail and the difference taken of logarithms. Computed
+    in float64, because the slope of `log_ndtr` is noise or infinite in the tails of float32.
     """
-    scale = torch.exp(-log_std)
+    dtype, x, mean, scale = x.dtype, x.double(), mean.double(), torch.exp(-log_std.double())
     upper = torch.where(x > 1 - GREY_LEVEL / 4, 1e3, x + GREY_LEVEL / 2 - mean) * scale
     lower = torch.where(x < -1 + GREY_LEVEL / 4, -1e3, x - GREY_LEVEL / 2 - mean) * scale
     mirrored = upper + lower > 0
     upper, lower = torch.where(mirrored, -lower, upper), torch.where(mirrored, -upper, lower)
     log_upper: Tensor = torch.special.log_ndtr(upper)
     log_lower: Tensor = torch.special.log_ndtr(lower)
-    return log_upper + torch.log(-torch.expm1(log_lower - log_upper))
+    return (log_upper + torch.log(-torch.expm1(log_lower - log_upper))).to(dtype)
 
 
 def hybrid_loss(
@@ -136,6 +139,6 @@ def _steps(table: Tensor, timesteps: Tensor, *, like: Tensor) -> _Steps:
     sigma, sigma_next = table, torch.cat([torch.zeros_like(table[:1]), table[:-1]])
     small, large = small_variance(sigma, sigma_next), large_variance(sigma, sigma_next)
     small = torch.cat([small[1:2] / (1 + table[0] ** 2), small[1:]])
-    chosen = timesteps.to(table.device)
-    columns = (column[chosen].to(like).view(-1, 1, 1, 1) for column in (sigma, sigma_next, small.log(), large.log()))
+    chosen = timesteps.to(like.device)  # tables move to the images, not the other way, which would wait for a GPU
+    columns = (column.to(like)[chosen].view(-1, 1, 1, 1) for column in (sigma, sigma_next, small.log(), large.log()))
     return _Steps(*columns)

@@ -27,7 +27,7 @@ def snr(sigma: Tensor) -> Tensor:
 
 
 def min_snr(gamma: float) -> Weight:
-    """min(1 / sigma^2, gamma) (Hang et al. 2023: Min-SNR, equation 7, where gamma is 5)."""
+    """min(1 / sigma^2, gamma) (Hang et al. 2023: Min-SNR-gamma, where gamma is 5)."""
     return lambda sigma: (sigma**-2).clamp(max=gamma)
 
 

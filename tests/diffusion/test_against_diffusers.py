@@ -110,7 +110,8 @@ def _theirs(network: Network, scheduler: Any, x: Tensor, steps: int, **step: Cal
 
 
 @pytest.mark.parametrize(("parametrisation", "schedule", "spacing"), [
-    *product(("eps", "x0", "v"), ("linear",), ("trailing", "leading")), *product(("x0", "v"), ("cosine",), ("trailing",)),
+    *product(("eps", "x0", "v"), ("linear",), ("trailing", "leading")),
+    *product(("x0", "v"), ("cosine",), ("trailing",)),
     # on this grid without sigma 20291, where x0 from the noise has two decimals in float32, in either library
     *product(("eps", "x0", "v"), ("cosine",), ("leading",)),
 ])  # fmt: skip

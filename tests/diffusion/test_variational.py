@@ -96,13 +96,20 @@ def test_grey_levels_share_the_whole_mass() -> None:
         assert log_mass.exp().sum().item() == pytest.approx(1.0, abs=1e-9)
 
 
-def test_grey_levels_far_from_the_mean_keep_a_finite_cost_and_slope() -> None:
-    mean = torch.tensor([-0.9, 0.9], requires_grad=True)
-    log_mass = variational.grey_level_log_likelihood(torch.tensor([0.9, -0.9]), mean=mean, log_std=torch.tensor(-3.0))
+@pytest.mark.parametrize("log_std", [-7.0, -3.0, 0.0, 9.0])
+def test_grey_levels_far_from_the_mean_keep_a_finite_cost_and_slope(log_std: float) -> None:
+    """Also in float32, for pixels inside and outside the range, at both ends."""
+    x = torch.tensor([0.9, -0.9, 1.0, -1.0, 1.3, 0.0])
+    mean = torch.tensor([-0.9, 0.9, -3.0, 2.0, -1.0, 0.0], requires_grad=True)
+    spread = torch.tensor(log_std, requires_grad=True)
+    log_mass = variational.grey_level_log_likelihood(x, mean=mean, log_std=spread)
     log_mass.sum().backward()
-    assert mean.grad is not None
-    assert log_mass.isfinite().all() and (log_mass < -500).all()
-    assert mean.grad[0] > 0 > mean.grad[1]  # towards the pixel
+    assert mean.grad is not None and spread.grad is not None
+    assert log_mass.isfinite().all() and mean.grad.isfinite().all() and spread.grad.isfinite()
+    assert (mean.grad[:5] * (x - mean)[:5] >= 0).all()  # towards the pixel
+    distance = 1.8 * math.exp(-log_std)
+    if distance > 10:  # the slope of a Gaussian's logarithm, at the near edge of the level
+        assert mean.grad[0].item() == pytest.approx((1.8 - 1 / 255) * math.exp(-2 * log_std), rel=0.02)
 
 
 def _learned(raw: Tensor, *, share: float) -> tuple[Tensor, Tensor, Tensor]:
