@@ -182,8 +182,8 @@ class BottleneckAutoencoder(nn.Module):
         self.up = nn.Sequential(convolution(cfg.latent_channels, widths[-1]))
         for wider, width in zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True):
             self.up.extend([*_normed(wider, cfg.groups, nn.Upsample(scale_factor=2.0)), convolution(wider, width)])
+        self.norm_out = nn.GroupNorm(cfg.groups, widths[0])
         self.conv_out = convolution(widths[0], shape[0])
-        self.up.extend(_normed(widths[0], cfg.groups, self.conv_out))
 
     def encode(self, images: Tensor) -> Posterior:
         """[B, C, H, W] -> the code as a distribution without spread, [B, d, H/f, W/f]."""
@@ -192,7 +192,7 @@ class BottleneckAutoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """[B, d, h, w] -> images [B, C, f h, f w], not clipped."""
-        images: Tensor = self.up(latents)
+        images: Tensor = self.conv_out(nn.functional.silu(self.norm_out(self.up(latents))))
         return images
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Posterior]:

@@ -6,12 +6,15 @@ stacked along the first dimension (queries, keys and values). That one table ser
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import Incomplete, UserError
 
 Names = Callable[[str], tuple[str, ...]]
 Rules = Sequence[tuple[str, str]]  # (pattern of our name's part, their replacement), each applied once, in order
@@ -59,6 +62,20 @@ def from_foreign(state: Mapping[str, Tensor], theirs: Names, like: Mapping[str, 
     if wrong:
         raise UserError(f"weights: {len(wrong)} tensors have another shape ({_few(wrong)}).")
     return {name: tensor.reshape(like[name].shape) for name, tensor in out.items()}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Pickled weights are never read.
+
+    Raises:
+        Incomplete: where it is missing or damaged.
+    """
+    if not path.is_file():
+        raise Incomplete(f"{path} does not exist. Only safetensors are read, never pickled weights.")
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        raise Incomplete(f"{path} cannot be read: {error}") from error
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

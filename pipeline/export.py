@@ -1,0 +1,94 @@
+"""The export job: a checkpoint's weights as a folder that diffusers loads, or as one safetensors file with settings.
+
+python -m pipeline export RUN_DIR                       RUN_DIR/exports/step-000012000-average-diffusers/
+python -m pipeline export RUN_DIR --format safetensors --to FOLDER sample.weights=network
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import get_args
+
+from pipeline import checkpoint
+from pipeline.config.load import config_from
+from pipeline.config.paths import data_directory, run_directory
+from pipeline.config.schema import Config
+from pipeline.data.shards import read_manifest
+from pipeline.interchange.folder import SETTINGS, Format, Network, write_diffusers, write_safetensors
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json
+from pipeline.runtime.run_dir import COMMIT, RunDir, step_name, step_of
+
+
+def main(words: list[str]) -> int:
+    """`python -m pipeline export RUN_DIR [--step N] [--format diffusers|safetensors] [--to FOLDER] [key=value ...]`."""
+    parser = argparse.ArgumentParser(prog="pipeline export", description=main.__doc__)
+    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument("--format", choices=get_args(Format), default="diffusers")
+    parser.add_argument("--to", type=Path, help="the folder to write; default: inside the run directory")
+    options, rest = parser.parse_known_args(words)
+    cfg = config_from(rest)
+    run = RunDir(Path(rest[0]) if rest and "=" not in rest[0] else run_directory(cfg))
+    folder, notes = export(cfg, run, step=options.step, form=options.format, to=options.to)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(folder)
+    return 0
+
+
+def export(
+    cfg: Config, run: RunDir, *, step: int | None = None, form: Format = "diffusers", to: Path | None = None
+) -> tuple[Path, list[str]]:
+    """Write the weights that `cfg.sample.weights` names. Returns the folder, and in what it samples differently.
+
+    A folder that is there and was made from the same checkpoint is left as it is.
+
+    Raises:
+        UserError: for a run without checkpoints, a network without an equal in diffusers, a folder that is taken.
+    """
+    found = step_of(checkpoint.step_to_read(run, step).name) or 0
+    weights_name = cfg.sample.weights.replace(":", "")
+    folder = to or run.path / "exports" / f"{step_name(found)}-{weights_name}-{form}"
+    network = at_rest(cfg, run, step=found)
+    if (folder / SETTINGS).is_file() and read_json(folder / SETTINGS).get("made_from") == network.made_from:
+        print(f"{folder} is complete: nothing to do", file=sys.stderr)
+        return folder, []
+    if folder.exists():
+        raise UserError(f"{folder} exists and holds something else. Give another folder by --to, or remove it.")
+    if form == "safetensors":
+        write_safetensors(folder, network)
+        return folder, []
+    return folder, write_diffusers(folder, network)
+
+
+def at_rest(cfg: Config, run: RunDir, *, step: int) -> Network:
+    """What a checkpoint knows of its network: weights, settings, classes, and the hashes of the files they are from."""
+    manifest = read_manifest(data_directory(cfg) / "shards" / "train")
+    name = _network_name(run.checkpoint(step))
+    weights, _ = checkpoint.load_weights(run, which=cfg.sample.weights, network=name, step=step)
+    return Network(
+        model=cfg.model,
+        shape=manifest.layout.shape,
+        weights=weights,
+        classes=len(manifest.classes),
+        class_names=tuple(manifest.classes),
+        attributes=len(manifest.attributes),
+        outputs=2 * manifest.layout.shape[0] if cfg.diffusion.learned_variance else None,
+        diffusion=cfg.diffusion,
+        sampler=cfg.sample.sampler,
+        made_from={
+            "run": cfg.name,
+            "step": step,
+            "weights": cfg.sample.weights,
+            "checkpoint": read_json(run.checkpoint(step) / COMMIT)["files"],
+        },
+    )
+
+
+def _network_name(directory: Path) -> str:
+    """The network that makes images: the one of which averages are kept, or the only one."""
+    for kind in ("average", "network"):
+        names = sorted(path.name.split(".")[1] for path in directory.glob(f"{kind}.*.safetensors"))
+        if len(names) == 1 or "denoiser" in names:
+            return "denoiser" if "denoiser" in names else names[0]
+    raise UserError(f"{directory} holds several networks, and none is called denoiser: there is nothing to export.")

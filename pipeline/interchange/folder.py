@@ -1,0 +1,234 @@
+"""Folders that hold a network: diffusers' layout, or one safetensors file with its settings.
+
+    model_index.json  unet/ or transformer/  scheduler/  pipeline.py      a denoiser for diffusers
+    config.json  diffusion_pytorch_model.safetensors                      an autoencoder for diffusers
+    settings.json  model.safetensors                                      any network of ours
+
+Writing and reading need neither diffusers nor a network built: settings, names and tensors.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
+from pipeline.config.schema_model import DiTConfig, KLAutoencoderConfig, ModelConfig, UNetConfig
+from pipeline.interchange.schedulers import Scheduling, scheduling
+from pipeline.models import foreign, foreign_autoencoder, foreign_dit, foreign_unet
+from pipeline.models.build import build_network
+from pipeline.models.foreign import read_weights
+from pipeline.runtime.errors import Incomplete, UserError
+from pipeline.runtime.files import atomic_path, read_json, write_json
+
+Format = Literal["diffusers", "safetensors"]
+SETTINGS, WEIGHTS, THEIR_WEIGHTS = "settings.json", "model.safetensors", "diffusion_pytorch_model.safetensors"
+PIPELINE = "pipeline"  # name of the module with LabelPipeline inside a folder
+MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network at rest: what it takes to build it, its weights under our names, and what it was trained for."""
+
+    model: ModelConfig
+    shape: tuple[int, int, int]
+    weights: Mapping[str, Tensor]
+    classes: int = 0
+    class_names: tuple[str, ...] = ()
+    attributes: int = 0
+    outputs: int | None = None
+    diffusion: DiffusionConfig | None = None
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_safetensors(folder: Path, network: Network) -> None:
+    """settings.json and model.safetensors, atomically."""
+    with atomic_path(folder) as partial:
+        partial.mkdir()
+        _save(network.weights, partial / WEIGHTS)
+        write_json(partial / SETTINGS, _settings(network))
+
+
+def write_diffusers(folder: Path, network: Network) -> list[str]:
+    """A folder that diffusers loads, atomically. Returns in what it samples differently from us.
+
+    Raises:
+        UserError: for a network or a process that has no equal in diffusers, saying why.
+    """
+    with atomic_path(folder) as partial:
+        partial.mkdir()
+        if isinstance(network.model, KLAutoencoderConfig):
+            config = foreign_autoencoder.to_config(network.model, network.shape)
+            _component(partial, config, foreign.to_foreign(network.weights, foreign_autoencoder.theirs))
+            notes: list[str] = []
+        else:
+            notes = _denoiser(partial, network)
+        write_json(partial / SETTINGS, _settings(network))
+    return notes
+
+
+def read(folder: Path) -> Network:
+    """The network of a folder of either kind. The folder's own settings decide; `diffusion` is None where unknown.
+
+    Raises:
+        UserError: for a folder of neither kind, and for a network that has no equal among ours.
+        Incomplete: for files that are missing or damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder. Give one that `export` or diffusers wrote.")
+    if (folder / WEIGHTS).is_file():
+        return _ours(folder)
+    for name in ("unet", "transformer"):
+        if (folder / name / "config.json").is_file():
+            return _theirs(folder / name, _known(folder))
+    if (folder / "config.json").is_file():
+        return _theirs(folder, _known(folder))
+    raise UserError(
+        f"{folder} holds no network: expected {SETTINGS} and {WEIGHTS}, or diffusers' unet/, transformer/, config.json."
+    )
+
+
+def scheduler_of(folder: Path) -> dict[str, Any] | None:
+    """The folder's scheduler_config.json, None where it has none."""
+    path = folder / "scheduler" / "scheduler_config.json"
+    return dict(read_json(path)) if path.is_file() else None
+
+
+def _settings(network: Network) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "model": network.model.model_dump(mode="json"),
+        "shape": list(network.shape),
+        "classes": network.classes,
+        "class_names": list(network.class_names),
+        "attributes": network.attributes,
+        "outputs": network.outputs,
+        "diffusion": network.diffusion.model_dump(mode="json") if network.diffusion else None,
+        "sampler": network.sampler.model_dump(mode="json"),
+        "made_from": dict(network.made_from),
+    }
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+
+
+def _component(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "config.json", dict(config))
+    _save(tensors, folder / THEIR_WEIGHTS)
+
+
+def _denoiser(partial: Path, network: Network) -> list[str]:
+    model = network.model
+    if network.diffusion is None:
+        raise UserError("A denoiser without a diffusion process cannot be sampled from: use `--format safetensors`.")
+    if isinstance(model, UNetConfig):
+        name = "unet"
+        config = foreign_unet.to_config(model, network.shape, classes=network.classes, outputs=network.outputs)
+        tensors = foreign.to_foreign(network.weights, foreign_unet.theirs)
+    elif isinstance(model, DiTConfig):
+        name = "transformer"
+        config = foreign_dit.to_config(model, network.shape, classes=network.classes, outputs=network.outputs)
+        tensors = foreign_dit.to_foreign(network.weights, model.depth)
+    else:
+        raise UserError(f"model.kind={model.kind} has no equal in diffusers: use `--format safetensors`.")
+    plan = scheduling(network.diffusion, network.sampler)
+    _component(partial / name, config, tensors)
+    (partial / "scheduler").mkdir()
+    write_json(partial / "scheduler" / "scheduler_config.json", plan.config)
+    shutil.copyfile(Path(__file__).with_name("label_pipeline.py"), partial / f"{PIPELINE}.py")
+    # The order of the parts is theirs to read, so this file is not written with sorted keys.
+    (partial / "model_index.json").write_text(json.dumps(_index(name, config, network=network, plan=plan), indent=1))
+    return plan.notes
+
+
+def _index(name: str, config: Mapping[str, Any], *, network: Network, plan: Scheduling) -> dict[str, Any]:
+    parts = {name: ["diffusers", config["_class_name"]], "scheduler": ["diffusers", plan.config["_class_name"]]}
+    own = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}.get(plan.config["_class_name"])
+    if own and name == "unet" and network.model.condition == "none" and network.outputs in (None, network.shape[0]):
+        return {"_class_name": own, **parts}  # one of theirs does it
+    return {
+        "_class_name": [PIPELINE, "LabelPipeline"],
+        **parts,
+        "classes": network.classes if network.model.condition == "class" else 0,
+        "start": plan.start,
+        "flow_start": plan.flow_start,
+        "steps": network.sampler.steps,
+        "guidance": network.sampler.guidance.factor,
+    }
+
+
+def _known(folder: Path) -> Mapping[str, Any]:
+    """Our settings.json of a folder of theirs, {} where another program wrote it."""
+    known: dict[str, Any] = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    return known
+
+
+def _ours(folder: Path) -> Network:
+    settings = read_json(folder / SETTINGS)
+    return _with(settings, MODEL.validate_python(settings["model"]), read_weights(folder / WEIGHTS))
+
+
+def _with(settings: Mapping[str, Any], model: ModelConfig, weights: Mapping[str, Tensor]) -> Network:
+    try:
+        diffusion = settings.get("diffusion")
+        return Network(
+            model=model,
+            shape=(settings["shape"][0], settings["shape"][1], settings["shape"][2]),
+            weights=weights,
+            classes=settings.get("classes", 0),
+            class_names=tuple(settings.get("class_names", ())),
+            attributes=settings.get("attributes", 0),
+            outputs=settings.get("outputs"),
+            diffusion=DiffusionConfig.model_validate(diffusion) if diffusion else None,
+            sampler=SamplerConfig.model_validate(settings.get("sampler", {})),
+            made_from=settings.get("made_from", {}),
+        )
+    except (KeyError, ValidationError) as error:
+        raise Incomplete(f"{SETTINGS} of the folder cannot be read: {error}") from error
+
+
+def _theirs(folder: Path, known: Mapping[str, Any]) -> Network:
+    config, weights = read_json(folder / "config.json"), read_weights(folder / THEIR_WEIGHTS)
+    model, shape, classes = MODELS[_class_of(folder, config)](config)
+    settings = known or {"shape": shape, "classes": classes, "outputs": config.get("out_channels")}
+    model = MODEL.validate_python(known["model"]) if known else model
+    with torch.device("meta"):
+        like = build_network(
+            model, shape=shape, classes=settings["classes"], attributes=0, outputs=settings["outputs"]
+        ).state_dict()
+    if isinstance(model, DiTConfig):
+        ours = foreign_dit.from_foreign(weights, model.depth, like)
+    else:
+        table = foreign_unet.theirs if isinstance(model, UNetConfig) else foreign_autoencoder.theirs
+        ours = foreign.from_foreign(weights, table, like)
+    return _with(settings, model, ours)
+
+
+def _autoencoder(config: Mapping[str, Any]) -> tuple[ModelConfig, tuple[int, int, int], int]:
+    return *foreign_autoencoder.from_config(config), 0
+
+
+MODELS: dict[str, Callable[[Mapping[str, Any]], tuple[ModelConfig, tuple[int, int, int], int]]] = {
+    foreign_unet.CLASS_NAME: foreign_unet.from_config,
+    foreign_dit.CLASS_NAME: foreign_dit.from_config,
+    "Transformer2DModel": foreign_dit.from_config,  # what older versions called it
+    foreign_autoencoder.CLASS_NAME: _autoencoder,
+}
+
+
+def _class_of(folder: Path, config: Mapping[str, Any]) -> str:
+    name = str(config.get("_class_name"))
+    if name not in MODELS:
+        raise UserError(f"{folder}: found a {name}, expected one of {', '.join(MODELS)}.")
+    return name

@@ -1,0 +1,202 @@
+"""Our diffusion process and sampler as a scheduler of diffusers, where one computes the same. Torch-free.
+
+| process                       | network is told | scheduler                                        |
+| ----------------------------- | --------------- | ------------------------------------------------ |
+| eps, x0, v on DDPM's levels   | timestep        | DDPM, DDIM, Euler, Heun, DPM++ (2M, SDE), UniPC  |
+| edm, v on continuous levels   | ln(sigma) / 4   | EDM Euler, EDM DPM++ 2M                          |
+| flow                          | 1000 t          | flow matching Euler                              |
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.config.schema_diffusion import DDPMLevels, DiffusionConfig, SamplerConfig
+from pipeline.runtime.errors import UserError
+
+PREDICTION = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
+DISCRETE = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "dpmpp_2m_sde": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+EDM = {"euler": "EDMEulerScheduler", "dpmpp_2m": "EDMDPMSolverMultistepScheduler"}
+
+
+@dataclass(frozen=True)
+class Scheduling:
+    """`config`: the scheduler's own settings. `start`: deviation of the first x in the scheduler's scale.
+
+    `flow_start`: the flow time to begin at, for flow alone. `notes`: in what the folder samples differently from us.
+    """
+
+    config: dict[str, Any]
+    start: float = 1.0
+    flow_start: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def scheduling(diffusion: DiffusionConfig, sampler: SamplerConfig) -> Scheduling:
+    """The scheduler that goes on from our network.
+
+    Raises:
+        UserError: where diffusers has none that tells the network the noise level as we do.
+    """
+    clock, row = diffusion.network_clock, diffusion.parametrisation
+    notes = _notes(sampler)
+    if clock == "timestep" and row in PREDICTION and isinstance(diffusion.levels, DDPMLevels):
+        return _discrete(diffusion, diffusion.levels, sampler=sampler, notes=notes)
+    if clock == "log_sigma" and row in ("edm", "v"):
+        return _edm(diffusion, sampler, notes)
+    if clock == "flow_time" and row == "flow":
+        return _flow(diffusion, sampler, notes)
+    raise UserError(
+        f"diffusers has no scheduler for diffusion.parametrisation={row} with a network that is told {clock}: it has "
+        "eps, x0 and v with levels.kind=ddpm (timestep), edm and v (log_sigma), and flow (flow_time). Use "
+        "`export --format safetensors`."
+    )
+
+
+def disagreements(scheduler: Mapping[str, Any], diffusion: DiffusionConfig) -> list[str]:
+    """What a folder's scheduler says about training that `diffusion` says otherwise; [] where they agree."""
+    name, found = str(scheduler.get("_class_name")), []
+    if name.startswith("EDM"):
+        wanted = {"parametrisation": "edm" if scheduler.get("prediction_type") != "v_prediction" else "v"}
+        if wanted["parametrisation"] == "edm" and diffusion.sigma_data != scheduler.get("sigma_data", 0.5):
+            found.append(
+                f"diffusion.sigma_data: found {diffusion.sigma_data}, the folder's is {scheduler['sigma_data']}"
+            )
+        clock = "log_sigma"
+    elif name.startswith("FlowMatch"):
+        wanted, clock = {"parametrisation": "flow"}, "flow_time"
+    else:
+        rows = {theirs: ours for ours, theirs in PREDICTION.items()}
+        wanted, clock = (
+            {"parametrisation": rows.get(str(scheduler.get("prediction_type", "epsilon")), "eps")},
+            "timestep",
+        )
+        found += _levels_disagree(scheduler, diffusion)
+    if diffusion.parametrisation != wanted["parametrisation"]:
+        found.append(
+            f"diffusion.parametrisation: found {diffusion.parametrisation}, the folder's is {wanted['parametrisation']}"
+        )
+    if diffusion.network_clock != clock:
+        found.append(
+            f"diffusion.clock: the network would be told {diffusion.network_clock}, the folder's knows {clock}"
+        )
+    return found
+
+
+def _levels_disagree(scheduler: Mapping[str, Any], diffusion: DiffusionConfig) -> list[str]:
+    total = scheduler.get("num_train_timesteps", 1000)
+    if not isinstance(diffusion.levels, DDPMLevels):
+        return [f"diffusion.levels.kind: found {diffusion.levels.kind}, the folder's is ddpm with {total} timesteps"]
+    if diffusion.levels.timesteps != total:
+        return [f"diffusion.levels.timesteps: found {diffusion.levels.timesteps}, the folder's is {total}"]
+    betas = scheduler.get("trained_betas")
+    if betas is not None and not all(map(_near, betas, diffusion.levels.betas)):
+        return ["diffusion.levels: the folder's betas are others. Set schedule, beta_start and beta_end as it has them"]
+    return []
+
+
+def _near(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-6)
+
+
+def _notes(sampler: SamplerConfig) -> list[str]:
+    guidance, notes = sampler.guidance, []
+    if guidance.kind == "autoguidance" and guidance.active:
+        notes.append("autoguidance by a second model is not part of the folder")
+    if guidance.interval is not None or guidance.rescale:
+        notes.append("guidance acts at all noise levels and is not rescaled")
+    if sampler.churn.amount:
+        notes.append("churn is left out")
+    return notes
+
+
+def _discrete(
+    diffusion: DiffusionConfig, levels: DDPMLevels, *, sampler: SamplerConfig, notes: list[str]
+) -> Scheduling:
+    name = DISCRETE.get(sampler.kind, "DDIMScheduler")
+    config: dict[str, Any] = {
+        "_class_name": name,
+        "num_train_timesteps": levels.timesteps,
+        "trained_betas": levels.betas,
+        "prediction_type": PREDICTION[diffusion.parametrisation],
+        # Karras's grid spans the timesteps that are picked first: linspace has both ends.
+        "timestep_spacing": sampler.grid.spacing if sampler.grid.kind == "ddpm" else "linspace",
+    }
+    if name in ("DDPMScheduler", "DDIMScheduler"):
+        config |= {"clip_sample": sampler.clip is not None, "clip_sample_range": sampler.clip or 1.0}
+        if sampler.grid.kind != "ddpm":
+            notes.append(f"the grid is {name}'s own timesteps, not {sampler.grid.kind}")
+    else:
+        config["use_karras_sigmas"] = sampler.grid.kind == "karras"
+        notes += ["x0 estimates are not clipped"] if sampler.clip else []
+    if name == "DDPMScheduler":
+        learned = diffusion.learned_variance and sampler.variance == "learned"
+        config["variance_type"] = "learned_range" if learned else f"fixed_{sampler.variance}"
+    elif diffusion.learned_variance:
+        raise UserError(
+            f"{name} cannot read the variance channels of a network with diffusion.learned_variance: use "
+            "sample.sampler.kind=ddpm with variance=learned, or `export --format safetensors`."
+        )
+    if name == "DPMSolverMultistepScheduler":
+        sde = sampler.kind == "dpmpp_2m_sde"
+        config |= {"algorithm_type": "sde-dpmsolver++" if sde else "dpmsolver++", "final_sigmas_type": "zero"}
+    if name == "UniPCMultistepScheduler":
+        config |= {"solver_order": sampler.order, "final_sigmas_type": "zero"}
+    if name == "DDIMScheduler" and sampler.clip:
+        notes.append("pass use_clipped_model_output=True to DDIMPipeline: clipped estimates then lead the way, as here")
+    if sampler.kind not in DISCRETE:
+        notes.append(f"diffusers has no {sampler.kind} sampler: DDIM stands in")
+    exploding = name in ("EulerDiscreteScheduler", "HeunDiscreteScheduler")  # x0 + sigma * noise; others have x as DDPM
+    return Scheduling(config, start=math.hypot(_first(levels, sampler), 1.0) if exploding else 1.0, notes=notes)
+
+
+def _first(levels: DDPMLevels, sampler: SamplerConfig) -> float:
+    """The noise level at which sampling begins."""
+    if sampler.grid.kind == "ddpm" and sampler.grid.spacing == "leading":
+        return levels.sigmas[(sampler.steps - 1) * (levels.timesteps // sampler.steps)]
+    return levels.sigma_max
+
+
+def _edm(diffusion: DiffusionConfig, sampler: SamplerConfig, notes: list[str]) -> Scheduling:
+    name = EDM.get(sampler.kind, "EDMEulerScheduler")
+    if sampler.kind not in EDM:
+        notes.append(f"diffusers has no {sampler.kind} for EDM's scales: Euler stands in, give it more steps")
+    grid, levels = sampler.grid, diffusion.levels
+    if grid.kind not in ("karras", "exponential"):
+        notes.append(f"the grid is Karras's, not {grid.kind}")
+    notes += ["x0 estimates are not clipped"] if sampler.clip else []
+    sigma_data = diffusion.sigma_data if diffusion.parametrisation == "edm" else 1.0
+    high = grid.sigma_max or levels.sigma_max
+    config: dict[str, Any] = {
+        "_class_name": name,
+        "sigma_min": grid.sigma_min or levels.sigma_min,
+        "sigma_max": high,
+        "sigma_data": sigma_data,
+        "sigma_schedule": "exponential" if grid.kind == "exponential" else "karras",
+        "rho": grid.rho,
+        "prediction_type": "epsilon" if diffusion.parametrisation == "edm" else "v_prediction",
+        "final_sigmas_type": "zero",
+    }
+    return Scheduling(config, start=math.hypot(high, sigma_data), notes=notes)
+
+
+def _flow(diffusion: DiffusionConfig, sampler: SamplerConfig, notes: list[str]) -> Scheduling:
+    if sampler.kind != "euler":
+        notes.append(f"diffusers has Euler alone for flow matching, not {sampler.kind}")
+    grid = sampler.grid
+    if grid.kind != "flow":
+        notes.append(f"the grid is even in flow time, not {grid.kind}")
+    high = grid.sigma_max or diffusion.levels.sigma_max
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": grid.shift}
+    return Scheduling(
+        config, start=math.hypot(high, 1.0) / (1 + high), flow_start=high / (grid.shift + high), notes=notes
+    )

@@ -1,0 +1,248 @@
+"""Networks leave as folders that diffusers samples from, with the same images, and come back to be trained further."""
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from pipeline import checkpoint
+from pipeline.adopt import adopt
+from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
+from pipeline.config.schema_model import BottleneckAutoencoderConfig, DiTConfig, KLAutoencoderConfig, UNetConfig
+from pipeline.diffusion.build import build_process
+from pipeline.diffusion.build_sampler import build_generator, no_noise
+from pipeline.export import export
+from pipeline.export import main as export_main
+from pipeline.interchange import folder as folders
+from pipeline.interchange.folder import SETTINGS, Network, read, write_diffusers, write_safetensors
+from pipeline.interchange.schedulers import disagreements, scheduling
+from pipeline.models.build import build_network
+from pipeline.models.pretrained import load_autoencoder
+from pipeline.runtime.errors import Incomplete, UserError
+from pipeline.runtime.run_dir import RunDir
+
+diffusers = pytest.importorskip("diffusers", reason="the extra 'export' is not installed")
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SHAPE, CLASSES = (3, 8, 8), 4
+UNET = UNetConfig(kind="unet", width=16, multipliers=(1, 2), blocks=1, attention=(4,), head_channels=8, groups=8)
+DIT = DiTConfig(kind="dit", width=32, depth=2, heads=2, qk_norm=False)
+DDPM = {"kind": "ddpm"}
+CASES = {
+    "edm euler": (UNET, {}, {"kind": "euler", "steps": 8, "guidance": {"scale": 2.0}}),
+    "edm dpm++": (UNET, {"sigma_data": 0.6}, {"kind": "dpmpp_2m", "steps": 8, "grid": {"kind": "exponential"}}),
+    "v continuous": (UNET, {"parametrisation": "v"}, {"kind": "euler", "steps": 8}),
+    "eps ddim": (
+        UNET.model_copy(update={"condition": "none"}),
+        {"parametrisation": "eps", "levels": DDPM},
+        {"kind": "ddim", "steps": 10, "grid": {"kind": "ddpm", "spacing": "leading"}, "clip": 1.0},
+    ),
+    "x0 ddim cosine": (
+        UNET,
+        {"parametrisation": "x0", "levels": {"kind": "ddpm", "schedule": "cosine", "timesteps": 300}},
+        {
+            "kind": "ddim",
+            "steps": 10,
+            "clip": 1,
+            "grid": {"kind": "ddpm", "spacing": "leading"},
+            "guidance": {"scale": 2},
+        },
+    ),
+    "v euler karras": (UNET, {"parametrisation": "v", "levels": DDPM}, {"kind": "euler", "steps": 10}),
+    "flow transformer": (
+        DIT,
+        {"parametrisation": "flow", "levels": {"kind": "uniform_flow"}},
+        {"kind": "euler", "steps": 8, "grid": {"kind": "flow", "shift": 2.0}, "guidance": {"scale": 3.0}},
+    ),
+}
+
+
+def network_of(model, diffusion=None, sampler=None) -> tuple[torch.nn.Module, Network]:
+    """A network with random weights, small enough that its samples stay near [-1, 1], built and at rest."""
+    torch.manual_seed(0)
+    module = build_network(model, shape=SHAPE, classes=CLASSES).eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.08)
+    rest = Network(
+        model=model,
+        shape=SHAPE,
+        weights=module.state_dict(),
+        classes=CLASSES,
+        class_names=("a", "b", "c", "d"),
+        diffusion=DiffusionConfig.model_validate(diffusion or {}),
+        sampler=SamplerConfig.model_validate(sampler or {"kind": "euler", "steps": 4}),
+    )
+    return module, rest
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda name: name.replace(" ", "-"))
+def test_an_exported_folder_gives_the_same_images_in_diffusers(case, tmp_path):
+    model, diffusion, sampler = CASES[case]
+    module, rest = network_of(model, diffusion, sampler)
+    labelled = model.condition == "class"
+    notes = write_diffusers(tmp_path / "out", rest)
+    assert [note for note in notes if "use_clipped_model_output" not in note] == []
+    labels = torch.tensor([0, 3, 1]) if labelled else None
+    generator = torch.Generator().manual_seed(5)
+    noise = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(5))
+    process = build_process(rest.diffusion)
+    hidden = torch.full((3,), CLASSES) if labelled else None
+    with torch.no_grad():
+        ours = build_generator(rest.sampler, process, module, condition=labels, hidden=hidden)(noise, no_noise)
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    if labelled:
+        theirs = pipe(class_labels=labels.tolist(), noise=noise, output_type="pt").images
+    else:  # diffusers' own pipeline, which draws the same noise from the same generator
+        theirs = pipe(
+            batch_size=3, generator=generator, num_inference_steps=10, use_clipped_model_output=True, output_type="np"
+        ).images
+        ours, theirs = (ours / 2 + 0.5).clamp(0, 1), torch.from_numpy(theirs).permute(0, 3, 1, 2)
+    assert ours.abs().max() > 0.1
+    assert (ours - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("model", [UNET, DIT, KLAutoencoderConfig(kind="kl_autoencoder", width=8, groups=4)])
+@pytest.mark.parametrize("known", [True, False], ids=["ours", "theirs"])
+def test_a_folder_comes_back_as_the_same_network(model, known, tmp_path):
+    """Also where another program wrote it, which leaves no settings of ours."""
+    _, rest = network_of(model)
+    write_diffusers(tmp_path / "out", rest)
+    if not known:
+        (tmp_path / "out" / SETTINGS).unlink()
+    back = read(tmp_path / "out")
+    assert (back.model, back.shape) == (model, SHAPE)
+    assert back.diffusion == (rest.diffusion if known else None)
+    assert back.weights.keys() == rest.weights.keys()
+    assert all(torch.equal(back.weights[name], rest.weights[name]) for name in rest.weights)
+
+
+def test_an_exported_autoencoder_is_one_of_diffusers(tmp_path):
+    module, rest = network_of(KLAutoencoderConfig(kind="kl_autoencoder", width=8, groups=4))
+    write_diffusers(tmp_path / "vae", rest)
+    theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
+    images = torch.randn(2, *SHAPE)
+    with torch.no_grad():
+        assert (module.encode(images).mean - theirs.encode(images).latent_dist.mean).abs().max() < 1e-5
+        theirs.save_pretrained(tmp_path / "resaved")
+        loaded = load_autoencoder(tmp_path / "resaved")
+        assert torch.equal(loaded.encode(images).mean, module.encode(images).mean)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_a_bottleneck_autoencoder_is_loaded_by_its_folder(tmp_path):
+    module, rest = network_of(BottleneckAutoencoderConfig(kind="bottleneck_autoencoder", width=8))
+    write_safetensors(tmp_path / "out", rest)
+    images = torch.randn(2, *SHAPE)
+    assert torch.equal(load_autoencoder(tmp_path / "out").encode(images).mean, module.encode(images).mean)
+    with pytest.raises(UserError, match="found no autoencoder"):
+        load_autoencoder(tmp_path)
+
+
+def test_any_network_leaves_and_comes_back_as_safetensors(tmp_path):
+    model = DiTConfig(kind="dit", width=32, depth=2, heads=2, condition="attributes")
+    torch.manual_seed(0)
+    module = build_network(model, shape=SHAPE, attributes=6)
+    rest = Network(model=model, shape=SHAPE, weights=module.state_dict(), attributes=6, diffusion=DiffusionConfig())
+    write_safetensors(tmp_path / "out", rest)
+    back = read(tmp_path / "out")
+    assert (back.model, back.attributes, back.diffusion) == (model, 6, rest.diffusion)
+    checkpoint.load_strictly(module, back.weights, what="the folder")
+    with pytest.raises(UserError, match=r"condition=attributes.*qk_norm=true"):
+        write_diffusers(tmp_path / "theirs", rest)
+    assert not (tmp_path / "theirs").exists()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of three steps on bright squares."""
+    root = tmp_path_factory.mktemp("trained")
+    cfg = tiny.config(root, duration="3 steps")
+    tiny.prepare(cfg)
+    return cfg, tiny.run(cfg)
+
+
+def test_a_run_is_exported_adopted_and_trained_further(trained, tmp_path):
+    cfg, run = trained
+    folder, _ = export(cfg, run, to=tmp_path / "out")
+    theirs = diffusers.UNet2DModel.from_pretrained(folder / "unet").eval()
+    ours = build_network(cfg.model, shape=(1, 8, 8), classes=3).eval()
+    weights, step = checkpoint.load_weights(run, which="average", network="denoiser")
+    ours.load_state_dict(weights)
+    x, told, labels = torch.randn(3, 1, 8, 8), torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0, 2, 3])
+    with torch.no_grad():
+        difference = ours(x, told, labels) - theirs(x, told, class_labels=labels).sample
+    assert step == 3 and difference.abs().max() < 1e-5
+
+    again = cfg.model_copy(update={"name": "adopted"})
+    adopted = adopt(folder, again)
+    for which in ("network", "average"):
+        loaded, step = checkpoint.load_weights(adopted, which=which, network="denoiser")
+        assert step == 0 and all(torch.equal(loaded[name], weights[name]) for name in weights)
+    tiny.run(again)
+    assert adopted.steps()[-1] == 3
+    with pytest.raises(UserError, match="has checkpoints"):
+        adopt(folder, again)
+
+
+def test_exporting_twice_does_nothing_and_never_overwrites(trained, capsys, tmp_path):
+    cfg, run = trained
+    words = [str(run.path), "--format", "safetensors"]
+    assert export_main(words) == 0
+    first = Path(capsys.readouterr().out.strip())
+    before = (first / "model.safetensors").stat().st_mtime_ns
+    assert export_main(words) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert (first / "model.safetensors").stat().st_mtime_ns == before
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(UserError, match="holds something else"):
+        export(cfg, run, to=tmp_path / "taken")
+
+
+def test_a_network_that_does_not_fit_is_refused_with_all_reasons(trained, tmp_path):
+    cfg, run = trained
+    folder, _ = export(cfg, run, to=tmp_path / "out")
+    settings = json.loads((folder / SETTINGS).read_text())
+    other = settings | {"class_names": ["x", "y", "z"]}
+    other["diffusion"] = other["diffusion"] | {"sigma_data": 0.7}
+    (folder / SETTINGS).write_text(json.dumps(other))
+    with pytest.raises(UserError, match=r"(?s)other names.*diffusion\.sigma_data: found 0\.5.*0\.7"):
+        adopt(folder, cfg.model_copy(update={"name": "other"}))
+    assert not RunDir(cfg.runs_dir / "other").path.exists()
+
+
+def test_the_scheduler_of_a_foreign_folder_is_compared_with_the_settings():
+    eps = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": DDPM})
+    config = scheduling(eps, SamplerConfig(kind="ddim")).config
+    assert disagreements(config, eps) == []
+    assert "diffusion.levels.timesteps: found 1000, the folder's is 500" in disagreements(
+        {**config, "num_train_timesteps": 500}, eps
+    )
+    found = "\n".join(disagreements(config, DiffusionConfig()))
+    assert "diffusion.parametrisation: found edm, the folder's is eps" in found and "log_sigma" in found
+    edm = scheduling(DiffusionConfig(), SamplerConfig(kind="euler")).config
+    assert disagreements(edm, DiffusionConfig()) == []
+    assert "sigma_data" in disagreements(edm, DiffusionConfig(sigma_data=0.7))[0]
+
+
+def test_what_diffusers_cannot_do_is_said():
+    with pytest.raises(UserError, match=r"no scheduler for diffusion\.parametrisation=eps"):
+        scheduling(DiffusionConfig(parametrisation="eps"), SamplerConfig())
+    notes = scheduling(DiffusionConfig(), SamplerConfig(kind="heun", clip=1.0)).notes
+    assert any("no heun" in note for note in notes) and any("not clipped" in note for note in notes)
+
+
+def test_damaged_and_strange_folders_are_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no network"):
+        read(tmp_path)
+    _, rest = network_of(UNET)
+    write_diffusers(tmp_path / "out", rest)
+    weights = tmp_path / "out" / "unet" / folders.THEIR_WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-50])
+    with pytest.raises(Incomplete, match=r"diffusion_pytorch_model\.safetensors cannot be read"):
+        read(tmp_path / "out")
+    weights.unlink()
+    with pytest.raises(Incomplete, match="does not exist"):
+        read(tmp_path / "out")
