@@ -72,7 +72,7 @@ def _chosen(shards: ShardDirectory, rows: int, columns: int) -> list[int]:
     labels = np.asarray(shards.index["label"])
     classes, counts = np.unique(labels, return_counts=True)
     if len(classes) == 1 or np.median(counts) < columns / 2:
-        return np.argsort(labels, kind="stable")[_spread(len(labels), rows * columns)].tolist()
+        return list(map(int, np.argsort(labels, kind="stable")[_spread(len(labels), rows * columns)]))
     cells: list[int] = []
     for label in classes[_spread(len(classes), rows)]:
         members = np.flatnonzero(labels == label)

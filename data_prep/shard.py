@@ -5,6 +5,7 @@ and restarts after a kill may make them in any order. Whoever finds every shard 
 """
 
 import functools
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -34,6 +35,7 @@ from pipeline.runtime.files import atomic_path
 from pipeline.runtime.progress import progress
 
 VERSION = 1  # raised when the same settings would give other bytes
+VERSIONS = {"pillow": PIL.__version__, "zlib": zlib.ZLIB_RUNTIME_VERSION}  # others may give other bytes
 
 
 def shards_directory(cfg: Config) -> Path:
@@ -54,7 +56,7 @@ def run(cfg: Config, *, workers: int | None = None, part: tuple[int, int] = (0, 
     inputs = {
         "protocol": cfg.data.identity(),
         "items": receipt["sha256"],
-        "versions": {"stage": VERSION, "pillow": PIL.__version__},
+        "versions": {"stage": VERSION, **VERSIONS},
     }
     return run_stage(
         "shard",
@@ -193,7 +195,7 @@ def _finish_split(cfg: Config, directory: Path, records: list[ShardRecord]) -> M
         attributes=items.attributes,
         protocol={"name": cfg.data.name, "hash": protocol_hash(cfg.data)},
         split=directory.name,
-        made_from={"pillow": PIL.__version__, "items": (finished(source_directory(cfg)) or {}).get("sha256", "")},
+        made_from={**VERSIONS, "items": (finished(source_directory(cfg)) or {}).get("sha256", "")},
     )
 
 

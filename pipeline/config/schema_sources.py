@@ -93,7 +93,7 @@ class LsunSource(Settings):
 
 
 class WebdatasetSource(Settings):
-    """Tars in webdataset form: an image beside .cls, .json (label, caption), .txt. `path`: a tar, or a folder of them."""
+    """Tars in webdataset form: an image beside .cls, .json, .txt. `path`: a tar, or a folder of tars."""
 
     kind: Literal["webdataset"]
     path: Path

@@ -7,33 +7,32 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pipeline.data.png import decode_png, encode_png
 from pipeline.runtime.errors import Incomplete
 
 Encoding = Literal["raw", "png", "jpeg"]
 Pixels = npt.NDArray[np.uint8]
 
 EXTENSIONS = {"raw": "npy", "png": "png", "jpeg": "jpg"}
-_PNG_LEVEL = 3  # small images: level 9 takes four times as long for 3% fewer bytes
 
 
 def encode(pixels: Pixels, encoding: str, quality: int = 95) -> bytes:
     """Bytes of one image.
 
     `pixels`: uint8 [H, W, C] with C of 1 or 3. raw: the bare bytes in row order; png: lossless; jpeg: `quality` 1-100,
-    colour at full resolution (4:4:4). Equal pixels give equal bytes under one version of Pillow.
+    colour at full resolution (4:4:4). Equal pixels give equal bytes under one version of zlib and Pillow.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
         raise ValueError(f"an image is uint8 [H, W, 1 or 3], not {pixels.dtype} {pixels.shape}")
     if encoding == "raw":
         return np.ascontiguousarray(pixels).tobytes()
+    if encoding == "png":
+        return encode_png(np.ascontiguousarray(pixels))
+    if encoding != "jpeg":
+        raise ValueError(f"encoding '{encoding}' is not one of {', '.join(EXTENSIONS)}")
     image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))
     buffer = io.BytesIO()
-    if encoding == "png":
-        image.save(buffer, "PNG", compress_level=_PNG_LEVEL)
-    elif encoding == "jpeg":
-        image.save(buffer, "JPEG", quality=quality, subsampling=0)
-    else:
-        raise ValueError(f"encoding '{encoding}' is not one of {', '.join(EXTENSIONS)}")
+    image.save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
 
 
@@ -48,6 +47,9 @@ def decode(data: bytes | memoryview, encoding: str, shape: tuple[int, int, int])
         if len(data) != channels * height * width:
             raise Incomplete(f"a raw image of shape {shape} has {channels * height * width} bytes, found {len(data)}")
         return np.frombuffer(data, dtype=np.uint8).reshape(height, width, channels)
+    plain = decode_png(bytes(data), shape) if encoding == "png" else None
+    if plain is not None:
+        return plain
     try:
         with Image.open(io.BytesIO(data)) as image:
             pixels = np.asarray(image)
