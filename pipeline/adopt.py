@@ -22,6 +22,8 @@ from pipeline.objectives.build import build_objective
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import RunDir, create_run
 
+TRAINING_ONLY = "balance."  # the head that weighs losses over noise levels: no folder holds it
+
 
 def main(words: list[str]) -> int:
     """`python -m pipeline import FOLDER experiment=NAME [name=RUN] [key=value ...]`."""
@@ -60,7 +62,10 @@ def _snapshot(cfg: Config, manifest: Manifest, network: Network) -> checkpoint.S
     """A training state before its first step: the imported weights, averages equal to them, no moments."""
     objective = build_objective(cfg, manifest)
     first = objective.averaged[0]
-    checkpoint.load_strictly(objective.networks[first], network.weights, what="the imported network")
+    fresh = objective.networks[first].state_dict()
+    training_only = {name: tensor for name, tensor in fresh.items() if name.startswith(TRAINING_ONLY)}
+    weights = {**training_only, **network.weights}
+    checkpoint.load_strictly(objective.networks[first], weights, what="the imported network")
     states = {name: module.state_dict() for name, module in objective.networks.items()}
     kinds = ["average"] if cfg.train.average.half_life else []
     kinds += [f"power-{width:g}" for width in cfg.train.average.power_widths]

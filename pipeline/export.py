@@ -19,6 +19,8 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.run_dir import COMMIT, RunDir, step_name, step_of
 
+TRAINING_ONLY = "balance."  # the head that weighs losses over noise levels: no part of the network that samples
+
 
 def main(words: list[str]) -> int:
     """`python -m pipeline export RUN_DIR [--step N] [--format diffusers|safetensors] [--to FOLDER] [key=value ...]`."""
@@ -65,7 +67,8 @@ def at_rest(cfg: Config, run: RunDir, *, step: int) -> Network:
     """What a checkpoint knows of its network: weights, settings, classes, and the hashes of the files they are from."""
     manifest = read_manifest(data_directory(cfg) / "shards" / "train")
     name = _network_name(run.checkpoint(step))
-    weights, _ = checkpoint.load_weights(run, which=cfg.sample.weights, network=name, step=step)
+    stored, _ = checkpoint.load_weights(run, which=cfg.sample.weights, network=name, step=step)
+    weights = {name: tensor for name, tensor in stored.items() if not name.startswith(TRAINING_ONLY)}
     return Network(
         model=cfg.model,
         shape=manifest.layout.shape,

@@ -187,6 +187,18 @@ def test_a_run_is_exported_adopted_and_trained_further(trained, tmp_path):
         adopt(folder, again)
 
 
+def test_what_only_training_needs_stays_at_home(tmp_path):
+    cfg = tiny.config(tmp_path, duration="2 steps", checkpoint_every="1 steps")
+    cfg = cfg.model_copy(update={"diffusion": DiffusionConfig(learned_uncertainty=True)})
+    tiny.prepare(cfg)
+    run = tiny.run(cfg)
+    folder, _ = export(cfg, run)
+    assert diffusers.UNet2DModel.from_pretrained(folder / "unet")
+    again = cfg.model_copy(update={"name": "adopted"})
+    adopt(folder, again)
+    assert tiny.run(again).steps()[-1] == 2
+
+
 def test_exporting_twice_does_nothing_and_never_overwrites(trained, capsys, tmp_path):
     cfg, run = trained
     words = [str(run.path), "--format", "safetensors"]
