@@ -208,6 +208,15 @@ def _refuse_unread(settings: Settings, readers: Mapping[str, tuple[str, ...]]) -
             raise ValueError(f"{name} is set, but kind={kind} does not read it; only {', '.join(kinds)} does")
 
 
+_GRID_READ_BY: Mapping[str, tuple[str, ...]] = {
+    "rho": ("karras",),
+    "shift": ("flow",),
+    "spacing": ("ddpm",),
+    "sigma_min": ("karras", "exponential"),
+    "sigma_max": ("karras", "exponential", "flow"),
+}
+
+
 class GridConfig(Settings):
     """Where on the noise axis a sampler stands."""
 
@@ -215,13 +224,12 @@ class GridConfig(Settings):
     rho: float = Field(7.0, gt=0)  # karras alone
     shift: float = Field(1.0, gt=0)  # flow alone
     spacing: Literal["leading", "trailing", "linspace"] = "trailing"  # ddpm alone
-    sigma_min: float | None = Field(None, gt=0)  # None: as trained
+    sigma_min: float | None = Field(None, gt=0)  # None: as trained; the others' ends follow from the process
     sigma_max: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "GridConfig":
-        readers = {"rho": ("karras",), "shift": ("flow",), "spacing": ("ddpm",)}
-        _refuse_unread(self, readers)
+        _refuse_unread(self, _GRID_READ_BY)
         return self
 
 
@@ -288,14 +296,13 @@ def sampling_problems(sampler: SamplerConfig, diffusion: DiffusionConfig, *, con
         found.append("sampler.variance=large is the beta of a DDPM process: use levels.kind=ddpm, or variance=small")
     if sampler.grid.kind == "ddpm" and not discrete:
         found.append(f"sampler.grid.kind=ddpm needs levels.kind=ddpm, found {diffusion.levels.kind}: use uniform_t")
-    if sampler.grid.kind == "ddpm" and discrete and sampler.steps > len(diffusion.levels.sigmas):  # type: ignore[union-attr]
-        found.append(f"sampler.steps is {sampler.steps}, more than the process's timesteps: use at most as many")
+    timesteps = diffusion.levels.timesteps if isinstance(diffusion.levels, DDPMLevels) else sampler.steps
+    if sampler.grid.kind in ("ddpm", "uniform_t") and sampler.steps > timesteps:
+        found.append(f"sampler.steps is {sampler.steps}, more than the process's {timesteps} timesteps")
     for name in ("sigma_min", "sigma_max"):
         value = getattr(sampler.grid, name)
         if value is not None and not low <= value <= high:
             found.append(f"sampler.grid.{name} is {value}, outside the trained range [{low:.4g}, {high:.4g}]")
-    if sampler.grid.kind == "ddpm" and (sampler.grid.sigma_min or sampler.grid.sigma_max):
-        found.append("sampler.grid.kind=ddpm takes its range from the timesteps: remove sigma_min and sigma_max")
     guidance = sampler.guidance
     if guidance.active and guidance.kind == "classifier_free":
         if not conditional:

@@ -62,7 +62,7 @@ def build_grid(cfg: GridConfig, process: Process, *, steps: int) -> Tensor:
     if cfg.kind == "flow":
         return grids.flow(high, steps, shift=cfg.shift)
     if cfg.kind == "uniform_t":
-        return grids.uniform_t(process.draw_sigma, steps, sigma_min=low, sigma_max=high)
+        return grids.uniform_t(process.draw_sigma, steps)
     if process.table is None:
         raise ValueError("a grid of DDPM timesteps needs a process with levels.kind=ddpm")
     return grids.ddpm(process.table, steps, spacing=cfg.spacing)

@@ -19,13 +19,13 @@ def exponential(sigma_min: float, sigma_max: float, steps: int) -> Tensor:
     return _ended(sigma_max * (sigma_min / sigma_max) ** _ramp(steps))
 
 
-def uniform_t(draw_sigma: DrawSigma, steps: int, *, sigma_min: float, sigma_max: float) -> Tensor:
+def uniform_t(draw_sigma: DrawSigma, steps: int) -> Tensor:
     """The process's own time evenly spaced: quantiles of its training distribution, from the last to the first.
 
-    With flow time that is uniform t, with a VE-SDE the exponential grid, with a DDPM table its timesteps. Levels
-    outside the range are moved to its ends; equal neighbours are an error of too many steps.
+    With flow time that is uniform t, with a VE-SDE the exponential grid, with a DDPM table its timesteps, of which
+    more steps than there are is an error.
     """
-    levels = draw_sigma(1 - _ramp(steps)).clamp(sigma_min, sigma_max)
+    levels = draw_sigma(1 - _ramp(steps))
     if bool((levels.diff() >= 0).any()):
         raise ValueError(f"{steps} steps of uniform_t repeat a noise level: use fewer steps or another grid")
     return _ended(levels)

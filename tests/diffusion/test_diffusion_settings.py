@@ -47,6 +47,8 @@ def test_every_published_table_fits(timesteps: int, schedule: str) -> None:
     ({"kind": "heun", "variance": "large"}, "variance is set"),
     ({"kind": "ddim", "eta": 1.5}, "0 <= eta <= 1"),
     ({"grid": {"kind": "karras", "shift": 2.0}}, "shift is set, but kind=karras"),
+    ({"grid": {"kind": "ddpm", "sigma_max": 2.0}}, "sigma_max is set, but kind=ddpm"),
+    ({"grid": {"kind": "flow", "sigma_min": 0.1}}, "sigma_min is set, but kind=flow"),
     ({"guidance": {"scale": 2.0, "interval": [3.0, 1.0]}}, "low < high"),
     ({"guidance": {"kind": "autoguidance", "scale": 2.0}}, "set weak"),
     ({"guidance": {"weak": "runs/a"}}, "only kind=autoguidance reads"),
@@ -65,7 +67,7 @@ def test_a_sampler_that_cannot_be(settings: dict[str, Any], message: str) -> Non
     ({"steps": 400, "grid": {"kind": "ddpm"}}, {"levels": DDPM | {"timesteps": 300}}, True, "more than the process's"),
     ({"grid": {"sigma_max": 500.0}}, {}, True, r"outside the trained range \[0.002, 80\]"),
     ({"grid": {"sigma_min": 1e-4}}, {}, True, "sigma_min is 0.0001"),
-    ({"grid": {"kind": "ddpm", "sigma_max": 2.0}}, {"levels": DDPM}, True, "remove sigma_min"),
+    ({"steps": 40, "grid": {"kind": "uniform_t"}}, {"levels": DDPM | {"timesteps": 30}}, True, "than the process's 30"),
     ({"guidance": {"scale": 2.0}}, {}, False, "unconditional"),
     ({"guidance": {"scale": 2.0}}, {"label_dropout": 0.0}, True, "label_dropout is 0"),
 ])  # fmt: skip
