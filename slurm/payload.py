@@ -118,6 +118,8 @@ class Attempt:
             traceback.print_exc()
             self._failed(class_of(error), f"{type(error).__name__}: {error}", 1)
             return 1
+        finally:
+            leave_group()
         return 0
 
     def end(self, code: int) -> None:
@@ -161,6 +163,13 @@ class Attempt:
         words = ["squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-t", "all", "-o", "%T"]
         done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
         return done.returncode != 0 or done.stdout.strip() in ("RUNNING", "PREEMPTED", "SIGNALING")
+
+
+def leave_group() -> None:
+    """Take a process group of torch apart, where the words made one: left to the interpreter's exit, it may abort."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def process_born(pid: int) -> str:

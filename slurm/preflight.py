@@ -69,8 +69,8 @@ def show(findings: Sequence[Finding], console: Console) -> None:
 
 def _run(cfg: Config, folder: Path, console: Console, *, wait_s: float) -> list[dict[str, Any]]:
     asked = cfg.cluster.train.model_copy(update={"minutes": MINUTES})
-    shared = [str(folder), str(folder.parent), str(cfg.data_dir.resolve() if cfg.data_dir.exists() else folder)]
-    job = Job("preflight", ("slurm.preflight_rank", *shared), asked)
+    shared = [str(folder.parent), str(cfg.data_dir.resolve() if cfg.data_dir.exists() else folder)]
+    job = Job("preflight", ("slurm.preflight_rank", str(folder), cfg.cluster.internet_probe, *shared), asked)
     code = snapshot.take(folder / "code")
     place = Place(cfg.cluster, folder / "job", code, "mudi.preflight", "mudi preflight")
     handle = submit(job, place)[0]

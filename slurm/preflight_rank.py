@@ -1,6 +1,6 @@
 """The part of preflight that runs as a job: every rank looks around and writes down what it finds.
 
-    python -m slurm.preflight_rank FOLDER SHARED_DIR ...
+    python -m slurm.preflight_rank FOLDER HOST:PORT SHARED_DIR ...
 
 torch is asked for here alone in this package, on the compute node and while running: GPUs, and an all-reduce.
 """
@@ -30,7 +30,7 @@ NETWORK_DISKS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb
 
 def main(words: list[str]) -> int:
     """Write `FOLDER/rank-<n>.json`; 0 also where something is wrong: the submitter reads and judges."""
-    folder, *shared = map(Path, words)
+    folder, probe, shared = Path(words[0]), words[1], [Path(word) for word in words[2:]]
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     report: dict[str, Any] = {"rank": rank, "size": size, "host": node_name(), "pid": os.getpid()}
     checks: dict[str, Callable[[], Any]] = {
@@ -40,7 +40,7 @@ def main(words: list[str]) -> int:
         "disks": lambda: [disk(path) for path in shared],
         "met": lambda: meet(folder, rank, size),
         "written_mib_per_s": lambda: write_speed(folder, rank),
-        "internet": internet,
+        "internet": lambda: reaches(probe),
         "reduce": lambda: all_reduce(rank, size),
         "signal_s": lambda: signal_seconds(folder, rank, size),
     }
@@ -118,10 +118,11 @@ def write_speed(folder: Path, rank: int) -> float | None:
     return round(WRITTEN_MIB / seconds, 1)
 
 
-def internet() -> bool:
-    """Whether this node reaches an address outside, within two seconds."""
+def reaches(probe: str) -> bool:
+    """Whether this node can open a connection to host:port within two seconds."""
+    host, _, port = probe.rpartition(":")
     try:
-        socket.create_connection(("1.1.1.1", 443), timeout=2.0).close()
+        socket.create_connection((host, int(port)), timeout=2.0).close()
     except OSError:
         return False
     return True

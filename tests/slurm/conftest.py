@@ -1,0 +1,43 @@
+"""The test cluster, where one is up, and words for jobs."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from launching import HERE
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _stand_ins_are_importable() -> Iterator[None]:
+    """Jobs find `stand_in` on PYTHONPATH, behind the snapshot of the code."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [before])])
+    yield
+    os.environ.pop("PYTHONPATH") if before is None else os.environ.__setitem__("PYTHONPATH", before)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Path]:
+    """The directory of the cluster that tests/cluster/up started; skips where none is up. Ends what tests leave."""
+    directory = Path(os.environ.get("MUDI_CLUSTER_DIR", "/tmp/mudi-cluster"))
+    conf = directory / "etc" / "slurm.conf"
+    if not conf.is_file():
+        pytest.skip("no test cluster is up: run tests/cluster/up (Debian's Slurm, about 30 s the first time)")
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(conf)
+    answer = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=30, check=False)
+    if answer.returncode:
+        pytest.skip(f"the test cluster in {directory} does not answer: run tests/cluster/up")
+    earlier = set(_jobs())
+    yield directory
+    left = sorted(set(_jobs()) - earlier)
+    if left:
+        subprocess.run(["scancel", "--quiet", *left], timeout=60, check=False)
+    os.environ.pop("SLURM_CONF") if before is None else os.environ.__setitem__("SLURM_CONF", before)
+
+
+def _jobs() -> list[str]:
+    done = subprocess.run(["squeue", "-h", "-o", "%A"], capture_output=True, text=True, timeout=30, check=True)
+    return done.stdout.split()

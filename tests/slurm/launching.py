@@ -1,0 +1,97 @@
+"""Graphs whose words are the small stand-ins, on this machine or on the test cluster, and waiting for them."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tiny
+import yaml
+
+from pipeline.config.load import CONFIG_ROOT
+from pipeline.config.schema import Config
+from pipeline.config.schema_cluster import ClusterConfig
+from slurm import ledger
+from slurm.ledger import State
+from slurm.workflows import Launch, launch_for
+
+HERE = Path(__file__).resolve().parent
+PROFILE = {"internet_probe": "127.0.0.1:9", "internet": False}  # nothing of a test reaches outside
+
+
+def profile(name: str, **settings: Any) -> ClusterConfig:
+    """A profile of configs/cluster with other settings; those of `train` are merged."""
+    values = yaml.safe_load((CONFIG_ROOT / "cluster" / f"{name}.yaml").read_text()) | PROFILE
+    train = {**values.get("train", {}), **settings.pop("train", {})}
+    return ClusterConfig.model_validate(values | {"train": train} | settings)
+
+
+def real(root: Path, cluster: ClusterConfig, *, name: str = "run", **train: Any) -> Launch:
+    """A launch of the tiny experiment with the pipeline's own words."""
+    cfg: Config = tiny.config(root, name=name, **train).model_copy(update={"cluster": cluster})
+    return launch_for(cfg, make=True)
+
+
+def stand_in(
+    root: Path,
+    cluster: ClusterConfig,
+    *,
+    name: str = "run",
+    only: Sequence[str] = ("prepare", "train", "sample", "evaluate"),
+    options: Mapping[str, str] | None = None,
+) -> Launch:
+    """A launch whose jobs are stand-ins; `options` are more words of single jobs. Parents that are left out are cut."""
+    launch = real(root, cluster, name=name)
+    jobs = [
+        dataclasses.replace(
+            job,
+            argv=("stand_in", job.name, str(launch.run.path), *(options or {}).get(job.name, "").split()),
+            after=tuple(parent for parent in job.after if parent in only),
+        )
+        for job in launch.jobs
+        if job.name in only
+    ]
+    return dataclasses.replace(launch, jobs=tuple(jobs))
+
+
+def states(launch: Launch) -> dict[str, State]:
+    """How every job of a launch stands now."""
+    return ledger.states(launch.run, launch.complete())
+
+
+def wait_for(launch: Launch, good: Callable[[dict[str, State]], bool], *, seconds: float = 120.0) -> dict[str, State]:
+    """Ask again and again until `good(states)`; fail with the states after `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        now = states(launch)
+        if good(now):
+            return now
+        assert time.monotonic() < end, (now, logs(launch))
+        time.sleep(0.5)
+
+
+def ended(now: Mapping[str, State]) -> bool:
+    """Nothing is under way any more."""
+    return not any(state.active for state in now.values())
+
+
+def logs(launch: Launch) -> str:
+    """The ends of all logs of a run, for a test that fails."""
+    return "\n".join(f"--- {p}\n{p.read_text()[-2000:]}" for p in launch.run.jobs.glob("*/*_log.out"))
+
+
+def kept_steps(launch: Launch) -> list[int]:
+    """The steps that the stand-in of training trained, in order."""
+    return [int(line) for line in (launch.run.path / "steps.txt").read_text().split()]
+
+
+def slurm_words(*words: str, cwd: Path | None = None, root: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """`python -m slurm ...` as a person types it, with the code of `root` (default: this checkout)."""
+    code = root or HERE.parents[1]
+    env = os.environ | {"PYTHONPATH": f"{code}:{HERE}", "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", "slurm", *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd or code, env=env, timeout=120, check=False)

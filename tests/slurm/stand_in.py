@@ -1,0 +1,125 @@
+"""Stands in for the pipeline's commands where a test is about launching: small words that leave the same files.
+
+    python -m stand_in KIND RUN_DIR [--steps N] [--pace SECONDS] [--fail CLASS] [--part k/n] [--deaf]
+
+`train` counts steps with a chain of hashes, saves the way real training does when it is asked to stop, and goes on
+from its last save. Each step that it keeps is a line in steps.txt: a step that was trained twice would be there twice.
+"""
+
+import argparse
+import hashlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from pipeline.config.load import config_from
+from pipeline.config.paths import data_directory, sample_set_name
+from pipeline.runtime.errors import NonFiniteError, UserError
+from pipeline.runtime.files import append_line, read_json, write_json
+from pipeline.runtime.run_dir import COMMIT, FINISHED, RunDir
+from pipeline.runtime.stopping import Stop
+
+CODE = "as submitted"  # a test edits this line after submitting
+
+
+def main() -> int:
+    """Do what KIND does; the exit code."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=("prepare", "train", "sample", "evaluate"))
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--pace", type=float, default=0.05)
+    parser.add_argument("--fail", default="")
+    parser.add_argument("--part", default="0/1")
+    parser.add_argument("--deaf", action="store_true", help="ignore signals")
+    args = parser.parse_args()
+    (args.run / f"{args.kind}.code").write_text(CODE)
+    (args.run / f"{args.kind}.python_path").write_text(sys.modules["pipeline"].__path__[0])
+    fail(args.fail)
+    if args.deaf:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        time.sleep(900)
+    if args.kind == "train":
+        return train(args)
+    time.sleep(args.pace)
+    {"prepare": prepare, "sample": sample, "evaluate": evaluate}[args.kind](args)
+    return 0
+
+
+def fail(kind: str) -> None:
+    """Fail in one of the ways in which jobs fail."""
+    if kind == "bad_config":
+        raise UserError("train.optim.lr: found -1, expected a positive number.")
+    if kind == "non_finite":
+        raise NonFiniteError("the loss was not finite 5 times in a row")
+    if kind == "out_of_memory":
+        bytearray(2**50)
+    if kind == "killed":
+        os.kill(os.getpid(), 9)
+    if kind == "disk_full":
+        with Path("/dev/full").open("w") as full:
+            full.write("x" * 10_000)
+    if kind == "error":
+        raise RuntimeError("the file system went away for a moment")
+
+
+def train(args: argparse.Namespace) -> int:
+    """Steps, one after the other; stops where it is asked to, at a step boundary, after a save."""
+    run, state = RunDir(args.run), args.run / "state.json"
+    now = read_json(state) if state.exists() else {"step": 0, "chain": ""}
+    append_line(run.starts, {"time": time.time(), "step": now["step"], "plan": {"total_steps": args.steps}})
+    with Stop() as stop:
+        while now["step"] < args.steps:
+            time.sleep(args.pace)
+            chain = hashlib.sha256(f"{now['chain']} {now['step']}".encode()).hexdigest()
+            now = {"step": now["step"] + 1, "chain": chain}
+            with (args.run / "steps.txt").open("a") as file:
+                file.write(f"{now['step']}\n")
+            append_line(run.metrics, {"step": now["step"], "images": 32 * now["step"], "loss": 1 / now["step"]})
+            if stop.asked:
+                write_json(state, now)
+                return stop.hand_over()
+    write_json(state, now)
+    write_json(run.checkpoint(args.steps) / COMMIT, {"step": args.steps})
+    write_json(run.checkpoints / FINISHED, {"step": args.steps})
+    return 0
+
+
+def prepare(args: argparse.Namespace) -> None:
+    """Receipts of the two stages."""
+    data = data_directory(config_from([str(args.run)]))
+    for stage in ("shards", "reference"):
+        write_json(data / stage / "receipt.json", {"stage": stage})
+
+
+def sample(args: argparse.Namespace) -> None:
+    """A part; whoever finds every part there writes the manifest."""
+    run, cfg = RunDir(args.run), config_from([str(args.run)])
+    number, count = map(int, args.part.split("/"))
+    directory = run.samples(run.latest_step() or 0) / sample_set_name(cfg)
+    write_json(directory / f"part-{number}.json", {})
+    if len(list(directory.glob("part-*.json"))) == count:
+        write_json(directory / "manifest.json", {"count": cfg.sample.count, "sha256": "0"})
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """A result with the settings that it was measured with."""
+    run, cfg = RunDir(args.run), config_from([str(args.run)])
+    step = run.latest_step() or 0
+    settings = cfg.evaluate.model_dump(mode="json")
+    result = {"settings": settings, "samples": {"sha256": "0", "count": 1}, "step": step, "metrics": {}}
+    write_json(run.results / f"{step:09d}-{sample_set_name(cfg)}.json", result)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(2)
+    except NonFiniteError as problem:
+        print(f"not finite: {problem}", file=sys.stderr)
+        sys.exit(76)
