@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if directory and args.stage in ("verify", "inspect") and not (directory / "config.yaml").exists():
         _look(args, directory, console)
         return
-    cfg = config_from(_with_placeholders(args.words))
+    cfg = data_config(args.words)
     if args.stage == "inspect":
         inspection.inspect(data_directory(cfg), console=console)
     for stage in ("fetch", "shard", "verify", "reference") if args.stage == "all" else (args.stage,):
@@ -88,15 +88,15 @@ def _look(args: argparse.Namespace, directory: Path, console: Console) -> None:
         console.print(f"verify: {split}: {facts['count']} samples in {facts['shards']} shards, every byte is right")
 
 
-def _with_placeholders(words: Sequence[str]) -> list[str]:
-    """Data alone needs no network, but a Config has one: where the words name none, one that suits any data."""
+def data_config(words: Sequence[str]) -> Config:
+    """The config that the words mean. Data alone needs no network, but a Config has one: it gets one that suits any."""
     data = next((word.partition("=")[2] for word in words if word.startswith("data=")), None)
     given = {word.lstrip("+").partition("=")[0].split(".")[0] for word in words}
     if data is None or "experiment" in given or "=" not in words[0]:
-        return list(words)
+        return config_from(words)
     network = [] if "model" in given else ["kind=unet", "condition=none", "multipliers=[1]", "attention=[]"]
     name = [] if "name" in given else [f"++name={data}"]
-    return [*words, *name, *(f"++model.{setting}" for setting in network)]
+    return config_from([*words, *name, *(f"++model.{setting}" for setting in network)])
 
 
 def _part(text: str) -> tuple[int, int]:

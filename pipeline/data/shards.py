@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,8 @@ def write_shard(
     header = _array_header(layout)
     rows: list[tuple[int, int, int]] = []
     attributes: list[tuple[int, ...]] = []
-    sums, squares = [0.0] * layout.shape[0], [0.0] * layout.shape[0]
+    sums: list[float] = [0] * layout.shape[0]
+    squares: list[float] = [0] * layout.shape[0]
     keys: set[str] = set()
     position = 0
     with atomic_path(path) as partial, partial.open("wb") as file:
@@ -322,10 +324,10 @@ def _moments(records: list[ShardRecord], layout: Layout) -> tuple[list[float], l
     scale, shift = (1 / 127.5, 1.0) if layout.kind == "images" else (1.0, 0.0)
     mean, std = [], []
     for channel in range(channels):
-        first = math.fsum(record.sums[channel] for record in records) / number
-        second = math.fsum(record.squares[channel] for record in records) / number
-        mean.append(first * scale - shift)
-        std.append(math.sqrt(max(second - first**2, 0.0)) * scale)
+        first = sum(Fraction(record.sums[channel]) for record in records) / number  # exact: their order is nothing
+        second = sum(Fraction(record.squares[channel]) for record in records) / number
+        mean.append(float(first) * scale - shift)
+        std.append(math.sqrt(max(second - first**2, 0)) * scale)
     return mean, std
 
 
