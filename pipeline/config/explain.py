@@ -21,7 +21,7 @@ def _sentence(item: Any, model: type[BaseModel]) -> str:
         hint = did_you_mean(str(place[-1]), known) or f" Known here: {', '.join(known)}."
         return f"{name}: no such setting.{hint}"
     if item["type"] == "missing":
-        return f"{name}: missing. Set it, or choose a config group that does (for example experiment=glyphs16)."
+        return f"{name}: missing. Set {name}=..., or choose a config group that does (such as experiment=glyphs16)."
     if item["type"] == "union_tag_invalid":
         expected = str(item["ctx"]["expected_tags"]).replace("'", "")
         found = item["ctx"]["tag"]

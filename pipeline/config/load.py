@@ -92,9 +92,16 @@ def _compose(words: Sequence[str]) -> Any:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(CONFIG_ROOT), version_base="1.3"):
-            return OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
+            return _without_missing(OmegaConf.to_container(compose("config", overrides=overrides), resolve=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"Cannot compose {' '.join(words)}: {str(error).splitlines()[0]}") from error
+
+
+def _without_missing(value: Any) -> Any:
+    """Leave out what a config file marks as `???`, so that it is reported as missing like any other field."""
+    if isinstance(value, dict):
+        return {k: _without_missing(v) for k, v in value.items() if v != "???"}
+    return value
 
 
 def _check_choices(words: Sequence[str]) -> None:

@@ -17,7 +17,8 @@ def refused(*words: str) -> str:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_is_complete(name):
-    assert isinstance(config_from([f"experiment={name}"]), Config)
+    path = ["data.source.path=/images"] if name.startswith("photos") else []
+    assert isinstance(config_from([f"experiment={name}", *path]), Config)
 
 
 def test_an_override_reaches_its_field():
@@ -39,6 +40,11 @@ def test_all_problems_come_together():
 
 def test_a_wrong_type_says_what_was_found():
     assert "found 'many'" in refused("train.global_batch=many")
+
+
+def test_what_a_config_leaves_open_is_asked_for():
+    with pytest.raises(UserError, match=r"data.source.path: missing. Set data.source.path=..."):
+        config_from(["experiment=photos16"])
 
 
 def test_an_unknown_choice_names_the_nearest():
