@@ -2,9 +2,12 @@
 
 Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") in torch integer operations, so it
 runs on any device. The counter is (block, number low, number high, stream + 256 * draw), the key is the seed. What
-image number k gets never depends on the batch, the rank or the worker it is computed in.
+image number k gets never depends on the batch, the rank or the worker it is computed in. Words, uniform values and
+choices are the same bits on any device, compiled or not; normal values are up to the rounding of its logarithm and
+cosine.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from enum import IntEnum
@@ -17,6 +20,8 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _LOW = 0xFFFFFFFF
 _TILE = 16384  # counters worked on at once on a CPU: the few int64 buffers stay in its second-level cache
+_TILE_GPU = 2**20  # likewise, and it bounds the memory
+_BLOCK = {torch.float32: 4, torch.float64: 4, torch.bool: 8}  # values made from one counter
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -86,6 +91,17 @@ def normal(
     return _fill(_normal_words, seed, stream, numbers, shape=shape, draw=draw, dtype=dtype)
 
 
+def chosen(
+    seed: int, stream: Stream, numbers: Tensor, *, share: float, shape: tuple[int, ...] = (), draw: int = 0
+) -> Tensor:
+    """True with probability `share`, to the nearest 2**-16: bool [B, *shape]; arguments as for `uniform`.
+
+    For masks of many values, such as dropout's: it takes half as long as comparing uniform values.
+    """
+    transform = functools.partial(_chosen_words, round(share * 2**16))
+    return _fill(transform, seed, stream, numbers, shape=shape, draw=draw, dtype=torch.bool)
+
+
 def _rounds(counter: Words, key: tuple[int, int]) -> Words:
     """The ten rounds on four tensors that broadcast: what repeats along a dimension is computed once.
 
@@ -113,13 +129,13 @@ def _fill(
     draw: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Lay out [B, blocks, 4] and let `transform` write each tile of it from its Philox words."""
-    if dtype not in (torch.float32, torch.float64):
+    """Lay out [B, blocks, values of a block] and let `transform` write each tile of it from its Philox words."""
+    if dtype not in _BLOCK:
         raise ValueError(f"Draw float32 or float64 and convert: {dtype} rounds uniform values up to 1.")
     size = math.prod(shape)
-    blocks = -(-size // 4)
-    out = torch.empty((numbers.shape[0], blocks, 4), dtype=dtype, device=numbers.device)
-    tile = _TILE if numbers.device.type == "cpu" else max(out.numel(), 1)
+    blocks = -(-size // _BLOCK[dtype])
+    out = torch.empty((numbers.shape[0], blocks, _BLOCK[dtype]), dtype=dtype, device=numbers.device)
+    tile = _TILE if numbers.device.type == "cpu" else _TILE_GPU
     images = max(tile // max(blocks, 1), 1)
     for image in range(0, numbers.shape[0], images):
         number = numbers[image : image + images, None]
@@ -147,3 +163,10 @@ def _normal_words(words: Words, out: Tensor) -> None:
         angle = words[pair + 1].to(out.dtype).mul_(2 * math.pi / 2**32)
         out[..., pair] = radius * angle.cos()
         out[..., pair + 1] = radius * angle.sin()
+
+
+def _chosen_words(threshold: int, words: Words, out: Tensor) -> None:
+    """Two decisions a word, from its lower and its upper half."""
+    for index, word in enumerate(words):
+        out[..., 2 * index] = (word & 0xFFFF) < threshold
+        out[..., 2 * index + 1] = (word >> 16) < threshold

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pipeline.runtime import random
-from pipeline.runtime.random import Stream, normal, philox, uniform
+from pipeline.runtime.random import Stream, chosen, normal, philox, uniform
 
 # Random123 1.14, tests/kat_vectors, the lines "philox4x32 10": counter, key, expected words.
 KNOWN_ANSWERS = [
@@ -168,6 +168,24 @@ def test_both_precisions_agree():
         low = draw(0, Stream.NOISE, numbers, shape=(50,))
         high = draw(0, Stream.NOISE, numbers, shape=(50,), dtype=torch.float64)
         assert (low.double() - high).abs().max() <= tolerance
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_choices_have_their_share_and_do_not_know_their_batch(share):
+    numbers = torch.arange(40)
+    whole = chosen(3, Stream.DROPOUT, numbers, share=share, shape=(5, 501))
+    assert whole.dtype == torch.bool and whole.shape == (40, 5, 501)
+    deviation = math.sqrt(share * (1 - share) / whole.numel())
+    assert abs(whole.double().mean() - share) <= 4 * deviation
+    parts = [chosen(3, Stream.DROPOUT, part, share=share, shape=(5, 501)) for part in numbers.split(7)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(chosen(3, Stream.DROPOUT, numbers, share=share, shape=(13,)), whole.flatten(1)[:, :13])
+
+
+def test_neighbouring_choices_are_independent():
+    """Of 2**18 pairs of a word's halves, a quarter is both chosen."""
+    pairs = chosen(3, Stream.DROPOUT, torch.arange(256), share=0.5, shape=(1024, 2))
+    assert abs(pairs.all(dim=-1).double().mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 2**18)
 
 
 def test_a_type_that_would_round_to_one_is_refused():
