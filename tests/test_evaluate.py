@@ -1,0 +1,226 @@
+"""Evaluation as a job: a sample set and a data set on disk in, numbers out; the same ones however it was run."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_prep import reference
+from pipeline.config.load import config_from, to_yaml
+from pipeline.config.paths import data_directory
+from pipeline.config.schema import Config
+from pipeline.data.images import encode
+from pipeline.data.shards import Layout, Sample, finish, open_shards, write_shard
+from pipeline.evaluate import evaluate, main, parse_part
+from pipeline.metrics.references import open_reference, reference_path
+from pipeline.runtime.errors import Incomplete, UserError
+from pipeline.runtime.run_dir import RunDir, open_run
+
+LAYOUT = Layout("png", (1, 16, 16))
+CLASSES = ["across", "down", "both"]
+WORDS = (
+    "experiment=glyphs16",
+    "name=scored",
+    "evaluate.domain.width=8",
+    "evaluate.domain.max_images=3000",
+    "evaluate.block=16",
+    "evaluate.kid_subset_size=50",
+)
+
+
+def drawings(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy drawings [N, 16, 16, 1] of three kinds, and their labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    images = rng.integers(0, 70, (count, 16, 16, 1)).astype(np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        y, x = rng.integers(2, 13, 2)
+        if label != 1:
+            image[y] = 240
+        if label != 0:
+            image[:, x] = 240
+    return images, labels
+
+
+def write_set(path: Path, images: np.ndarray, labels: np.ndarray, split: str) -> None:
+    samples = [
+        Sample(f"{k:06d}", encode(image, "png"), "png", int(label))
+        for k, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+    record = write_shard(path / "000000.tar", samples, LAYOUT)
+    finish(path, [record], LAYOUT, classes=CLASSES, protocol={"name": "test", "hash": "0"}, split=split)
+
+
+def make(root: Path, *words: str, share: int = 1) -> tuple[Config, RunDir]:
+    """A data set with train and valid, and a run with one sample set: half fresh drawings, some copies."""
+    cfg = config_from([*WORDS, f"data_dir={root}/data", f"runs_dir={root}/runs", *words])
+    data = data_directory(cfg) / "shards"
+    train, valid, fresh = drawings(240 // share, 0), drawings(90 // share, 1), drawings(60 // share, 2)
+    write_set(data / "train", *train, "train")
+    write_set(data / "valid", *valid, "valid")
+    run = RunDir(cfg.runs_dir / cfg.name)
+    mirrored = train[0][:12, :, ::-1]
+    images, labels = np.concatenate([fresh[0], mirrored]), np.concatenate([fresh[1], train[1][:12]])
+    write_set(run.samples(120) / "heun", images, labels, "samples")
+    run.config.write_text(to_yaml(cfg))
+    return cfg, run
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, RunDir, dict]:
+    cfg, run = make(tmp_path_factory.mktemp("scored"))
+    reference.run(cfg)
+    (path,) = evaluate(cfg, run)
+    assert path == run.results / "000000120-heun.json"
+    return cfg, run, json.loads(path.read_text())
+
+
+def test_a_result_says_what_was_measured_on_what_with_what(scored) -> None:
+    cfg, _, result = scored
+    assert result["metrics"]["accuracy-domain"] > 0.8
+    assert {"fd-domain", "fd-domain@valid", "is-domain", "kid-domain", "precision-domain"} <= result["metrics"].keys()
+    assert not any(name.startswith("fid") for name in result["metrics"])
+    assert result["samples"]["count"] == 72 and result["step"] == 120
+    assert result["data"]["train"]["sha256"] == open_shards(data_directory(cfg) / "shards/train").manifest.sha256
+    assert result["extractors"]["domain"]["task"] == "labels" and result["versions"]["torch"]
+    assert any("fewer than 10000 images" in sentence for sentence in result["words"])
+    low, high = (result["details"]["fd-domain"][k] for k in ("low", "high"))
+    assert low < result["metrics"]["fd-domain"] < high
+
+
+def test_planted_copies_are_found_and_drawn(scored) -> None:
+    _, run, result = scored
+    assert result["details"]["copy-rate-pixel"]["expected"] <= 0.02
+    assert result["metrics"]["copy-rate-pixel"] == pytest.approx(12 / 72, abs=0.03)
+    worst = {w["sample"]: w["train"] for w in result["nearest_training_images"][:12]}
+    assert worst == {60 + k: k for k in range(12)}
+    assert (run.results / "000000120-heun.nearest.png").stat().st_size > 1000
+
+
+def test_evaluating_again_does_nothing_and_says_the_same(scored) -> None:
+    cfg, run, _ = scored
+    (path,) = run.results.glob("*.json")
+    before = path.stat().st_mtime_ns
+    assert evaluate(cfg, run) == [path] and path.stat().st_mtime_ns == before
+    assert not list(run.results.glob(".work*"))
+
+
+def test_parts_and_other_batches_give_the_same_numbers(scored, tmp_path) -> None:
+    _, _, expected = scored
+    cfg, run = make(tmp_path, "evaluate.batch=7", "evaluate.block=10")
+    reference.run(cfg)
+    for part in range(3):
+        assert evaluate(cfg, run, part=(part, 3)) == []
+    (path,) = evaluate(cfg, run)
+    found = json.loads(path.read_text())["metrics"]
+    assert found == pytest.approx(expected["metrics"], rel=1e-6, abs=1e-9)
+
+
+def test_two_processes_give_the_file_of_one(scored, tmp_path) -> None:
+    _, done, _ = scored
+    _, run = make(tmp_path)
+    (expected,) = done.results.glob("*.json")
+    for job in ("data_prep reference", "pipeline evaluate"):
+        module, verb = job.split()
+        words = [sys.executable, "-m", module, verb, str(run.path)]
+        environments = [{**os.environ, "RANK": str(r), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"} for r in (0, 1)]
+        if module == "data_prep":
+            environments = environments[:1]
+        started = [subprocess.Popen(words, env=e, stderr=subprocess.PIPE) for e in environments]
+        for process in started:
+            _, error = process.communicate()
+            assert process.returncode == 0, error.decode()
+    (found,) = run.results.glob("*.json")
+    one, two = (json.loads(p.read_text())["metrics"] for p in (expected, found))
+    assert two == pytest.approx(one, rel=1e-6, abs=1e-9)
+
+
+def test_a_reference_of_other_images_is_refused(scored) -> None:
+    cfg, _, _ = scored
+    (path,) = (data_directory(cfg) / "reference").glob("domain-*/train.safetensors")
+    from pipeline.metrics.extractors import build_extractors
+
+    images = {n: open_shards(data_directory(cfg) / "shards" / n).manifest.sha256 for n in ("train", "valid")}
+    (extractor,) = build_extractors(cfg.evaluate, data_directory(cfg) / "reference", images, device="cpu")
+    assert reference_path(data_directory(cfg) / "reference", extractor, "train") == path
+    with pytest.raises(UserError, match="reference of other images"):
+        open_reference(path, extractor, images="0" * 64)
+
+
+def test_what_is_missing_is_named(tmp_path) -> None:
+    cfg, run = make(tmp_path)
+    with pytest.raises(Incomplete, match="domain classifier is not trained"):
+        evaluate(cfg, run)
+    reference.run(cfg)
+    with pytest.raises(UserError, match="Did you mean 'step-000000120/heun'"):
+        evaluate(config_from([str(run.path), "evaluate.samples=step-000000120/heum"]), run)
+    (run.samples(120) / "heun" / "manifest.json").unlink()
+    with pytest.raises(Incomplete, match="no finished sample set"):
+        evaluate(cfg, run)
+
+
+def test_the_command_line_prints_a_table(scored, capsys) -> None:
+    _, run, _ = scored
+    assert main([str(run.path)]) == 0
+    printed = capsys.readouterr().out
+    assert "fd-domain" in printed and "accuracy-domain" in printed and "72 images" in printed
+
+
+def test_part_is_checked() -> None:
+    assert parse_part(["run", "--part", "1/3", "a=b"]) == (["run", "a=b"], (1, 3))
+    for wrong in (["--part"], ["--part", "3/3"], ["--part", "x"]):
+        with pytest.raises(UserError, match="expected K/N"):
+            parse_part(wrong)
+
+
+def test_inception_features_are_named_by_their_number(tmp_path, shared: Path) -> None:
+    weights = shared / "weights" / "inception2015_to_mixed_6e_fp32.npz"
+    words = [f"evaluate.inception.weights={weights}", "evaluate.domain.enabled=false"]
+    words += ["evaluate.inception.features=['64']", f"evaluate.quality.brisque={shared}/weights/brisque_allmodel"]
+    cfg, run = make(tmp_path, *words, share=5)
+    reference.run(cfg)
+    (path,) = evaluate(cfg, run)
+    result = json.loads(path.read_text())
+    assert {"fid-64", "kid-64", "recall-64"} <= result["metrics"].keys() and "fid" not in result["metrics"]
+    assert result["extractors"]["inception"]["resize"] == "tf1"
+    assert any("fewer images than dimensions" in sentence for sentence in result["words"])
+    assert len(result["details"]["brisque"]["values"]) == 24
+
+
+def killed_until_done(words: list[str], *, kills: int, longest: float, seed: int) -> int:
+    """Start a command again and again, killing it after a random time; returns how often it was killed."""
+    rng, killed = random.Random(seed), 0
+    while True:
+        process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            wait = rng.uniform(0.3, longest) if killed < kills else 300
+            assert process.wait(timeout=wait) == 0
+            return killed
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            killed += 1
+            time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("kills", "longest"), [(2, 2.5), pytest.param(10, 6.0, marks=pytest.mark.full)], ids=["few", "many"]
+)
+def test_kills_change_no_number(tmp_path, scored, kills: int, longest: float) -> None:
+    _, done, _ = scored
+    cfg, run = make(tmp_path)
+    base = [sys.executable, "-m"]
+    killed = killed_until_done([*base, "data_prep", "reference", str(run.path)], kills=kills, longest=longest, seed=1)
+    killed += killed_until_done([*base, "pipeline", "evaluate", str(run.path)], kills=kills, longest=longest, seed=2)
+    (found,), (expected,) = run.results.glob("*.json"), done.results.glob("*.json")
+    one, two = (json.loads(p.read_text()) for p in (expected, found))
+    assert killed > 0
+    for part in ("metrics", "details", "nearest_training_images", "extractors", "data"):
+        assert one[part] == two[part], part
+    assert open_run(run.path)[1] == cfg
