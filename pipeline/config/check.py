@@ -30,6 +30,11 @@ def _schedule(cfg: Config) -> Iterator[str]:
         )
 
 
+def _early_stop(cfg: Config) -> Iterator[str]:
+    if cfg.train.early_stop and not cfg.train.validate_every:
+        yield "train.early_stop: set, but train.validate_every is null, so nothing is ever validated. Set it too."
+
+
 def _model(cfg: Config) -> Iterator[str]:
     yield from check_model(cfg.model, cfg.data.image_size)
 
@@ -61,4 +66,12 @@ def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-RULES: tuple[Callable[[Config], Iterator[str]], ...] = (_batch, _schedule, _model, _classes, _sampler, _average)
+RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
+    _batch,
+    _schedule,
+    _early_stop,
+    _model,
+    _classes,
+    _sampler,
+    _average,
+)

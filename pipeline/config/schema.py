@@ -42,6 +42,13 @@ class AverageConfig(Settings):
     power_widths: tuple[float, ...] = ()  # EDM2 power-function averages, as relative widths, such as (0.05, 0.1)
 
 
+class EarlyStopConfig(Settings):
+    """End training when validation has not become better for long enough."""
+
+    metric: str = "valid/loss"  # smaller is better
+    patience: Duration
+
+
 class TrainConfig(Settings):
     """One recipe. The global batch stands here; what each GPU does of it is derived."""
 
@@ -58,6 +65,7 @@ class TrainConfig(Settings):
     log_every: Duration = "50 steps"
     validate_every: Duration | None = None
     validate_images: int = Field(512, ge=1)
+    early_stop: EarlyStopConfig | None = None
     preview_every: Duration | None = None
     checkpoint_every: Duration = "1000 steps"
     checkpoint_minutes: float | None = Field(None, gt=0)  # also save when this much time has passed

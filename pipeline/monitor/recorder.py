@@ -27,7 +27,8 @@ class Recorder:
             return
         append_line(self._run.metrics, {"step": step, "start": self._start, "time": time.time(), **values})
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            # TensorBoard folds tags by what stands before the slash: one fold for what everybody looks at.
+            self._writer.add_scalar(name if "/" in name else f"train/{name}", value, step)
         self._writer.flush()
 
     def picture(self, step: int, name: str, pixels: npt.NDArray[np.uint8]) -> None:

@@ -17,7 +17,7 @@ from pipeline.runtime.stopping import Stop
 from pipeline.train.reporting import Reporter
 from pipeline.train.session import Session, session
 from pipeline.train.step import train_step
-from pipeline.train.validation import preview, validate
+from pipeline.train.validation import keep_best, preview, validate
 
 STOP_LEAD_SECONDS = 60.0  # before Slurm's end time of the job, where no signal announced it
 
@@ -43,16 +43,18 @@ def _run(s: Session, report: Reporter, stop: Stop) -> bool:
     plan, data = s.plan, _data(s)
     if s.state.clock.step == 0:
         report.save(wait=True)  # a full disk shows now rather than hours later, and there is a state to roll back to
-    while (step := s.state.clock.step) < plan.total_steps:
+    while not _ended(s):
         outcome = train_step(s, next(data), stop_asked=stop.asked, save_asked=report.save_is_due())
-        step, last = step + 1, step + 1 == plan.total_steps
+        step, final = s.state.clock.step, s.state.clock.step == plan.total_steps
         report.step(outcome)
         if s.state.clock.skipped_in_a_row >= s.cfg.train.nonfinite_limit:
             _roll_back(s, report)
             data = _data(s)
             continue
-        if due(step, plan.validate_every) or (last and plan.validate_every):
-            report.values(validate(s))
+        if due(step, plan.validate_every) or (final and plan.validate_every):
+            report.values(values := validate(s))
+            keep_best(s, values)
+        last = _ended(s)
         if due(step, plan.preview_every) or (last and plan.preview_every):
             report.picture("samples", preview(s))
         if outcome.stopping or outcome.save_asked or due(step, plan.checkpoint_every) or last:
@@ -64,6 +66,13 @@ def _run(s: Session, report: Reporter, stop: Stop) -> bool:
         s.saver.close_run(s.state.clock.step)
     distributed.barrier()
     return True
+
+
+def _ended(s: Session) -> bool:
+    """Whether the last step is done, or validation has been without progress for the plan's patience."""
+    clock, patience = s.state.clock, s.plan.patience
+    stale = patience is not None and clock.best is not None and clock.step - clock.best_step >= patience
+    return clock.step >= s.plan.total_steps or stale
 
 
 def _data(s: Session) -> Iterator[list[Batch]]:

@@ -21,6 +21,8 @@ class Clock:
     skipped: int = 0  # steps whose loss or gradient was not finite
     skipped_in_a_row: int = 0
     rollbacks: int = 0
+    best: float | None = None  # of the early-stopping metric
+    best_step: int = 0
     kept_seconds: float = 0.0  # wall time of the steps that led here, over all starts
     loss_scale: float | None = None  # fp16
     loss_scale_streak: int = 0

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from pipeline.data.batches import validation_batches
 from pipeline.data.pictures import tile, to_uint8
 from pipeline.runtime import distributed
+from pipeline.runtime.errors import UserError
 from pipeline.train.session import Session
 
 PREVIEW_IMAGES = 64
@@ -35,6 +36,18 @@ def validate(s: Session) -> dict[str, float]:
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
     totals = distributed.total(torch.stack(list(sums.values())))
     return {f"valid/{name}": value / count for name, value in zip(sums, totals.tolist(), strict=True)}
+
+
+def keep_best(s: Session, values: dict[str, float]) -> None:
+    """Note the best value of the early-stopping metric, and its step, in the clock."""
+    rule, clock = s.cfg.train.early_stop, s.state.clock
+    if rule is None:
+        return
+    if rule.metric not in values:
+        known = ", ".join(values) or "none: the data has no validation split"
+        raise UserError(f"train.early_stop.metric: found '{rule.metric}', expected one of those validated: {known}.")
+    if clock.best is None or values[rule.metric] < clock.best:
+        clock.best, clock.best_step = values[rule.metric], clock.step
 
 
 @torch.no_grad()
