@@ -1,9 +1,8 @@
 """Dropout whose masks belong to images: the same image number gets the same mask on any rank and in any batch."""
 
-import torch
 from torch import Tensor, nn
 
-from pipeline.runtime.random import Stream, uniform
+from pipeline.runtime.random import Stream, chosen
 
 
 class KeyedDropout(nn.Module):
@@ -24,8 +23,8 @@ class KeyedDropout(nn.Module):
             return x
         if visits is None:
             raise ValueError("dropout needs `visits`, the image numbers [B] that its masks belong to: pass them")
-        draws = uniform(self.seed, Stream.DROPOUT, visits, shape=tuple(x.shape[1:]), draw=self.layer)
-        return torch.where(draws < self.share, 0.0, x / (1 - self.share)).to(x.dtype)
+        dropped = chosen(self.seed, Stream.DROPOUT, visits, share=self.share, shape=tuple(x.shape[1:]), draw=self.layer)
+        return (x / (1 - self.share)).masked_fill(dropped, 0.0)
 
 
 def number_layers(network: nn.Module, *, seed: int = 0) -> None:
