@@ -1,5 +1,6 @@
 """One image of any kind to the square of 8-bit pixels that a protocol asks for, or the reason why not."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,8 +28,7 @@ def square(image: Image.Image, cfg: DataConfig) -> tuple[Pixels, list[str]]:
 
     An image that does not decode, is too small, or is of a kind that the protocol rejects raises `Unusable`.
     """
-    if cfg.crop.shrink_on_load:
-        _shrink(image, cfg)
+    shrink = _shrink(image, cfg) if cfg.crop.shrink_on_load else None
     try:
         plain, converted = convert(image, cfg.convert, channels=cfg.channels)
     except Image.DecompressionBombError as error:
@@ -36,7 +36,8 @@ def square(image: Image.Image, cfg: DataConfig) -> tuple[Pixels, list[str]]:
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
         kind = "truncated" if "truncated" in str(error) else "unreadable"
         raise Unusable(kind, f"does not decode: {error}") from error
-    pixels = np.asarray(cropped(plain, cfg.crop, size=cfg.image_size))
+    small = shrink(plain) if shrink else cropped(plain, cfg.crop, size=cfg.image_size)
+    pixels = np.asarray(small)
     return (pixels[:, :, None] if pixels.ndim == 2 else pixels), converted
 
 
@@ -44,24 +45,34 @@ def cropped(image: Image.Image, crop: CropSettings, *, size: int) -> Image.Image
     """Crop and resize an 8-bit image to `size` x `size`. The filters are Pillow's: their support grows when shrinking.
 
     bilinear_point alone reads four pixels whatever the scale, as cv2.resize does by default: it aliases.
+    """
+    left, top, right, bottom = _box(image.size, crop, size=size)
+    if crop.kind == "pad":
+        return ImageOps.pad(image, (size, size)) if max(image.size) > size else _padded(image, size)
+    if (right - left, bottom - top) != image.size:
+        image = image.crop((left, top, right, bottom))
+    if image.size == (size, size):
+        return image
+    if crop.filter == "bilinear_point":
+        whole = (0, 0, *image.size)
+        return image.transform((size, size), Image.Transform.EXTENT, whole, Image.Resampling.BILINEAR)
+    return image.resize((size, size), FILTERS[crop.filter])
+
+
+def _box(full: tuple[int, int], crop: CropSettings, *, size: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of what is resized, in pixels of an image of `full` width and height.
+
     The centre crop takes rows from (height - side) // 2 and columns from (width - side) // 2.
     """
-    width, height = image.size
+    width, height = full
     side = crop.size or min(width, height)
     least = crop.min_side or (1 if crop.kind == "pad" else crop.size or size)
     if min(width, height) < least:
         raise Unusable("too_small", f"{width}x{height} pixels, the protocol needs {least} at the shorter side")
-    if crop.kind == "pad":
-        return ImageOps.pad(image, (size, size)) if max(width, height) > size else _padded(image, size)
-    if crop.kind == "centre":
-        left, top = (width - side) // 2, (height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    if image.size == (size, size):
-        return image
-    if crop.filter == "bilinear_point":
-        box = (0, 0, *image.size)
-        return image.transform((size, size), Image.Transform.EXTENT, box, Image.Resampling.BILINEAR)
-    return image.resize((size, size), FILTERS[crop.filter])
+    if crop.kind != "centre":
+        return 0, 0, width, height
+    left, top = (width - side) // 2, (height - side) // 2
+    return left, top, left + side, top + side
 
 
 def _padded(image: Image.Image, size: int) -> Image.Image:
@@ -70,12 +81,27 @@ def _padded(image: Image.Image, size: int) -> Image.Image:
     return canvas
 
 
-def _shrink(image: Image.Image, cfg: DataConfig) -> None:
-    """Let the JPEG decoder shrink by 2, 4 or 8 where the crop stays at least twice the result."""
-    side = cfg.crop.size or min(image.size)
-    factor = side / (2 * cfg.image_size)
-    if factor >= 2 and image.format == "JPEG" and cfg.crop.size is None:
-        image.draft(image.mode, (int(image.width / factor), int(image.height / factor)))
+def _shrink(image: Image.Image, cfg: DataConfig) -> Callable[[Image.Image], Image.Image] | None:
+    """Let a JPEG's decoder shrink by 2, 4 or 8, and return what takes the place of `cropped` then.
+
+    It does so where the crop stays at least three times the result: measured on the Flowers, whole-set PSNR to the
+    exact pixels is above 50 dB then, and 47 dB at twice the result. The box is the exact one, at fractions of pixels.
+    """
+    if image.format != "JPEG" or "exif" in image.info or cfg.crop.kind == "pad":
+        return None
+    left, top, right, bottom = _box(image.size, cfg.crop, size=cfg.image_size)
+    factor = next((k for k in (8, 4, 2) if min(right - left, bottom - top) >= 3 * k * cfg.image_size), 1)
+    if factor == 1 or image.draft(None, (image.width // factor, image.height // factor)) is None:
+        return None
+
+    def resize(small: Image.Image) -> Image.Image:
+        edges = (left // factor, top // factor, -(-right // factor), -(-bottom // factor))  # the filter sees no more
+        inner = small.crop(edges)
+        box = (left / factor - edges[0], top / factor - edges[1], right / factor - edges[0], bottom / factor - edges[1])
+        box = (box[0], box[1], min(box[2], inner.width), min(box[3], inner.height))
+        return inner.resize((cfg.image_size, cfg.image_size), FILTERS[cfg.crop.filter], box=box)
+
+    return resize
 
 
 def convert(image: Image.Image, rules: ConversionRules, *, channels: int) -> tuple[Image.Image, list[str]]:

@@ -5,6 +5,7 @@ and restarts after a kill may make them in any order. Whoever finds every shard 
 """
 
 import functools
+import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -31,7 +32,7 @@ from pipeline.config.schema_sources import GlyphSource
 from pipeline.data.images import Pixels, encode
 from pipeline.data.shards import Layout, Manifest, Sample, ShardRecord, finish, read_manifest, read_record, write_shard
 from pipeline.runtime.errors import Incomplete, UserError
-from pipeline.runtime.files import atomic_path
+from pipeline.runtime.files import atomic_path, read_lines
 from pipeline.runtime.progress import progress
 
 VERSION = 1  # raised when the same settings would give other bytes
@@ -68,7 +69,7 @@ def run(cfg: Config, *, workers: int | None = None, part: tuple[int, int] = (0, 
 
 def _shard(cfg: Config, directory: Path, *, workers: int | None, part: tuple[int, int]) -> Mapping[str, Any] | None:
     items = Items(source_directory(cfg))
-    plan = make_plan(items, cfg.data, items.classes)
+    plan = plan_of(cfg)
     jobs = list(plan.jobs(cfg.data.images_per_shard))
     if part == (0, 1):
         tidy(directory)
@@ -81,6 +82,12 @@ def _shard(cfg: Config, directory: Path, *, workers: int | None, part: tuple[int
         for made in run_parallel(work, missing, workers=min(workers or cores(), max(len(missing), 1))):
             tick(made)
     return complete(cfg, directory, plan, jobs=jobs)
+
+
+def plan_of(cfg: Config) -> Plan:
+    """Which item of the finished listing goes into which split and shard."""
+    items = Items(source_directory(cfg))
+    return make_plan(items, cfg.data, items.classes)
 
 
 def _done(directory: Path, job: ShardJob) -> bool:
@@ -158,6 +165,8 @@ def _write_rejected(cfg: Config, directory: Path, plan: Plan, records: dict[str,
     rejected = [*read_rejected(source_directory(cfg) / "rejected.jsonl"), *plan.left_out, *unusable]
     with atomic_path(directory / "rejected.jsonl") as partial:
         write_rejected(partial, rejected)
+    with atomic_path(directory / "converted.jsonl") as partial, partial.open("w") as file:
+        file.writelines(json.dumps(note, sort_keys=True) + "\n" for note in notes if "converted" in note)
     counts = {split: sum(record.count for record in records[split]) for split in records}
     check_rejected(cfg.data, rejected, kept=sum(counts.values()), path=directory / "rejected.jsonl")
     for split, expected in (cfg.data.counts or {}).items():
@@ -203,7 +212,9 @@ def _facts(directory: Path, splits: list[str]) -> dict[str, Any]:
     """For the receipt: what there is, by split, and a hash over all of it."""
     manifests = {split: read_manifest(directory / split) for split in splits}
     kinds = Counter(row.kind for row in read_rejected(directory / "rejected.jsonl"))
+    converted = Counter(note["converted"] for note in read_lines(directory / "converted.jsonl"))
     return {
         "splits": {split: {"count": m.count, "sha256": m.sha256} for split, m in manifests.items()},
         "rejected": dict(sorted(kinds.items())),
+        "converted": dict(sorted(converted.items())),
     }

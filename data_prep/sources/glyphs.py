@@ -104,6 +104,7 @@ def check_font(path: Path, letters: list[str]) -> None:
     from fontTools.ttLib import TTFont, TTLibError  # type: ignore[import-untyped]
 
     try:
+        _font(path, 16)
         font = TTFont(path, lazy=True)
         names = font.getBestCmap() or {}
     except (TTLibError, OSError, KeyError, AssertionError) as error:

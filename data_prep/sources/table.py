@@ -34,7 +34,7 @@ def read_table(source: FolderSource, path: Path, root: Path) -> dict[str, Row]:
         raise UserError(f"data.source.table: '{source.table}' has no rows.")
     columns = list(rows[0])
     file_column = _column(source.file_column, FILE_COLUMNS, columns, "file_column")
-    wanted = source.label_column is not None or any(name in columns for name in LABEL_COLUMNS)
+    wanted = source.label_column is not None or (source.labels != "none" and not source.attribute_columns)
     label_column = _column(source.label_column, LABEL_COLUMNS, columns, "label_column") if wanted else ""
     for name in source.attribute_columns:
         _column(name, (), columns, "attribute_columns")
@@ -73,10 +73,14 @@ def _rows(name: str, content: str) -> list[dict[str, Any]]:
 
 def _column(wanted: str | None, usual: tuple[str, ...], columns: list[str], setting: str) -> str:
     name = wanted or next((name for name in usual if name in columns), None)
-    if name not in columns:
-        hint = did_you_mean(wanted, columns) if wanted else f" Expected one of {', '.join(usual)}."
-        raise UserError(f"data.source.{setting}: the table has no such column; it has {', '.join(columns)}.{hint}")
-    return str(name)
+    if name in columns:
+        return str(name)
+    expected = f"'{wanted}'" if wanted else f"any of {', '.join(usual)}"
+    raise UserError(
+        f"data.source.{setting}: the table has no column {expected}; it has {', '.join(columns)}. "
+        f"Set data.source.{setting} to one of them{'' if wanted else ', or data.source.labels=none for no labels'}."
+        f"{did_you_mean(wanted, columns) if wanted else ''}"
+    )
 
 
 def _attribute(value: Any) -> int:
