@@ -253,10 +253,11 @@ def test_fourier_features_know_a_gaussian_kernel():
 
 @pytest.mark.parametrize("name", ["unet", "dit"])
 def test_a_network_is_one_graph_to_the_compiler(name):
-    network, (x, noise, labels) = random_network(NETWORKS[name]).eval(), inputs()
+    network, (x, noise, labels) = random_network(NETWORKS[name], dropout=0.3).train(), inputs()
+    visits = torch.arange(4)
     captured = torch.compile(network, backend="eager", fullgraph=True)
     with torch.no_grad():
-        assert torch.equal(captured(x, noise, labels), network(x, noise, labels))
+        assert torch.equal(captured(x, noise, labels, visits=visits), network(x, noise, labels, visits=visits))
 
 
 @pytest.mark.full
