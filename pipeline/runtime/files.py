@@ -95,11 +95,16 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append one JSON line in a single write, so that lines of several writers do not mix."""
+    """Append one JSON line in a single write, so that lines of several writers do not mix.
+
+    A line that a killed writer cut short is ended first, so that it takes no other with it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, (json.dumps(value, sort_keys=True) + "\n").encode())
+        size = os.fstat(handle).st_size
+        cut = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+        os.write(handle, ("\n" * cut + json.dumps(value, sort_keys=True) + "\n").encode())
     except OSError as error:
         raise disk_error(error, path) from error
     finally:

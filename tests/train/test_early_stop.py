@@ -1,0 +1,31 @@
+"""Training ends when validation no longer improves, at the same step however often it was interrupted."""
+
+import pytest
+import tiny
+
+from pipeline.checkpoint import newest_valid, read
+from pipeline.config.load import config_from, to_yaml
+from pipeline.runtime.errors import UserError
+
+STALE = {  # nothing is learned, so the first validation stays the best
+    "duration": "100 steps",
+    "optim": {"lr": 1e-30},
+    "validate_every": "2 steps",
+    "early_stop": {"patience": "6 steps"},
+}
+
+
+def test_it_stops_after_its_patience_and_the_run_is_finished(tmp_path):
+    cfg = tiny.config(tmp_path, **STALE)
+    tiny.prepare(cfg)
+    run = tiny.run(cfg)
+    clock = read(newest_valid(run)[0]).numbers
+    assert (clock["step"], clock["best_step"]) == (8, 2)
+    assert run.finished()
+
+
+def test_it_needs_validation(tmp_path):
+    cfg = tiny.config(tmp_path)
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    with pytest.raises(UserError, match=r"train.early_stop: set, but train.validate_every is null"):
+        config_from([str(tmp_path), "train.early_stop={patience: 3 steps}"])
