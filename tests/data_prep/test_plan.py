@@ -1,0 +1,113 @@
+"""Which image goes where: pure functions of names and labels."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_prep.items import Item, Items, Listing, write_items
+from data_prep.plan import hash_place, hash_splits, make_plan
+from pipeline.config.load import groups
+from pipeline.config.schema_data import DataConfig, SplitRule
+from pipeline.runtime.errors import UserError
+
+
+def protocol(**split: object) -> DataConfig:
+    source = {"kind": "folder", "path": "unused"}
+    return DataConfig.model_validate({"name": "x", "source": source, "image_size": 16, "split": split})
+
+
+def items(count: int, **facts: object) -> list[Item]:
+    return [Item(f"image{number}", ("file", "x"), **facts) for number in range(count)]
+
+
+@given(st.integers(1, 400), st.integers(1, 50))
+def test_every_item_is_in_exactly_one_shard(count: int, per_shard: int) -> None:
+    plan = make_plan(items(count), protocol(rule="all"), [])
+    numbers = [number for job in plan.jobs(per_shard) for number in job.items]
+    assert numbers == list(range(count))
+
+
+def test_an_image_stays_in_its_split_when_others_come() -> None:
+    few = make_plan(items(500), protocol(valid=0.2, test=0.1), [])
+    many = make_plan(items(1000), protocol(valid=0.2, test=0.1), [])
+    for name in ("train", "valid", "test"):
+        assert set(few.splits[name]) == {number for number in many.splits[name] if number < 500}
+    assert 0.15 < len(many.splits["valid"]) / 1000 < 0.25 and 0.06 < len(many.splits["test"]) / 1000 < 0.14
+
+
+def test_the_rule_is_the_same_on_every_machine_and_for_ever() -> None:
+    assert hash_place("image0") == pytest.approx(0.0306370407, abs=1e-9)
+
+
+@given(st.lists(st.integers(0, 3), min_size=60, max_size=200), st.floats(0.1, 0.4))
+def test_by_class_every_class_gives_its_share(labels: list[int], share: float) -> None:
+    places = np.array([hash_place(str(number)) for number in range(len(labels))])
+    found = hash_splits(places, np.array(labels, dtype=np.int32), SplitRule(valid=share, by_class=True))
+    for label in set(labels):
+        count = labels.count(label)
+        taken = sum(split == "valid" for split, other in zip(found, labels, strict=True) if other == label)
+        assert abs(taken - share * count) <= 1
+
+
+def test_a_group_is_never_divided() -> None:
+    grouped = [Item(f"{number}", ("file", "x"), group=f"g{number // 10}") for number in range(400)]
+    for by_class in (False, True):
+        plan = make_plan(grouped, protocol(valid=0.3, by_class=by_class), [])
+        train = {number // 10 for number in plan.splits["train"]}
+        assert train and not train & {number // 10 for number in plan.splits["valid"]}
+
+
+def test_official_splits_are_joined_and_renamed() -> None:
+    rows = [Item(f"{n}", ("file", "x"), split=("train", "val", "test")[n % 3]) for n in range(9)]
+    plan = make_plan(rows, protocol(rule="official"), [])
+    assert {name: len(numbers) for name, numbers in plan.splits.items()} == {"test": 3, "train": 3, "valid": 3}
+    joined = make_plan(rows, protocol(rule="official", merge={"train": ["train", "valid"]}), [])
+    assert {name: len(numbers) for name, numbers in joined.splits.items()} == {"train": 6}
+    with pytest.raises(UserError, match="the source does not say which split 'image0' is in"):
+        make_plan(items(3), protocol(rule="official"), [])
+
+
+def test_an_empty_split_is_an_error_that_says_how_to_go_on() -> None:
+    with pytest.raises(UserError, match=r"no image is in 'valid' \(found train: 2\).*data\.split\.valid=0"):
+        make_plan(items(2), protocol(valid=1e-9), [])
+
+
+def test_small_classes_are_left_out_with_their_number() -> None:
+    rows = [Item(f"{n}", ("file", "x"), label=0 if n < 9 else 1) for n in range(10)]
+    plan = make_plan(rows, protocol(rule="all", min_per_class=2), ["many", "few"])
+    assert plan.splits["train"].tolist() == list(range(9))
+    assert [(row.key, row.reason) for row in plan.left_out] == [
+        ("9", "class 'few' has 1 images, split.min_per_class is 2")
+    ]
+
+
+@given(st.data())
+def test_a_listing_is_read_back_in_any_order(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    keys = data.draw(st.lists(st.text(min_size=1, max_size=9), max_size=20, unique=True))
+    rows = [Item(key, ("range", "a.tar", n, 5), label=n % 2 or None, meta={"n": n}) for n, key in enumerate(keys)]
+    directory: Path = tmp_path_factory.mktemp("listing")
+    write_items(directory, Listing(iter(rows), classes=["a", "b"]))
+    found = Items(directory)
+    assert list(found) == rows and len(found) == len(rows)
+    order = data.draw(st.permutations(range(len(rows))))
+    assert list(found.take(order)) == [rows[number] for number in order]
+
+
+def test_the_list_s_hash_does_not_know_where_the_bytes_lie(tmp_path: Path) -> None:
+    for name, at in {"a": ("file", "x"), "b": ("range", "y.tar", 512, 9)}.items():
+        (tmp_path / name).mkdir()
+        listing = Listing([Item("key", at, label=1)])
+        (tmp_path / name / "sha").write_text(write_items(tmp_path / name, listing)[1])
+    assert (tmp_path / "a" / "sha").read_text() == (tmp_path / "b" / "sha").read_text()
+
+
+def test_the_protocols_of_the_field_have_names() -> None:
+    promised = {
+        "celeba64_crop178_lanczos", "celeba64_crop140", "celeba64_squash", "celeba128", "celeba256",
+        "flowers64_all8189", "flowers64_trainval", "flowers128_filtered", "cifar10", "mnist32", "fashion32",
+        "lsun_bedroom64", "glyphs16", "glyphs32", "glyphs128_ah", "folder", "webdataset", "hub",
+    }  # fmt: skip
+    assert promised <= set(groups()["data"])

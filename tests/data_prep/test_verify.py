@@ -1,0 +1,123 @@
+"""Verify finds every kind of damage; inspect shows what is there; the command line runs the whole path."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from prepared import config, folder_of_pictures, image_of, prepare, split_of
+from rich.console import Console
+
+from data_prep import inspection, verify
+from pipeline.config.paths import data_directory
+from pipeline.config.schema import Config
+from pipeline.data.shards import open_shards
+from pipeline.runtime.errors import Incomplete, UserError
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Config:
+    words = ["data.image_size=16", "data.images_per_shard=10", "data.encoding=png"]
+    cfg = config(tmp_path, f"data.source.path={folder_of_pictures(tmp_path / 'images', 40)}", *words)
+    prepare(cfg)
+    return cfg
+
+
+def test_right_shards_are_right_and_are_read_once(made: Config) -> None:
+    report = verify.run(made, workers=1)
+    assert report["verified"]["train"]["count"] == split_of(made).manifest.count
+    path = data_directory(made) / "shards" / verify.REPORT
+    before = path.stat().st_mtime_ns
+    assert verify.run(made, workers=1) == report and path.stat().st_mtime_ns == before
+    assert verify.verify_directory(split_of(made).path, workers=2) == report["verified"]["train"]
+
+
+def damage_pixels(train: Path) -> None:
+    path = train / "000001.tar"
+    content = bytearray(path.read_bytes())
+    content[800] ^= 255
+    path.write_bytes(content)
+
+
+def damage_offsets(train: Path) -> None:
+    index = np.load(train / "index.npy")
+    index["offset"][3] += 512
+    np.save(train / "index.npy", index)
+
+
+def damage_labels(train: Path) -> None:
+    index = np.load(train / "index.npy")
+    index["label"][3] = 1 - index["label"][3]
+    np.save(train / "index.npy", index)
+
+
+def damage_mean(train: Path) -> None:
+    path = train / "manifest.json"
+    mean = open_shards(train).manifest.mean[0]
+    path.write_text(path.read_text().replace(repr(mean), repr(mean + 0.01)))
+
+
+def damage_end(train: Path) -> None:
+    path = train / "000000.tar"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "found"),
+    [
+        (damage_pixels, r"000001\.tar: its sha256 is not the manifest's"),
+        (damage_offsets, r"000000\.tar/.*\.png: "),
+        (damage_labels, r"000000\.tar/.*\.json: label \d, the index says \d"),
+        (damage_mean, r"manifest\.json: mean .* found"),
+        (damage_end, r"000000\.tar has \d+ bytes, the manifest says \d+"),
+    ],
+)
+def test_every_damage_is_named(made: Config, damage, found: str) -> None:
+    train = data_directory(made) / "shards" / "train"
+    damage(train)
+    with pytest.raises(Incomplete, match=found):
+        verify.verify_directory(train, workers=1)
+
+
+def test_the_contact_sheet_shows_the_images(made: Config) -> None:
+    out = io.StringIO()
+    sheets = inspection.inspect(data_directory(made), console=Console(file=out, width=200), rows=2, columns=4)
+    assert [sheet.parent.name for sheet in sheets] == ["train", "valid"]
+    sheet = np.asarray(Image.open(sheets[0]))
+    assert sheet.shape == (2 * 17 - 1, 4 * 17 - 1, 3)
+    train = split_of(made)
+    first = {label: int(np.flatnonzero(train.index["label"] == label)[0]) for label in (0, 1)}
+    assert np.array_equal(sheet[:16, :16], image_of(train, first[0]))
+    assert np.array_equal(sheet[17:, :16], image_of(train, first[1]))
+    text = out.getvalue()
+    assert train.manifest.sha256 in text and "class0" in text and "folder (" in text
+
+
+def test_a_folder_without_shards_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no finished shards"):
+        inspection.find_splits(tmp_path)
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "data_prep", *words, "--workers=1"], capture_output=True, text=True)
+
+
+def test_the_command_line_fetches_shards_verifies_and_inspects(tmp_path: Path) -> None:
+    words = [f"data.source.path={folder_of_pictures(tmp_path / 'images', 30)}", "data.image_size=16"]
+    for stage in ("fetch", "shard", "verify", "inspect"):
+        done = run(stage, "data=folder", f"data_dir={tmp_path / 'data'}", *words)
+        assert done.returncode == 0, done.stderr
+    (directory,) = (path for path in (tmp_path / "data").iterdir() if path.name.startswith("folder-"))
+    for stage in ("verify", "inspect"):
+        done = run(stage, str(directory))
+        assert done.returncode == 0 and "train" in done.stderr, done.stderr
+
+
+def test_bad_words_end_with_2_and_a_sentence(tmp_path: Path) -> None:
+    done = run("shard", "data=foldr")
+    assert done.returncode == 2 and "Did you mean 'folder'" in done.stderr and "Traceback" not in done.stderr
+    done = run("verify", str(tmp_path))
+    assert done.returncode == 2 and "holds no finished shards" in done.stderr
