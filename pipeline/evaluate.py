@@ -22,7 +22,8 @@ from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.data.reader import Reader
-from pipeline.data.shards import ShardDirectory, open_shards
+from pipeline.data.shards import Manifest, ShardDirectory, open_shards
+from pipeline.metrics.board import write_board
 from pipeline.metrics.copies import Images, Worst, measure_copies
 from pipeline.metrics.extraction import Work, default_device, extract, ranks
 from pipeline.metrics.extractors import build_extractors
@@ -74,9 +75,9 @@ def evaluate(cfg: Config, run: RunDir, *, part: tuple[int, int] | None = None) -
             work = run.results / f".work-{key[:16]}"
             if not _features(cfg, samples, standards, work, part=part):
                 continue
-            write_json(
-                result, {"key": key, **_result(cfg, samples, standards, work, result.with_suffix(".nearest.png"))}
-            )
+            found = _result(cfg, samples, standards, work, result.with_suffix(".nearest.png"))
+            write_board(run.tensorboard / "evaluation", found, _experiment(cfg, found))
+            write_json(result, {"key": key, **found})
             shutil.rmtree(work, ignore_errors=True)
         finished.append(result)
     return finished
@@ -176,7 +177,7 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, work: Pa
         "metrics": measured.metrics,
         "details": measured.details,
         "nearest_training_images": [asdict(w) for w in worst],
-        "words": [*caution(manifest.count, measured.metrics), *measured.words],
+        "words": [*_partial(manifest), *caution(manifest.count, measured.metrics), *measured.words],
         "settings": cfg.evaluate.model_dump(mode="json"),
         "seed": cfg.evaluate.seed,
         "versions": versions(),
@@ -200,6 +201,13 @@ def _copies(cfg: Config, standards: Standards, sets: Sequence[Images]) -> tuple[
     )
 
 
+def _experiment(cfg: Config, result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the HParams table shows of an experiment."""
+    train = {"lr": cfg.train.optim.lr, "batch": cfg.train.global_batch, "duration": cfg.train.duration}
+    sample = result["samples"]["made_from"].get("sample", {})
+    return {"train": train, "model": cfg.model.model_dump(mode="json"), "sample": sample}
+
+
 def _draw(path: Path, worst: Sequence[Worst], sets: Sequence[Images]) -> None:
     if worst:
         samples, train = (
@@ -207,6 +215,13 @@ def _draw(path: Path, worst: Sequence[Worst], sets: Sequence[Images]) -> None:
             for images, numbers in zip(sets, ([w.sample for w in worst], [w.train for w in worst]), strict=False)
         )
         draw_worst(path, worst, samples, train)
+
+
+def _partial(manifest: Manifest) -> list[str]:
+    wanted = manifest.made_from.get("wanted", manifest.count)
+    if manifest.count >= wanted:
+        return []
+    return [f"the sample set holds {manifest.count} of the {wanted} images asked for: some of its shards are missing"]
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:

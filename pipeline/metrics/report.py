@@ -6,11 +6,16 @@ from typing import Any
 ENOUGH = 10_000  # images below which a Frechet distance says little across papers
 
 
+def is_distance(name: str) -> bool:
+    """Whether a metric is a Frechet distance."""
+    return name.startswith(("fd-", "fid", "sfid"))
+
+
 def caution(count: int, names: Mapping[str, float]) -> list[str]:
     """What a small number of images means, in words; nothing from 10,000 on."""
     if count >= ENOUGH:
         return []
-    distances = [n for n in names if n.startswith(("fd-", "fid", "sfid"))]
+    distances = [n for n in names if is_distance(n)]
     if not distances:
         return []
     return [

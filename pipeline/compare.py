@@ -1,0 +1,225 @@
+"""Compare: results of several runs and sample sets -> one table (markdown, csv) and plots.
+
+    python -m pipeline compare RUN_DIR... [--out DIR] [--metric NAME]...
+
+Numbers stand in one table only if they were measured against the same images in the same features.
+"""
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.metrics.plots import Line, draw_lines
+from pipeline.metrics.report import ENOUGH, is_distance
+from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
+from pipeline.runtime.files import content_hash, read_json, write_text
+
+FIRST = ("fid", "fd-domain", "kid", "kid-domain", "is", "is-domain", "accuracy-domain", "precision", "recall")
+PANELS = 8  # metrics in a plot, at most
+SETTINGS = ("step", "weights", "sampler", "steps", "guidance", "images")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sample set's numbers. `standard`: hash of what they were measured against and with."""
+
+    run: str
+    name: str
+    settings: Mapping[str, Any]  # of SETTINGS
+    metrics: Mapping[str, float]
+    details: Mapping[str, Any]
+    standard: str
+
+
+def compare(runs: Sequence[Path], out: Path, *, metrics: Sequence[str] = ()) -> list[Path]:
+    """Write `comparison.md`, `comparison.csv` and plots into `out`; returns the files.
+
+    Raises:
+        Incomplete: a run has no results.
+        UserError: a metric that no result has.
+    """
+    rows = [row for run in runs for row in read_rows(run)]
+    names = chosen(rows, metrics)
+    files = [out / "comparison.md", out / "comparison.csv"]
+    write_text(files[0], markdown(rows, names))
+    write_text(files[1], table_csv(rows, names))
+    for axis, lines in plots(rows, names):
+        path = out / f"{axis}.png"
+        draw_lines(path, axis, lines)
+        files.append(path)
+    return files
+
+
+def read_rows(run: Path) -> list[Row]:
+    """The results of one run, by step and name."""
+    files = sorted((run / "results").glob("*.json"))
+    if not files:
+        raise Incomplete(f"{run}/results has no results. Run: python -m pipeline evaluate {run}")
+    return [_row(run, read_json(file)) for file in files]
+
+
+def _row(run: Path, result: Mapping[str, Any]) -> Row:
+    sample = result["samples"]["made_from"].get("sample", {})
+    sampler = sample.get("sampler", {})
+    settings = {
+        "step": result["step"],
+        "weights": sample.get("weights", ""),
+        "sampler": sampler.get("kind", ""),
+        "steps": sampler.get("steps", ""),
+        "guidance": sampler.get("guidance", {}).get("scale", ""),
+        "images": result["samples"]["count"],
+    }
+    standard = content_hash([result["data"], result["extractors"]])[:8]
+    name = result["samples"]["set"].split("/")[-1]
+    return Row(run.resolve().name, name, settings, result["metrics"], result["details"], standard)
+
+
+def chosen(rows: Sequence[Row], asked: Sequence[str]) -> list[str]:
+    """The metrics to show: those asked for, or all, the usual ones first."""
+    known = sorted({name for row in rows for name in row.metrics})
+    for name in asked:
+        if name not in known:
+            raise UserError(f"--metric: found '{name}', expected one of {', '.join(known)}.{did_you_mean(name, known)}")
+    if asked:
+        return list(dict.fromkeys(asked))
+    return [n for n in FIRST if n in known] + [n for n in known if n not in FIRST]
+
+
+def markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
+    """A table for each standard of measurement, best value of a column in bold, and what a reader should know."""
+    parts = ["# Comparison\n"]
+    standards = list(dict.fromkeys(row.standard for row in rows))
+    for standard in standards:
+        group = [row for row in rows if row.standard == standard]
+        if len(standards) > 1:
+            parts.append(f"## Measured against standard {standard}\n")
+        parts.append(_table(group, [n for n in names if any(n in row.metrics for row in group)]))
+    if len(standards) > 1:
+        parts.append(
+            f"The {len(standards)} tables were measured against other reference images or in other features: their "
+            "numbers do not compare.\n"
+        )
+    counts = sorted({int(row.settings["images"]) for row in rows})
+    if len(counts) > 1:
+        parts.append(
+            f"Sets of {', '.join(map(str, counts))} images: Frechet distances compare only at equal numbers.\n"
+        )
+    if counts[0] < ENOUGH:
+        parts.append(
+            f"Frechet distances from fewer than {ENOUGH} images are too large, more so for fewer, and do not compare "
+            "with published ones. KID has no such bias.\n"
+        )
+    return "\n".join(parts)
+
+
+def _table(rows: Sequence[Row], names: Sequence[str]) -> str:
+    head = ["run", *SETTINGS, *names]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    best = {name: _best(name, [row.metrics[name] for row in rows if name in row.metrics]) for name in names}
+    for row in rows:
+        cells = [row.run, *(str(row.settings[s]) for s in SETTINGS)]
+        for name in names:
+            value = row.metrics.get(name)
+            text = "" if value is None else f"{value:.4g}{_interval(row.details.get(name, {}))}"
+            cells.append(f"**{text}**" if value is not None and value == best[name] and len(rows) > 1 else text)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _interval(details: Mapping[str, Any]) -> str:
+    if "low" in details:
+        return f" ({details['low']:.4g} to {details['high']:.4g})"
+    return f" ± {details['std']:.2g}" if "std" in details else ""
+
+
+def _best(name: str, values: Sequence[float]) -> float | None:
+    """Lower is better for distances and copies; None where neither end is better by itself (single-image scores)."""
+    if not values:
+        return None
+    if is_distance(name) or name.startswith(("kid", "cmmd", "copy-rate")):
+        return min(values)
+    if name.startswith(("is", "accuracy", "precision", "recall", "coverage", "density")):
+        return max(values)
+    return None
+
+
+def table_csv(rows: Iterable[Row], names: Sequence[str]) -> str:
+    """All numbers in full, one line for each sample set."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["run", "set", "standard", *SETTINGS, *names])
+    for row in rows:
+        values = [row.metrics.get(name, "") for name in names]
+        writer.writerow([row.run, row.name, row.standard, *(row.settings[s] for s in SETTINGS), *values])
+    return text.getvalue()
+
+
+def plots(rows: Sequence[Row], names: Sequence[str]) -> list[tuple[str, dict[str, list[Line]]]]:
+    """(axis, metric -> lines) for each setting that varies while the others stay: a line joins what differs in it."""
+    found = []
+    for axis in ("step", "guidance", "weights", "steps", "images"):
+        panels: dict[str, list[Line]] = {}
+        for name in list(names)[:PANELS]:
+            lines = _lines(rows, name, axis)
+            if lines:
+                panels[name] = lines
+        if panels:
+            found.append((axis, panels))
+    growth = _growth(rows)
+    return [*found, ("number-of-samples", growth)] if growth else found
+
+
+def _lines(rows: Sequence[Row], name: str, axis: str) -> list[Line]:
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        if name in row.metrics:
+            others = tuple(f"{s}={row.settings[s]}" for s in SETTINGS if s != axis and row.settings[s] != "")
+            groups.setdefault((row.standard, row.run, *others), []).append(row)
+    lines = []
+    for key, group in groups.items():
+        points = sorted({_place(row.settings[axis]): row.metrics[name] for row in group}.items())
+        if len(points) > 1:
+            lines.append(Line(", ".join(key[1:]), tuple(points)))
+    return lines
+
+
+def _place(value: Any) -> float:
+    """Where a setting stands on an axis. An average's relative width is in its name; the network itself is at 0."""
+    if isinstance(value, str):
+        tail = value.rpartition(":")[2]
+        try:
+            return float(tail)
+        except ValueError:
+            return 0.0
+    return float(value)
+
+
+def _growth(rows: Sequence[Row]) -> dict[str, list[Line]]:
+    """Frechet distances against the number of samples, from the points behind each `-infinity`."""
+    panels: dict[str, list[Line]] = {}
+    for row in rows:
+        for name, details in row.details.items():
+            if name.endswith("-infinity"):
+                points = tuple((float(n), float(v)) for n, v in details["points"])
+                label = f"{row.run}, step {row.settings['step']}, {row.name}"
+                panels.setdefault(name.removesuffix("-infinity"), []).append(Line(label, points))
+    return panels
+
+
+def main(words: list[str]) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline compare", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--out", type=Path, help="folder of the table and the plots; default: beside the first run")
+    parser.add_argument("--metric", action="append", default=[], help="show this metric alone; may be repeated")
+    args = parser.parse_args(words)
+    out = args.out or args.runs[0].resolve().parent / "comparison"
+    files = compare(args.runs, out, metrics=args.metric)
+    print(files[0].read_text())
+    print("\n".join(map(str, files)), file=sys.stderr)
+    return 0
