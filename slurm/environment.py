@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from pipeline.config.schema_cluster import ClusterConfig, Resources
+from slurm.failures import POLICIES, retries_allowed
 from slurm.snapshot import commit_of
 
 PORTS = (20000, 20000)  # first port and how many: a job's own is found from its id, then the next free one
@@ -11,7 +12,7 @@ PORTS = (20000, 20000)  # first port and how many: a job's own is found from its
 _RENDEZVOUS = """\
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR=$(scontrol show node -o "$first" | grep -o ' NodeAddr=[^ ]*' | cut -d = -f 2)
-export MASTER_PORT=$(({first} + (SLURM_JOB_ID * 13 + ${{SLURM_RESTART_COUNT:-0}}) % {count}))
+export MASTER_PORT=$(({first} + (SLURM_JOB_ID * 13 + ${{SLURM_RESTART_COUNT:-0}} * 101) % {count}))
 while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done"""
 
 
@@ -43,5 +44,6 @@ def teardown_lines(cluster: ClusterConfig, python: str, record: Path) -> list[st
     Dependencies look at the batch script's exit code, so it must stay the job's.
     """
     retry = cluster.retry
-    limits = f"--retries error={retry.error},rendezvous={retry.rendezvous} --backoff {retry.backoff_s}"
+    allowed = ",".join(f"{name}={retries_allowed(name, retry)}" for name in POLICIES if retries_allowed(name, retry))
+    limits = f"--retries '{allowed}' --backoff {retry.backoff_s}"
     return ["code=$?", f"{python} -m slurm.after {shlex.quote(str(record))} $code {limits}", "exit $?"]

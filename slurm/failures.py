@@ -83,4 +83,4 @@ def root_cause(failures: list[dict[str, object]]) -> dict[str, object] | None:
 
 def retries_allowed(name: str, retry: RetryConfig) -> int:
     """How many times a failure of this class is queued again by the job itself."""
-    return {"error": retry.error, "rendezvous": retry.rendezvous}.get(name, 0)
+    return int(getattr(retry, name)) if POLICIES[name].again == "limited" else 0

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -36,6 +37,18 @@ def cluster() -> Iterator[Path]:
     if left:
         subprocess.run(["scancel", "--quiet", *left], timeout=60, check=False)
     os.environ.pop("SLURM_CONF") if before is None else os.environ.__setitem__("SLURM_CONF", before)
+
+
+@pytest.fixture(scope="session")
+def faults(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """The process that cuts jobs, and its folder: started once, early, as its scenarios mostly wait."""
+    root = tmp_path_factory.mktemp("faults")
+    env = os.environ | {"SLURM_CONF": str(cluster / "etc" / "slurm.conf"), "OMP_NUM_THREADS": "1"}
+    with (root / "faults.log").open("w") as log:
+        process = subprocess.Popen([sys.executable, HERE / "faults.py", root], stdout=log, stderr=log, env=env)
+    yield root, process
+    process.kill()
+    process.wait()
 
 
 def _jobs() -> list[str]:

@@ -1,0 +1,126 @@
+"""Every way in which a cluster cuts jobs, all at once, on the test cluster; run as a process beside the tests.
+
+    python tests/slurm/faults.py FOLDER
+
+It submits the scenarios, waits until those that are to be cut have begun, and cuts them. Then it ends.
+"""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (0, 1, 2)]
+
+import tiny
+from launching import kept_steps, profile, real, stand_in, wait_for
+
+from slurm import ledger
+from slurm.submit import submit_graph
+from slurm.watching import tail_rows
+from slurm.workflows import Launch
+
+CALM = {"exclude": "node2,node4"}  # node2 is where jobs are preempted, node4 is killed
+REAL_STEPS = 600
+
+
+def scenarios(root: Path) -> dict[str, Launch]:
+    """One launch for each way to be cut; training is a stand-in of about 15 s, or the real one on two ranks."""
+    steady = {"train": "--steps 150 --pace 0.1"}
+
+    def one(name: str, words: str = "--steps 150 --pace 0.1", *, only=("train", "sample"), **settings) -> Launch:
+        settings = {"options": CALM} | settings
+        return stand_in(root / name, profile("testbed", **settings), only=only, options={"train": words})
+
+    found = {
+        "requeued": one("requeued"),
+        "cancelled": one("cancelled"),
+        "time_limit": one("time_limit", "--steps 450 --pace 0.1", train={"minutes": 1}),
+        "time_limit_deaf": one("time_limit_deaf", "--steps 9000 --deaf", train={"minutes": 1}, requeue=False),
+        "preempted": one(
+            "preempted", "--steps 400 --pace 0.1", options={"nodelist": "node2"}, train={"partition": "preempt"}
+        ),
+        "preempted_for_good": one(
+            "preempted_for_good",
+            "--steps 9000 --deaf",
+            options={"nodelist": "node2"},
+            train={"partition": "preempt"},
+            requeue=False,
+        ),
+        "dead_node": one("dead_node", steady["train"], only=("train",), options={"nodelist": "node4"}),
+        "dead_node_for_good": one(
+            "dead_node_for_good",
+            "--steps 9000 --pace 0.1",
+            only=("train",),
+            options={"nodelist": "node4"},
+            requeue=False,
+        ),
+    }
+    for kind in ("bad_config", "non_finite", "out_of_memory", "killed", "disk_full", "error"):
+        found[kind] = one(kind, f"--fail {kind}")
+    found["real"] = real_training(root / "real", {"nodelist": "node2"}, partition="preempt")
+    found["real_whole"] = real_training(root / "real_whole", CALM)
+    return found
+
+
+def real_training(root: Path, options: dict[str, str], **train: object) -> Launch:
+    """The pipeline's own training, two ranks, on data that is there."""
+    settings = {"duration": f"{REAL_STEPS} steps", "checkpoint_every": f"{REAL_STEPS} steps", "log_every": "25 steps"}
+    launch = real(root, profile("testbed", options=options, train={"tasks": 2, **train}), **settings)
+    tiny.prepare(launch.cfg)
+    jobs = tuple(dataclasses.replace(job, after=()) for job in launch.jobs if job.name == "train")
+    return dataclasses.replace(launch, jobs=jobs)
+
+
+def _id(launch: Launch, job: str = "train") -> str:
+    return ledger.submissions(launch.run)[job].ids[0]
+
+
+def _steps(launch: Launch) -> Callable[[object], bool]:
+    return lambda _: (launch.run.path / "steps.txt").exists() and len(kept_steps(launch)) > 5
+
+
+def kill_node(name: str) -> None:
+    """What a power cut does: slurmd, the managers of its jobs' steps, and the jobs."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            inside = f"SLURMD_NODENAME={name}".encode() in (entry / "environ").read_bytes().split(b"\0")
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            daemon = words[:1] == [b"slurmd"] and name.encode() in words
+            if inside or daemon or (b"slurmstepd" in words[0] and children_on(entry, name)):
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
+def children_on(entry: Path, name: str) -> bool:
+    """Whether a step's manager has a job's process of that node below it."""
+    for children in (entry / "task").glob("*/children"):
+        for child in children.read_text().split():
+            with contextlib.suppress(OSError):
+                if f"SLURMD_NODENAME={name}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                    return True
+    return False
+
+
+def cut_all(root: Path) -> None:
+    """Submit everything and cut what is to be cut once it has begun."""
+    found = scenarios(root)
+    for launch in found.values():
+        submit_graph(launch)
+    for name in ("requeued", "cancelled", "preempted", "dead_node", "dead_node_for_good"):
+        wait_for(found[name], _steps(found[name]), seconds=90)
+    kill_node("node4")
+    subprocess.run(["scontrol", "requeue", _id(found["requeued"])], check=True)
+    subprocess.run(["scancel", _id(found["cancelled"])], check=True)
+    metrics = found["real"].run.metrics
+    wait_for(found["real"], lambda _: any(row["step"] >= 50 for row in tail_rows(metrics)), seconds=90)
+    taker = ["sbatch", "-p", "main", "-w", "node2", "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]
+    subprocess.run(taker, check=True, capture_output=True)
+
+
+if __name__ == "__main__":
+    cut_all(Path(sys.argv[1]))

@@ -1,0 +1,221 @@
+"""On a real Slurm: graphs are submitted at once, survive their submitter, run the code that was submitted."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from launching import HERE, ended, profile, slurm_words, stand_in, wait_for
+
+from slurm import cancel, ledger, sbatch_files
+from slurm.ledger import LEDGER
+from slurm.payload import ATTEMPTS
+from slurm.queue import mine
+from slurm.submit import submit_graph
+from slurm.workflows import launch_of_run
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240), pytest.mark.usefixtures("faults")]
+CALM = {"exclude": "node2,node4"}  # where faults.py takes nodes away
+ROOT = HERE.parents[1]
+TINY = (
+    "data=glyphs16",
+    "model=unet_tiny",
+    "data.source.alphabet=AB",
+    "evaluate.domain.enabled=false",
+    "train.duration=6 steps",
+    "train.global_batch=8",
+    "sample.count=8",
+    "sample.sampler.steps=2",
+    "sample.images_per_shard=4",
+)
+
+
+def first_event(launch, job: str, event: str) -> float:
+    """When a job first started, or last ended."""
+    rows = [json.loads(line) for line in (launch.run.jobs / job / ATTEMPTS).read_text().splitlines()]
+    times = [row["time"] for row in rows if row["event"] == event]
+    return min(times) if event == "start" else max(times)
+
+
+@pytest.fixture(scope="module")
+def copied_code(tmp_path_factory) -> Path:
+    """A checkout of the code that a test may edit."""
+    root = tmp_path_factory.mktemp("checkout")
+    for part in ("pipeline", "slurm", "data_prep", "configs"):
+        shutil.copytree(ROOT / part, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+    return root
+
+
+@pytest.fixture(scope="module")
+def real_run(copied_code, tmp_path_factory):
+    """The whole experiment with its own words on two nodes, submitted by the command line; then the code is broken."""
+    root = tmp_path_factory.mktemp("real")
+    words = ["cluster=testbed", "cluster.train.nodes=2", "cluster.sample.parts=2", "cluster.internet=false"]
+    later = [
+        f"++cluster.options.{key}={value}" for key, value in {"begin": "now+3", "exclude": "node2\\,node4"}.items()
+    ]
+    where = [f"data_dir={root}/data", f"runs_dir={root}/runs", "name=real"]
+    done = slurm_words("submit", *TINY, *words, *later, *where, cwd=root, root=copied_code)
+    assert done.returncode == 0, done.stderr
+    for path in ("pipeline/__main__.py", "data_prep/__main__.py", "slurm/payload.py"):
+        (copied_code / path).write_text("raise SystemExit('this was edited after the submission')\n")
+    return launch_of_run(root / "runs" / "real", ("cluster.sample.parts=2",))
+
+
+def test_graph_runs_in_order_and_an_array_in_parts(tmp_path):
+    cluster = profile("testbed", options=CALM, sample={"parts": 4, "at_once": 2, "cpus": 1, "memory_gb": 1})
+    launch = stand_in(tmp_path, cluster)
+    submit_graph(launch)
+    ids = ledger.submissions(launch.run)["sample"].ids
+    assert len(ids) == 4 and len({i.partition("_")[0] for i in ids}) == 1
+    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+    names = [job.name for job in launch.jobs]
+    for before, after in itertools.pairwise(names):
+        assert first_event(launch, before, "end") <= first_event(launch, after, "start")
+
+
+def test_submitting_again_adopts_what_runs_and_skips_what_is_complete(tmp_path):
+    cluster = profile("testbed", options=CALM)
+    launch = stand_in(tmp_path, cluster, only=("train", "sample"), options={"train": "--steps 60 --pace 0.1"})
+    submit_graph(launch)
+    first = {name: s.ids for name, s in ledger.submissions(launch.run).items()}
+    submit_graph(launch)
+    wait_for(launch, lambda now: now["train"].word == "running")
+    submit_graph(launch)
+    assert {name: s.ids for name, s in ledger.submissions(launch.run).items()} == first
+    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+    before = submit_graph(launch)
+    assert {s.word for s in before.values()} == {"complete"}
+    assert {name: s.ids for name, s in ledger.submissions(launch.run).items()} == first
+
+
+def test_a_job_that_the_ledger_missed_is_adopted_not_doubled(tmp_path):
+    """The submitter died after sbatch and before it could write the id down."""
+    cluster = profile("testbed", options=CALM)
+    launch = stand_in(tmp_path, cluster, only=("train", "sample"), options={"train": "--steps 9000 --pace 0.1"})
+    submit_graph(launch)
+    path = launch.run.jobs / LEDGER
+    first = {name: s.ids for name, s in ledger.submissions(launch.run).items()}
+    path.write_text("".join(line for line in path.read_text().splitlines(keepends=True) if '"sample"' not in line))
+    submit_graph(launch)
+    assert {name: s.ids for name, s in ledger.submissions(launch.run).items()} == first
+    assert {seen.id for seen in mine() if seen.active and str(launch.run.path) in seen.comment} <= {
+        i for ids in first.values() for i in ids
+    }
+    cancel.cancel([launch])
+
+
+def test_two_runs_on_the_same_data_share_its_preparation(tmp_path):
+    cluster = profile("testbed", options=CALM)
+    only, words = ("prepare", "train"), {"prepare": "--pace 4"}
+    one = stand_in(tmp_path, cluster, name="one", only=only, options=words)
+    two = stand_in(tmp_path, cluster, name="two", only=only, options=words)
+    submit_graph(one)
+    submit_graph(two)
+    assert ledger.submissions(one.run)["prepare"].ids == ledger.submissions(two.run)["prepare"].ids
+    for launch in (one, two):
+        wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+
+
+def test_everything_completes_though_the_submitter_is_killed(tmp_path):
+    script = f"""
+import os, sys
+sys.path[:0] = [{str(HERE)!r}, {str(HERE.parent)!r}]
+from pathlib import Path
+from launching import profile, stand_in
+from slurm.submit import submit_graph
+submit_graph(stand_in(Path({str(tmp_path)!r}), profile("testbed", options={CALM!r})))
+os.kill(os.getpid(), 9)
+"""
+    env = os.environ | {"PYTHONPATH": f"{ROOT}:{HERE}"}
+    done = subprocess.run([sys.executable, "-c", script], env=env, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    launch = stand_in(tmp_path, profile("testbed"))
+    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+    shell = slurm_words("status", str(launch.run.path))
+    assert shell.returncode == 0 and shell.stdout.count("complete") == 4
+
+
+def test_cancel_then_retry_ends_where_it_would_have(tmp_path):
+    cluster = profile("testbed", options=CALM)
+    launch = stand_in(tmp_path, cluster, only=("train", "sample"), options={"train": "--steps 80 --pace 0.1"})
+    submit_graph(launch)
+    wait_for(launch, lambda now: now["train"].word == "running" and (launch.run.path / "steps.txt").exists())
+    assert len(cancel.cancel([launch])) == 2
+    now = wait_for(launch, ended)
+    assert {name: s.word for name, s in now.items()} == {"train": "cancelled", "sample": "cancelled"}
+    submit_graph(launch)  # what `retry` does
+    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+    steps = [int(line) for line in (launch.run.path / "steps.txt").read_text().split()]
+    assert steps == list(range(1, 81))
+
+
+def test_without_accounting_status_knows_from_disk_and_queue(tmp_path, cluster, monkeypatch):
+    directory = Path(f"/tmp/mudi-plain-{os.getpid()}")
+    up, down = HERE.parent / "cluster" / "up", HERE.parent / "cluster" / "down"
+    subprocess.run([up, "--dir", directory, "--port", "18017", "--no-accounting"], check=True, capture_output=True)
+    try:
+        monkeypatch.setenv("SLURM_CONF", str(directory / "etc" / "slurm.conf"))
+        good = stand_in(tmp_path / "good", profile("testbed"))
+        bad = stand_in(
+            tmp_path / "bad", profile("testbed"), only=("train", "sample"), options={"train": "--fail killed"}
+        )
+        for launch in (good, bad):
+            submit_graph(launch)
+        wait_for(good, lambda now: all(s.word == "complete" for s in now.values()))
+        now = wait_for(bad, ended)
+        assert (now["train"].cause, now["sample"].cause) == ("killed", "upstream")
+        assert subprocess.run(["sacct"], capture_output=True, check=False).returncode != 0
+    finally:
+        monkeypatch.setenv("SLURM_CONF", str(cluster / "etc" / "slurm.conf"))
+        subprocess.run([down, "--dir", directory, "--wipe"], check=True, capture_output=True)
+
+
+def test_preflight_is_green_in_a_minute_and_red_where_it_should_be(tmp_path):
+    began = time.monotonic()
+    words = [
+        "cluster=testbed",
+        "cluster.train.nodes=2",
+        "cluster.internet_probe=127.0.0.1:9",
+        "++cluster.options.exclude=node2\\,node4",
+    ]
+    done = slurm_words("preflight", *words, "cluster.internet=false", f"runs_dir={tmp_path}", f"data_dir={tmp_path}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert time.monotonic() - began < 60
+    for check in ("2 of 2 on node1, node3", "every rank sees every rank's file", "GB/s", "SIGUSR2"):
+        assert check in done.stdout
+    wrong = [*words, "cluster.train.gpus=2", "cluster.internet=true", "cluster.signal_lead_s=5"]
+    done = slurm_words("preflight", *wrong, f"runs_dir={tmp_path}", f"data_dir={tmp_path}")
+    assert done.returncode == 1 and done.stdout.count("NO") == 3, done.stdout + done.stderr
+
+
+def test_real_experiment_on_two_nodes_runs_the_code_that_was_submitted(real_run, copied_code):
+    wait_for(real_run, lambda now: all(s.word == "complete" for s in now.values()), seconds=200)
+    start = json.loads(real_run.run.starts.read_text().splitlines()[0])
+    assert start["world_size"] == 2
+    assert "edited" in (copied_code / "pipeline" / "__main__.py").read_text()
+    snapshot = Path(ledger.submissions(real_run.run)["train"].snapshot)
+    assert (snapshot / "pipeline" / "__main__.py").read_bytes() == (ROOT / "pipeline" / "__main__.py").read_bytes()
+    starts = [json.loads(line) for line in (real_run.run.jobs / "train" / ATTEMPTS).read_text().splitlines()]
+    assert len({row["node"] for row in starts if row["event"] == "start"}) == 2
+
+
+def test_sbatch_scripts_are_submitted_by_hand_and_need_no_launcher(tmp_path):
+    cluster = profile("testbed", options=CALM, sample={"parts": 2, "cpus": 1, "memory_gb": 1})
+    launch = stand_in(tmp_path, cluster, only=("train", "sample"), options={"train": "--steps 150 --pace 0.1"})
+    *_, submit = sbatch_files.write(launch, tmp_path / "scripts")
+    done = subprocess.run([submit], capture_output=True, text=True, check=True)
+    ids = dict(line.split() for line in done.stdout.splitlines())
+    assert list(ids) == ["train", "sample"]
+    wait_for(launch, lambda _: (launch.run.path / "steps.txt").exists())
+    # What Slurm sends before a time limit; the script queues itself again when training has saved.
+    subprocess.run(["scancel", "--signal=USR2", ids["train"]], check=True)
+    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+    steps = [int(line) for line in (launch.run.path / "steps.txt").read_text().split()]
+    assert steps == list(range(1, 151))

@@ -1,0 +1,112 @@
+"""What sbatch is told: the profile's options, all of them, and nothing that an earlier submission left."""
+
+import dataclasses
+import socket
+import subprocess
+
+import pytest
+from launching import profile, real
+
+from pipeline.runtime.errors import UserError
+from slurm import sbatch_files
+from slurm.executor import Place, slurm_parameters, submit
+from slurm.job import Job
+from slurm.submit import dependency_of
+
+
+def script_of(tmp_path, cluster, job: str) -> list[str]:
+    """The lines of the sbatch script of one job."""
+    launch = real(tmp_path, cluster)
+    chosen = next(j for j in launch.jobs if j.name == job)
+    return sbatch_files.script(launch, chosen, code=tmp_path / "code").splitlines()
+
+
+def test_komondor_asks_for_what_the_site_has(tmp_path):
+    cluster = profile("komondor", account="proj", train={"nodes": 2})
+    train = script_of(tmp_path, cluster, "train")
+    for option in (
+        "partition=gpu",
+        "account=proj",
+        "nodes=2",
+        "ntasks-per-node=4",
+        "cpus-per-task=16",
+        "gres=gpu:4",
+        "mem=245760M",
+        "time=1440",
+        "signal=USR2@180",
+        "requeue",
+    ):
+        assert f"#SBATCH --{option}" in train
+    assert not any("CUDA_VISIBLE_DEVICES" in line for line in train)
+    sample = script_of(tmp_path, cluster, "sample")
+    assert "#SBATCH --array=0-3%4" in sample and "#SBATCH --gres=gpu:1" in sample
+    assert any(line.endswith("--part $SLURM_ARRAY_TASK_ID/4") for line in sample)
+    prepare = script_of(tmp_path, cluster, "prepare")
+    assert "#SBATCH --partition=cpu" in prepare and not any("gres" in line for line in prepare)
+
+
+def test_gpu_options_and_site_options(tmp_path):
+    cluster = profile(
+        "slurm_generic", gpu_option="gpus-per-node", gpu_type="a100", options={"mail-type": "FAIL", "exclude": "n1"}
+    )
+    lines = script_of(tmp_path, cluster, "train")
+    assert {"#SBATCH --gpus-per-node=a100:1", "#SBATCH --mail-type=FAIL", "#SBATCH --exclude=n1"} <= set(lines)
+    assert not any(line.startswith(("#SBATCH --account", "#SBATCH --partition")) for line in lines)
+
+
+def test_every_script_is_valid_bash_and_sets_its_rendezvous_only_for_several_ranks(tmp_path):
+    launch = real(tmp_path, profile("komondor", setup=("module load cuda",)))
+    for path in sbatch_files.write(launch, tmp_path / "scripts"):
+        assert subprocess.run(["bash", "-n", path], capture_output=True, check=False).returncode == 0, path
+    scripts = {p.stem: p.read_text() for p in (tmp_path / "scripts").glob("*.sbatch")}
+    assert {name: "MASTER_PORT" in text for name, text in scripts.items()} == {
+        "1-prepare": False,
+        "2-train": True,
+        "3-sample": False,
+        "4-evaluate": False,
+    }
+    assert all(text.index("module load cuda") < text.index("export PYTHONPATH") for text in scripts.values())
+
+
+def test_a_port_that_is_taken_is_passed_over(tmp_path):
+    """The very lines of the script, in bash, with a socket on the port that they would choose."""
+    text = "\n".join(script_of(tmp_path, profile("testbed", train={"tasks": 2}), "train"))
+    lines = text[text.index("export MASTER_PORT") : text.index("# command")]
+
+    def port(restart: int) -> int:
+        command = f'SLURM_JOB_ID=77; SLURM_RESTART_COUNT={restart}\n{lines}\necho "$MASTER_PORT"'
+        return int(subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout)
+
+    with socket.socket() as taken:
+        free = port(0)
+        taken.bind(("127.0.0.1", free))
+        taken.listen()
+        assert port(0) > free
+    assert len({port(restart) for restart in range(4)}) == 4  # a start never meets the address of the one before
+
+
+def test_dependencies_name_each_array_once():
+    job = dataclasses.replace(_job(), after=("a", "b"), after_any=("c",))
+    ids = {"a": ("7",), "b": ("8_0", "8_1", "8_2"), "c": ("9",)}
+    assert dependency_of(job, ids) == "afterok:7,afterok:8,afterany:9"
+    assert dependency_of(job, {"c": ("9",)}) == "afterany:9"
+    assert dependency_of(job, {}) is None
+
+
+def _job():
+    return Job("x", ("pipeline", "train", "r"))
+
+
+def test_parameters_of_one_job_do_not_stick_to_the_next(tmp_path):
+    """A job without a dependency says so, rather than keeping the one before's."""
+    cluster = profile("testbed")
+    places = [Place(cluster, tmp_path, tmp_path, "x", "y", dependency) for dependency in ("afterok:1", None)]
+    first, second = (slurm_parameters(_job(), place) for place in places)
+    assert first.keys() == second.keys() and second["dependency"] is None
+
+
+def test_a_cluster_that_is_not_here_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    place = Place(profile("komondor"), tmp_path / "record", tmp_path, "x", "y")
+    with pytest.raises(UserError, match="login node, or use cluster=local"):
+        submit(_job(), place)

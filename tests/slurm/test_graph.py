@@ -1,0 +1,56 @@
+"""Order of jobs: every job after its parents, whatever order they were given in."""
+
+import random
+
+import pytest
+
+from pipeline.runtime.errors import UserError
+from slurm.graph import downstream, ordered
+from slurm.job import Job
+
+
+def diamond() -> list[Job]:
+    """a -> b, c -> d, and e alone."""
+    return [
+        Job("a", ("true",)),
+        Job("b", ("true",), after=("a",)),
+        Job("c", ("true",), after_any=("a",)),
+        Job("d", ("true",), after=("b", "c")),
+        Job("e", ("true",)),
+    ]
+
+
+def test_every_job_comes_after_its_parents_in_any_shuffle():
+    rng = random.Random(0)
+    for _ in range(50):
+        jobs = diamond()
+        rng.shuffle(jobs)
+        place = {job.name: k for k, job in enumerate(ordered(jobs))}
+        assert sorted(place) == list("abcde")
+        assert all(place[parent] < place[job.name] for job in jobs for parent in job.parents)
+
+
+def test_downstream_is_everything_that_waits_for_a_job():
+    assert downstream(diamond(), "a") == ["b", "c", "d"]
+    assert downstream(diamond(), "c") == ["d"]
+    assert downstream(diamond(), "e") == []
+
+
+@pytest.mark.parametrize(
+    ("jobs", "words"),
+    [
+        ([Job("a", (), after=("b",)), Job("b", (), after=("a",))], "a -> b -> a"),
+        ([Job("a", ()), Job("a", ())], "Two jobs are called a"),
+        ([Job("train", ()), Job("sample", (), after=("trian",))], "Did you mean 'train'"),
+    ],
+    ids=["circle", "twice", "unknown parent"],
+)
+def test_a_graph_that_cannot_run_says_why(jobs, words):
+    with pytest.raises(UserError, match=words):
+        ordered(jobs)
+
+
+def test_a_part_of_an_array_gets_its_share():
+    job = Job("sample", ("pipeline", "sample", "r"), Job("x", ()).resources.model_copy(update={"parts": 3}))
+    assert [job.part_argv(k)[-1] for k in range(3)] == ["0/3", "1/3", "2/3"]
+    assert Job("sample", ("pipeline",)).part_argv(0) == ("pipeline",)

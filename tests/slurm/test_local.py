@@ -1,0 +1,160 @@
+"""The local executor: real jobs on this machine, in order, cut and continued."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+from launching import HERE, kept_steps, profile, real, slurm_words, stand_in, states
+
+from slurm import ledger
+from slurm.board import Board
+from slurm.local import run_here
+from slurm.payload import ATTEMPTS
+from slurm.workflows import launch_for
+
+ROOT = HERE.parents[1]
+
+
+def run(launch) -> tuple[int, Board]:
+    """Run a launch in the foreground, as `submit` does."""
+    board = Board([job.name for job in launch.jobs], title="test")
+    return run_here(launch, board), board
+
+
+def in_a_terminal(root: Path, *, words: str) -> subprocess.Popen[str]:
+    """A submitter in a process group of its own, as a shell starts one; `train` is a stand-in with `words`."""
+    script = f"""
+import sys
+from pathlib import Path
+from launching import profile, stand_in
+from slurm.board import Board
+from slurm.local import run_here
+launch = stand_in(Path({str(root)!r}), profile("local"), only=("train", "sample"), options={{"train": {words!r}}})
+sys.exit(run_here(launch, Board([job.name for job in launch.jobs], title="test")))
+"""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE, HERE.parent)))}
+    return subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.PIPE, text=True, process_group=0)
+
+
+def trained(launch) -> int:
+    """Steps of the stand-in so far."""
+    return len(kept_steps(launch)) if (launch.run.path / "steps.txt").exists() else 0
+
+
+def wait(condition, *, seconds: float = 30.0) -> None:
+    """Until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_graph_runs_in_order_with_a_log_each_and_then_there_is_nothing_to_do(tmp_path, capfd):
+    launch = stand_in(tmp_path, profile("local"))
+    code, board = run(launch)
+    assert code == 0 and [row.word for row in board.rows.values()] == ["complete"] * 4
+    lines = capfd.readouterr().err.splitlines()
+    done = [line.split(":")[0] for line in lines if "complete" in line]
+    assert done == ["prepare", "train", "sample", "evaluate"]
+    assert all(list((launch.run.jobs / job.name).glob("*_0_log.out")) for job in launch.jobs)
+    ids = {name: s.ids for name, s in ledger.submissions(launch.run).items()}
+    code, board = run(launch)
+    assert code == 0 and all("skipped" in row.detail for row in board.rows.values())
+    assert {name: s.ids for name, s in ledger.submissions(launch.run).items()} == ids
+
+
+def test_a_failure_is_named_and_what_comes_after_does_not_run(tmp_path):
+    launch = stand_in(tmp_path, profile("local"), only=("train", "sample"), options={"train": "--fail bad_config"})
+    code, board = run(launch)
+    assert code == 1
+    assert board.rows["train"].word == "failed" and "found -1, expected a positive number" in board.rows["train"].detail
+    assert board.rows["sample"].word == "blocked" and not (launch.run.jobs / "sample").exists()
+    now = states(launch)
+    assert (now["train"].cause, now["sample"].word) == ("bad_config", "not submitted")
+
+
+def test_ctrl_c_saves_ends_everything_and_the_next_call_goes_on(tmp_path):
+    launch = stand_in(tmp_path, profile("local"), only=("train", "sample"))
+    shell = in_a_terminal(tmp_path, words="--steps 100 --pace 0.05")
+    wait(lambda: trained(launch) >= 5)
+    os.killpg(shell.pid, signal.SIGINT)  # what a terminal sends to the whole foreground group
+    assert shell.wait(30) == 130
+    assert 5 <= trained(launch) < 100
+    starts = [json.loads(line) for line in (launch.run.jobs / "train" / ATTEMPTS).read_text().splitlines()]
+    assert not any(Path(f"/proc/{row['pid']}").exists() for row in starts if row["event"] == "start")
+    assert states(launch)["train"].word == "cancelled"
+    again = in_a_terminal(tmp_path, words="--steps 100 --pace 0.01")
+    assert again.wait(60) == 0
+    assert kept_steps(launch) == list(range(1, 101))  # nothing was lost, nothing was done twice
+
+
+def test_a_submitter_that_is_killed_leaves_its_job_which_the_next_one_adopts(tmp_path):
+    launch = stand_in(tmp_path, profile("local"), only=("train", "sample"))
+    shell = in_a_terminal(tmp_path, words="--steps 100 --pace 0.05")
+    wait(lambda: trained(launch) >= 5)
+    shell.kill()
+    shell.wait()
+    assert states(launch)["train"].word == "running"
+    again = in_a_terminal(tmp_path, words="--steps 100 --pace 0.05")
+    assert again.wait(60) == 0
+    assert kept_steps(launch) == list(range(1, 101))
+    rows = [json.loads(line) for line in (launch.run.jobs / "train" / ATTEMPTS).read_text().splitlines()]
+    assert sum(row["event"] == "start" for row in rows) == 1
+
+
+def test_a_job_killed_from_outside_is_said_to_be_killed(tmp_path):
+    launch = stand_in(tmp_path, profile("local"), only=("train",), options={"train": "--fail killed"})
+    code, _ = run(launch)
+    assert (code, states(launch)["train"].cause) == (1, "killed")
+
+
+def test_two_processes_train_the_real_thing(tmp_path):
+    launch = real(tmp_path, profile("local", train={"tasks": 2}), duration="4 steps")
+    tiny.prepare(launch.cfg)
+    train = dataclasses.replace(launch.jobs[1], after=())
+    code, board = run(dataclasses.replace(launch, jobs=(train,)))
+    assert code == 0, board.rows
+    start = json.loads(launch.run.starts.read_text().splitlines()[0])
+    assert start["world_size"] == 2 and start["commit"] not in ("", "unknown")
+    # Each process has its own log, and an even share of the cores.
+    assert len(list((launch.run.jobs / "train").glob("*_log.out"))) == 2
+
+
+@pytest.mark.parametrize("words", [["experiment=glyphs16", "cluster=testbed"], ["experiment=glyphs16"]], ids=str)
+def test_plan_prints_and_does_nothing(tmp_path, words):
+    where = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
+    done = slurm_words("plan", *words, *where, "train.duration=1000 steps")
+    assert done.returncode == 0, done.stderr
+    for said in ("prepare", "python -m pipeline train", "1000 steps", "global batch"):
+        assert said in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_says_what_and_what_to_do(tmp_path):
+    done = slurm_words("submit", "experiment=glyphs16", "train.durations=3 steps", f"runs_dir={tmp_path}")
+    assert done.returncode == 2 and "Did you mean 'duration'" in done.stderr and "Traceback" not in done.stderr
+    assert slurm_words("sumbit").stderr.startswith("slurm: no command 'sumbit'. Did you mean 'submit'?")
+    done = slurm_words("status", str(tmp_path / "nothing"))
+    assert done.returncode == 2 and "is not a directory" in done.stderr
+    cfg = tiny.config(tmp_path)
+    launch_for(cfg, make=True)
+    done = slurm_words("submit", str(tmp_path / "runs" / "tiny"), "train.global_batch=12")
+    assert done.returncode == 2 and "train.global_batch" in done.stderr and "name=" in done.stderr
+
+
+def test_nothing_of_the_launcher_loads_torch():
+    script = (
+        "import importlib, pkgutil, sys, slurm\n"
+        "for m in pkgutil.walk_packages(slurm.__path__, 'slurm.'):\n"
+        "    importlib.import_module(m.name)\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "False"
