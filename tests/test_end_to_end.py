@@ -1,0 +1,138 @@
+"""The main job, from fonts to scores, through the commands that people type; and the mistakes that they make."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+# The demo's experiment, small enough for a test: four letters, a narrow network, a few steps.
+SMALL = [
+    "data.source.alphabet=OXIL",
+    "model.width=16",
+    "model.head_channels=16",
+    "train.duration=40 steps",
+    "train.global_batch=32",
+    "train.log_every=5 steps",
+    "train.validate_every=20 steps",
+    "train.preview_every=40 steps",
+    "train.checkpoint_every=20 steps",
+    "sample.count=64",
+    "sample.sampler.steps=4",
+    "evaluate.domain.max_images=2000",
+    "evaluate.kid_subset_size=50",
+]
+
+
+def mudi(module: str, *words: str, cwd: Path = ROOT, code: int = 0) -> str:
+    done = subprocess.run([sys.executable, "-m", module, *words], cwd=cwd, capture_output=True, text=True, timeout=280)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def submitted(tmp_path_factory):
+    root = tmp_path_factory.mktemp("end_to_end")
+    words = ["experiment=glyphs16", "cluster=local", f"data_dir={root}/data", f"runs_dir={root}/runs", *SMALL]
+    return root, words, mudi("slurm", "submit", *words)
+
+
+@pytest.mark.xdist_group("end_to_end")
+def test_one_command_prepares_trains_samples_and_scores(submitted):
+    root, _, said = submitted
+    run = root / "runs" / "glyphs16"
+    (result,) = [json.loads(p.read_text()) for p in (run / "results").glob("*.json")]
+    assert result["metrics"]["fd-domain"] > 0 and 0 <= result["metrics"]["accuracy-domain"] <= 1
+    assert not any(name.lower().startswith("fid") for name in result["metrics"])
+    (grid,) = run.glob("samples/step-000000040/*/grid.png")
+    assert str(grid) in said
+    assert "tensorboard" in said.lower()
+    with Image.open(grid) as picture:
+        assert np.asarray(picture).std() > 10
+
+
+@pytest.mark.xdist_group("end_to_end")
+def test_a_result_says_what_it_was_made_from(submitted):
+    (path,) = (submitted[0] / "runs" / "glyphs16" / "results").glob("*.json")
+    text = path.read_text()
+    for word in ("glyphs16", "protocol", "seed", "count", "torch", "sha256"):
+        assert word in text, word
+
+
+@pytest.mark.xdist_group("end_to_end")
+def test_submitting_again_skips_what_is_complete(submitted):
+    root, words, _ = submitted
+    before = {p: p.stat().st_mtime_ns for p in (root / "data").rglob("*.tar")}
+    said = mudi("slurm", "submit", *words)
+    assert said.count("skipped") >= 4
+    assert {p: p.stat().st_mtime_ns for p in (root / "data").rglob("*.tar")} == before
+
+
+@pytest.mark.xdist_group("end_to_end")
+def test_plan_prints_the_graph_and_does_nothing(tmp_path):
+    said = mudi("slurm", "plan", "experiment=glyphs16", "cluster=local", f"runs_dir={tmp_path}")
+    for job in ("prepare", "train", "sample", "evaluate"):
+        assert job in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.xdist_group("end_to_end")
+def test_a_dry_run_says_what_follows_from_the_settings(submitted):
+    said = mudi("pipeline", "train", str(submitted[0] / "runs" / "glyphs16"), "--dry-run")
+    for word in ("steps", "images", "epochs", "parameters", "checkpoint", "MiB"):
+        assert word in said
+
+
+@pytest.mark.xdist_group("end_to_end")
+def test_a_run_directory_made_with_other_settings_is_left_alone(submitted):
+    _, words, _ = submitted
+    said = mudi("slurm", "submit", *words, "train.optim.lr=1", code=2)
+    assert "was made with other settings" in said
+    assert "train.optim.lr: the run has 0.002, this call has 1.0" in said
+    assert "name=glyphs16-2" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["train.globl_batch=3"], "Did you mean 'global_batch'"),
+        (["train.global_batch=many"], "train.global_batch: found 'many'"),
+        (["data.source.fonts=/no/such/folder"], "/no/such/folder"),
+    ],
+    ids=["misspelt key", "wrong type", "missing folder"],
+)
+def test_a_mistake_is_told_without_a_traceback_and_nothing_is_made(tmp_path, words, expected):
+    said = mudi("data_prep", "all", "experiment=glyphs16", f"data_dir={tmp_path}", *words, code=2)
+    assert expected in said
+    assert "Traceback" not in said
+    assert list(tmp_path.rglob("*.tar")) == []
+
+
+def test_an_empty_data_set(tmp_path):
+    (tmp_path / "images").mkdir()
+    words = ["experiment=photos16", f"data_dir={tmp_path}/data", f"data.source.path={tmp_path}/images"]
+    said = mudi("data_prep", "all", *words, code=2)
+    assert str(tmp_path / "images") in said and "Traceback" not in said
+
+
+def test_an_image_that_does_not_decode_is_listed_and_too_many_are_an_error(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for k in range(20):
+            Image.new("RGB", (20, 20), (k * 10, 0, 0)).save(tmp_path / "images" / name / f"{k}.png")
+    broken = tmp_path / "images" / "a" / "7.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    words = ["experiment=photos16", f"data_dir={tmp_path}/data", f"data.source.path={tmp_path}/images"]
+    mudi("data_prep", "fetch", *words)
+    mudi("data_prep", "shard", *words)
+    (listed,) = (tmp_path / "data").glob("*/shards/rejected.jsonl")
+    assert "7.png" in listed.read_text()
+    assert "max_rejected" in mudi("data_prep", "all", *words, "data.max_rejected=0.01", code=2)
+
+
+def test_an_unknown_job_names_the_nearest():
+    assert "Did you mean 'train'" in mudi("pipeline", "trian", code=2)
