@@ -377,10 +377,7 @@ def verify_shards(path: Path) -> ShardDirectory:
 
 
 def reopen(path: Path) -> None:
-    """Make a finished directory unfinished again, keeping its shards, so that more can be written and it be finished.
-
-    The record of each shard is rebuilt from the index and the values, then the manifest goes.
-    """
+    """Make a finished directory unfinished again: its shards get their records back, so that more can be added."""
     directory = open_shards(path)
     layout = directory.manifest.layout
     for number, entry in enumerate(directory.manifest.shards):
