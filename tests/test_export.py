@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline import checkpoint
 from pipeline.adopt import adopt
@@ -130,6 +131,24 @@ def test_an_exported_autoencoder_is_one_of_diffusers(tmp_path):
         loaded = load_autoencoder(tmp_path / "resaved")
         assert torch.equal(loaded.encode(images).mean, module.encode(images).mean)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_an_autoencoder_of_an_old_version_is_loaded(tmp_path):
+    """Stable Diffusion's file has these names; diffusers renames them as it loads, and so do we."""
+    _, rest = network_of(KLAutoencoderConfig(kind="kl_autoencoder", width=8, groups=4))
+    write_diffusers(tmp_path / "vae", rest)
+    path = tmp_path / "vae" / folders.THEIR_WEIGHTS
+    old = {}
+    for name, tensor in load_file(path).items():
+        for new, before in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+            name = name.replace(f".{new}.", f".{before}.")
+        old[name] = tensor
+    assert "decoder.mid_block.attentions.0.query.weight" in old
+    save_file(old, path, {"format": "pt"})
+    theirs, images = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae"), torch.randn(2, *SHAPE)
+    with torch.no_grad():
+        expected = theirs.encode(images).latent_dist.mean
+        assert (load_autoencoder(tmp_path / "vae").encode(images).mean - expected).abs().max() < 1e-5
 
 
 def test_a_bottleneck_autoencoder_is_loaded_by_its_folder(tmp_path):

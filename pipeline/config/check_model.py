@@ -100,11 +100,12 @@ def _stylegan(image_size: int) -> Iterator[str]:
 
 
 def _unet(cfg: UNetConfig, image_size: int) -> Iterator[str]:
-    sizes = resolutions(cfg.multipliers, image_size)
+    sizes, known = resolutions(cfg.multipliers, image_size), set[int]()
     for level, (size, multiplier) in enumerate(zip(sizes, cfg.multipliers, strict=True)):
         channels = cfg.width * multiplier
         at = f"the {channels} channels at {size} px (width {cfg.width} times {multiplier})"
-        if channels % cfg.groups:
+        if channels % cfg.groups and channels not in known:
+            known.add(channels)
             yield f"model.groups: found {cfg.groups}, but {at} do not divide into that many groups. {_near(channels)}"
         middle = cfg.attention and level == len(sizes) - 1
         if (size in cfg.attention or middle) and channels % cfg.head_channels:

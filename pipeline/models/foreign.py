@@ -65,7 +65,7 @@ def from_foreign(state: Mapping[str, Tensor], theirs: Names, like: Mapping[str, 
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Pickled weights are never read.
+    """The tensors of a safetensors file, attention under its newer names. Pickled weights are never read.
 
     Raises:
         Incomplete: where it is missing or damaged.
@@ -73,9 +73,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise Incomplete(f"{path} does not exist. Only safetensors are read, never pickled weights.")
     try:
-        return dict(load_file(path))
+        return {_modern(name): tensor for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         raise Incomplete(f"{path} cannot be read: {error}") from error
+
+
+def _modern(name: str) -> str:
+    """Files of diffusers before 0.17, such as Stable Diffusion's autoencoder, call the parts of attention otherwise."""
+    for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+        name = re.sub(rf"(\.attentions\.\d+)\.{old}\.", rf"\1.{new}.", name)
+    return name
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
