@@ -49,10 +49,18 @@ def write(directory: Path, snapshot: Snapshot) -> None:
     with atomic_path(directory) as partial:
         partial.mkdir()
         for name, tensors in snapshot.tensors.items():
-            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial / f"{name}.safetensors")
+            _save(tensors, partial / f"{name}.safetensors")
         write_json(partial / "state.json", snapshot.numbers)
         files = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_file(f)} for f in sorted(partial.iterdir())}
         write_json(partial / COMMIT, {"step": snapshot.step, "files": files})
+
+
+def _save(tensors: Tensors, path: Path) -> None:
+    try:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, path)
+    except SafetensorError as error:  # safetensors wraps what the system said, such as a full disk
+        code = re.search(r"os error (\d+)", str(error))
+        raise (OSError(int(code[1]), str(error)) if code else error) from error
 
 
 def damage(directory: Path) -> str | None:

@@ -14,6 +14,7 @@ from pipeline.config.plan import plan_for
 from pipeline.config.schema import Config
 from pipeline.data.shards import read_manifest
 from pipeline.objectives.build import build_objective
+from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.run_dir import create_run
 from pipeline.train.loop import train
 
@@ -44,7 +45,10 @@ def describe(cfg: Config) -> None:
 
 def derived(cfg: Config) -> dict[str, str]:
     """What follows from the config and the prepared data, in words."""
-    manifest = read_manifest(data_directory(cfg) / "shards" / "train")
+    try:
+        manifest = read_manifest(data_directory(cfg) / "shards" / "train")
+    except Incomplete as error:
+        return {"data": "not prepared yet", "steps, epochs, parameters": f"known once it is: {error}"}
     plan = plan_for(cfg, train_images=manifest.count, world_size=1)
     with torch.device("meta"):
         networks = build_objective(cfg, manifest).networks
