@@ -1,6 +1,7 @@
 """Networks leave as folders that diffusers samples from, with the same images, and come back to be trained further."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from pipeline.diffusion.build_sampler import build_generator, no_noise
 from pipeline.export import export
 from pipeline.export import main as export_main
 from pipeline.interchange import folder as folders
-from pipeline.interchange.folder import SETTINGS, Network, read, write_diffusers, write_safetensors
+from pipeline.interchange.folder import SETTINGS, Latents, Network, read, write_diffusers, write_safetensors
 from pipeline.interchange.schedulers import disagreements, scheduling
 from pipeline.models.build import build_network
 from pipeline.models.pretrained import load_autoencoder
@@ -131,6 +132,23 @@ def test_an_exported_autoencoder_is_one_of_diffusers(tmp_path):
         loaded = load_autoencoder(tmp_path / "resaved")
         assert torch.equal(loaded.encode(images).mean, module.encode(images).mean)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_a_denoiser_of_latents_takes_its_autoencoder_along(tmp_path):
+    """The pipeline decodes latents brought back to the autoencoder's own scale."""
+    autoencoder, first = network_of(KLAutoencoderConfig(kind="kl_autoencoder", width=8, groups=4, latent_channels=3))
+    module, rest = network_of(UNET)
+    mean, std = (0.5, -1.0, 0.0), (2.0, 0.7, 1.3)
+    write_diffusers(tmp_path / "out", replace(rest, latents=Latents(first, mean, std)))
+    pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    noise, labels = torch.randn(2, *SHAPE), torch.tensor([1, 2])
+    with torch.no_grad():
+        z = build_generator(rest.sampler, build_process(rest.diffusion), module, condition=labels)(noise, no_noise)
+        ours = autoencoder.decode(z * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None])
+        theirs = pipe(class_labels=[1, 2], noise=noise, output_type="pt").images
+    assert ours.shape == (2, 3, 32, 32) and (ours - theirs).abs().max() < 1e-4
+    assert isinstance(load_autoencoder(tmp_path / "out" / "vae").cfg, KLAutoencoderConfig)
 
 
 def test_an_autoencoder_of_an_old_version_is_loaded(tmp_path):

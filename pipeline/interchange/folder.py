@@ -1,6 +1,7 @@
 """Folders that hold a network: diffusers' layout, or one safetensors file with its settings.
 
-    model_index.json  unet/ or transformer/  scheduler/  pipeline.py      a denoiser for diffusers
+    model_index.json  unet/ or transformer/  scheduler/  pipeline.py      a denoiser for diffusers; vae/ where it
+                                                                          works on latents
     config.json  diffusion_pytorch_model.safetensors                      an autoencoder for diffusers
     settings.json  model.safetensors                                      any network of ours
 
@@ -35,6 +36,18 @@ MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 
 
 @dataclass(frozen=True)
+class Latents:
+    """What a denoiser of latents needs to make images: the autoencoder, and how its latents were normalised.
+
+    `mean` and `std` are per channel, of latents as the autoencoder makes them.
+    """
+
+    autoencoder: "Network"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Network:
     """A network at rest: what it takes to build it, its weights under our names, and what it was trained for."""
 
@@ -47,6 +60,7 @@ class Network:
     outputs: int | None = None
     diffusion: DiffusionConfig | None = None
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    latents: Latents | None = None
     made_from: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -67,8 +81,7 @@ def write_diffusers(folder: Path, network: Network) -> list[str]:
     with atomic_path(folder) as partial:
         partial.mkdir()
         if isinstance(network.model, KLAutoencoderConfig):
-            config = foreign_autoencoder.to_config(network.model, network.shape)
-            _component(partial, config, foreign.to_foreign(network.weights, foreign_autoencoder.theirs))
+            _autoencoder(partial, network)
             notes: list[str] = []
         else:
             notes = _denoiser(partial, network)
@@ -114,6 +127,7 @@ def _settings(network: Network) -> dict[str, Any]:
         "outputs": network.outputs,
         "diffusion": network.diffusion.model_dump(mode="json") if network.diffusion else None,
         "sampler": network.sampler.model_dump(mode="json"),
+        "latents": {"mean": network.latents.mean, "std": network.latents.std} if network.latents else None,
         "made_from": dict(network.made_from),
     }
 
@@ -126,6 +140,15 @@ def _component(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Te
     folder.mkdir(exist_ok=True)
     write_json(folder / "config.json", dict(config))
     _save(tensors, folder / THEIR_WEIGHTS)
+
+
+def _autoencoder(folder: Path, network: Network, latents: Latents | None = None) -> None:
+    if not isinstance(network.model, KLAutoencoderConfig):
+        raise UserError(f"model.kind={network.model.kind} has no equal in diffusers: use `--format safetensors`.")
+    config = foreign_autoencoder.to_config(network.model, network.shape)
+    if latents is not None:
+        config |= {"latents_mean": list(latents.mean), "latents_std": list(latents.std)}
+    _component(folder, config, foreign.to_foreign(network.weights, foreign_autoencoder.theirs))
 
 
 def _denoiser(partial: Path, network: Network) -> list[str]:
@@ -144,6 +167,8 @@ def _denoiser(partial: Path, network: Network) -> list[str]:
         raise UserError(f"model.kind={model.kind} has no equal in diffusers: use `--format safetensors`.")
     plan = scheduling(network.diffusion, network.sampler)
     _component(partial / name, config, tensors)
+    if network.latents is not None:
+        _autoencoder(partial / "vae", network.latents.autoencoder, network.latents)
     (partial / "scheduler").mkdir()
     write_json(partial / "scheduler" / "scheduler_config.json", plan.config)
     shutil.copyfile(Path(__file__).with_name("label_pipeline.py"), partial / f"{PIPELINE}.py")
@@ -154,8 +179,11 @@ def _denoiser(partial: Path, network: Network) -> list[str]:
 
 def _index(name: str, config: Mapping[str, Any], *, network: Network, plan: Scheduling) -> dict[str, Any]:
     parts = {name: ["diffusers", config["_class_name"]], "scheduler": ["diffusers", plan.config["_class_name"]]}
+    if network.latents is not None:
+        parts["vae"] = ["diffusers", foreign_autoencoder.CLASS_NAME]
     own = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}.get(plan.config["_class_name"])
-    if own and name == "unet" and network.model.condition == "none" and network.outputs in (None, network.shape[0]):
+    plain = network.model.condition == "none" and network.latents is None
+    if own and name == "unet" and plain and network.outputs in (None, network.shape[0]):
         return {"_class_name": own, **parts}  # one of theirs does it
     return {
         "_class_name": [PIPELINE, "LabelPipeline"],
@@ -215,7 +243,7 @@ def _theirs(folder: Path, known: Mapping[str, Any]) -> Network:
     return _with(settings, model, ours)
 
 
-def _autoencoder(config: Mapping[str, Any]) -> tuple[ModelConfig, tuple[int, int, int], int]:
+def _autoencoder_settings(config: Mapping[str, Any]) -> tuple[ModelConfig, tuple[int, int, int], int]:
     return *foreign_autoencoder.from_config(config), 0
 
 
@@ -223,7 +251,7 @@ MODELS: dict[str, Callable[[Mapping[str, Any]], tuple[ModelConfig, tuple[int, in
     foreign_unet.CLASS_NAME: foreign_unet.from_config,
     foreign_dit.CLASS_NAME: foreign_dit.from_config,
     "Transformer2DModel": foreign_dit.from_config,  # what older versions called it
-    foreign_autoencoder.CLASS_NAME: _autoencoder,
+    foreign_autoencoder.CLASS_NAME: _autoencoder_settings,
 }
 
 
