@@ -288,6 +288,15 @@ def test_damaged_and_strange_folders_are_refused(tmp_path):
         read(tmp_path)
     _, rest = network_of(UNET)
     write_diffusers(tmp_path / "out", rest)
+    config = tmp_path / "out" / "unet" / "config.json"
+    whole = config.read_text()
+    config.write_text(json.dumps(json.loads(whole) | {"sample_size": None}))
+    with pytest.raises(UserError, match=r"config\.json cannot be understood"):
+        read(tmp_path / "out")
+    config.write_text(json.dumps(json.loads(whole) | {"_class_name": "VQModel"}))
+    with pytest.raises(UserError, match="found a VQModel"):
+        read(tmp_path / "out")
+    config.write_text(whole)
     weights = tmp_path / "out" / "unet" / folders.THEIR_WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-50])
     with pytest.raises(Incomplete, match=r"diffusion_pytorch_model\.safetensors cannot be read"):

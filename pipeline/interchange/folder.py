@@ -25,7 +25,7 @@ from pipeline.config.schema_model import DiTConfig, KLAutoencoderConfig, ModelCo
 from pipeline.interchange.schedulers import Scheduling, scheduling
 from pipeline.models import foreign, foreign_autoencoder, foreign_dit, foreign_unet
 from pipeline.models.build import build_network
-from pipeline.models.foreign import read_weights
+from pipeline.models.foreign import read_weights, understood
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import atomic_path, read_json, write_json
 
@@ -228,7 +228,7 @@ def _with(settings: Mapping[str, Any], model: ModelConfig, weights: Mapping[str,
 
 def _theirs(folder: Path, known: Mapping[str, Any]) -> Network:
     config, weights = read_json(folder / "config.json"), read_weights(folder / THEIR_WEIGHTS)
-    model, shape, classes = MODELS[_class_of(folder, config)](config)
+    model, shape, classes = understood(MODELS[_class_of(folder, config)], folder / "config.json")
     settings = known or {"shape": shape, "classes": classes, "outputs": config.get("out_channels")}
     model = MODEL.validate_python(known["model"]) if known else model
     with torch.device("meta"):

@@ -7,7 +7,7 @@ stacked along the first dimension (queries, keys and values). That one table ser
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipeline.runtime.errors import Incomplete, UserError
+from pipeline.runtime.files import read_json
+
+T = TypeVar("T")
 
 Names = Callable[[str], tuple[str, ...]]
 Rules = Sequence[tuple[str, str]]  # (pattern of our name's part, their replacement), each applied once, in order
@@ -76,6 +79,17 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return {_modern(name): tensor for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         raise Incomplete(f"{path} cannot be read: {error}") from error
+
+
+def understood(read: Callable[[Mapping[str, Any]], T], path: Path) -> T:
+    """Their config.json at `path` through one of the `from_config`; a missing or odd setting is a `UserError`."""
+    try:
+        return read(read_json(path))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be understood ({type(error).__name__}: {error}). Expected the settings that diffusers "
+            "writes, with the sizes of the network among them."
+        ) from error
 
 
 def _modern(name: str) -> str:

@@ -8,7 +8,7 @@ from pipeline.config.schema_model import ModelConfig
 from pipeline.models import foreign_autoencoder
 from pipeline.models.autoencoder import BottleneckAutoencoder, KLAutoencoder
 from pipeline.models.build import build_network
-from pipeline.models.foreign import from_foreign, read_weights
+from pipeline.models.foreign import from_foreign, read_weights, understood
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 
@@ -42,7 +42,7 @@ def load_autoencoder(folder: Path) -> Autoencoder:
         network = _built(adapter.validate_python(settings["model"]), tuple(settings["shape"]))
         network.load_state_dict(weights)
     else:
-        network = _built(*foreign_autoencoder.from_config(read_json(folder / THEIR_CONFIG)))
+        network = _built(*understood(foreign_autoencoder.from_config, folder / THEIR_CONFIG))
         network.load_state_dict(from_foreign(weights, foreign_autoencoder.theirs, network.state_dict()))
     return network.eval().requires_grad_(False)
 
