@@ -20,7 +20,7 @@ from pipeline.runtime.errors import UserError, did_you_mean
 from slurm import cancel, logs, plan, preflight, sbatch_files, status
 from slurm.board import Board
 from slurm.local import run_here
-from slurm.submit import submit_graph
+from slurm.submit import submit_all, submit_graph
 from slurm.summary import summary
 from slurm.workflows import Launch, launch_for
 
@@ -74,7 +74,14 @@ def status_(words: list[str]) -> int:
 
 def retry(words: list[str]) -> int:
     """Submit again what is not complete, as it was submitted."""
-    return max(_submit(launch) for launch in status.launches([Path(w) for w in words]))
+    if not words:
+        raise UserError("retry what? For example: python -m slurm retry runs/glyphs16")
+    runs = status.launches([Path(w) for w in words])
+    remote = [launch for launch in runs if launch.cfg.cluster.executor == "slurm"]
+    if remote:
+        submit_all(remote)
+        status.show(remote, console_for(sys.stdout.isatty()))
+    return max((_submit(launch) for launch in runs if launch not in remote), default=0)
 
 
 def logs_(words: list[str]) -> int:

@@ -46,4 +46,5 @@ def teardown_lines(cluster: ClusterConfig, python: str, record: Path) -> list[st
     retry = cluster.retry
     allowed = ",".join(f"{name}={retries_allowed(name, retry)}" for name in POLICIES if retries_allowed(name, retry))
     limits = f"--retries '{allowed}' --backoff {retry.backoff_s}"
-    return ["code=$?", f"{python} -m slurm.after {shlex.quote(str(record))} $code {limits}", "exit $?"]
+    after = f"{python} -m slurm.after {shlex.quote(str(record))} $code {limits}"
+    return ["code=$?", f"if [ $code != 0 ]; then {after}; code=$?; fi", "exit $code"]

@@ -2,7 +2,7 @@
 
 import getpass
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,17 @@ def submissions(run: RunDir) -> dict[str, Submission]:
     return found
 
 
+def open_ids(runs: Iterable[tuple[RunDir, Mapping[str, bool]]]) -> list[str]:
+    """The ids at Slurm of everything that is submitted and not complete: what there is to ask Slurm about."""
+    return [
+        i
+        for run, complete in runs
+        for s in submissions(run).values()
+        if s.executor == "slurm" and not complete.get(s.job)
+        for i in s.ids
+    ]
+
+
 def states(run: RunDir, complete: Mapping[str, bool], seen: Mapping[str, Seen] | None = None) -> dict[str, State]:
     """Where every job of a run stands.
 
@@ -96,7 +107,7 @@ def states(run: RunDir, complete: Mapping[str, bool], seen: Mapping[str, Seen] |
     """
     known = submissions(run)
     if seen is None:
-        seen = look([i for s in known.values() if s.executor == "slurm" and not complete.get(s.job) for i in s.ids])
+        seen = look(open_ids([(run, complete)]))
     return {job: _state(job, known.get(job), done=done, seen=seen) for job, done in complete.items()}
 
 

@@ -54,7 +54,7 @@ def run_here(launch: Launch, board: Board) -> int:
                 continue
             state = ledger.states(launch.run, launch.complete())[job.name]
             if not state.active:
-                code = code or snapshot.take(launch.run.path / "code")
+                code = code or snapshot.take(launch.run.path.parent / snapshot.FOLDER)
                 place(launch, job, code=code, waits_for={})
             state = _watch(launch, job, board=board, cancel=cancel)
             if state.word != "complete":

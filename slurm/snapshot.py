@@ -1,4 +1,7 @@
-"""A copy of the code beside the run, so that queued jobs run what was submitted, whatever is edited meanwhile."""
+"""A copy of the code beside the runs, so that queued jobs run what was submitted, whatever is edited meanwhile.
+
+It is named by its content, so that the runs of a grid share one; the ledger of each run says which is its own.
+"""
 
 import hashlib
 import shutil
@@ -10,6 +13,7 @@ from pipeline.runtime.files import atomic_path, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("pipeline", "slurm", "data_prep", "configs")
+FOLDER = ".code"  # beside the run directories
 RECORD = "snapshot.json"
 DIFF = "uncommitted.diff"
 

@@ -49,14 +49,7 @@ def launches(paths: Sequence[Path]) -> list[Launch]:
 def states_of(runs: Sequence[Launch]) -> list[dict[str, State]]:
     """The states of every job of every run; Slurm is asked once for all of them."""
     complete = [launch.complete() for launch in runs]
-    asked = [
-        i
-        for launch, done in zip(runs, complete, strict=True)
-        for s in ledger.submissions(launch.run).values()
-        if s.executor == "slurm" and not done.get(s.job)
-        for i in s.ids
-    ]
-    seen = look(asked)
+    seen = look(ledger.open_ids((launch.run, done) for launch, done in zip(runs, complete, strict=True)))
     return [ledger.states(launch.run, done, seen) for launch, done in zip(runs, complete, strict=True)]
 
 

@@ -6,7 +6,8 @@ two submitters apart.
 
 import contextlib
 import fcntl
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from pipeline.runtime.errors import UserError
@@ -16,7 +17,7 @@ from slurm.graph import ordered
 from slurm.job import Job
 from slurm.ledger import State
 from slurm.payload import process_born
-from slurm.queue import mine
+from slurm.queue import Seen, look, mine
 from slurm.workflows import Launch
 
 
@@ -35,28 +36,57 @@ def locked(launch: Launch) -> Iterator[None]:
 
 
 def submit_graph(launch: Launch) -> dict[str, State]:
-    """Queue what is not complete and not under way. Returns how every job stood before, by name.
+    """Queue what of one run is not complete and not under way. Returns how every job stood before, by name."""
+    return submit_all([launch])[0]
+
+
+def submit_all(launches: Sequence[Launch]) -> list[dict[str, State]]:
+    """Queue what of many runs is not complete and not under way; one look at the queue, one snapshot of the code.
 
     Raises:
         UserError: sbatch's complaint; what was queued before it stays, and is adopted the next time.
     """
-    with locked(launch):
-        adopt_strays(launch)
-        states = ledger.states(launch.run, launch.complete())
-        left = {seen.id for seen in mine() if seen.waits or seen.runs}
-        code: Path | None = None
-        queued: dict[str, tuple[str, ...]] = {}
-        for job in ordered(launch.jobs):
-            state = states[job.name]
-            if state.word == "complete" or (state.active and not set(job.parents) & set(queued)):
-                continue
-            _refuse_two_places(launch, state)
-            if stale := left & set(state.ids):  # held, or waiting for a job that is being replaced
-                sbatch(["scancel", *sorted(stale)])
-            code = code or snapshot.take(launch.run.path / "code")
-            waits_for = {**{n: s.ids for n, s in states.items() if s.active}, **queued}
-            queued[job.name] = place(launch, job, code=code, waits_for=waits_for)
-        return states
+    with contextlib.ExitStack() as locks:
+        for launch in launches:
+            locks.enter_context(locked(launch))
+        queue = mine()
+        for launch in launches:
+            adopt_strays(launch, queue)
+        complete = [launch.complete() for launch in launches]
+        seen = look(ledger.open_ids([(launch.run, done) for launch, done in zip(launches, complete, strict=True)]))
+        found = [ledger.states(launch.run, done, seen) for launch, done in zip(launches, complete, strict=True)]
+        code = cache(lambda folder: snapshot.take(folder))
+        left = {s.id for s in queue if s.waits or s.runs}
+        made: dict[str, tuple[tuple[str, ...], Path]] = {}  # ids and record of what this call queued, by key
+        for launch, states in zip(launches, found, strict=True):
+            _submit(launch, states, left=left, code=code, made=made)
+        return found
+
+
+def _submit(
+    launch: Launch,
+    states: dict[str, State],
+    *,
+    left: set[str],
+    code: Callable[[Path], Path],
+    made: dict[str, tuple[tuple[str, ...], Path]],
+) -> None:
+    queued: dict[str, tuple[str, ...]] = {}
+    for job in ordered(launch.jobs):
+        state = states[job.name]
+        if state.word == "complete" or (state.active and not set(job.parents) & set(queued)):
+            continue
+        _refuse_two_places(launch, state)
+        if stale := left & set(state.ids):  # held, or waiting for a job that is being replaced
+            sbatch(["scancel", *sorted(stale)])
+        key = launch.key(job.name)
+        if key in made:  # another run of this call prepares the same data
+            queued[job.name], record = made[key]
+            _adopt(launch, job.name, queued[job.name], record)
+            continue
+        waits_for = {**{n: s.ids for n, s in states.items() if s.active}, **queued}
+        queued[job.name] = place(launch, job, code=code(launch.run.path.parent / snapshot.FOLDER), waits_for=waits_for)
+        made[key] = queued[job.name], launch.run.jobs / job.name
 
 
 def place(launch: Launch, job: Job, *, code: Path, waits_for: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
@@ -86,6 +116,7 @@ def place(launch: Launch, job: Job, *, code: Path, waits_for: dict[str, tuple[st
         argv=job.argv,
         dependency=where.dependency,
         snapshot=str(code),
+        commit=snapshot.commit_of(code),
         record=str(record),
         words=launch.words,
     )
@@ -103,19 +134,20 @@ def _dependency(kind: str, ids: Sequence[str]) -> str:
     return ":".join([kind, *sorted({i.partition("_")[0] for i in ids})])
 
 
-def adopt_strays(launch: Launch) -> None:
+def adopt_strays(launch: Launch, seen: Sequence[Seen]) -> None:
     """Write jobs into the ledger that are in the queue but not in it: the submitter died between the two, or another
     run prepares the same data."""
-    if launch.cfg.cluster.executor != "slurm":
-        return
     known = {i for s in ledger.submissions(launch.run).values() for i in s.ids}
-    queue = [seen for seen in mine() if seen.active and seen.id not in known and seen.comment.startswith("mudi ")]
+    queue = [s for s in seen if s.active and s.id not in known and s.comment.startswith("mudi ")]
     for job in launch.jobs:
         found = [s for s in queue if s.comment.split(" ", 2)[1] == launch.key(job.name)]
         if found:
-            row = {"ids": [s.id for s in found], "executor": "slurm", "born": [], "snapshot": ""}
-            record = found[0].comment.split(" ", 2)[2]
-            ledger.note(launch.run, "submitted", job=job.name, record=record, adopted=True, **row)
+            _adopt(launch, job.name, tuple(s.id for s in found), Path(found[0].comment.split(" ", 2)[2]))
+
+
+def _adopt(launch: Launch, job: str, ids: tuple[str, ...], record: Path) -> None:
+    row = {"executor": "slurm", "born": [], "snapshot": "", "adopted": True}
+    ledger.note(launch.run, "submitted", job=job, ids=ids, record=str(record), **row)
 
 
 def _refuse_two_places(launch: Launch, state: State) -> None:

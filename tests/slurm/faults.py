@@ -11,14 +11,14 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (0, 1, 2)]
 
 import tiny
-from launching import kept_steps, profile, real, stand_in, wait_for
+from launching import kept_steps, profile, real, stand_in
 
 from slurm import ledger
 from slurm.submit import submit_graph
@@ -27,19 +27,19 @@ from slurm.workflows import Launch
 
 CALM = {"exclude": "node2,node4"}  # node2 is where jobs are preempted, node4 is killed
 REAL_STEPS = 600
+TAKER = ["sbatch", "-p", "main", "-w", "node2", "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]
 
 
 def scenarios(root: Path) -> dict[str, Launch]:
     """One launch for each way to be cut; training is a stand-in of about 15 s, or the real one on two ranks."""
-    steady = {"train": "--steps 150 --pace 0.1"}
 
-    def one(name: str, words: str = "--steps 150 --pace 0.1", *, only=("train", "sample"), **settings) -> Launch:
+    def one(name: str, words: str = "--steps 300 --pace 0.1", *, only=("train", "sample"), **settings) -> Launch:
         settings = {"options": CALM} | settings
         return stand_in(root / name, profile("testbed", **settings), only=only, options={"train": words})
 
     found = {
         "requeued": one("requeued"),
-        "cancelled": one("cancelled"),
+        "cancelled": one("cancelled", "--steps 9000 --pace 0.1"),
         "time_limit": one("time_limit", "--steps 450 --pace 0.1", train={"minutes": 1}),
         "time_limit_deaf": one("time_limit_deaf", "--steps 9000 --deaf", train={"minutes": 1}, requeue=False),
         "preempted": one(
@@ -52,7 +52,7 @@ def scenarios(root: Path) -> dict[str, Launch]:
             train={"partition": "preempt"},
             requeue=False,
         ),
-        "dead_node": one("dead_node", steady["train"], only=("train",), options={"nodelist": "node4"}),
+        "dead_node": one("dead_node", "--steps 300 --pace 0.1", only=("train",), options={"nodelist": "node4"}),
         "dead_node_for_good": one(
             "dead_node_for_good",
             "--steps 9000 --pace 0.1",
@@ -81,8 +81,10 @@ def _id(launch: Launch, job: str = "train") -> str:
     return ledger.submissions(launch.run)[job].ids[0]
 
 
-def _steps(launch: Launch) -> Callable[[object], bool]:
-    return lambda _: (launch.run.path / "steps.txt").exists() and len(kept_steps(launch)) > 5
+def _has_begun(launch: Launch) -> bool:
+    if launch.run.metrics.exists() and not (launch.run.path / "steps.txt").exists():
+        return True
+    return (launch.run.path / "steps.txt").exists() and len(kept_steps(launch)) > 5
 
 
 def kill_node(name: str) -> None:
@@ -111,15 +113,27 @@ def cut_all(root: Path) -> None:
     found = scenarios(root)
     for launch in found.values():
         submit_graph(launch)
-    for name in ("requeued", "cancelled", "preempted", "dead_node", "dead_node_for_good"):
-        wait_for(found[name], _steps(found[name]), seconds=90)
-    kill_node("node4")
-    subprocess.run(["scontrol", "requeue", _id(found["requeued"])], check=True)
-    subprocess.run(["scancel", _id(found["cancelled"])], check=True)
     metrics = found["real"].run.metrics
-    wait_for(found["real"], lambda _: any(row["step"] >= 50 for row in tail_rows(metrics)), seconds=90)
-    taker = ["sbatch", "-p", "main", "-w", "node2", "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]
-    subprocess.run(taker, check=True, capture_output=True)
+    waiting = {
+        "requeued": lambda: subprocess.run(["scontrol", "requeue", _id(found["requeued"])], check=True),
+        "cancelled": lambda: subprocess.run(["scancel", _id(found["cancelled"])], check=True),
+    }
+    together = {"dead_node": {"dead_node", "dead_node_for_good"}, "taken_node": {"preempted", "real"}}
+    begun: set[str] = set()
+    end = time.monotonic() + 150
+    while (waiting or together) and time.monotonic() < end:
+        begun |= {name for name, launch in found.items() if _has_begun(launch)}
+        begun -= set() if any(row["step"] >= 50 for row in tail_rows(metrics)) else {"real"}
+        for name in set(waiting) & begun:
+            waiting.pop(name)()
+        if together.get("dead_node", {"?"}) <= begun:
+            together.pop("dead_node")
+            kill_node("node4")
+        if together.get("taken_node", {"?"}) <= begun:
+            together.pop("taken_node")
+            subprocess.run(TAKER, check=True, capture_output=True)
+        time.sleep(0.2)
+    assert not waiting and not together, (waiting, together, begun)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_requeued_goes_on_and_keeps_every_step_once_more_than_needed(running):
     now = wait_for(running["requeued"], ended)
     assert now["sample"].word == now["train"].word == "complete" and now["train"].starts == 2
     # `scontrol requeue` gives no warning but SIGTERM: the state was saved all the same.
-    assert kept_steps(running["requeued"]) == list(range(1, 151))
+    assert kept_steps(running["requeued"]) == list(range(1, 301))
 
 
 def test_cancelled_is_cancelled_and_does_not_rise_again(running):
@@ -81,7 +81,7 @@ def test_killed_node_goes_on_when_the_node_is_back(running, cluster):
     now = wait_for(running["dead_node"], ended)
     assert now["train"].word == "complete" and now["train"].starts == 2
     # Nothing warned it, so steps since its last save were trained again; the result is the same.
-    assert sorted(set(kept_steps(running["dead_node"]))) == list(range(1, 151))
+    assert sorted(set(kept_steps(running["dead_node"]))) == list(range(1, 301))
 
 
 def test_jobs_that_may_not_be_queued_again_say_why_they_ended(running):

@@ -1,0 +1,110 @@
+"""Two hundred jobs of a grid: how long submitting takes, what the controller does meanwhile, and nobody stays behind.
+
+    python benchmarks/slurm.py [--runs 200] [--at-once 32]      (with the test cluster up: tests/cluster/up)
+
+Every run is a graph of its own directory, as a sweep makes them; its one job is a small stand-in, so that what is
+measured is the launcher and the controller and not the training. Beside it, in the same run: the same number of jobs
+submitted one by one through submitit alone, and as one array by sbatch alone.
+"""
+
+# ruff: noqa: E402 (the path of the stand-ins comes before their import)
+import argparse
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "slurm")]
+os.environ["PYTHONPATH"] = str(ROOT / "tests" / "slurm")
+
+import submitit
+from launching import profile, stand_in
+from rich.console import Console
+from rich.table import Table
+
+from slurm import status
+from slurm.queue import mine
+from slurm.submit import submit_all
+
+
+def controller_seconds() -> float:
+    """CPU seconds of slurmctld so far."""
+    directory = Path(os.environ["SLURM_CONF"]).parents[1]
+    pid = (directory / "run" / "slurmctld.pid").read_text().split()[0]
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def drained(*, seconds: float = 900.0) -> float:
+    """Wait until the queue is empty; how long that took."""
+    began = time.monotonic()
+    while any(seen.active for seen in mine()) and time.monotonic() - began < seconds:
+        time.sleep(1.0)
+    return time.monotonic() - began
+
+
+def measured(name: str, act) -> tuple[str, float, float, float]:
+    """Name, seconds to submit, seconds until all have ended, CPU seconds of the controller."""
+    cpu, began = controller_seconds(), time.monotonic()
+    act()
+    submitted = time.monotonic() - began
+    drained()
+    return name, submitted, time.monotonic() - began, controller_seconds() - cpu
+
+
+def ours(folder: Path, runs: int) -> list:
+    """A launch for each run of the grid."""
+    cluster = profile("testbed", train={"cpus": 1, "memory_gb": 0.5})
+    words = {"train": "--steps 2 --pace 0.01"}
+    return [stand_in(folder / "grid", cluster, name=f"run{k:03d}", only=("train",), options=words) for k in range(runs)]
+
+
+def with_submitit(folder: Path, runs: int) -> None:
+    """The plain way: one executor, one job after the other."""
+    executor = submitit.SlurmExecutor(folder / "submitit")
+    executor.update_parameters(time=10, cpus_per_task=1, mem="512M", stderr_to_stdout=True)
+    for _ in range(runs):
+        executor.submit(time.sleep, 0.02)
+
+
+def with_an_array(runs: int, at_once: int) -> None:
+    """One sbatch call; nothing but `true` runs."""
+    words = ["sbatch", f"--array=0-{runs - 1}%{at_once}", "--mem=512", "-o", "/dev/null", "--wrap", "srun true"]
+    subprocess.run(words, check=True, capture_output=True)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--at-once", type=int, default=32)
+    args = parser.parse_args()
+    os.environ.setdefault("SLURM_CONF", "/tmp/mudi-cluster/etc/slurm.conf")
+    folder = Path(tempfile.mkdtemp(prefix="mudi-grid-"))
+    console = Console(width=120)
+    try:
+        launches = ours(folder, args.runs)
+        rows = [measured(f"{args.runs} runs, slurm submit", lambda: submit_all(launches))]
+        began = time.monotonic()
+        complete = sum(s["train"].word == "complete" for s in status.states_of(launches))
+        asked = time.monotonic() - began
+        again = [dataclasses.replace(launch) for launch in launches]
+        rows.append(measured("submitted again (all complete)", lambda: submit_all(again)))
+        rows.append(measured(f"{args.runs} jobs, submitit alone", lambda: with_submitit(folder, args.runs)))
+        rows.append(measured(f"array of {args.runs}, sbatch alone", lambda: with_an_array(args.runs, args.at_once)))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    table = Table("", "submitted after s", "all ended after s", "slurmctld CPU s")
+    for name, *numbers in rows:
+        table.add_row(name, *(f"{number:.1f}" for number in numbers))
+    console.print(table)
+    console.print(f"{complete} of {args.runs} complete; status of all of them took {asked:.2f} s")
+
+
+if __name__ == "__main__":
+    main()
