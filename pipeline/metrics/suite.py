@@ -135,6 +135,11 @@ def _neighbourhoods(
     facts = {"reference": reference.split, "images": [len(x), len(y)]}
     distance = kid(x, y, subsets=cfg.kid_subsets, size=cfg.kid_subset_size, seed=cfg.seed)
     out.add(f"kid{ending}", distance.mean, std=distance.std, subsets=distance.subsets, size=distance.size, **facts)
+    if distance.mean < 0:
+        out.words.append(
+            f"kid{ending} is below 0: an estimate without bias scatters around 0 where no difference is seen, and "
+            "sets with equal numbers of every class lie a little lower"
+        )
     if min(len(x), len(y)) <= max(cfg.neighbours, DENSITY_NEIGHBOURS):
         out.words.append(f"precision{ending} and its like need more than {DENSITY_NEIGHBOURS} images on both sides")
         return

@@ -1,0 +1,124 @@
+"""No-reference quality: fits recover what they fit, distortions score worse, other programs get the same numbers."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from scipy.signal import convolve2d
+from torch.nn import functional
+
+from pipeline.config.schema_metrics import QualityConfig
+from pipeline.metrics.copies import Images
+from pipeline.metrics.quality import Brisque, CnnIqa, Niqe, _read_libsvm, brisque_features
+from pipeline.metrics.quality_suite import measure_quality
+from pipeline.metrics.scene_statistics import asymmetric_fit, grey, halved, normalised, symmetric_fit
+from pipeline.runtime.errors import UserError
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def flowers(shared: Path) -> list[np.ndarray]:
+    """Three full-size photographs, uint8 [H, W, 3]."""
+    with tarfile.open(shared / "data" / "102flowers_sample.tgz") as tar:
+        members = [m for m in tar.getmembers() if m.name.endswith(".jpg")][:3]
+        files = [tar.extractfile(m).read() for m in members]
+    return [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
+
+
+@pytest.mark.parametrize("shape", [0.5, 1.0, 2.0, 4.0])
+def test_the_symmetric_fit_recovers_a_generalised_gaussian(shape: float) -> None:
+    values = RNG.gamma(1 / shape, 1, 200_000) ** (1 / shape) * RNG.choice([-1, 1], 200_000)
+    found, deviation = symmetric_fit(values)
+    assert found == pytest.approx(shape, rel=0.05) and deviation == pytest.approx(values.std(), rel=0.01)
+
+
+def test_the_asymmetric_fit_sees_both_halves_apart() -> None:
+    values = RNG.normal(size=300_000)
+    values = np.where(RNG.random(300_000) < 0.25, -np.abs(values), 3 * np.abs(values))  # sides weigh as their scales
+    shape, left, right = asymmetric_fit(values)
+    assert shape == pytest.approx(2, rel=0.05)
+    assert left == pytest.approx(1, rel=0.02) and right == pytest.approx(3, rel=0.02)
+    assert np.isnan(asymmetric_fit(np.zeros(10))).all()
+
+
+def test_local_contrast_makes_noise_of_any_strength_alike() -> None:
+    noise = RNG.normal(size=(200, 200))
+    values = [normalised(128 + scale * noise, border="nearest").std() for scale in (10, 40)]
+    assert values[0] == pytest.approx(values[1], rel=0.1)
+
+
+def test_halving_keeps_a_ramp_a_ramp_and_its_mean() -> None:
+    ramp = np.add.outer(np.arange(64.0), np.zeros(32))
+    half = halved(ramp)
+    assert half.shape == (32, 16)
+    np.testing.assert_allclose(half[4:-4, 0], np.arange(0.5, 64, 2)[4:-4], rtol=1e-12)
+    assert halved(np.ones((7, 5))) == pytest.approx(np.ones((4, 3)))
+
+
+def test_other_programs_get_the_same_numbers_on_real_photographs(flowers, shared: Path) -> None:
+    """NIQE: the code of basicsr 1.4.2. BRISQUE: features by pyiqa 0.1.16, predicted by libsvm 3.37 on the same model.
+
+    NIQE differs in the third place only where whole areas are saturated: there the sign of (pixel - mean) is rounding.
+    """
+    niqe, brisque = Niqe(shared / "weights" / "niqe_pris_params.npz"), Brisque(shared / "weights" / "brisque_allmodel")
+    found = [(niqe(image), brisque(image)) for image in flowers]
+    np.testing.assert_allclose([n for n, _ in found], [3.32621988, 2.88666140, 2.43762477], rtol=2e-3)
+    np.testing.assert_allclose([b for _, b in found], [75.0724287, 55.0150779, 54.2606889], rtol=1e-3)
+
+
+def test_blur_and_noise_are_worse_than_the_photograph(flowers, shared: Path) -> None:
+    niqe = Niqe(shared / "weights" / "niqe_pris_params.npz")
+    image = flowers[1]
+    blurred = gaussian_filter(image, (3, 3, 0))
+    noisy = np.clip(image + RNG.normal(0, 30, image.shape), 0, 255).astype(np.uint8)
+    assert niqe(image) < niqe(blurred) and niqe(image) < niqe(noisy)
+
+
+def test_the_support_vectors_are_all_read(shared: Path, tmp_path: Path) -> None:
+    gamma, rho, weights, vectors = _read_libsvm(shared / "weights" / "brisque_allmodel")
+    assert (gamma, rho) == (0.05, -67.8283) and vectors.shape == (970, 36)
+    assert weights.sum() == pytest.approx(0, abs=1e-6)  # as the constraint of the regression asks
+    (tmp_path / "allmodel").write_text("svm_type c_svc\nkernel_type linear\nSV\n1 1:2\n")
+    with pytest.raises(UserError, match="no libsvm regression"):
+        Brisque(tmp_path / "allmodel")
+
+
+def test_cnniqa_is_the_mean_over_patches_of_a_plain_reading_of_the_paper(flowers, shared: Path) -> None:
+    path = shared / "weights" / "CNNIQA-LIVE.pth"
+    network, state = CnnIqa(path), torch.load(path, map_location="cpu", weights_only=True)
+    image = flowers[0][:100, :140]
+    kernel, scores = np.ones((3, 3)) / 9, []
+    luma = np.asarray(Image.fromarray(image).convert("L")).astype(np.float32) / 255
+    for i in range(0, 96, 32):
+        for j in range(0, 128, 32):
+            patch = luma[i : i + 32, j : j + 32]
+            mean, square = (convolve2d(p, kernel, boundary="symm", mode="same") for p in (patch, patch**2))
+            x = (patch - mean) / (np.sqrt(np.maximum(square - mean**2, 0)) + 1)
+            h = functional.conv2d(torch.from_numpy(x).float()[None, None], state["conv1.weight"], state["conv1.bias"])
+            h = torch.cat([h.amax((2, 3)), h.amin((2, 3))], 1)
+            for name in ("fc1", "fc2"):
+                h = functional.linear(h, state[f"{name}.weight"], state[f"{name}.bias"]).relu()
+            scores.append(float(functional.linear(h, state["fc3.weight"], state["fc3.bias"])))
+    assert network.score(image) == pytest.approx(np.mean(scores), rel=1e-5)
+
+
+def test_grey_is_luma_and_a_grey_image_is_itself() -> None:
+    image = RNG.integers(0, 256, (5, 6, 3), dtype=np.uint8)
+    np.testing.assert_allclose(grey(image), image @ [0.2989, 0.5870, 0.1140], atol=0.55)
+    np.testing.assert_array_equal(grey(image[:, :, :1]), image[:, :, 0])
+    assert brisque_features(image.repeat(8, 0).repeat(8, 1)).shape == (36,)
+
+
+def test_images_too_small_are_said_and_not_scored(shared: Path) -> None:
+    small = Images(lambda k: RNG.integers(0, 256, (len(k), 64, 64, 3), dtype=np.uint8), 4)
+    weights = shared / "weights"
+    cfg = QualityConfig(niqe=weights / "niqe_pris_params.npz", cnniqa=weights / "CNNIQA-LIVE.pth")
+    found = measure_quality(small, small, cfg=cfg)
+    assert found.metrics.keys() == {"cnniqa"} and len(found.details["cnniqa"]["values"]) == 4
+    assert any("niqe was not measured" in w for w in found.words)
