@@ -19,12 +19,12 @@ OFTEN = {
 }
 
 
-def kill_at_random(cfg, *, kills, world_size=1, objective=None, seed=0):
+def kill_at_random(cfg, *, kills, world_size=1, seed=0):
     """Run to the end, killing all ranks with SIGKILL at `kills` random moments. Returns how many found it running."""
     rng, landed = random.Random(seed), 0
     run = RunDir(cfg.runs_dir / cfg.name)
     for _ in range(kills):
-        ranks = tiny.start(cfg, world_size=world_size, objective=objective)
+        ranks = tiny.start(cfg, world_size=world_size)
         # The clock starts when this start has begun to train: mostly steps, saves and rotations are hit.
         began = run.latest_step() or 0
         wait = rng.uniform(0, 0.15)
@@ -42,30 +42,32 @@ def kill_at_random(cfg, *, kills, world_size=1, objective=None, seed=0):
     return landed
 
 
-@pytest.mark.parametrize(
-    ("world_size", "objective", "kills"), [(1, None, 4), (2, None, 3), (1, "two_players", 3)], ids=str
-)
-def test_killed_and_resumed_is_uninterrupted(tmp_path, world_size, objective, kills):
-    whole = tiny.config(tmp_path, name="whole", **OFTEN)
-    cut = tiny.config(tmp_path, name="cut", **OFTEN)
+MODELS = {"diffusion": tiny.UNET, "game": tiny.GAME}
+
+
+@pytest.mark.parametrize(("model", "world_size", "kills"), [("diffusion", 1, 4), ("diffusion", 2, 3), ("game", 1, 3)])
+def test_killed_and_resumed_is_uninterrupted(tmp_path, model, world_size, kills):
+    whole = tiny.config(tmp_path, name="whole", model=MODELS[model], **OFTEN)
+    cut = tiny.config(tmp_path, name="cut", model=MODELS[model], **OFTEN)
     tiny.prepare(whole)
-    expected = tiny.run(whole, world_size=world_size, objective=objective)
-    assert kill_at_random(cut, kills=kills, world_size=world_size, objective=objective) >= 1
-    found = tiny.run(cut, world_size=world_size, objective=objective)
+    expected = tiny.run(whole, world_size=world_size)
+    assert kill_at_random(cut, kills=kills, world_size=world_size) >= 1
+    found = tiny.run(cut, world_size=world_size)
     assert tiny.fingerprint(found, STEPS) == tiny.fingerprint(expected, STEPS)
     assert tiny.history(found) == tiny.history(expected)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("world_size", "objective"), [(1, None), (2, None), (1, "two_players"), (2, "two_players")])
-def test_twenty_random_kills(tmp_path, world_size, objective):
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("model", MODELS)
+def test_twenty_random_kills(tmp_path, model, world_size):
     often = {**OFTEN, "duration": "400 steps"}
-    whole = tiny.config(tmp_path, name="whole", **often)
-    cut = tiny.config(tmp_path, name="cut", **often)
+    whole = tiny.config(tmp_path, name="whole", model=MODELS[model], **often)
+    cut = tiny.config(tmp_path, name="cut", model=MODELS[model], **often)
     tiny.prepare(whole)
-    expected = tiny.run(whole, world_size=world_size, objective=objective)
-    assert kill_at_random(cut, kills=20, world_size=world_size, objective=objective) == 20
-    found = tiny.run(cut, world_size=world_size, objective=objective)
+    expected = tiny.run(whole, world_size=world_size)
+    assert kill_at_random(cut, kills=20, world_size=world_size) == 20
+    found = tiny.run(cut, world_size=world_size)
     assert tiny.fingerprint(found, 400) == tiny.fingerprint(expected, 400)
     assert tiny.history(found) == tiny.history(expected)
 

@@ -22,7 +22,27 @@ from pipeline.runtime.run_dir import COMMIT, RunDir, create_run
 SIZE, CLASSES = 8, 3
 
 
-def config(root: Path, *, name: str = "tiny", **train: Any) -> Config:
+UNET = {
+    "kind": "unet",
+    "width": 8,
+    "multipliers": [1, 2],
+    "blocks": 1,
+    "attention": [4],
+    "head_channels": 8,
+    "groups": 4,
+}
+GAME = {  # two players, and a layer that mixes the images of a group
+    "kind": "stylegan",
+    "condition": "class",
+    "width": 8,
+    "width_max": 16,
+    "latent": 8,
+    "mapping_layers": 1,
+    "deviation_group": 2,
+}
+
+
+def config(root: Path, *, name: str = "tiny", model: dict[str, Any] = UNET, **train: Any) -> Config:
     """An experiment on 8 px images in `root`; `train` overrides single settings of training."""
     return validated(
         {
@@ -37,15 +57,7 @@ def config(root: Path, *, name: str = "tiny", **train: Any) -> Config:
                 "channels": 1,
                 "encoding": "raw",
             },
-            "model": {
-                "kind": "unet",
-                "width": 8,
-                "multipliers": [1, 2],
-                "blocks": 1,
-                "attention": [4],
-                "head_channels": 8,
-                "groups": 4,
-            },
+            "model": model,
             "train": {
                 "duration": "12 steps",
                 "global_batch": 8,
@@ -90,7 +102,7 @@ def processes() -> ForkServerContext:
     return context
 
 
-def _rank(cfg: Config, rank: int, *, world_size: int, port: int, log: str, objective: str | None) -> None:
+def _rank(cfg: Config, rank: int, *, world_size: int, port: int, log: str) -> None:
     with Path(log).open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -100,17 +112,13 @@ def _rank(cfg: Config, rank: int, *, world_size: int, port: int, log: str, objec
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), OMP_NUM_THREADS="1")
     import torch
 
-    from pipeline.train import loop, session
+    from pipeline.train import loop
 
     torch.set_num_threads(1)
-    if objective == "two_players":
-        from two_players import TwoPlayers
-
-        session.build_objective = TwoPlayers
     sys.exit(loop.train(cfg, create_run(cfg)))
 
 
-def start(cfg: Config, *, world_size: int = 1, objective: str | None = None) -> Sequence[Any]:
+def start(cfg: Config, *, world_size: int = 1) -> Sequence[Any]:
     """Start the ranks of a training run as processes of their own; their output goes to `ranks.log` beside the run."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -121,7 +129,7 @@ def start(cfg: Config, *, world_size: int = 1, objective: str | None = None) -> 
         processes().Process(
             target=_rank,
             args=(cfg, rank),
-            kwargs={"world_size": world_size, "port": port, "log": log, "objective": objective},
+            kwargs={"world_size": world_size, "port": port, "log": log},
         )
         for rank in range(world_size)
     ]
@@ -130,9 +138,9 @@ def start(cfg: Config, *, world_size: int = 1, objective: str | None = None) -> 
     return ranks
 
 
-def run(cfg: Config, *, world_size: int = 1, objective: str | None = None) -> RunDir:
+def run(cfg: Config, *, world_size: int = 1) -> RunDir:
     """Train to the end on that many ranks."""
-    ranks = start(cfg, world_size=world_size, objective=objective)
+    ranks = start(cfg, world_size=world_size)
     for process in ranks:
         process.join(120)
     codes = [process.exitcode for process in ranks]

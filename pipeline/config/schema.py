@@ -76,6 +76,12 @@ class TrainConfig(Settings):
     nonfinite_rollbacks: int = Field(2, ge=0)  # then this often past the offending data, then stop
 
 
+class AdversarialConfig(Settings):
+    """How a generator and its critic are trained (model.kind=stylegan)."""
+
+    r1_gamma: float = Field(1.0, ge=0)  # weight of the critic's gradient penalty at real images
+
+
 class SampleConfig(Settings):
     """A set of samples. Image k depends on seed k alone."""
 
@@ -98,6 +104,7 @@ class Config(Settings):
     data: DataConfig
     model: ModelConfig
     diffusion: DiffusionConfig = DiffusionConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

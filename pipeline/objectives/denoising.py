@@ -10,6 +10,7 @@ from pipeline.data.shards import Manifest
 from pipeline.diffusion.build import build_balance, build_process
 from pipeline.diffusion.build_sampler import build_generator
 from pipeline.models.build import build_network
+from pipeline.objectives.condition import Conditions
 from pipeline.objectives.objective import Networks
 from pipeline.runtime.random import Stream, normal, uniform
 
@@ -22,13 +23,12 @@ class Denoising:
     def __init__(self, cfg: Config, manifest: Manifest) -> None:
         """Networks are initialised from torch's generator as it stands."""
         self._cfg, self._seed, self._shape = cfg.diffusion, cfg.seed, manifest.layout.shape
-        self._condition, self._classes = cfg.model.condition, len(manifest.classes)
-        self._attributes = len(manifest.attributes)
+        self._conditions = Conditions(cfg, manifest)
         network = build_network(
             cfg.model,
             shape=self._shape,
-            classes=self._classes,
-            attributes=self._attributes,
+            classes=self._conditions.classes,
+            attributes=self._conditions.attributes,
             outputs=self._shape[0] * 2 if cfg.diffusion.learned_variance else None,
         )
         self.process = build_process(cfg.diffusion)
@@ -56,7 +56,7 @@ class Denoising:
         """The same loss, labels shown, with noise levels spread evenly over the images and noise that never changes."""
         u = (batch.visits.double() * GOLDEN + 0.5) % 1  # any number of images in a row covers (0, 1) evenly
         noise = normal(self._seed, Stream.VALIDATION, batch.visits, shape=self._shape, dtype=batch.images.dtype)
-        shown = self._told(batch.labels, batch.attributes)
+        shown = self._conditions.told(batch.labels, batch.attributes)
         sigma = self._sigma(u, batch)
         return {"loss": self.process.loss(networks["denoiser"], batch.images, sigma=sigma, noise=noise, cond=shown)}
 
@@ -70,8 +70,8 @@ class Denoising:
             sampler,
             self.process,
             networks["denoiser"],
-            condition=self._told(labels, None),
-            hidden=self._told(torch.full_like(labels, -1), None),
+            condition=self._conditions.told(labels),
+            hidden=self._conditions.told(torch.full_like(labels, -1)),
         )
         return make(noise(Stream.SAMPLE_START, 0), lambda draw: noise(Stream.SAMPLE_STEP, draw))
 
@@ -83,17 +83,8 @@ class Denoising:
         hide = uniform(self._seed, Stream.LABEL_DROP, batch.visits) < self._cfg.label_dropout
         attributes = batch.attributes
         if attributes is not None and self._cfg.attribute_dropout:
-            drawn = uniform(self._seed, Stream.LABEL_DROP, batch.visits, shape=(self._attributes,), draw=1)
+            drawn = uniform(self._seed, Stream.LABEL_DROP, batch.visits, shape=(self._conditions.attributes,), draw=1)
             attributes = torch.where(drawn < self._cfg.attribute_dropout, -1, attributes)
         if attributes is not None:
             attributes = torch.where(hide[:, None], -1, attributes)
-        return self._told(torch.where(hide, -1, batch.labels), attributes)
-
-    def _told(self, labels: Tensor, attributes: Tensor | None) -> Tensor | None:
-        """What the network is told: classes [B] with the number of classes for unknown, or attributes [B, A]."""
-        if self._condition == "class":
-            return torch.where(labels < 0, self._classes, labels)
-        if self._condition == "attributes":
-            unknown = torch.full((len(labels), self._attributes), -1, dtype=torch.int8, device=labels.device)
-            return unknown if attributes is None else attributes
-        return None
+        return self._conditions.told(torch.where(hide, -1, batch.labels), attributes)

@@ -34,6 +34,8 @@ def validate(s: Session) -> dict[str, float]:
         ):
             for name, value in s.objective.validate(networks, batch.to(s.accelerator.device, s.dtype)).items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
+    if not sums:
+        return {}
     totals = distributed.total(torch.stack(list(sums.values())))
     return {f"valid/{name}": value / count for name, value in zip(sums, totals.tolist(), strict=True)}
 
