@@ -9,10 +9,10 @@ demo: .venv/ready
 	$(BIN)/python -m slurm submit experiment=glyphs16 cluster=local
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 test-full: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m full
+	$(BIN)/python -m pytest -m full
 
 lint: .venv/ready
 	$(BIN)/ruff check .
