@@ -203,13 +203,14 @@ def _known(folder: Path) -> Mapping[str, Any]:
 
 
 def _ours(folder: Path) -> Network:
-    settings = read_json(folder / SETTINGS)
-    return _with(settings, MODEL.validate_python(settings["model"]), read_weights(folder / WEIGHTS))
+    return _with(read_json(folder / SETTINGS), None, read_weights(folder / WEIGHTS))
 
 
-def _with(settings: Mapping[str, Any], model: ModelConfig, weights: Mapping[str, Tensor]) -> Network:
+def _with(settings: Mapping[str, Any], model: ModelConfig | None, weights: Mapping[str, Tensor]) -> Network:
+    """The network of our settings.json, or of `model`, which is theirs."""
     try:
         diffusion = settings.get("diffusion")
+        model = model or MODEL.validate_python(settings["model"])
         return Network(
             model=model,
             shape=(settings["shape"][0], settings["shape"][1], settings["shape"][2]),
@@ -229,18 +230,17 @@ def _with(settings: Mapping[str, Any], model: ModelConfig, weights: Mapping[str,
 def _theirs(folder: Path, known: Mapping[str, Any]) -> Network:
     config, weights = read_json(folder / "config.json"), read_weights(folder / THEIR_WEIGHTS)
     model, shape, classes = understood(MODELS[_class_of(folder, config)], folder / "config.json")
-    settings = known or {"shape": shape, "classes": classes, "outputs": config.get("out_channels")}
-    model = MODEL.validate_python(known["model"]) if known else model
+    outputs = config.get("out_channels")
     with torch.device("meta"):
-        like = build_network(
-            model, shape=shape, classes=settings["classes"], attributes=0, outputs=settings["outputs"]
-        ).state_dict()
+        like = build_network(model, shape=shape, classes=classes, outputs=outputs).state_dict()
     if isinstance(model, DiTConfig):
         ours = foreign_dit.from_foreign(weights, model.depth, like)
     else:
         table = foreign_unet.theirs if isinstance(model, UNetConfig) else foreign_autoencoder.theirs
         ours = foreign.from_foreign(weights, table, like)
-    return _with(settings, model, ours)
+    if known:  # it also knows what their settings do not hold, such as a transformer's dropout
+        return _with(known, None, ours)
+    return _with({"shape": shape, "classes": classes, "outputs": outputs}, model, ours)
 
 
 def _autoencoder_settings(config: Mapping[str, Any]) -> tuple[ModelConfig, tuple[int, int, int], int]:
