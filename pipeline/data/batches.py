@@ -167,8 +167,8 @@ def _check_data(reader: Reader, *, flip: bool, augmentation: AugmentConfig) -> N
         )
     if augmentation.active:
         raise UserError(
-            f"train.augment: found {augmentation}, but {reader.path} holds latents, whose images are gone. Leave its "
-            "settings at their defaults, or train on images."
+            f"train.augmentation: found {augmentation}, but {reader.path} holds latents, whose images are gone. Leave "
+            "its settings at their defaults, or train on images."
         )
 
 

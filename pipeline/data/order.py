@@ -6,9 +6,12 @@ permutation of the samples, computed where it is asked for: no list is kept, and
 The tail rule: there is no tail. A batch that reaches the end of an epoch goes on in the next one, so each epoch shows
 each sample exactly once, nothing is dropped or repeated, and every rank has the same number of steps.
 
-Samples are shuffled over the whole data set, not in windows of it: the reader fetches each record where it lies, so
-there is nothing to gain from reading neighbours. The permutation is a Feistel network on a grid a x b with
-a * b >= size, with points outside walked over (Black and Rogaway 2002, "Ciphers with arbitrary finite domains").
+Samples are shuffled over the whole data set, not in windows of it: a batch is as mixed as it can be, and each record is
+read where it lies. On a slow network file system the first epoch pays a random read a sample for that, which threads
+that read ahead hide (`train.workers`); later ones meet the page cache, where the data fit in memory.
+
+The permutation is a Feistel network on a grid a x b with a * b >= size, with points outside walked over (Black and
+Rogaway 2002, "Ciphers with arbitrary finite domains").
 """
 
 import functools

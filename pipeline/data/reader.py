@@ -54,7 +54,8 @@ class Reader:
         """The samples at `indices` [B], in the order asked for.
 
         Images: uint8 [B, H, W, C]. Latents, as they are stored (channels of means, then of deviations): float32
-        [B, C, H, W]. Raises `Incomplete` naming shard and key of a sample that is cut, damaged or of another shape.
+        [B, C, H, W]. Raises `Incomplete` naming shard and key of a sample that is cut, does not decode or has another
+        shape. Bare arrays carry no checksum of their own: `verify_shards` finds a turned bit in them.
         """
         rows = self._shards.index[indices]
         if self._layout.encoding == "latent":
@@ -101,7 +102,7 @@ class Reader:
         try:
             return self._layout.decode(data)
         except Exception as error:  # damaged bytes make decoders raise all sorts: the name is what matters
-            raise self._damaged(row, str(error)) from error
+            raise self._damaged(row, str(error) or type(error).__name__) from error
 
     def _file(self, number: int) -> int:
         """The shard's file descriptor, opened when it is first asked for."""

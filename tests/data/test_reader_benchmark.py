@@ -1,0 +1,23 @@
+"""The benchmarks run, on what is installed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["reader.py", "--images", "64", "--rounds", "1"], ["ours raw", "webdataset png", "target 1.5x"]),
+        (["draws.py", "--batch", "1", "--steps", "1"], ["million numbers/s", "of a step"]),
+    ],
+)
+def test_a_benchmark_runs(words, expected):
+    command = [sys.executable, BENCHMARKS / words[0], *words[1:]]
+    done = subprocess.run(command, cwd=BENCHMARKS.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(text in done.stdout for text in expected)
