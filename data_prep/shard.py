@@ -155,7 +155,10 @@ def complete(cfg: Config, directory: Path, plan: Plan, *, jobs: list[ShardJob]) 
         for split, rows in records.items():
             if not (directory / split / "manifest.json").exists():
                 _finish_split(cfg, directory / split, [record for record in rows if record])
-    return _facts(directory, sorted(plan.splits))
+    facts = _facts(directory, sorted(plan.splits))
+    for record in directory.glob("*/*.record.json"):  # one that wrote a shard anew while others finished left its own
+        record.unlink(missing_ok=True)
+    return facts
 
 
 def _write_rejected(cfg: Config, directory: Path, plan: Plan, records: dict[str, list[ShardRecord]]) -> None:

@@ -180,8 +180,8 @@ def _sums(sample: Sample, layout: Layout) -> tuple[list[float], list[float]]:
     if layout.kind == "latents":
         wide = values.astype(np.float64)
         return wide.sum(axis=(1, 2)).tolist(), (wide**2).sum(axis=(1, 2)).tolist()
-    flat = values.reshape(-1, values.shape[-1]).astype(np.uint64)
-    return flat.sum(axis=0).tolist(), (flat * flat).sum(axis=0).tolist()
+    flat = values.reshape(-1, values.shape[-1]).astype(np.float64)  # whole numbers below 2**53: products are exact
+    return (np.ones(len(flat)) @ flat).tolist(), (flat.T @ flat).diagonal().tolist()
 
 
 def write_shard(
