@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -100,10 +101,15 @@ def data_config(words: Sequence[str]) -> Config:
 
 
 def _part(text: str) -> tuple[int, int]:
-    """3/8 -> (3, 8)."""
+    """3/8 -> (3, 8); array -> the place of this task in its Slurm job array."""
+    if text == "array":
+        if "SLURM_ARRAY_TASK_COUNT" not in os.environ:
+            raise UserError("--part=array: this is no task of a Slurm job array. Submit it with sbatch --array=0-7.")
+        first, task = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("MIN", "ID"))
+        text = f"{task - first}/{os.environ['SLURM_ARRAY_TASK_COUNT']}"
     number, slash, count = text.partition("/")
     if not (slash and number.isdigit() and count.isdigit() and int(number) < int(count)):
-        raise UserError(f"--part: found '{text}', expected K/N with 0 <= K < N, such as 3/8.")
+        raise UserError(f"--part: found '{text}', expected K/N with 0 <= K < N, such as 3/8, or array.")
     return int(number), int(count)
 
 
@@ -118,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("stage", choices=STAGES, metavar="STAGE")
     parser.add_argument("words", nargs="+", help="RUN_DIR, data=... or experiment=..., then key=value; or a directory")
     parser.add_argument("--workers", type=int, help="processes; the bytes do not depend on it (default: every core)")
-    parser.add_argument("--part", default="0/1", metavar="K/N", help="only shards with number %% N == K (shard)")
+    parser.add_argument(
+        "--part", default="0/1", metavar="K/N", help="only shards with number %% N == K; or array, in a Slurm array"
+    )
     return parser
 
 
