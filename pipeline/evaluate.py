@@ -69,6 +69,7 @@ def evaluate(cfg: Config, run: RunDir, *, part: tuple[int, int] | None = None) -
     finished = []
     for directory in chosen(cfg, run):
         samples = open_shards(directory)
+        _check_shape(samples, standards)
         result = run.results / f"{directory.parent.name.removeprefix('step-')}-{directory.name}.json"
         key = _key(cfg, samples, standards)
         if not (result.exists() and read_json(result).get("key") == key):
@@ -114,6 +115,15 @@ def chosen(cfg: Config, run: RunDir) -> list[Path]:
             f"{run.path}: {', '.join(names) or 'there is none'}.{did_you_mean(cfg.evaluate.samples, names)}"
         )
     return [names[cfg.evaluate.samples]]
+
+
+def _check_shape(samples: ShardDirectory, standards: Standards) -> None:
+    data = next(iter(standards.splits.values()))
+    if samples.manifest.shape != data.manifest.shape:
+        raise UserError(
+            f"{samples.path} has images [C, H, W] of {list(samples.manifest.shape)}, {data.path} of "
+            f"{list(data.manifest.shape)}: these samples are of another data set. Check data=... and the sample set."
+        )
 
 
 def _key(cfg: Config, samples: ShardDirectory, standards: Standards) -> str:

@@ -55,13 +55,13 @@ def measure_copies(
     Returns the numbers, and the `cfg.worst` samples that are nearest in pixels, worst first.
     """
     out = Measured()
-    of_pixels = _Search(pixels, lambda: _pixel_blocks(train), train.count)
+    of_pixels = _Search(pixels, lambda: _pixel_blocks(train), train.count, device)
     worst = _measure(out, "copy-rate-pixel", of_pixels, samples, held_out, cfg)
     if extractor is not None and reference is not None:
         space = next(iter(s for s, what in spaces_of(extractor).items() if what.full))
         kept, numbers = reference.features(space), reference.indices()
         vectors = _vectors(extractor, space, cfg.batch, device)
-        search = _Search(vectors, lambda: [(0, kept)], len(kept))
+        search = _Search(vectors, lambda: [(0, kept)], len(kept), device)
         found = _measure(out, f"copy-rate-{extractor.name}", search, samples, held_out, cfg)
         worst += [Worst(w.sample, int(numbers[w.train]), w.ratio) for w in found]
     if held_out is None:
@@ -76,11 +76,12 @@ class _Search:
     vectors: Callable[[npt.NDArray[np.uint8]], Floats]
     candidates: Blocks
     count: int
+    device: str
 
     def closeness(self, images: npt.NDArray[np.uint8]) -> Closeness:
         """How near images [N, H, W, C], or their mirror images, are to the training images."""
         views = [self.vectors(images), self.vectors(mirrored(images))]
-        return closeness(views, self.candidates, count=self.count)
+        return closeness(views, self.candidates, count=self.count, device=self.device)
 
 
 def _measure(

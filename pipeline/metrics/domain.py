@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.config.schema_metrics import DomainConfig
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_path
 from pipeline.runtime.random import Stream, uniform
 
@@ -228,7 +229,10 @@ def domain_features(network: DomainClassifier) -> Callable[[Tensor], dict[str, T
 
     def run(images: Tensor) -> dict[str, Tensor]:
         if tuple(images.shape[1:]) != expected:
-            raise ValueError(f"the domain classifier was trained on images {expected}, found {tuple(images.shape[1:])}")
+            raise UserError(
+                f"The domain classifier was trained on images [C, H, W] of {list(expected)}, found "
+                f"{list(images.shape[1:])}: these samples are of another data set. Check data=... and the sample set."
+            )
         features, logits = network(to_input(images))
         return {"features": features, "logits": logits}
 

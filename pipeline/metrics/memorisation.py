@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch.nn import functional
 
 from pipeline.metrics.nearest import Floats, nearest_streamed
 
+SIDE = 32
 NEAR = 50  # neighbours that set the local scale
 UNCALIBRATED = 0.5  # Carlini et al.'s own threshold, where there are no held-out images
 
@@ -39,7 +42,7 @@ class CopyRate:
     flagged: npt.NDArray[np.bool_]
 
 
-def closeness(views: Sequence[Floats], candidates: Blocks, *, count: int) -> Closeness:
+def closeness(views: Sequence[Floats], candidates: Blocks, *, count: int, device: str = "cpu") -> Closeness:
     """Closeness of images to the nearest of `count` candidates.
 
     Args:
@@ -47,7 +50,7 @@ def closeness(views: Sequence[Floats], candidates: Blocks, *, count: int) -> Clo
         candidates: yields (first index, vectors [B, D]) of all training images; called once for each view.
     """
     k = min(NEAR, count)
-    found = [nearest_streamed(view, candidates(), k=k) for view in views]
+    found = [nearest_streamed(view, candidates(), k=k, device=device) for view in views]
     scores = np.stack([f.distance[:, 0] / np.maximum(f.distance.mean(axis=1), 1e-12) for f in found])
     best = scores.argmin(axis=0)
     rows = np.arange(scores.shape[1])
@@ -71,8 +74,14 @@ def copy_rate(samples: Closeness, held_out: Closeness | None, *, level: float) -
 
 
 def pixels(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """Images [B, H, W, C] as vectors [B, H * W * C] in [-1, 1]."""
-    return (images.reshape(len(images), -1).astype(np.float32) / 127.5) - 1
+    """Images [B, H, W, C] as vectors in [-1, 1]; larger ones are averaged down to SIDE x SIDE pixels first.
+
+    A copy stays a copy at that size, encoded again it is nearer, and the search costs as much as for small images.
+    """
+    values = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    if max(images.shape[1:3]) > SIDE:
+        values = functional.adaptive_avg_pool2d(values, SIDE)
+    return np.asarray(values.flatten(1).numpy())
 
 
 def mirrored(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

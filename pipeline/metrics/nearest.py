@@ -32,17 +32,22 @@ def nearest(
 
 
 def nearest_streamed(
-    queries: Floats, blocks: Iterable[tuple[int, Floats]], *, k: int = 1, skip_self: bool = False
+    queries: Floats,
+    blocks: Iterable[tuple[int, Floats]],
+    *,
+    k: int = 1,
+    skip_self: bool = False,
+    device: str = "cpu",
 ) -> Neighbours:
     """As `nearest`, with candidates that arrive as (first index, rows): a data set larger than memory.
 
     Distances among float32 rows are found in float32 (to choose) and computed again in float64 (to report).
     """
-    q = torch.from_numpy(np.ascontiguousarray(queries, np.float32))
-    best = torch.full((len(q), k), torch.inf, dtype=torch.float64)
-    index = torch.full((len(q), k), -1, dtype=torch.int64)
+    q = torch.from_numpy(np.ascontiguousarray(queries, np.float32)).to(device)
+    best = torch.full((len(q), k), torch.inf, dtype=torch.float64, device=device)
+    index = torch.full((len(q), k), -1, dtype=torch.int64, device=device)
     for start, rows in blocks:
-        c = torch.from_numpy(np.ascontiguousarray(rows, np.float32))
+        c = torch.from_numpy(np.ascontiguousarray(rows, np.float32)).to(device)
         for a in range(0, len(q), 2048):
             part = slice(a, min(a + 2048, len(q)))
             distance, local = _block(q[part], c, start=start, k=k, first=a if skip_self else None)
@@ -50,7 +55,7 @@ def nearest_streamed(
             order = joined.sort(dim=1, stable=True)  # stable: of equal distances the smaller index, however blocked
             best[part] = order.values[:, :k]
             index[part] = torch.cat([index[part], local], 1).gather(1, order.indices[:, :k])
-    return Neighbours(best.numpy(), index.numpy())
+    return Neighbours(best.cpu().numpy(), index.cpu().numpy())
 
 
 def _block(
@@ -59,9 +64,10 @@ def _block(
     """k nearest of one block: (distance [n, k] float64 exact, index [n, k] global)."""
     rough = (c * c).sum(1) - 2 * q @ c.T  # |q|^2 is the same for all candidates of a query
     if first is not None:
-        rows = torch.arange(len(q)) + first - start
+        numbers = torch.arange(len(q), device=q.device)
+        rows = numbers + first - start
         inside = (rows >= 0) & (rows < len(c))
-        rough[torch.arange(len(q))[inside], rows[inside]] = torch.inf
+        rough[numbers[inside], rows[inside]] = torch.inf
     few = min(k + 4, len(c))  # a few more than asked: float32 may confuse near-equals
     local = rough.topk(few, dim=1, largest=False).indices.sort(dim=1).values
     exact = (q[:, None].double() - c[local].double()).square().sum(2).sqrt()

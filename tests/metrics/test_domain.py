@@ -17,6 +17,7 @@ from pipeline.metrics.domain import (
     save_classifier,
     train_classifier,
 )
+from pipeline.runtime.errors import UserError
 
 QUICK = DomainConfig(width=8, features=16, batch=32, max_images=6000, patience=20)
 
@@ -65,5 +66,5 @@ def test_features_do_not_depend_on_the_batch_and_other_sizes_are_refused() -> No
     with torch.no_grad():
         whole, single = run(images), torch.cat([run(image[None])["features"] for image in images])
     torch.testing.assert_close(whole["features"], single, rtol=1e-5, atol=1e-6)
-    with pytest.raises(ValueError, match="trained on images"):
+    with pytest.raises(UserError, match="trained on images"):
         run(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))

@@ -54,3 +54,9 @@ def test_a_blur_is_near_to_everything_and_no_copy() -> None:
 def test_without_held_out_images_the_published_threshold_is_used_and_named() -> None:
     rate = copy_rate(close(TRAIN[:5]), None, level=0.01)
     assert rate.rate == 1 and rate.expected is None and rate.threshold == 0.5
+
+
+def test_large_photographs_are_compared_at_a_small_size() -> None:
+    large = TRAIN[:4].repeat(5, 1).repeat(5, 2)  # 80 pixels
+    assert pixels(large).shape == (4, 32 * 32 * 3)
+    np.testing.assert_allclose(pixels(large).mean(1), pixels(TRAIN[:4]).mean(1), atol=1e-2)
