@@ -37,15 +37,23 @@ class Member:
 
 
 def members(path: Path, *, root: Path) -> Iterator[Member]:
-    """Every file, folders in the order of their names, archives in their own. `root`: what places are relative to."""
+    """Every file, folders in the order of their names, archives in their own.
+
+    `root`: what places are relative to; what lies elsewhere has its absolute path.
+    """
     if path.is_dir():
         yield from _folder_members(path, root)
     elif path.suffix == ".zip":
         check_archive(path)
-        yield from _zip_members(path, str(path.relative_to(root)))
+        yield from _zip_members(path, place(path, root))
     else:
         check_archive(path)
-        yield from _tar_members(path, str(path.relative_to(root)))
+        yield from _tar_members(path, place(path, root))
+
+
+def place(path: Path, root: Path) -> str:
+    """A path relative to `root` where it lies below it, else whole: `root / place` is the path in both cases."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path.resolve())
 
 
 def _folder_members(path: Path, root: Path) -> Iterator[Member]:
@@ -56,7 +64,7 @@ def _folder_members(path: Path, root: Path) -> Iterator[Member]:
             inner = _folder_members(entry, root)
             yield from (Member(f"{entry.name}/{member.name}", member.at) for member in inner)
         else:
-            yield Member(entry.name, ("file", str(entry.relative_to(root))))
+            yield Member(entry.name, ("file", place(entry, root)))
 
 
 def _zip_members(path: Path, name: str) -> Iterator[Member]:

@@ -118,7 +118,7 @@ def write_items(directory: Path, listing: Listing) -> tuple[int, str]:
         {
             "classes": list(listing.classes),
             "attributes": list(listing.attributes),
-            "root": str(listing.root) if listing.root else "",
+            "root": str(listing.root) if listing.root and listing.root.resolve() != directory.resolve() else "",
         },
     )
     write_rejected(directory / "rejected.jsonl", listing.rejected)

@@ -6,7 +6,7 @@ from typing import Any
 
 from data_prep.fetch import fetch_files
 from data_prep.items import Listing, write_items
-from data_prep.stage import finished, run_stage
+from data_prep.stage import finished, run_whole
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.config.schema_sources import CelebaSource, CifarSource, FlowersSource, IdxSource, LsunSource
@@ -31,7 +31,7 @@ def run(cfg: Config) -> Mapping[str, Any]:
     found = fingerprint(_where(cfg))
     if receipt and found is None:
         found = receipt["inputs"]["found"]
-    return run_stage(
+    return run_whole(
         "fetch",
         source_directory(cfg),
         {"source": settings, "found": found, "version": VERSION},

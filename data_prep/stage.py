@@ -4,15 +4,39 @@ Run again it does nothing when nothing changed, goes on where it was interrupted
 with other settings. Receipts hold nothing that differs between two runs of the same stage.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import read_json, sweep_partial, write_json
+from pipeline.runtime.files import disk_error, read_json, sweep_partial, temporary_name, write_json
 
 RECEIPT = "receipt.json"
 STARTED = "started.json"  # the inputs of a stage that is not finished
+
+
+def run_whole(
+    name: str, directory: Path, inputs: Mapping[str, Any], *, work: Callable[[Path], Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """Like `run_stage`, for work that is done in one go: `work` is given an empty directory of a temporary name.
+
+    What fails or is killed leaves nothing that counts. Where two do the same work at once, the first one counts.
+    """
+    inputs = dict(inputs)
+    if finished(directory) is None:
+        partial = temporary_name(directory)
+        try:
+            partial.mkdir(parents=True)
+            write_json(partial / RECEIPT, {"stage": name, "inputs": inputs, **work(partial)})
+            if finished(directory) is None:
+                partial.rename(directory)
+        except OSError as error:
+            if finished(directory) is None:
+                raise disk_error(error, directory) from error
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return _matching_receipt(name, directory, inputs)
 
 
 def run_stage(
@@ -25,10 +49,8 @@ def run_stage(
     of it). Raises `UserError` where the directory was made, or begun, from other inputs.
     """
     inputs = dict(inputs)
-    if (directory / RECEIPT).exists():
-        receipt: dict[str, Any] = read_json(directory / RECEIPT)
-        _refuse_to_mix(name, directory, made_from=receipt["inputs"], inputs=inputs)
-        return receipt
+    if finished(directory):
+        return _matching_receipt(name, directory, inputs)
     directory.mkdir(parents=True, exist_ok=True)
     if (directory / STARTED).exists():
         _refuse_to_mix(name, directory, made_from=read_json(directory / STARTED), inputs=inputs)
@@ -52,6 +74,12 @@ def tidy(directory: Path) -> None:
     """Remove what killed writers left here and below. Only for a stage that has this directory to itself."""
     for path in [directory, *(p for p in directory.iterdir() if p.is_dir())]:
         sweep_partial(path)
+
+
+def _matching_receipt(name: str, directory: Path, inputs: dict[str, Any]) -> dict[str, Any]:
+    receipt: dict[str, Any] = read_json(directory / RECEIPT)
+    _refuse_to_mix(name, directory, made_from=receipt["inputs"], inputs=inputs)
+    return receipt
 
 
 def _refuse_to_mix(name: str, directory: Path, *, made_from: Any, inputs: Any) -> None:

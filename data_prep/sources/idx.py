@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.archives import unpacked
+from data_prep.archives import place, unpacked
 from data_prep.items import Item, Listing, Rejected
 from pipeline.config.schema_sources import IdxSource
 from pipeline.runtime.errors import Incomplete, UserError
@@ -24,9 +24,12 @@ def listing(source: IdxSource, directory: Path, folder: Path) -> Listing:
             f"data.source.path: '{folder}' holds no idx images. Expected {names} and labels-idx1 beside them."
         )
     rejected: list[Rejected] = []
-    items = (item for split, (images, labels) in there.items() for item in _items(images, labels, split, rejected))
-    root = Path("/")  # some files lie in the folder, some were unpacked
-    return Listing(items, source.classes, root=root, rejected=rejected, made_from={"splits": sorted(there)})
+    items = (
+        item
+        for split, (images, labels) in there.items()
+        for item in _items(images, labels, split, where=place(images, directory), rejected=rejected)
+    )
+    return Listing(items, source.classes, rejected=rejected, made_from={"splits": sorted(there)})
 
 
 def _files(folder: Path, prefix: str, directory: Path) -> tuple[Path, Path] | None:
@@ -40,11 +43,11 @@ def _files(folder: Path, prefix: str, directory: Path) -> tuple[Path, Path] | No
             raise Incomplete(f"{folder} has {pair[0].name} but no {prefix}-{kind}. Put the labels beside the images.")
         if path is None:
             return None
-        pair.append(unpacked(path, directory).resolve())
+        pair.append(unpacked(path, directory))
     return pair[0], pair[1]
 
 
-def _items(images: Path, labels: Path, split: str, rejected: list[Rejected]) -> Iterator[Item]:
+def _items(images: Path, labels: Path, split: str, *, where: str, rejected: list[Rejected]) -> Iterator[Item]:
     shape, offset = _header(images, dimensions=3)
     (count,), start = _header(labels, dimensions=1)
     numbers = np.fromfile(labels, dtype=np.uint8, offset=start).tolist()
@@ -54,7 +57,7 @@ def _items(images: Path, labels: Path, split: str, rejected: list[Rejected]) -> 
         if row >= count:
             rejected.append(Rejected(key, "image_without_label", f"{labels.name} has {count} labels"))
             continue
-        at = ("array", str(images.relative_to("/")), offset + row * size, [shape[1], shape[2], 1], "hwc")
+        at = ("array", where, offset + row * size, [shape[1], shape[2], 1], "hwc")
         yield Item(key, at, label=numbers[row], split=split)
     for row in range(shape[0], count):
         rejected.append(Rejected(f"{split}/{row:05d}", "label_without_image", f"{images.name} has {shape[0]} images"))

@@ -19,16 +19,16 @@ def listing(source: WebdatasetSource, directory: Path) -> Listing:
     tars = sorted(path.glob("*.tar")) + sorted(path.glob("*.tar.gz")) if path.is_dir() else [path]
     if not tars or not tars[0].exists():
         raise UserError(f"data.source.path: no tars at '{path}'. Give a .tar, or a folder that holds some.")
-    plain = [unpacked(tar, directory).resolve() for tar in tars]
+    plain = [unpacked(tar, directory) for tar in tars]
     rejected: list[Rejected] = []
-    classes = list(source.classes) or _classes(plain)
-    items = (item for tar in plain for item in _items(tar, classes, rejected))
-    return Listing(items, classes, root=Path("/"), rejected=rejected, made_from={"tars": [tar.name for tar in tars]})
+    classes = list(source.classes) or _classes(plain, directory)
+    items = (item for tar in plain for item in _items(tar, directory, classes, rejected=rejected))
+    return Listing(items, classes, rejected=rejected, made_from={"tars": [tar.name for tar in tars]})
 
 
-def _samples(tar: Path) -> Iterator[tuple[str, dict[str, Member]]]:
+def _samples(tar: Path, root: Path) -> Iterator[tuple[str, dict[str, Member]]]:
     """Key -> members by ending, lower case, in the order of the tar."""
-    for key, group in groupby(members(tar, root=Path("/")), key=lambda member: _parts(member.name)[0]):
+    for key, group in groupby(members(tar, root=root), key=lambda member: _parts(member.name)[0]):
         yield key, {_parts(member.name)[1]: member for member in group}
 
 
@@ -38,32 +38,32 @@ def _parts(name: str) -> tuple[str, str]:
     return folder + slash + stem, ending.lower()
 
 
-def _classes(tars: list[Path]) -> list[str]:
+def _classes(tars: list[Path], root: Path) -> list[str]:
     """The labels that occur, sorted: numbers by value, and as many as the highest needs; names by letter."""
-    found = {label for tar in tars for _, parts in _samples(tar) if (label := _label(parts)[0]) is not None}
+    found = {label for tar in tars for _, parts in _samples(tar, root) if (label := _label(parts, root)[0]) is not None}
     if all(isinstance(label, int) for label in found):
         return [str(number) for number in range(max(found, default=-1) + 1)]
     return sorted(map(str, found))
 
 
-def _label(parts: dict[str, Member]) -> tuple[Any, dict[str, Any]]:
+def _label(parts: dict[str, Member], root: Path) -> tuple[Any, dict[str, Any]]:
     """Label (a number, a name or None) and what else belongs into the sample's json."""
     label, meta = None, {}
     if "json" in parts:
-        value = json.loads(read_bytes(parts["json"].at, Path("/")))
+        value = json.loads(read_bytes(parts["json"].at, root))
         label = value.get("label", value.get("class"))
         meta = {key: value[key] for key in ("caption", "text") if key in value}
     if "cls" in parts:
-        label = int(read_bytes(parts["cls"].at, Path("/")))
+        label = int(read_bytes(parts["cls"].at, root))
     if "txt" in parts:
-        meta["caption"] = read_bytes(parts["txt"].at, Path("/")).decode("utf-8", "replace")
+        meta["caption"] = read_bytes(parts["txt"].at, root).decode("utf-8", "replace")
     return label, meta
 
 
-def _items(tar: Path, classes: list[str], rejected: list[Rejected]) -> Iterator[Item]:
-    for key, parts in _samples(tar):
+def _items(tar: Path, root: Path, classes: list[str], *, rejected: list[Rejected]) -> Iterator[Item]:
+    for key, parts in _samples(tar, root):
         image = next((parts[ending[1:]] for ending in IMAGES if ending[1:] in parts), None)
-        label, meta = _label(parts)
+        label, meta = _label(parts, root)
         if image is None:
             rejected.append(
                 Rejected(key, "label_without_image", f"{tar.name} has only {', '.join(sorted(parts))} of it")

@@ -180,6 +180,22 @@ def test_a_source_that_changed_is_refused_and_one_that_is_gone_is_not_needed(tmp
     prepare(cfg)
 
 
+def test_what_failed_may_be_mended_and_started_again(tmp_path: Path) -> None:
+    """A missing folder that appears, a download that was wrong: no trace of the failure is in the way."""
+    cfg = of(tmp_path / "images", tmp_path / "data")
+    with pytest.raises(UserError, match="does not exist"):
+        prepare(cfg)
+    folder_of_pictures(tmp_path / "images", 20)
+    prepare(cfg)
+    assert [path.name for path in sorted(data_directory(cfg).iterdir())] == ["shards", "source"]
+
+
+def test_a_listing_may_be_made_by_several_at_the_same_time(images: Path, tmp_path: Path) -> None:
+    tasks = [subprocess.Popen(command(images, tmp_path, "fetch")) for _ in range(3)]
+    assert [task.wait(timeout=60) for task in tasks] == [0, 0, 0]
+    assert [path.name for path in data_directory(of(images, tmp_path)).iterdir()] == ["source"]
+
+
 def test_shards_of_other_settings_are_never_mixed(images: Path, tmp_path: Path) -> None:
     """Should a directory's name be taken by hand for other settings, nothing in it is used."""
     one, other = of(images, tmp_path), of(images, tmp_path, "data.image_size=8")
