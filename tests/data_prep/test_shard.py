@@ -208,10 +208,3 @@ def test_shards_of_other_settings_are_never_mixed(images: Path, tmp_path: Path) 
 def test_shard_before_fetch_says_what_to_run(images: Path, tmp_path: Path) -> None:
     with pytest.raises(Incomplete, match="Run `python -m data_prep fetch`"):
         shard.run(of(images, tmp_path))
-
-
-@pytest.mark.parametrize(("part", "status"), [("3/3", 2), ("x", 2), ("-1/2", 2)])
-def test_a_part_that_is_none_is_refused(images: Path, tmp_path: Path, part: str, status: int) -> None:
-    listing.run(of(images, tmp_path))
-    done = subprocess.run([*command(images, tmp_path, "shard"), f"--part={part}"], capture_output=True, text=True)
-    assert done.returncode == status and "expected K/N" in done.stderr

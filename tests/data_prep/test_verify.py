@@ -12,6 +12,7 @@ from prepared import config, folder_of_pictures, image_of, prepare, split_of
 from rich.console import Console
 
 from data_prep import inspection, verify
+from data_prep.__main__ import main
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.data.shards import open_shards
@@ -101,23 +102,24 @@ def test_a_folder_without_shards_is_named(tmp_path: Path) -> None:
         inspection.find_splits(tmp_path)
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "data_prep", *words, "--workers=1"], capture_output=True, text=True)
-
-
-def test_the_command_line_fetches_shards_verifies_and_inspects(tmp_path: Path) -> None:
+def test_the_command_line_fetches_shards_verifies_and_inspects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [f"data.source.path={folder_of_pictures(tmp_path / 'images', 30)}", "data.image_size=16"]
     for stage in ("fetch", "shard", "verify", "inspect"):
-        done = run(stage, "data=folder", f"data_dir={tmp_path / 'data'}", *words)
-        assert done.returncode == 0, done.stderr
+        assert main([stage, "data=folder", f"data_dir={tmp_path / 'data'}", *words, "--workers=1"]) == 0
     (directory,) = (path for path in (tmp_path / "data").iterdir() if path.name.startswith("folder-"))
-    for stage in ("verify", "inspect"):
-        done = run(stage, str(directory))
-        assert done.returncode == 0 and "train" in done.stderr, done.stderr
+    command = [sys.executable, "-m", "data_prep", "verify", str(directory), "--workers=1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "every byte is right" in done.stderr, done.stderr
+    assert main(["inspect", str(directory)]) == 0 and "contact sheet" in capsys.readouterr().err
 
 
-def test_bad_words_end_with_2_and_a_sentence(tmp_path: Path) -> None:
-    done = run("shard", "data=foldr")
-    assert done.returncode == 2 and "Did you mean 'folder'" in done.stderr and "Traceback" not in done.stderr
-    done = run("verify", str(tmp_path))
-    assert done.returncode == 2 and "holds no finished shards" in done.stderr
+def test_bad_words_end_with_2_and_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shard", "data=foldr"]) == 2
+    assert "Did you mean 'folder'" in capsys.readouterr().err
+    assert main(["verify", str(tmp_path)]) == 2
+    assert "holds no finished shards" in capsys.readouterr().err
+    for part in ("3/3", "x", "-1/2", "array"):
+        assert main(["shard", "data=glyphs16", f"data_dir={tmp_path}", f"--part={part}"]) == 2
+        assert "K/N" in (told := capsys.readouterr().err) or "no task of a Slurm job array" in told
