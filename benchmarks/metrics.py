@@ -5,7 +5,8 @@
 The weights are random and the same in all of them: speed and equality do not depend on what they are. The others need
 torch-fidelity's package on the path (`pip install --no-deps --target DIR torch-fidelity`, PYTHONPATH=DIR): only the
 modules that work without torchvision are loaded. pytorch-fid cannot be loaded without torchvision; torch-fidelity's
-network is pytorch-fid's, layer by layer. Rounds are interleaved, so that a busy machine is busy for all.
+network is pytorch-fid's, layer by layer. Rounds take turns and time is the process's own, so a busy machine slows
+nobody more than the others.
 """
 
 import argparse
@@ -70,7 +71,7 @@ def stub_torch_fidelity() -> bool:
 
 
 def torch_fidelity(weights: Path, batch: int) -> Peer:
-    """Its extractor; its formula (mean, numpy's covariance, scipy's matrix root) as `fid_statistics_to_metric` has it."""
+    """Its extractor, and its formula: numpy's covariance and scipy's matrix root."""
     module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
     network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
     sides: dict[bool, np.ndarray] = {}
@@ -103,21 +104,21 @@ def torchmetrics(weights: Path, batch: int) -> Peer:
 
 
 def interleaved(peers: dict[str, Peer], images: tuple[Tensor, Tensor], rounds: int) -> dict[str, float]:
-    """Print and return the images a second of each pass: the median over rounds, in turns."""
+    """Print and return the images a CPU second of each pass: the median over rounds, in turns."""
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     for peer in peers.values():
         peer.add(images[0][:8], True)
     for _ in range(rounds):
         for name, peer in peers.items():
-            start = time.perf_counter()
+            start = time.process_time()
             peer.add(images[0], True)
             peer.add(images[1], False)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     count = len(images[0]) + len(images[1])
     speeds = {name: count / statistics.median(times) for name, times in seconds.items()}
     for name, speed in speeds.items():
         spread = f"{count / max(seconds[name]):.2f} to {count / min(seconds[name]):.2f}"
-        print(f"{name:<28} {speed:7.2f} images/s ({spread})", flush=True)
+        print(f"{name:<28} {speed:7.2f} images per CPU second ({spread})", flush=True)
     return speeds
 
 
@@ -125,9 +126,9 @@ def compared(peers: dict[str, Peer], speeds: dict[str, float]) -> None:
     """Print each distance with the time it takes, and ours against each of the others."""
     values = {}
     for name, peer in peers.items():
-        start = time.perf_counter()
+        start = time.process_time()
         values[name] = peer.distance()
-        print(f"{name:<28} FID {values[name]:.6f} in {time.perf_counter() - start:.1f} s", flush=True)
+        print(f"{name:<28} FID {values[name]:.6f} in {time.process_time() - start:.1f} CPU s", flush=True)
     for name in (n for n in peers if not n.startswith("ours")):
         mine = "ours, torchmetrics' resize" if name == "torchmetrics" else "ours, tf1"
         difference = abs(values[mine] - values[name]) / abs(values[name])
