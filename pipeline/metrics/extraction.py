@@ -64,10 +64,12 @@ def features_of(
 ) -> dict[str, torch.Tensor]:
     """Features [N, D] float32 on the CPU for each space of the extractor, of the images with these numbers."""
     parts: list[dict[str, torch.Tensor]] = []
-    for start in range(0, len(indices), batch):
-        pixels = torch.from_numpy(np.array(read(indices[start : start + batch]))).to(device)
-        found = extractor.run(pixels.permute(0, 3, 1, 2))
-        parts.append({space: found[space].float().cpu() for space in extractor.spaces})
+    # A GPU's default of ten-bit mantissas in convolutions would change features in the third place.
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        for start in range(0, len(indices), batch):
+            pixels = torch.from_numpy(np.array(read(indices[start : start + batch]))).to(device)
+            found = extractor.run(pixels.permute(0, 3, 1, 2))
+            parts.append({space: found[space].float().cpu() for space in extractor.spaces})
     return {space: torch.cat([p[space] for p in parts]).contiguous() for space in extractor.spaces}
 
 
