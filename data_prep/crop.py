@@ -117,7 +117,8 @@ def convert(image: Image.Image, rules: ConversionRules, *, channels: int) -> tup
 
     wide = image.mode in _SIXTEEN_BIT or _wide_png(image)
     image.load()
-    turn = image.getexif().get(_EXIF_ORIENTATION, 1) if "exif" in image.info else 1
+    tagged = "exif" in image.info or image.format == "TIFF"  # reading what is not there costs as much as a small decode
+    turn = image.getexif().get(_EXIF_ORIENTATION, 1) if tagged else 1
     if turn != 1 and by_rule("exif_rotation", rules.exif_rotation, f"EXIF orientation {turn}"):
         image = ImageOps.exif_transpose(image)
     if wide:

@@ -18,14 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.data.images import EXTENSIONS, decode
+from pipeline.data.tar_bytes import BLOCK as BLOCK
+from pipeline.data.tar_bytes import END, array_header, member
 from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import atomic_path, read_json, sha256_file, write_json, write_text
 
 FORMAT = 1
 INDEX = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])
-BLOCK = 512  # tar's
-BLANK_CHECKSUM = 8 * 32  # a tar checksum counts its own eight bytes as spaces
-_END = bytes(2 * BLOCK)
 
 
 @dataclass(frozen=True)
@@ -148,32 +147,6 @@ def shard_name(number: int) -> str:
     return f"{number:06d}.tar"
 
 
-def _tar_header(name: str, size: int) -> bytes:
-    """A ustar header: regular file, mode 0644, owner 0, time 0 (POSIX.1-1988, the bytes that `tarfile` writes)."""
-    encoded = name.encode()
-    if len(encoded) > 100:
-        raise ValueError(f"'{name}' is longer than the 100 bytes of a tar name")
-    fields = [encoded.ljust(100, b"\0"), b"0000644\0", b"0000000\0", b"0000000\0", b"%011o\0" % size, b"%011o\0" % 0]
-    start = b"".join(fields)
-    rest = b"0" + bytes(100) + b"ustar\x0000"
-    checksum = sum(start) + BLANK_CHECKSUM + sum(rest)
-    return (start + b"%06o\0 " % checksum + rest).ljust(BLOCK, b"\0")
-
-
-def _array_header(layout: Layout) -> bytes:
-    """The npy header before a bare array, b"" for image files."""
-    if layout.extension != "npy":
-        return b""
-    words = f"{{'descr': '{layout.stored.str}', 'fortran_order': False, 'shape': {layout.array_shape}, }}"
-    padding = -(10 + len(words) + 1) % 64
-    text = words.encode() + b" " * padding + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
-
-
-def _member(name: str, content: bytes) -> bytes:
-    return _tar_header(name, len(content)) + content + bytes(-len(content) % BLOCK)
-
-
 def _sums(sample: Sample, layout: Layout) -> tuple[list[float], list[float]]:
     """Sum and sum of squares per channel; exact integers for images."""
     values = sample.pixels if sample.pixels is not None else layout.decode(sample.data)
@@ -193,7 +166,7 @@ def write_shard(
     one at a time; `notes` may be filled meanwhile. A key that comes twice, has a dot or is too long, raises ValueError
     and nothing is written.
     """
-    header = _array_header(layout)
+    header = array_header(layout.stored, layout.array_shape) if layout.extension == "npy" else b""
     rows: list[tuple[int, int, int]] = []
     attributes: list[tuple[int, ...]] = []
     sums: list[float] = [0] * layout.shape[0]
@@ -206,12 +179,12 @@ def write_shard(
             label = -1 if sample.label is None else sample.label
             rows.append((len(sample.data), position + BLOCK + len(header), label))
             attributes.append(sample.attributes)
-            position += file.write(_member(f"{sample.key}.{sample.extension}", header + sample.data))
-            position += file.write(_member(f"{sample.key}.json", _sample_json(sample)))
+            position += file.write(member(f"{sample.key}.{sample.extension}", header + sample.data))
+            position += file.write(member(f"{sample.key}.json", _sample_json(sample)))
             first, second = _sums(sample, layout)
             sums = [a + b for a, b in zip(sums, first, strict=True)]
             squares = [a + b for a, b in zip(squares, second, strict=True)]
-        position += file.write(_END)
+        position += file.write(END)
     record = ShardRecord(path.name, sha256_file(path), position, rows, attributes, sums, squares, notes or [])
     write_text(_record_path(path), json.dumps(asdict(record)))
     return record
