@@ -29,7 +29,7 @@ def setup_lines(cluster: ClusterConfig, resources: Resources, snapshot: Path) ->
         "export PYTHONSAFEPATH=1  # and not what lies in the working directory",
         f"export MUDI_COMMIT={commit}",
         "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
-        f"export MUDI_NODE_CACHE={shlex.quote(cluster.node_local)}/mudi-$USER-$SLURM_JOB_ID",
+        f"export MUDI_NODE_CACHE={shlex.quote(cluster.node_local)}/mudi-$(id -un)-$SLURM_JOB_ID",
         "export TORCHINDUCTOR_CACHE_DIR=$MUDI_NODE_CACHE/inductor TRITON_CACHE_DIR=$MUDI_NODE_CACHE/triton",
         "export CUDA_CACHE_PATH=$MUDI_NODE_CACHE/cuda",
     ]
@@ -47,4 +47,4 @@ def teardown_lines(cluster: ClusterConfig, python: str, record: Path) -> list[st
     allowed = ",".join(f"{name}={retries_allowed(name, retry)}" for name in POLICIES if retries_allowed(name, retry))
     limits = f"--retries '{allowed}' --backoff {retry.backoff_s}"
     after = f"{python} -m slurm.after {shlex.quote(str(record))} $code {limits}"
-    return ["code=$?", f"if [ $code != 0 ]; then {after}; code=$?; fi", "exit $code"]
+    return ["code=$?", f"if [ $code != 0 ]; then {after}; code=$?; fi", 'rm -rf "$MUDI_NODE_CACHE"', "exit $code"]

@@ -3,9 +3,12 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pipeline.config.schema_cluster import RetryConfig
 from pipeline.runtime.errors import NonFiniteError, UserError
+
+if TYPE_CHECKING:  # jobs import this module before anything else: every rank would pay for pydantic
+    from pipeline.config.schema_cluster import RetryConfig
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,6 @@ def root_cause(failures: list[dict[str, object]]) -> dict[str, object] | None:
     return min(failures, key=lambda f: (order.get(str(f["class"]), len(order)), float(str(f["time"]))), default=None)
 
 
-def retries_allowed(name: str, retry: RetryConfig) -> int:
+def retries_allowed(name: str, retry: "RetryConfig") -> int:
     """How many times a failure of this class is queued again by the job itself."""
     return int(getattr(retry, name)) if POLICIES[name].again == "limited" else 0

@@ -20,7 +20,7 @@ def _stand_ins_are_importable() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def cluster() -> Iterator[Path]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The directory of the cluster that tests/cluster/up started; skips where none is up. Ends what tests leave."""
     directory = Path(os.environ.get("MUDI_CLUSTER_DIR", "/tmp/mudi-cluster"))
     conf = directory / "etc" / "slurm.conf"
@@ -31,26 +31,33 @@ def cluster() -> Iterator[Path]:
     answer = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=30, check=False)
     if answer.returncode:
         pytest.skip(f"the test cluster in {directory} does not answer: run tests/cluster/up")
-    earlier = set(_jobs())
     yield directory
-    left = sorted(set(_jobs()) - earlier)
-    if left:
-        subprocess.run(["scancel", "--quiet", *left], timeout=60, check=False)
+    _end_jobs_below(tmp_path_factory.getbasetemp())
     os.environ.pop("SLURM_CONF") if before is None else os.environ.__setitem__("SLURM_CONF", before)
 
 
+def _end_jobs_below(folder: Path) -> None:
+    """Cancel what this session's tests left: jobs say in their comments where they belong."""
+    words = ["squeue", "-h", "-o", "%A %k"]
+    queue = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+    left = sorted({line.split()[0] for line in queue if str(folder) in line})
+    if left:
+        subprocess.run(["scancel", "--quiet", *left], timeout=60, check=False)
+
+
 @pytest.fixture(scope="session")
-def faults(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """The process that cuts jobs, and its folder: started once, early, as its scenarios mostly wait."""
-    root = tmp_path_factory.mktemp("faults")
+def faults(cluster: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the process that cuts jobs. It is started once, however many processes run the tests."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "faults"
+    try:
+        root.mkdir()
+    except FileExistsError:
+        yield root
+        return
     env = os.environ | {"SLURM_CONF": str(cluster / "etc" / "slurm.conf"), "OMP_NUM_THREADS": "1"}
     with (root / "faults.log").open("w") as log:
         process = subprocess.Popen([sys.executable, HERE / "faults.py", root], stdout=log, stderr=log, env=env)
-    yield root, process
+    yield root
     process.kill()
     process.wait()
-
-
-def _jobs() -> list[str]:
-    done = subprocess.run(["squeue", "-h", "-o", "%A"], capture_output=True, text=True, timeout=30, check=True)
-    return done.stdout.split()

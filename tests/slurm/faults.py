@@ -26,7 +26,8 @@ from slurm.watching import tail_rows
 from slurm.workflows import Launch
 
 CALM = {"exclude": "node2,node4"}  # node2 is where jobs are preempted, node4 is killed
-REAL_STEPS = 600
+REAL_STEPS = 300
+CUT = "all-is-cut"  # a file that says so
 TAKER = ["sbatch", "-p", "main", "-w", "node2", "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]
 
 
@@ -88,22 +89,30 @@ def _has_begun(launch: Launch) -> bool:
 
 
 def kill_node(name: str) -> None:
-    """What a power cut does: slurmd, the managers of its jobs' steps, and the jobs."""
+    """What a power cut does: slurmd, the managers of its jobs' steps, and the jobs; of this cluster alone."""
+    ours = f"SLURM_CONF={os.environ['SLURM_CONF']}"
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            inside = f"SLURMD_NODENAME={name}".encode() in (entry / "environ").read_bytes().split(b"\0")
             words = (entry / "cmdline").read_bytes().split(b"\0")
-            daemon = words[:1] == [b"slurmd"] and name.encode() in words
-            if inside or daemon or (b"slurmstepd" in words[0] and children_on(entry, name)):
+            daemon = words[0] == b"slurmd" and name.encode() in words
+            inside = f"SLURMD_NODENAME={name}" in environment(entry)
+            if ours in environment(entry) and (
+                daemon or inside or (b"slurmstepd" in words[0] and is_above(entry, name))
+            ):
                 os.kill(int(entry.name), signal.SIGKILL)
 
 
-def children_on(entry: Path, name: str) -> bool:
-    """Whether a step's manager has a job's process of that node below it."""
+def environment(entry: Path) -> set[str]:
+    """Of a process, by its entry in /proc."""
+    return set((entry / "environ").read_bytes().decode(errors="replace").split("\0"))
+
+
+def is_above(entry: Path, name: str) -> bool:
+    """Whether a step's manager has a process of a job on that node below it."""
     for children in (entry / "task").glob("*/children"):
         for child in children.read_text().split():
             with contextlib.suppress(OSError):
-                if f"SLURMD_NODENAME={name}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+                if f"SLURMD_NODENAME={name}" in environment(Path("/proc") / child):
                     return True
     return False
 
@@ -123,7 +132,7 @@ def cut_all(root: Path) -> None:
     end = time.monotonic() + 150
     while (waiting or together) and time.monotonic() < end:
         begun |= {name for name, launch in found.items() if _has_begun(launch)}
-        begun -= set() if any(row["step"] >= 50 for row in tail_rows(metrics)) else {"real"}
+        begun -= set() if any(row["step"] >= 25 for row in tail_rows(metrics)) else {"real"}
         for name in set(waiting) & begun:
             waiting.pop(name)()
         if together.get("dead_node", {"?"}) <= begun:
@@ -138,3 +147,4 @@ def cut_all(root: Path) -> None:
 
 if __name__ == "__main__":
     cut_all(Path(sys.argv[1]))
+    (Path(sys.argv[1]) / CUT).touch()

@@ -9,21 +9,23 @@ from pathlib import Path
 
 import pytest
 import tiny
-from faults import REAL_STEPS, scenarios
+from faults import CUT, REAL_STEPS, scenarios
 from launching import ended, kept_steps, states, wait_for
 
 from slurm.ledger import LEDGER
 from slurm.watching import tail_rows
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 
 @pytest.fixture(scope="module")
 def running(faults):
     """The scenarios, when all that is to be cut was cut."""
-    root, process = faults
-    assert process.wait(180) == 0, (root / "faults.log").read_text()
-    return scenarios(root)
+    end = time.monotonic() + 200
+    while not (faults / CUT).exists():
+        assert time.monotonic() < end and "Error" not in (faults / "faults.log").read_text(), "faults.py failed"
+        time.sleep(0.5)
+    return scenarios(faults)
 
 
 @pytest.mark.parametrize("name", ["bad_config", "non_finite", "out_of_memory", "killed", "disk_full", "error"])
