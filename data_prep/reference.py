@@ -38,13 +38,13 @@ def run(cfg: Config) -> None:
     directory = data / "reference"
     images = {name: split.manifest.sha256 for name, split in splits.items()}
     if cfg.evaluate.domain.enabled:
-        _classifier(cfg, splits, classifier_directory(directory, cfg.evaluate.domain, images), images)
+        _classifier(cfg, splits, classifier_directory(directory, cfg.evaluate.domain, images), images=images)
     made = []
     for extractor in build_extractors(cfg.evaluate, directory, images, device=default_device()):
         for name, split in splits.items():
             path = reference_path(directory, extractor, name)
             if not _current(path, split):
-                _statistics(cfg, split, extractor, path)
+                _statistics(cfg, split, extractor, path=path)
             made.append(str(path.relative_to(directory)))
     write_json(directory / RECEIPT, {"stage": "reference", "images": images, "files": sorted(made)})
 
@@ -69,7 +69,9 @@ def _current(path: Path, split: ShardDirectory) -> bool:
     return record.exists() and path.exists() and read_json(record)["images"] == split.manifest.sha256
 
 
-def _classifier(cfg: Config, splits: Mapping[str, ShardDirectory], directory: Path, images: Mapping[str, str]) -> None:
+def _classifier(
+    cfg: Config, splits: Mapping[str, ShardDirectory], directory: Path, *, images: Mapping[str, str]
+) -> None:
     """Train and save the domain classifier, unless it is there."""
     if (directory / "classifier.json").exists():
         return
@@ -102,7 +104,7 @@ def _examples(split: ShardDirectory) -> Examples:
     return Examples(Reader(split).read, np.asarray(split.index["label"], np.int64))
 
 
-def _statistics(cfg: Config, split: ShardDirectory, extractor: Extractor, path: Path) -> None:
+def _statistics(cfg: Config, split: ShardDirectory, extractor: Extractor, *, path: Path) -> None:
     """Moments and features of one split. Several processes share the blocks; the first of them gathers."""
     evaluate = cfg.evaluate
     name = f"{path.stem}-{split.manifest.sha256[:8]}-{evaluate.block}.work"

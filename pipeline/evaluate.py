@@ -74,9 +74,9 @@ def evaluate(cfg: Config, run: RunDir, *, part: tuple[int, int] | None = None) -
         key = _key(cfg, samples, standards)
         if not (result.exists() and read_json(result).get("key") == key):
             work = run.results / f".work-{key[:16]}"
-            if not _features(cfg, samples, standards, work, part=part):
+            if not _features(cfg, samples, standards, work=work, part=part):
                 continue
-            found = _result(cfg, samples, standards, work, result.with_suffix(".nearest.png"))
+            found = _result(cfg, samples, standards, work=work, picture=result.with_suffix(".nearest.png"))
             write_board(run.tensorboard / "evaluation", found, _experiment(cfg, found))
             write_json(result, {"key": key, **found})
             shutil.rmtree(work, ignore_errors=True)
@@ -132,13 +132,13 @@ def _key(cfg: Config, samples: ShardDirectory, standards: Standards) -> str:
     return content_hash([samples.manifest.sha256, standards.identity, settings])
 
 
-def _work(cfg: Config, samples: ShardDirectory, extractor: Extractor, work: Path) -> Work:
+def _work(cfg: Config, samples: ShardDirectory, extractor: Extractor, *, work: Path) -> Work:
     directory = work / f"{extractor.key}-{cfg.evaluate.block}"
     return Work(directory, samples.manifest.count, cfg.evaluate.block, cfg.evaluate.batch)
 
 
 def _features(
-    cfg: Config, samples: ShardDirectory, standards: Standards, work: Path, *, part: tuple[int, int] | None
+    cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path, part: tuple[int, int] | None
 ) -> bool:
     """Compute this process's share of the features; whether it is the one that goes on and writes the result.
 
@@ -149,7 +149,7 @@ def _features(
     gathers = part is None and mine[0] == 0
     shares = [mine, (0, 1)] if gathers and mine[1] > 1 else [mine]
     for extractor in standards.extractors:
-        blocks = _work(cfg, samples, extractor, work)
+        blocks = _work(cfg, samples, extractor, work=work)
         for share in shares:
             total = sum(
                 min(blocks.block, blocks.count - n * blocks.block) for n in range(share[0], blocks.blocks, share[1])
@@ -159,12 +159,12 @@ def _features(
     return gathers
 
 
-def _result(cfg: Config, samples: ShardDirectory, standards: Standards, work: Path, picture: Path) -> dict[str, Any]:
+def _result(cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path, picture: Path) -> dict[str, Any]:
     """Everything that the result file says, apart from its key."""
     measured = Measured()
     asked = np.asarray(samples.index["label"], np.int64)
     for extractor in standards.extractors:
-        blocks = _work(cfg, samples, extractor, work)
+        blocks = _work(cfg, samples, extractor, work=work)
         measured.update(measure(extractor, blocks, standards.references[extractor.key], asked=asked, cfg=cfg.evaluate))
     sets = [Images(Reader(s).read, s.manifest.count) for s in (samples, *standards.splits.values())]
     copies, worst = _copies(cfg, standards, sets)
@@ -224,7 +224,7 @@ def _draw(path: Path, worst: Sequence[Worst], sets: Sequence[Images]) -> None:
             images.read(np.array(numbers, np.int64))
             for images, numbers in zip(sets, ([w.sample for w in worst], [w.train for w in worst]), strict=False)
         )
-        draw_worst(path, worst, samples, train)
+        draw_worst(path, worst, samples=samples, train=train)
 
 
 def _partial(manifest: Manifest) -> list[str]:

@@ -56,13 +56,13 @@ def measure_copies(
     """
     out = Measured()
     of_pixels = _Search(pixels, lambda: _pixel_blocks(train), train.count, device)
-    worst = _measure(out, "copy-rate-pixel", of_pixels, samples, held_out, cfg)
+    worst = _measure(out, "copy-rate-pixel", of_pixels, samples=samples, held_out=held_out, cfg=cfg)
     if extractor is not None and reference is not None:
         space = next(iter(s for s, what in spaces_of(extractor).items() if what.full))
         kept, numbers = reference.features(space), reference.indices()
-        vectors = _vectors(extractor, space, cfg.batch, device)
+        vectors = _vectors(extractor, space, batch=cfg.batch, device=device)
         search = _Search(vectors, lambda: [(0, kept)], len(kept), device)
-        found = _measure(out, f"copy-rate-{extractor.name}", search, samples, held_out, cfg)
+        found = _measure(out, f"copy-rate-{extractor.name}", search, samples=samples, held_out=held_out, cfg=cfg)
         worst += [Worst(w.sample, int(numbers[w.train]), w.ratio) for w in found]
     if held_out is None:
         out.words.append("copy rates are not calibrated: there are no held-out images (data.split.valid=0)")
@@ -85,7 +85,7 @@ class _Search:
 
 
 def _measure(
-    out: Measured, name: str, search: _Search, samples: Images, held_out: Images | None, cfg: EvaluateConfig
+    out: Measured, name: str, search: _Search, *, samples: Images, held_out: Images | None, cfg: EvaluateConfig
 ) -> list[Worst]:
     found = search.closeness(samples.queries)
     beside = search.closeness(held_out.queries) if held_out is not None else None
@@ -118,7 +118,7 @@ def _pixel_blocks(train: Images) -> Iterator[tuple[int, Floats]]:
         yield start, pixels(train.read(np.arange(start, min(start + _BLOCK, train.count), dtype=np.int64)))
 
 
-def _vectors(extractor: Extractor, space: str, batch: int, device: str) -> Callable[[npt.NDArray[np.uint8]], Floats]:
+def _vectors(extractor: Extractor, space: str, *, batch: int, device: str) -> Callable[[npt.NDArray[np.uint8]], Floats]:
     def vectors(images: npt.NDArray[np.uint8]) -> Floats:
         indices = np.arange(len(images), dtype=np.int64)
         found = features_of(indices, lambda k: images[k], extractor, batch=batch, device=device)

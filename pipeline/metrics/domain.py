@@ -167,7 +167,7 @@ def _batches(train: Examples, shape: Shape, cfg: DomainConfig) -> Iterator[tuple
             indices = chosen.numpy()
             images = _moved(_read(train, indices), visits[chosen], cfg.seed)
             turns = (uniform(cfg.seed, Stream.AUGMENT, visits[chosen], draw=1) * 4).long()
-            yield _task(images, torch.from_numpy(train.labels[indices]), turns, shape.task)
+            yield _task(images, torch.from_numpy(train.labels[indices]), turns, task=shape.task)
 
 
 def _read(examples: Examples, indices: npt.NDArray[np.int64]) -> Tensor:
@@ -182,7 +182,7 @@ def _moved(images: Tensor, visits: Tensor, seed: int) -> Tensor:
     return windows[torch.arange(len(images)), :, shift[:, 0], shift[:, 1]]
 
 
-def _task(images: Tensor, labels: Tensor, turns: Tensor, task: str) -> tuple[Tensor, Tensor]:
+def _task(images: Tensor, labels: Tensor, turns: Tensor, *, task: str) -> tuple[Tensor, Tensor]:
     """The batch as the task has it: labels as they are, or images turned and the turn as label."""
     if task == LABELS:
         return images, labels
@@ -196,7 +196,7 @@ def _checked(network: DomainClassifier, valid: Examples, shape: Shape, *, seen: 
     for start in range(0, count, batch):
         indices = np.arange(start, min(start + batch, count), dtype=np.int64)
         labels, turns = torch.from_numpy(valid.labels[indices]), torch.from_numpy(indices % 4)
-        images, labels = _task(_read(valid, indices), labels, turns, shape.task)
+        images, labels = _task(_read(valid, indices), labels, turns, task=shape.task)
         logits = network(images)[1]
         right += float((logits.argmax(1) == labels).sum())
         loss += float(functional.cross_entropy(logits, labels, reduction="sum"))

@@ -58,7 +58,7 @@ def cmmd(samples: Floats, reference: Floats, *, bandwidth: float = 10.0, block: 
         samples, reference: CLIP embeddings [N, D] and [M, D]; they are normalised here.
     """
     x, y = _unit(samples), _unit(reference)
-    means = [_gaussian_mean(a, b, bandwidth, block) for a, b in ((x, x), (y, y), (x, y))]
+    means = [_gaussian_mean(a, b, bandwidth=bandwidth, block=block) for a, b in ((x, x), (y, y), (x, y))]
     return 1000 * (means[0] + means[1] - 2 * means[2])
 
 
@@ -67,7 +67,7 @@ def _unit(features: Floats) -> Array:
     return np.asarray(wide / np.linalg.norm(wide, axis=1, keepdims=True), np.float64)
 
 
-def _gaussian_mean(x: Array, y: Array, bandwidth: float, block: int) -> float:
+def _gaussian_mean(x: Array, y: Array, *, bandwidth: float, block: int) -> float:
     total = 0.0
     for start in range(0, len(x), block):
         squared = np.maximum(2 - 2 * x[start : start + block] @ y.T, 0)  # of vectors of length 1

@@ -24,7 +24,7 @@ DINOV2_SIZE = 224
 
 def dinov2_extractor(cfg: LibraryConfig, *, device: str) -> Extractor:
     """FD-DINOv2's features (Stein et al. 2023): the normalised class token, of images of 224 pixels."""
-    network = _load("dinov2", cfg, "Dinov2Model", device)
+    network = _load("dinov2", cfg, "Dinov2Model", device=device)
     mean, std = _columns(_IMAGENET, device)
 
     def run(images: Tensor) -> dict[str, Tensor]:
@@ -36,7 +36,7 @@ def dinov2_extractor(cfg: LibraryConfig, *, device: str) -> Extractor:
 
 def clip_extractor(cfg: LibraryConfig, *, device: str) -> Extractor:
     """CMMD's embeddings (Jayasumana et al. 2024): CLIP's projected image embedding, at the network's own size."""
-    network = _load("clip", cfg, "CLIPVisionModelWithProjection", device)
+    network = _load("clip", cfg, "CLIPVisionModelWithProjection", device=device)
     mean, std = _columns(_CLIP, device)
     size = int(network.config.image_size)
 
@@ -47,7 +47,7 @@ def clip_extractor(cfg: LibraryConfig, *, device: str) -> Extractor:
     return Extractor("clip", _protocol(cfg, "clip", size), ("features",), run)
 
 
-def _load(name: str, cfg: LibraryConfig, model: str, device: str) -> Any:
+def _load(name: str, cfg: LibraryConfig, model: str, *, device: str) -> Any:
     setting = f"evaluate.{name}.weights"
     if cfg.weights is None or not (cfg.weights / "model.safetensors").is_file():
         raise UserError(

@@ -16,7 +16,7 @@ _PAIRS = 4  # in a row
 
 
 def draw_worst(
-    path: Path, worst: Sequence[Worst], samples: npt.NDArray[np.uint8], train: npt.NDArray[np.uint8]
+    path: Path, worst: Sequence[Worst], *, samples: npt.NDArray[np.uint8], train: npt.NDArray[np.uint8]
 ) -> None:
     """Write a PNG: each pair is a sample [H, W, C] and its nearest training image, worst first, with numbers.
 

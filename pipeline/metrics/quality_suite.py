@@ -22,12 +22,13 @@ def measure_quality(samples: Images, held_out: Images | None, *, cfg: QualityCon
     out = Measured()
     for name, path in (("niqe", cfg.niqe), ("brisque", cfg.brisque), ("cnniqa", cfg.cnniqa)):
         if path is not None:
-            _measure(out, name, checked_file(f"evaluate.quality.{name}", path, None), samples, held_out, cfg)
+            found = checked_file(f"evaluate.quality.{name}", path, None)
+            _measure(out, name, found, samples=samples, held_out=held_out, cfg=cfg)
     return out
 
 
 def _measure(
-    out: Measured, name: str, path: Path, samples: Images, held_out: Images | None, cfg: QualityConfig
+    out: Measured, name: str, path: Path, *, samples: Images, held_out: Images | None, cfg: QualityConfig
 ) -> None:
     score, accepts = _metric(name, path)
     count = min(samples.count, cfg.images)

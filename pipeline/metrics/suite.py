@@ -94,14 +94,14 @@ def measure(
             out.add(f"cmmd{at}", cmmd(all_features(work, "features"), reference.features("features")))
         else:
             for name, space in spaces_of(extractor).items():
-                _compare(out, space, work, reference, name=name, at=at, cfg=cfg)
+                _compare(out, space, work, reference=reference, name=name, at=at, cfg=cfg)
     if "logits" in extractor.spaces:
         _classes(out, extractor, work, asked=asked, cfg=cfg)
     return out
 
 
 def _compare(
-    out: Measured, space: Space, work: Work, reference: Reference, *, name: str, at: str, cfg: EvaluateConfig
+    out: Measured, space: Space, work: Work, *, reference: Reference, name: str, at: str, cfg: EvaluateConfig
 ) -> None:
     """One space against one reference; interval and extrapolation for the first reference alone."""
     groups = grouped_moments(work, name, cfg.confidence_blocks)
