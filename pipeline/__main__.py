@@ -12,6 +12,7 @@ JOBS = {
     "evaluate": ("pipeline.evaluate", "score a set of samples against reference statistics"),
     "compare": ("pipeline.compare", "tables and plots over runs"),
     "export": ("pipeline.export", "write a folder that diffusers loads"),
+    "import": ("pipeline.adopt", "make a run of such a folder, to train on or sample from"),
 }
 BAD_INPUT, NON_FINITE, OUT_OF_MEMORY = 2, 76, 77
 

@@ -63,6 +63,14 @@ def test_number_of_ranks_may_change_at_every_restart(tmp_path, single):
     assert largest_difference(expected, tiny.run(cfg, world_size=2)) < 1e-9
 
 
+def test_dropout_masks_belong_to_images(tmp_path):
+    model = {**tiny.UNET, "dropout": 0.3}
+    one = tiny.config(tmp_path, name="one", model=model, precision="fp64")
+    several = tiny.config(tmp_path, name="several", model=model, precision="fp64", micro_batch=2)
+    tiny.prepare(one)
+    assert largest_difference(tiny.run(one), tiny.run(several, world_size=2)) < 1e-9
+
+
 def test_accumulation_and_read_ahead_change_nothing(tmp_path, single):
     expected = single(precision="fp64")
     cfg = tiny.config(tmp_path, name="small_batches", precision="fp64", micro_batch=2, workers=3)

@@ -10,6 +10,7 @@ from pipeline.data.shards import Manifest
 from pipeline.diffusion.build import build_balance, build_process
 from pipeline.diffusion.build_sampler import build_generator
 from pipeline.models.build import build_network
+from pipeline.models.dropout import number_layers
 from pipeline.objectives.condition import Conditions
 from pipeline.objectives.objective import Networks
 from pipeline.runtime.random import Stream, normal, uniform
@@ -31,6 +32,7 @@ class Denoising:
             attributes=self._conditions.attributes,
             outputs=self._shape[0] * 2 if cfg.diffusion.learned_variance else None,
         )
+        number_layers(network, seed=cfg.seed)  # dropout masks are functions of the seed and the visit
         self.process = build_process(cfg.diffusion)
         self._balance = build_balance(cfg.diffusion)
         if cfg.diffusion.learned_uncertainty:
