@@ -23,7 +23,7 @@ _MAGIC = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Member:
     """A file in a folder or archive: its name with slashes, and where its bytes are (see `data_prep.load`)."""
 
