@@ -11,9 +11,9 @@ from pipeline.config.schema_metrics import EvaluateConfig
 from pipeline.metrics.accuracy import conditional_accuracy
 from pipeline.metrics.domain import LABELS
 from pipeline.metrics.extraction import Work, all_features, grouped_moments
-from pipeline.metrics.extrapolation import Target, at_infinity, jackknife
+from pipeline.metrics.extrapolation import at_infinity, jackknife
 from pipeline.metrics.features import Extractor
-from pipeline.metrics.frechet import frechet_distance
+from pipeline.metrics.frechet import Target
 from pipeline.metrics.inception_score import inception_score
 from pipeline.metrics.kernel_distance import cmmd, kid
 from pipeline.metrics.manifolds import DENSITY_NEIGHBOURS, density_coverage, precision_recall
@@ -108,9 +108,9 @@ def _compare(
     found, target = merged(groups), reference.moments(name)
     counts, dimensions = [found.count, target.count], len(found.mean)
     details: dict[str, Any] = {"reference": reference.split, "images": counts, "dimensions": dimensions}
-    value = frechet_distance(found, target)
+    towards = Target(target)
+    value = towards.exact(found)
     if space.full and not at:
-        towards = Target(target)
         interval = jackknife(groups, towards)
         if interval is not None:
             details.update(low=interval.low, high=interval.high, error=interval.error, blocks=interval.blocks)

@@ -47,3 +47,14 @@ def test_cmmd_equals_the_double_sum_for_any_block_and_is_zero_for_equal_sets() -
     expected = 1000 * (mean(u, u) + mean(v, v) - 2 * mean(u, v))
     assert cmmd(x, y, block=7) == pytest.approx(expected, rel=1e-9)
     assert cmmd(x, x) == pytest.approx(0, abs=1e-9)
+
+
+def test_equal_numbers_of_every_class_bring_kid_below_zero() -> None:
+    """Other rows of the set are of the same class a little too rarely, and the diagonal is what is left out."""
+    rng = np.random.default_rng(4)
+    centres = 3 * rng.normal(size=(10, 8))
+    values = []
+    for _ in range(60):
+        x, y = (np.repeat(centres, 4, 0) + 0.1 * rng.normal(size=(40, 8)) for _ in range(2))
+        values.append(polynomial_mmd2(x, y))
+    assert max(values) < 0
