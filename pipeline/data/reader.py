@@ -88,9 +88,10 @@ class Reader:
         if wrong.size:
             raise self._damaged(rows[wrong[0]], f"its record has {rows['size'][wrong[0]]} bytes, expected {size}")
         target = arrays.reshape(-1).view(np.uint8).data
+        files = {shard: self._file(shard) for shard in set(rows["shard"].tolist())}
         where = zip(rows["shard"].tolist(), rows["offset"].tolist(), strict=True)
         for number, (shard, offset) in enumerate(where):
-            got = os.preadv(self._file(shard), [target[number * size : (number + 1) * size]], offset)
+            got = os.preadv(files[shard], [target[number * size : (number + 1) * size]], offset)
             if got != size:
                 raise self._damaged(rows[number], f"its shard ends {size - got} bytes early")
         return arrays
