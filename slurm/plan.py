@@ -3,8 +3,9 @@
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config.durations import needs_images, to_images, to_steps
+from pipeline.config.durations import needs_images
 from pipeline.config.paths import data_directory
+from pipeline.config.plan import plan_for
 from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import Resources
 from pipeline.runtime.errors import Incomplete
@@ -25,7 +26,11 @@ def show(launch: Launch, console: Console) -> None:
         table.add_row(job.name, ", ".join(job.parents), asked(job.resources), job.command(), now)
     console.print(table)
     for name, value in derived(launch.cfg).items():
-        console.print(f"{name:22s} {value}", highlight=False)
+        console.print(f"{name:14s} {value}", highlight=False)
+    console.print(
+        "parameters     python -m pipeline train ... --dry-run counts them, with the size of a checkpoint",
+        highlight=False,
+    )
 
 
 def asked(resources: Resources) -> str:
@@ -41,22 +46,26 @@ def asked(resources: Resources) -> str:
 
 
 def derived(cfg: Config) -> dict[str, str]:
-    """Quantities that follow from the config, in words. Those that need the data say so until it is prepared."""
+    """Quantities that follow from the config, in words. Those that need the data say so until it is prepared.
+
+    Raises:
+        UserError: a global batch that does not divide over the ranks, or exceeds the training split.
+    """
     train, images = cfg.train, train_images(cfg)
     ranks = cfg.cluster.train.nodes * cfg.cluster.train.tasks_per_node
-    rows = {"global batch": f"{train.global_batch} = {ranks} process(es) x {train.global_batch / ranks:g}"}
+    plan = plan_for(cfg, train_images=images or train.global_batch, world_size=ranks)
+    share = f"{train.global_batch} = {ranks} process(es) x {plan.accumulate} micro-batch(es) x {plan.micro_batch}"
+    rows = {"global batch": share}
+    samples = f"{cfg.sample.count}, {cfg.sample.sampler.steps} steps of {cfg.sample.sampler.kind}"
     if needs_images(train.duration) and images is None:
-        return rows | {"training": f"{train.duration}; in steps once the data is prepared ({data_directory(cfg)})"}
-    total = to_images(train.duration, batch=train.global_batch, train_images=images)
-    steps = to_steps(train.duration, batch=train.global_batch, train_images=images)
-    rows["training"] = f"{steps} steps, {total / 1000:g} thousand images" + (
-        f", {total / images:.1f} epochs of {images}" if images else ""
-    )
-    if not needs_images(train.checkpoint_every) or images:
-        every = to_steps(train.checkpoint_every, batch=train.global_batch, train_images=images)
-        rows["checkpoints"] = f"every {every} steps, the last {train.keep_last} kept"
-    rows["samples"] = f"{cfg.sample.count}, {cfg.sample.sampler.steps} steps of {cfg.sample.sampler.kind}"
-    return rows
+        waiting = f"{train.duration}; in steps once the data is prepared ({data_directory(cfg)})"
+        return rows | {"training": waiting, "samples": samples}
+    seen = plan.total_steps * train.global_batch
+    epochs = f", {seen / images:.1f} epochs of {images}" if images else ""
+    rows["training"] = f"{plan.total_steps} steps, {seen / 1000:g} thousand images{epochs}"
+    if images or not needs_images(train.checkpoint_every):
+        rows["checkpoints"] = f"every {plan.checkpoint_every} steps, the last {train.keep_last} kept"
+    return rows | {"samples": samples}
 
 
 def train_images(cfg: Config) -> int | None:

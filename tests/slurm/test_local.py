@@ -149,6 +149,25 @@ def test_bad_input_says_what_and_what_to_do(tmp_path):
     assert done.returncode == 2 and "train.global_batch" in done.stderr and "name=" in done.stderr
 
 
+def test_ranks_that_do_not_divide_the_batch_are_refused_before_anything_is_queued(tmp_path):
+    where = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
+    done = slurm_words("submit", "experiment=glyphs16", "cluster.train.tasks=3", *where)
+    assert done.returncode == 2 and "does not divide over 3 ranks" in done.stderr
+    assert not list(tmp_path.glob("runs/*/jobs"))
+
+
+def test_logs_show_the_end_and_following_ends_with_the_job(tmp_path):
+    launch = stand_in(tmp_path, profile("local"), only=("train",), options={"train": "--fail bad_config"})
+    run(launch)
+    done = slurm_words("logs", str(launch.run.path), "train", "-f")
+    assert done.returncode == 0 and "found -1, expected a positive number" in done.stdout
+    assert "train: failed bad_config" in done.stderr
+    done = slurm_words("logs", str(launch.run.path), "sample")
+    assert done.returncode == 2 and "nothing of it has started" in done.stderr
+    done = slurm_words("logs", str(launch.run.path), "smaple")
+    assert done.returncode == 2 and "its jobs are prepare, train, sample, evaluate" in done.stderr
+
+
 def test_nothing_of_the_launcher_loads_torch():
     script = (
         "import importlib, pkgutil, sys, slurm\n"
