@@ -265,7 +265,8 @@ class SamplerConfig(Settings):
     order: Literal[1, 2, 3] = 2  # unipc alone
     corrector_steps: int = Field(1, ge=0)  # langevin alone
     corrector_snr: float = Field(0.16, gt=0)
-    clip: float | None = Field(None, gt=0)  # bound of every x0 estimate, such as 1 for pixels; None: none
+    # Bound of every x0 estimate; None: none. Pixels by eps want 1: an error of the noise counts sigma-fold in x0.
+    clip: float | None = Field(None, gt=0)
     guidance: GuidanceConfig = GuidanceConfig()
 
     @property
