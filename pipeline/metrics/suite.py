@@ -117,6 +117,10 @@ def _compare(
         limit = at_infinity(all_features(work, name), towards, seed=cfg.seed)
         if limit is not None:
             out.add(f"{space.frechet}-infinity", limit.value, points=limit.points, reference=reference.split)
+            if limit.value < 0:
+                out.words.append(
+                    f"{space.frechet}-infinity is below 0: too few images for the extrapolation; read it as 0"
+                )
     out.add(space.frechet + at, value, **details)
     if min(counts) <= dimensions:
         out.words.append(
