@@ -91,8 +91,8 @@ def chosen(rows: Sequence[Row], asked: Sequence[str]) -> list[str]:
 
 
 def markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """A table for each standard of measurement, best value of a column in bold, and what a reader should know."""
-    parts = ["# Comparison\n"]
+    """A table for each standard of measurement, the best of a column in bold, and what a reader should know."""
+    parts = ["# Comparison\n\nBold: the best, and what its 95% interval does not tell from the best.\n"]
     standards = list(dict.fromkeys(row.standard for row in rows))
     for standard in standards:
         group = [row for row in rows if row.standard == standard]
@@ -126,7 +126,7 @@ def _table(rows: Sequence[Row], names: Sequence[str]) -> str:
         for name in names:
             value = row.metrics.get(name)
             text = "" if value is None else f"{value:.4g}{_interval(row.details.get(name, {}))}"
-            cells.append(f"**{text}**" if value is not None and value == best[name] and len(rows) > 1 else text)
+            cells.append(f"**{text}**" if len(rows) > 1 and _among_best(row, name, best[name]) else text)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -135,6 +135,16 @@ def _interval(details: Mapping[str, Any]) -> str:
     if "low" in details:
         return f" ({details['low']:.4g} to {details['high']:.4g})"
     return f" ± {details['std']:.2g}" if "std" in details else ""
+
+
+def _among_best(row: Row, name: str, best: float | None) -> bool:
+    """Whether a value is the best, or its own interval does not tell it from the best. A KID below 0 counts as 0."""
+    value, details = row.metrics.get(name), row.details.get(name, {})
+    if value is None or best is None:
+        return False
+    if name.startswith("kid"):
+        value, best = max(value, 0.0), max(best, 0.0)
+    return value == best or details.get("low", value) <= best <= details.get("high", value)
 
 
 def _best(name: str, values: Sequence[float]) -> float | None:
