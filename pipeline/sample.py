@@ -37,13 +37,14 @@ from pipeline.data.shards import (
     write_shard,
 )
 from pipeline.objectives.build import build_objective
+from pipeline.objectives.denoising import Denoising
 from pipeline.objectives.objective import Objective
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_path, read_json, sweep_partial
 from pipeline.runtime.progress import progress
 from pipeline.runtime.random import Stream, uniform
-from pipeline.runtime.run_dir import COMMIT, RunDir, step_of
+from pipeline.runtime.run_dir import COMMIT, RunDir, open_run, step_of
 
 GRID_COLUMNS = 16
 GRID_WIDTH = 640  # small images are enlarged to about this many pixels a row
@@ -134,27 +135,43 @@ def _existing(directory: Path, shards: dict[int, range]) -> dict[int, ShardRecor
 def _maker(cfg: Config, run: RunDir, train: Manifest, *, step: int) -> Callable[[Tensor, Tensor], Tensor]:
     """A function from seeds and labels to images, with the wanted weights loaded."""
     device = distributed.device_for(distributed.world_from({}))
-    objective = build_objective(cfg, train)
-    load_objective(objective, cfg, run, step=step)
-    for network in objective.networks.values():
-        network.to(device).eval().requires_grad_(False)
+    objective = loaded_objective(cfg, run, train, step=step, device=device)
+    weak = _weak_model(cfg, train, device)
     narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.train.precision)
 
     @torch.inference_mode()
     def make(seeds: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype=narrow or torch.bfloat16, enabled=narrow is not None):
-            return objective.generate(
-                objective.networks, seeds.to(device), labels.to(device), sampler=cfg.sample.sampler
-            )
+            seeds, labels = seeds.to(device), labels.to(device)
+            led = None if weak is None else weak.denoise(weak.networks, labels)
+            return objective.generate(objective.networks, seeds, labels, sampler=cfg.sample.sampler, weak=led)
 
     return make
 
 
-def load_objective(objective: Objective, cfg: Config, run: RunDir, *, step: int) -> None:
-    """Load the weights that `cfg.sample.weights` names into the networks that make images."""
+def loaded_objective(cfg: Config, run: RunDir, train: Manifest, *, step: int | None, device: torch.device) -> Objective:
+    """The objective of a run with the weights that `cfg.sample.weights` names, for inference."""
+    objective = build_objective(cfg, train)
     for name in objective.averaged:
-        tensors, _ = checkpoint.load_weights(run, which=cfg.sample.weights, network=name, step=step)
-        checkpoint.load_strictly(objective.networks[name], tensors, what=f"{cfg.sample.weights} of step {step}")
+        tensors, found = checkpoint.load_weights(run, which=cfg.sample.weights, network=name, step=step)
+        checkpoint.load_strictly(objective.networks[name], tensors, what=f"{cfg.sample.weights} of step {found}")
+    for network in objective.networks.values():
+        network.to(device).eval().requires_grad_(False)
+    return objective
+
+
+def _weak_model(cfg: Config, train: Manifest, device: torch.device) -> Denoising | None:
+    """The worse model that autoguidance leads away from: a run directory, or one of its checkpoints."""
+    guidance = cfg.sample.sampler.guidance
+    if guidance.kind != "autoguidance" or not guidance.active or guidance.weak is None:
+        return None
+    place = Path(guidance.weak)
+    step = step_of(place.name)
+    run, its = open_run(place if step is None else place.parent.parent)
+    found = loaded_objective(its, run, train, step=step, device=device)
+    if not isinstance(found, Denoising):
+        raise UserError(f"sample.sampler.guidance.weak: {place} must be a diffusion model.")
+    return found
 
 
 def labels_for(cfg: Config, seeds: Tensor, train: Manifest) -> Tensor:

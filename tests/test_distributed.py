@@ -63,6 +63,14 @@ def test_number_of_ranks_may_change_at_every_restart(tmp_path, single):
     assert largest_difference(expected, tiny.run(cfg, world_size=2)) < 1e-9
 
 
+def test_fewer_validation_images_than_ranks(tmp_path, single):
+    often = {"precision": "fp64", "validate_every": "4 steps", "validate_images": 2}
+    expected = [row for row in tiny.history(single(**often)) if "valid/loss" in row]
+    run = tiny.run(tiny.config(tmp_path, name="several", **often), world_size=4)
+    found = [row for row in tiny.history(run) if "valid/loss" in row]
+    assert [row["valid/loss"] for row in found] == pytest.approx([row["valid/loss"] for row in expected], rel=1e-9)
+
+
 def test_dropout_masks_belong_to_images(tmp_path):
     model = {**tiny.UNET, "dropout": 0.3}
     one = tiny.config(tmp_path, name="one", model=model, precision="fp64")

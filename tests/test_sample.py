@@ -93,6 +93,19 @@ def test_classes_are_as_asked(trained, elsewhere):
     assert torch.bincount(drawn).double().numpy() / 6000 == pytest.approx([1 / 3] * 3, abs=0.03)
 
 
+def test_autoguidance_by_an_earlier_checkpoint(trained, elsewhere):
+    """Factor 1 is the model itself, and a model guided by itself is itself, whatever the factor."""
+    cfg, run = trained
+    guidance = cfg.sample.sampler.guidance.model_copy(update={"kind": "autoguidance", "scale": 3.0})
+    plain, _ = pixels(sample(cfg, elsewhere("plain")))
+    sets = {}
+    for step in (9, 12):
+        weak = guidance.model_copy(update={"weak": str(run.checkpoint(step))})
+        sets[step], _ = pixels(sample(changed(cfg, sampler={"guidance": weak}), elsewhere(f"weak{step}")))
+    assert np.abs(sets[12].astype(int) - plain).max() <= 1
+    assert np.abs(sets[9].astype(int) - plain).max() > 1
+
+
 def test_a_class_that_does_not_exist(trained, elsewhere):
     with pytest.raises(UserError, match=r"sample.classes: found \[7\], but the data has classes 0 to 2"):
         sample(changed(trained[0], classes=(0, 7)), elsewhere("wrong"))

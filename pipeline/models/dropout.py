@@ -7,13 +7,13 @@ from pipeline.runtime.random import Stream, chosen
 
 
 @torch.library.custom_op("mudi::dropout_mask", mutates_args=())
-def dropout_mask(visits: Tensor, shape: list[int], share: float, seed: int, layer: int) -> Tensor:
+def dropout_mask(visits: Tensor, shape: list[int], *, share: float, seed: int, layer: int) -> Tensor:
     """Which values to drop, bool [B, *shape]. One operation to the compiler, which would unroll Philox's tiles."""
     return chosen(seed, Stream.DROPOUT, visits, share=share, shape=tuple(shape), draw=layer)
 
 
 @dropout_mask.register_fake
-def _(visits: Tensor, shape: list[int], share: float, seed: int, layer: int) -> Tensor:
+def _(visits: Tensor, shape: list[int], *, share: float, seed: int, layer: int) -> Tensor:
     del share, seed, layer
     return visits.new_empty([visits.shape[0], *shape], dtype=torch.bool)
 
@@ -36,7 +36,7 @@ class KeyedDropout(nn.Module):
             return x
         if visits is None:
             raise ValueError("dropout needs `visits`, the image numbers [B] that its masks belong to: pass them")
-        dropped = dropout_mask(visits, list(x.shape[1:]), self.share, self.seed, self.layer)
+        dropped = dropout_mask(visits, list(x.shape[1:]), share=self.share, seed=self.seed, layer=self.layer)
         return (x / (1 - self.share)).masked_fill(dropped, 0.0)
 
 

@@ -9,6 +9,7 @@ from pipeline.config.schema_diffusion import SamplerConfig
 from pipeline.config.schema_model import StyleGANConfig
 from pipeline.data.batches import Batch
 from pipeline.data.shards import Manifest
+from pipeline.diffusion.preconditioning import Denoise
 from pipeline.models.build import build_critic, build_network
 from pipeline.objectives.condition import Conditions
 from pipeline.objectives.objective import Networks
@@ -53,7 +54,15 @@ class Adversarial:
         """A game has no loss that says how good its images are: nothing."""
         return {}
 
-    def generate(self, networks: Networks, seeds: Tensor, labels: Tensor, *, sampler: SamplerConfig) -> Tensor:  # noqa: ARG002
+    def generate(
+        self,
+        networks: Networks,
+        seeds: Tensor,
+        labels: Tensor,
+        *,
+        sampler: SamplerConfig,  # noqa: ARG002
+        weak: Denoise | None = None,  # noqa: ARG002
+    ) -> Tensor:
         """Images [B, C, H, W] in one step, whatever the sampler."""
         told = self._conditions.told(labels)
         images: Tensor = networks["generator"](self._z(seeds, torch.float32), told, visits=seeds)

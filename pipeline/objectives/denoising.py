@@ -9,6 +9,8 @@ from pipeline.data.batches import Batch
 from pipeline.data.shards import Manifest
 from pipeline.diffusion.build import build_balance, build_process
 from pipeline.diffusion.build_sampler import build_generator
+from pipeline.diffusion.guidance import hide_labels
+from pipeline.diffusion.preconditioning import Denoise, denoiser
 from pipeline.models.build import build_network
 from pipeline.models.dropout import number_layers
 from pipeline.objectives.condition import Conditions
@@ -62,8 +64,20 @@ class Denoising:
         sigma = self._sigma(u, batch)
         return {"loss": self.process.loss(networks["denoiser"], batch.images, sigma=sigma, noise=noise, cond=shown)}
 
-    def generate(self, networks: Networks, seeds: Tensor, labels: Tensor, *, sampler: SamplerConfig) -> Tensor:
-        """Images [B, C, H, W] from noise keyed by the seeds."""
+    def denoise(self, networks: Networks, labels: Tensor) -> Denoise:
+        """The estimate of the clean image given the classes: what a better model is guided away from."""
+        return denoiser(networks["denoiser"], self.process.scales, self._conditions.told(labels))
+
+    def generate(
+        self,
+        networks: Networks,
+        seeds: Tensor,
+        labels: Tensor,
+        *,
+        sampler: SamplerConfig,
+        weak: Denoise | None = None,
+    ) -> Tensor:
+        """Images [B, C, H, W] from noise keyed by the seeds. `weak`: the worse model, for autoguidance."""
 
         def noise(stream: Stream, draw: int) -> Tensor:
             return normal(self._seed, stream, seeds, shape=self._shape, draw=draw)
@@ -74,6 +88,7 @@ class Denoising:
             networks["denoiser"],
             condition=self._conditions.told(labels),
             hidden=self._conditions.told(torch.full_like(labels, -1)),
+            weak=weak,
         )
         return make(noise(Stream.SAMPLE_START, 0), lambda draw: noise(Stream.SAMPLE_STEP, draw))
 
@@ -82,11 +97,12 @@ class Denoising:
 
     def _dropped(self, batch: Batch) -> Tensor | None:
         """The condition with whole images' labels and single attributes hidden at random."""
-        hide = uniform(self._seed, Stream.LABEL_DROP, batch.visits) < self._cfg.label_dropout
+        whole = uniform(self._seed, Stream.LABEL_DROP, batch.visits)
+        labels = hide_labels(batch.labels, whole, share=self._cfg.label_dropout, unknown=-1)
         attributes = batch.attributes
-        if attributes is not None and self._cfg.attribute_dropout:
-            drawn = uniform(self._seed, Stream.LABEL_DROP, batch.visits, shape=(self._conditions.attributes,), draw=1)
-            attributes = torch.where(drawn < self._cfg.attribute_dropout, -1, attributes)
         if attributes is not None:
-            attributes = torch.where(hide[:, None], -1, attributes)
-        return self._conditions.told(torch.where(hide, -1, batch.labels), attributes)
+            shape = (self._conditions.attributes,)
+            single = uniform(self._seed, Stream.LABEL_DROP, batch.visits, shape=shape, draw=1)
+            attributes = hide_labels(attributes, single, share=self._cfg.attribute_dropout, unknown=-1)
+            attributes = hide_labels(attributes, whole, share=self._cfg.label_dropout, unknown=-1)
+        return self._conditions.told(labels, attributes)

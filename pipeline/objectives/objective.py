@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pipeline.config.schema_diffusion import SamplerConfig
 from pipeline.data.batches import Batch
+from pipeline.diffusion.preconditioning import Denoise
 
 Networks = Mapping[str, Callable[..., Tensor]]
 
@@ -35,9 +36,17 @@ class Objective(Protocol):
         """Values per image, [B] each, without gradients; visits are image numbers of the validation split."""
         ...
 
-    def generate(self, networks: Networks, seeds: Tensor, labels: Tensor, *, sampler: SamplerConfig) -> Tensor:
+    def generate(
+        self,
+        networks: Networks,
+        seeds: Tensor,
+        labels: Tensor,
+        *,
+        sampler: SamplerConfig,
+        weak: Denoise | None = None,
+    ) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] (not clipped), each a function of its seed and label.
 
-        seeds: [B] int64; labels: [B] int64 classes, -1 for no class.
+        seeds: [B] int64; labels: [B] int64 classes, -1 for no class; weak: what autoguidance leads away from.
         """
         ...

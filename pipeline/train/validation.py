@@ -20,7 +20,7 @@ PREVIEW_IMAGES = 64
 
 @torch.no_grad()
 def validate(s: Session) -> dict[str, float]:
-    """Means over the first `train.validate_images` of the validation split, as "valid/<name>"; {} without a split.
+    """Means over `train.validate_images` images spread over the validation split, as "valid/<name>"; {} without one.
 
     Draws are keyed by the image's place, so two checkpoints meet the same noise.
     """
@@ -28,15 +28,16 @@ def validate(s: Session) -> dict[str, float]:
         return {}
     sums: dict[str, Tensor] = {}
     count = min(s.cfg.train.validate_images, s.valid_data.count)
+    divided = count >= s.world.size  # fewer images than ranks: every rank does them all
+    part = {"rank": s.world.rank, "world_size": s.world.size} if divided else {}
     with _averaged(s) as networks:
-        for batch in validation_batches(
-            s.valid_data, count=count, rank=s.world.rank, world_size=s.world.size, batch=s.plan.micro_batch
-        ):
+        for batch in validation_batches(s.valid_data, count=count, batch=s.plan.micro_batch, **part):
             for name, value in s.objective.validate(networks, batch.to(s.accelerator.device, s.dtype)).items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
     if not sums:
         return {}
-    totals = distributed.total(torch.stack(list(sums.values())))
+    mine = torch.stack(list(sums.values()))
+    totals = distributed.total(mine) if divided else mine
     return {f"valid/{name}": value / count for name, value in zip(sums, totals.tolist(), strict=True)}
 
 
