@@ -14,10 +14,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def _sentence(item: Any, model: type[BaseModel]) -> str:
-    place = _without_tags(item["loc"], model)
+    place, holders = _walk(item["loc"], model)
     name, found = ".".join(map(str, place)), item["input"]
     if item["type"] == "extra_forbidden":
-        known = sorted({field for m in _models_at(model, place[:-1]) for field in m.model_fields})
+        known = sorted({field for m in holders for field in m.model_fields})
         hint = did_you_mean(str(place[-1]), known) or f" Known here: {', '.join(known)}."
         return f"{name}: no such setting.{hint}"
     if item["type"] == "missing":
@@ -35,30 +35,30 @@ def _sentence(item: Any, model: type[BaseModel]) -> str:
     return f"{name}: found {found!r}; {message[0].lower()}{message[1:]}.{hint}"
 
 
-def _without_tags(location: tuple[int | str, ...], model: type[BaseModel]) -> list[int | str]:
-    """Pydantic puts the chosen member's tag into a union's location; people do not write it."""
+def _walk(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list[int | str], list[type[BaseModel]]]:
+    """The dotted place of a finding, and the settings classes that its last part should be a field of.
+
+    Pydantic puts the tag of a union's chosen member into the location; people do not write it, but it says which
+    member is meant.
+    """
     place: list[int | str] = []
+    holders = found = [model]
     for part in location:
-        fields = {field for m in _models_at(model, place) for field in m.model_fields}
-        tags = {_tag(m) for m in _models_at(model, place)}
-        if part in tags and part not in fields and part != location[-1]:
+        tagged = [m for m in found if _tag(m) == part and not any(part in m.model_fields for m in found)]
+        if tagged:
+            found = tagged
             continue
+        holders = found
         place.append(part)
-    return place
+        if isinstance(part, str):
+            fields = [m.model_fields[part] for m in found if part in m.model_fields]
+            found = [m for field in fields for m in _classes(field.annotation)]
+    return place, holders
 
 
 def _tag(model: type[BaseModel]) -> Any:
     kind = model.model_fields.get("kind")
     return next(iter(get_args(kind.annotation)), None) if kind else None
-
-
-def _models_at(model: type[BaseModel], place: list[int | str]) -> list[type[BaseModel]]:
-    """The settings classes that may stand at a dotted place (several for a union)."""
-    found = [model]
-    for part in place:
-        fields = [m.model_fields[part] for m in found if isinstance(part, str) and part in m.model_fields]
-        found = [m for field in fields for m in _classes(field.annotation)]
-    return found
 
 
 def _classes(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -31,6 +31,12 @@ def test_a_misspelt_key_names_the_nearest():
     assert "train.globl_batch: no such setting. Did you mean 'global_batch'?" in message
 
 
+def test_a_key_of_another_kind_is_not_offered():
+    message = refused("diffusion.levels={kind: ddpm, sigma_max: 3}")
+    assert "diffusion.levels.sigma_max: no such setting" in message
+    assert "Did you mean 'sigma_max'" not in message and "timesteps" in message
+
+
 def test_all_problems_come_together():
     message = refused("train.globl_batch=64", "train.optim.lr=fast", "train.duration=ten epochs", "sample.count=0")
     assert message.startswith("4 problems")
