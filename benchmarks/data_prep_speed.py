@@ -1,6 +1,6 @@
 """Images to shards: this project beside what people use instead, on the same files, in turn, in one run.
 
-    python benchmarks/data_prep_speed.py [--images 7000] [--rounds 3] [--img2dataset PATH]
+    python benchmarks/data_prep_speed.py [--images 14000] [--rounds 3] [--img2dataset PATH]
 
 (a) the loop most people write: Pillow opens, crops and resizes, webdataset.ShardWriter writes PNG; (b) img2dataset on
 local files, where its command is given (it wants older packages than ours: install it in an environment of its own);
@@ -25,9 +25,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data_prep import listing, shard
-from data_prep.__main__ import data_config
-from pipeline.config.paths import data_directory
 from pipeline.data.shards import open_shards
 
 SHARED = Path(os.environ.get("MUDI_SHARED", Path(__file__).resolve().parents[2] / "shared")) / "data"
@@ -90,11 +87,15 @@ def _crop_row(row: dict, side: int | None) -> dict:
 
 def ours(folder: Path, out: Path, side: int | None, *words: str) -> Path:
     """The listing and the shards of a folder, with two processes."""
+    from data_prep import listing, shard  # here, as every worker imports this file anew
+    from data_prep.__main__ import data_config
+    from pipeline.config.paths import data_directory
+
     crop = [f"data.crop.size={side}"] if side else []
     cfg = data_config(
         [
             "data=folder", f"data_dir={out}", f"data.source.path={folder}", f"data.image_size={SIZE}",
-            "data.images_per_shard=1024", "data.split.valid=0", *crop, *words,
+            "data.images_per_shard=256", "data.split.valid=0", *crop, *words,
         ]
     )  # fmt: skip
     listing.run(cfg)
@@ -165,7 +166,7 @@ def compare(name: str, count: int, *, rounds: int, command: str | None) -> None:
 def main() -> None:
     """Print the comparison for both kinds of files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=7000, help="CelebA-like files; a fifth as many Flowers")
+    parser.add_argument("--images", type=int, default=14000, help="CelebA-like files; a fifth as many Flowers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--img2dataset", help="path of its command")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prepared import config
 
 from data_prep.items import Item, Items, Listing, write_items
 from data_prep.plan import hash_place, hash_splits, make_plan
@@ -102,6 +103,17 @@ def test_the_list_s_hash_does_not_know_where_the_bytes_lie(tmp_path: Path) -> No
         listing = Listing([Item("key", at, label=1)])
         (tmp_path / name / "sha").write_text(write_items(tmp_path / name, listing)[1])
     assert (tmp_path / "a" / "sha").read_text() == (tmp_path / "b" / "sha").read_text()
+
+
+def test_a_protocol_does_not_know_where_a_known_data_set_lies(tmp_path: Path) -> None:
+    """A person's own folder is told apart by its path; CelebA is CelebA, and a tolerance changes no pixel."""
+    known = [config(tmp_path, f"data.source.path={place}", data="celeba64_crop140") for place in ("/a", "/b")]
+    tolerant = config(tmp_path, "data.max_rejected=0.5", data="celeba64_crop140")
+    assert known[0].data.identity() == known[1].data.identity() == tolerant.data.identity()
+    other = config(tmp_path, "data.crop.size=138", data="celeba64_crop140")
+    assert other.data.identity() != known[0].data.identity()
+    own = [config(tmp_path, f"data.source.path={place}") for place in ("/a", "/b")]
+    assert own[0].data.identity() != own[1].data.identity()
 
 
 def test_the_protocols_of_the_field_have_names() -> None:
