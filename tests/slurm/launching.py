@@ -1,6 +1,8 @@
 """Graphs whose words are the small stand-ins, on this machine or on the test cluster, and waiting for them."""
 
 import dataclasses
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -87,6 +89,19 @@ def logs(launch: Launch) -> str:
 def kept_steps(launch: Launch) -> list[int]:
     """The steps that the stand-in of training trained, in order."""
     return [int(line) for line in (launch.run.path / "steps.txt").read_text().split()]
+
+
+def result(launch: Launch) -> dict[str, object]:
+    """What the stand-in of training ended with."""
+    return dict(json.loads((launch.run.path / "state.json").read_text()))
+
+
+def uninterrupted(steps: int) -> dict[str, object]:
+    """What it ends with when nobody cuts it."""
+    chain = ""
+    for step in range(steps):
+        chain = hashlib.sha256(f"{chain} {step}".encode()).hexdigest()
+    return {"step": steps, "chain": chain}
 
 
 def slurm_words(*words: str, cwd: Path | None = None, root: Path | None = None) -> subprocess.CompletedProcess[str]:

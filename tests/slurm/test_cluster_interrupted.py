@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 from faults import CUT, REAL_STEPS, scenarios
-from launching import ended, kept_steps, states, wait_for
+from launching import ended, kept_steps, result, states, uninterrupted, wait_for
 
 from slurm.ledger import LEDGER
 from slurm.watching import tail_rows
@@ -43,6 +43,7 @@ def test_requeued_goes_on_and_keeps_every_step_once_more_than_needed(running):
     assert now["sample"].word == now["train"].word == "complete" and now["train"].starts == 2
     # `scontrol requeue` gives no warning but SIGTERM: the state was saved all the same.
     assert kept_steps(running["requeued"]) == list(range(1, 301))
+    assert result(running["requeued"]) == uninterrupted(300)
 
 
 def test_cancelled_is_cancelled_and_does_not_rise_again(running):
@@ -55,6 +56,7 @@ def test_preempted_saves_leaves_and_comes_back(running):
     now = wait_for(running["preempted"], ended)
     assert now["sample"].word == now["train"].word == "complete" and now["train"].starts == 2
     assert kept_steps(running["preempted"]) == list(range(1, 401))
+    assert result(running["preempted"]) == uninterrupted(400)
 
 
 def test_preempted_real_training_on_two_ranks_equals_the_uninterrupted(running):
@@ -72,6 +74,7 @@ def test_time_limit_saves_before_it_and_goes_on_after(running):
     now = wait_for(running["time_limit"], ended, seconds=150)
     assert now["sample"].word == now["train"].word == "complete" and now["train"].starts >= 2
     assert kept_steps(running["time_limit"]) == list(range(1, 451))
+    assert result(running["time_limit"]) == uninterrupted(450)
 
 
 def test_killed_node_goes_on_when_the_node_is_back(running, cluster):
@@ -84,6 +87,7 @@ def test_killed_node_goes_on_when_the_node_is_back(running, cluster):
     assert now["train"].word == "complete" and now["train"].starts == 2
     # Nothing warned it, so steps since its last save were trained again; the result is the same.
     assert sorted(set(kept_steps(running["dead_node"]))) == list(range(1, 301))
+    assert result(running["dead_node"]) == uninterrupted(300)
 
 
 def test_jobs_that_may_not_be_queued_again_say_why_they_ended(running):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from launching import HERE, kept_steps, profile, real, slurm_words, stand_in, states
+from launching import HERE, kept_steps, profile, real, result, slurm_words, stand_in, states, uninterrupted
 
 from slurm import ledger
 from slurm.board import Board
@@ -93,6 +93,7 @@ def test_ctrl_c_saves_ends_everything_and_the_next_call_goes_on(tmp_path):
     again = in_a_terminal(tmp_path, words="--steps 100 --pace 0.01")
     assert again.wait(60) == 0
     assert kept_steps(launch) == list(range(1, 101))  # nothing was lost, nothing was done twice
+    assert result(launch) == uninterrupted(100)
 
 
 def test_a_submitter_that_is_killed_leaves_its_job_which_the_next_one_adopts(tmp_path):
