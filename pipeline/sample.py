@@ -34,6 +34,7 @@ from pipeline.data.shards import (
     read_record,
     reopen,
     shard_name,
+    tidy,
     write_shard,
 )
 from pipeline.objectives.build import build_objective
@@ -92,9 +93,11 @@ def sample(
     shards = _shards(cfg)
     if (directory / "manifest.json").is_file():
         if read_manifest(directory).count >= cfg.sample.count:
+            _end(directory)  # a job killed after the manifest and before its end left the rest to us
             print(f"{directory} is complete: nothing to do", file=sys.stderr)
             return directory
         reopen(directory)
+        (directory / "grid.png").unlink(missing_ok=True)
     if part.count == 1:
         sweep_partial(directory)  # the only writer: what is unfinished is a killed job's
     records = _existing(directory, shards)
@@ -239,10 +242,17 @@ def _finish(
         split=f"samples-step-{step}",
         made_from=made_from,
     )
-    grid(directory)
+    _end(directory)
     count = sum(record.count for record in records.values())
     asked = "" if count == cfg.sample.count else f" of {cfg.sample.count} asked"
     print(f"{count} images{asked} in {directory}\npicture: {directory / 'grid.png'}", file=sys.stderr)
+
+
+def _end(directory: Path) -> None:
+    """What comes after the manifest: the picture, and no traces of the work."""
+    if not (directory / "grid.png").is_file():
+        grid(directory)
+    tidy(directory, {shard["name"] for shard in read_manifest(directory).shards})
 
 
 def grid(directory: Path) -> Path:

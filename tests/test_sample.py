@@ -120,6 +120,15 @@ def test_partial_sets_are_usable_and_say_so(trained, elsewhere):
     assert digest(sample(cfg, run)) == digest(sample(cfg, elsewhere("whole")))
 
 
+def test_what_a_kill_after_the_manifest_left_is_done(trained, elsewhere):
+    cfg = trained[0]
+    expected = digest(sample(cfg, elsewhere("whole")))
+    directory = sample(cfg, elsewhere("cut"))
+    (directory / "grid.png").unlink()
+    (directory / "000000.record.json").write_text("{}")
+    assert digest(sample(cfg, RunDir(directory.parents[2]))) == expected
+
+
 def _in_a_process(cfg, path):
     torch.set_num_threads(1)
     job.sample(cfg, RunDir(path))

@@ -262,11 +262,11 @@ def finish(
         made_from=dict(made_from or {}),
     )
     write_json(directory / "manifest.json", asdict(manifest))
-    _tidy(directory, {record.name for record in kept})
+    tidy(directory, {record.name for record in kept})
     return manifest
 
 
-def _tidy(directory: Path, kept: set[str]) -> None:
+def tidy(directory: Path, kept: set[str]) -> None:
     """Remove the records, which the manifest has made needless, and shards without samples."""
     for record in directory.glob("*.record.json"):
         record.unlink(missing_ok=True)
