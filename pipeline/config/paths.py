@@ -9,7 +9,7 @@ from pipeline.runtime.files import content_hash
 
 def protocol_hash(data: DataConfig) -> str:
     """Hex sha256 of everything that decides which pixels come out. Travels with every number made from the data."""
-    return content_hash(data.model_dump(mode="json"))
+    return content_hash(data.identity())
 
 
 def data_directory(cfg: Config) -> Path:
