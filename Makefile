@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(BIN)/python -m slurm submit experiment=glyphs16 cluster=local
 
 test: .venv/ready
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-full: .venv/ready
 	$(BIN)/python -m pytest -m full

@@ -41,7 +41,6 @@ def submitted(tmp_path_factory):
     return root, words, mudi("slurm", "submit", *words)
 
 
-@pytest.mark.xdist_group("end_to_end")
 def test_one_command_prepares_trains_samples_and_scores(submitted):
     root, _, said = submitted
     run = root / "runs" / "glyphs16"
@@ -55,7 +54,6 @@ def test_one_command_prepares_trains_samples_and_scores(submitted):
         assert np.asarray(picture).std() > 10
 
 
-@pytest.mark.xdist_group("end_to_end")
 def test_a_result_says_what_it_was_made_from(submitted):
     (path,) = (submitted[0] / "runs" / "glyphs16" / "results").glob("*.json")
     text = path.read_text()
@@ -63,7 +61,6 @@ def test_a_result_says_what_it_was_made_from(submitted):
         assert word in text, word
 
 
-@pytest.mark.xdist_group("end_to_end")
 def test_submitting_again_skips_what_is_complete(submitted):
     root, words, _ = submitted
     before = {p: p.stat().st_mtime_ns for p in (root / "data").rglob("*.tar")}
@@ -72,7 +69,6 @@ def test_submitting_again_skips_what_is_complete(submitted):
     assert {p: p.stat().st_mtime_ns for p in (root / "data").rglob("*.tar")} == before
 
 
-@pytest.mark.xdist_group("end_to_end")
 def test_plan_prints_the_graph_and_does_nothing(tmp_path):
     said = mudi("slurm", "plan", "experiment=glyphs16", "cluster=local", f"runs_dir={tmp_path}")
     for job in ("prepare", "train", "sample", "evaluate"):
@@ -80,14 +76,12 @@ def test_plan_prints_the_graph_and_does_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xdist_group("end_to_end")
 def test_a_dry_run_says_what_follows_from_the_settings(submitted):
     said = mudi("pipeline", "train", str(submitted[0] / "runs" / "glyphs16"), "--dry-run")
     for word in ("steps", "images", "epochs", "parameters", "checkpoint", "MiB"):
         assert word in said
 
 
-@pytest.mark.xdist_group("end_to_end")
 def test_a_run_directory_made_with_other_settings_is_left_alone(submitted):
     _, words, _ = submitted
     said = mudi("slurm", "submit", *words, "train.optim.lr=1", code=2)
@@ -131,7 +125,8 @@ def test_an_image_that_does_not_decode_is_listed_and_too_many_are_an_error(tmp_p
     mudi("data_prep", "shard", *words)
     (listed,) = (tmp_path / "data").glob("*/shards/rejected.jsonl")
     assert "7.png" in listed.read_text()
-    assert "max_rejected" in mudi("data_prep", "all", *words, "data.max_rejected=0.01", code=2)
+    strict = ["data.max_rejected=0.01", f"data_dir={tmp_path}/strict"]
+    assert "max_rejected" in mudi("data_prep", "all", *words, *strict, code=2)
 
 
 def test_an_unknown_job_names_the_nearest():

@@ -29,7 +29,6 @@ def test_make_targets_exist(command):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.xdist_group("readme")
 def test_the_commands_run_one_after_the_other(tmp_path):
     """As they stand, in the order they stand in, but for the size of the experiment and where it writes."""
     images = tmp_path / "images"

@@ -152,6 +152,12 @@ def barrier() -> None:
     total(torch.zeros(1))
 
 
+def leave() -> None:
+    """Take the process group apart after a clean end: left to the interpreter's exit, gloo may abort."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def describe(world: World, device: torch.device) -> str:
     """One line: hosts, ranks, devices, backend, rendezvous."""
     hosts = [socket.gethostname()]

@@ -107,6 +107,7 @@ def session(cfg: Config, run: RunDir) -> Iterator[Session]:
     finally:
         saver.finish()
         recorder.close()
+    distributed.leave()
 
 
 def _accelerator(cfg: Config, device: torch.device) -> Accelerator:
