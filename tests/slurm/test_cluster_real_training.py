@@ -19,7 +19,7 @@ STEPS = 4000
 
 
 @pytest.fixture(scope="module")
-def trained(cluster, tmp_path_factory):
+def trained(cluster, tmp_path_factory):  # noqa: ARG001 (it is up as long as this is used)
     """Submits the training under a name and returns its launch; `node` and further settings are Slurm's."""
     root = tmp_path_factory.mktemp("real")
 
