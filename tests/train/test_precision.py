@@ -1,5 +1,7 @@
 """Mixed precision: networks run narrow, losses and averages do not."""
 
+import shutil
+
 import pytest
 import tiny
 import torch
@@ -7,6 +9,7 @@ import torch
 from pipeline.checkpoint import newest_valid, read
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import create_run
+from pipeline.train import session
 from pipeline.train.loop import train
 
 
@@ -31,3 +34,33 @@ def test_fp16_on_a_cpu_is_refused(tmp_path):
     tiny.prepare(cfg)
     with pytest.raises(UserError, match=r"train.precision: found fp16 on a CPU"):
         train(cfg, create_run(cfg))
+
+
+PLAIN = session._accelerator
+
+
+def with_loss_scaling(cfg, device):
+    """fp16 on a CPU, which Accelerate refuses to set up: torch's real scaler and autocast, wired as on a GPU."""
+    fp32 = cfg.model_copy(update={"train": cfg.train.model_copy(update={"precision": "fp32"})})
+    made = PLAIN(fp32, device)
+    made.state._mixed_precision, made.native_amp = "fp16", True
+    made.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=5)
+    return made
+
+
+def test_the_loss_scale_comes_down_is_not_counted_as_failure_and_is_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "_accelerator", with_loss_scaling)
+    cfg = tiny.config(tmp_path, duration="40 steps", checkpoint_every="10 steps", keep_last=9, nonfinite_limit=3)
+    tiny.prepare(cfg)
+    fp16 = cfg.model_copy(update={"train": cfg.train.model_copy(update={"precision": "fp16"})})
+    run = create_run(fp16)
+    assert train(fp16, run) == 0
+    expected, clock = tiny.fingerprint(run, 40), read(run.checkpoint(40)).numbers
+    assert 10 < clock["skipped"] < 35 and clock["rollbacks"] == 0  # more in a row than the limit, as was to be expected
+    assert clock["loss_scale"] < 2.0**30
+    (run.checkpoints / "finished.json").unlink()
+    shutil.rmtree(run.checkpoint(40))
+    assert train(fp16, run) == 0
+    again = read(run.checkpoint(40)).numbers
+    assert tiny.fingerprint(run, 40) == expected
+    assert (again["loss_scale"], again["loss_scale_streak"]) == (clock["loss_scale"], clock["loss_scale_streak"])
