@@ -37,11 +37,6 @@ class Recorder:
             self._writer.add_image(name, pixels, step, dataformats="HWC")
             self._writer.flush()
 
-    def hparams(self, settings: dict[str, Any], results: dict[str, float]) -> None:
-        """A row of TensorBoard's HParams table."""
-        if self._writer is not None:
-            self._writer.add_hparams(settings, results, run_name=".")
-
     def close(self) -> None:
         """Flush and close."""
         if self._writer is not None:

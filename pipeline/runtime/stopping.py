@@ -58,9 +58,3 @@ class Stop:
             print("state saved; handing over to the launcher", file=sys.stderr, flush=True)
             handler(self.signal, None)
         return STOPPED
-
-
-def ignore_signals() -> None:
-    """For worker processes: Slurm signals the whole process group, and only the main process decides."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
