@@ -40,9 +40,10 @@ def test_float64_weights_are_those_of_one_process(tmp_path, single, world_size):
     assert largest_difference(expected, found) < 1e-9
 
 
-def test_float32_losses_are_those_of_one_process(tmp_path, single):
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_float32_losses_are_those_of_one_process(tmp_path, single, world_size):
     expected = tiny.history(single(log_every="1 steps"))
-    found = tiny.history(tiny.run(tiny.config(tmp_path, name="several", log_every="1 steps"), world_size=2))
+    found = tiny.history(tiny.run(tiny.config(tmp_path, name="several", log_every="1 steps"), world_size=world_size))
     assert [row["step"] for row in found] == [row["step"] for row in expected]
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
 

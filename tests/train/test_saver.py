@@ -30,6 +30,15 @@ def test_a_failed_background_save_is_raised(tmp_path):
         saver.finish()
 
 
+def test_a_clock_on_the_wall_may_ask_for_saves_and_changes_nothing_else(tmp_path):
+    never = tiny.config(tmp_path, name="never", checkpoint_every="1000 steps", keep_last=50)
+    often = tiny.config(tmp_path, name="often", checkpoint_every="1000 steps", keep_last=50, checkpoint_minutes=1e-6)
+    tiny.prepare(never)
+    one, two = tiny.run(never), tiny.run(often, world_size=1)
+    assert one.steps() == [0, 12] and len(two.steps()) > 6
+    assert tiny.fingerprint(one, 12) == tiny.fingerprint(two, 12)
+
+
 def test_training_with_background_saves_is_the_same_training(tmp_path):
     one = tiny.config(tmp_path, name="one")
     two = tiny.config(tmp_path, name="two", async_save=True, checkpoint_every="1 steps")
