@@ -13,7 +13,7 @@ import torch
 
 from pipeline import checkpoint
 from pipeline.config.load import config_from, validated
-from pipeline.config.paths import data_directory
+from pipeline.config.paths import training_shards
 from pipeline.config.schema import Config
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.interchange.folder import Network, read, scheduler_of
@@ -45,7 +45,7 @@ def adopt(folder: Path, cfg: Config) -> RunDir:
     """
     network = read(folder)
     cfg = validated({**cfg.model_dump(mode="json"), "model": network.model.model_dump(mode="json")})
-    manifest = read_manifest(data_directory(cfg) / "shards" / "train")
+    manifest = read_manifest(training_shards(cfg) / "train")
     problems = [*_data_disagrees(network, manifest), *_process_disagrees(folder, network, cfg)]
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)

@@ -11,7 +11,7 @@ from typing import get_args
 
 from pipeline import checkpoint
 from pipeline.config.load import config_from
-from pipeline.config.paths import data_directory, run_directory
+from pipeline.config.paths import run_directory, training_shards
 from pipeline.config.schema import Config
 from pipeline.data.shards import read_manifest
 from pipeline.interchange.folder import SETTINGS, Format, Network, write_diffusers, write_safetensors
@@ -65,7 +65,7 @@ def export(
 
 def at_rest(cfg: Config, run: RunDir, *, step: int) -> Network:
     """What a checkpoint knows of its network: weights, settings, classes, and the hashes of the files they are from."""
-    manifest = read_manifest(data_directory(cfg) / "shards" / "train")
+    manifest = read_manifest(training_shards(cfg) / "train")
     name = _network_name(run.checkpoint(step))
     stored, _ = checkpoint.load_weights(run, which=cfg.sample.weights, network=name, step=step)
     weights = {name: tensor for name, tensor in stored.items() if not name.startswith(TRAINING_ONLY)}

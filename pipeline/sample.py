@@ -18,9 +18,10 @@ from torch import Tensor
 
 from pipeline import checkpoint
 from pipeline.config.load import config_from
-from pipeline.config.paths import data_directory, run_directory, sample_set_name
+from pipeline.config.paths import run_directory, sample_set_name, training_shards
 from pipeline.config.schema import Config
 from pipeline.data.images import encode
+from pipeline.data.latents import image_shape
 from pipeline.data.pictures import Pixels, enlarged, tile, to_uint8
 from pipeline.data.shards import (
     Layout,
@@ -40,6 +41,7 @@ from pipeline.data.shards import (
 from pipeline.objectives.build import build_objective
 from pipeline.objectives.denoising import Denoising
 from pipeline.objectives.objective import Objective
+from pipeline.objectives.space import remember
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_path, read_json, sweep_partial
@@ -88,8 +90,8 @@ def sample(
     part = part or Part()
     found = step_of(checkpoint.step_to_read(run, step).name) or 0
     directory = run.samples(found) / sample_set_name(cfg)
-    train = read_manifest(data_directory(cfg) / "shards" / "train")
-    layout = Layout(encoding="png", shape=train.layout.shape)
+    train = read_manifest(training_shards(cfg) / "train")
+    layout = Layout(encoding="png", shape=image_shape(train))
     shards = _shards(cfg)
     if (directory / "manifest.json").is_file():
         if read_manifest(directory).count >= cfg.sample.count:
@@ -155,6 +157,7 @@ def _maker(cfg: Config, run: RunDir, train: Manifest, *, step: int) -> Callable[
 def loaded_objective(cfg: Config, run: RunDir, train: Manifest, *, step: int | None, device: torch.device) -> Objective:
     """The objective of a run with the weights that `cfg.sample.weights` names, for inference."""
     objective = build_objective(cfg, train)
+    remember(run, train, write=False)
     for name in objective.averaged:
         tensors, found = checkpoint.load_weights(run, which=cfg.sample.weights, network=name, step=step)
         checkpoint.load_strictly(objective.networks[name], tensors, what=f"{cfg.sample.weights} of step {found}")
@@ -233,6 +236,9 @@ def _finish(
         "wanted": cfg.sample.count,
         "seed": cfg.seed,
     }
+    if cfg.latents is not None:
+        tile = cfg.latents.tile
+        made_from["latents"] = {"autoencoder": train.made_from["autoencoder"], "tile": tile, "sha256": train.sha256}
     finish(
         directory,
         records.values(),

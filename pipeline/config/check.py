@@ -2,14 +2,20 @@
 
 from collections.abc import Callable, Iterator
 
+from pipeline.config.autoencoder import Facts
+from pipeline.config.check_latents import check_latents
 from pipeline.config.check_model import check_model
 from pipeline.config.schema import Config
 from pipeline.config.schema_diffusion import sampling_problems
 
 
-def check(cfg: Config) -> list[str]:
-    """Everything that is wrong with a config whose single fields are right."""
-    return [problem for rule in RULES for problem in rule(cfg)]
+def check(cfg: Config, autoencoder: Facts | None = None) -> list[str]:
+    """Everything that is wrong with a config whose single fields are right.
+
+    `autoencoder`: whose latents it is trained on; None where it is trained on pixels, or nothing is known of it yet.
+    """
+    rules = [problem for rule in RULES for problem in rule(cfg)]
+    return [*rules, *check_latents(cfg, autoencoder), *_model(cfg, autoencoder)]
 
 
 def _batch(cfg: Config) -> Iterator[str]:
@@ -35,8 +41,15 @@ def _early_stop(cfg: Config) -> Iterator[str]:
         yield "train.early_stop: set, but train.validate_every is null, so nothing is ever validated. Set it too."
 
 
-def _model(cfg: Config) -> Iterator[str]:
-    yield from check_model(cfg.model, cfg.data.image_size)
+def _model(cfg: Config, autoencoder: Facts | None) -> list[str]:
+    """The network for what it is trained on: images, or latents, whose size the autoencoder decides."""
+    if cfg.latents is None:
+        return check_model(cfg.model, cfg.data.image_size)
+    if autoencoder is None or cfg.data.image_size % autoencoder.factor:
+        return []
+    size = cfg.data.image_size // autoencoder.factor
+    said = f"latents of {cfg.data.image_size} px images have {size} x {size}"
+    return [f"{problem} ({said})" for problem in check_model(cfg.model, size)]
 
 
 def _classes(cfg: Config) -> Iterator[str]:
@@ -70,7 +83,6 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _batch,
     _schedule,
     _early_stop,
-    _model,
     _classes,
     _sampler,
     _average,

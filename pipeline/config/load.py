@@ -16,6 +16,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from pipeline.config.autoencoder import Facts, facts_in, facts_of
+from pipeline.config.base import Settings
 from pipeline.config.check import check
 from pipeline.config.explain import explain
 from pipeline.config.schema import Config
@@ -23,6 +25,7 @@ from pipeline.runtime.errors import UserError, did_you_mean
 
 CONFIG_ROOT = Path(__file__).resolve().parents[2] / "configs"
 CONFIG_FILE = "config.yaml"  # the resolved config inside a run directory
+_GIVEN = ("name", "runs_dir", "data_dir", "data", "experiment", "latents")  # of an autoencoder: not to be overridden
 
 logging.getLogger("hydra").setLevel(logging.WARNING)
 
@@ -47,10 +50,50 @@ def validated(values: Any) -> Config:
         cfg = Config.model_validate(values)
     except ValidationError as error:
         raise UserError(_listed(explain(error, Config))) from error
-    problems = check(cfg)
+    problems = check(cfg, _autoencoder_facts(cfg))
     if problems:
         raise UserError(_listed(problems))
     return cfg
+
+
+def autoencoder_config(cfg: Config) -> Config:
+    """The config of the run that trains the autoencoder of `cfg.latents`: its experiment on the data of `cfg`.
+
+    Raises:
+        UserError: where no experiment is named, or its settings and the overrides have problems.
+    """
+    latents = cfg.latents
+    if latents is None or latents.experiment is None:
+        raise UserError("latents.experiment: found null, expected the experiment that trains the autoencoder.")
+    fixed = [w for w in latents.overrides if w.lstrip("+").partition("=")[0].split(".")[0] in _GIVEN]
+    if fixed:
+        raise UserError(
+            f"latents.overrides: found {', '.join(fixed)}, but name and place of the autoencoder follow from "
+            "latents.autoencoder, and its data are those of this experiment. Leave them out."
+        )
+    known = groups()
+    choices = [word for word in latents.overrides if word.partition("=")[0] in known]
+    taken = {name: getattr(cfg, name) for name in ("data", "data_dir", "seed", "cluster")}
+    values = {
+        **_compose([f"experiment={latents.experiment}", *choices]),
+        **{k: v.model_dump(mode="json") if isinstance(v, Settings) else v for k, v in taken.items()},
+        "name": latents.autoencoder.name,
+        "runs_dir": str(latents.autoencoder.parent),
+        "data_dir": str(cfg.data_dir),
+    }
+    words = [word for word in latents.overrides if word not in choices]
+    try:
+        return validated(_overridden(values, words))
+    except (UserError, OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"latents.experiment={latents.experiment}: {error}") from error
+
+
+def _autoencoder_facts(cfg: Config) -> Facts | None:
+    """Of the autoencoder at its path, or of the one that an experiment will put there."""
+    if cfg.latents is None:
+        return None
+    found = facts_in(cfg.latents.autoencoder)
+    return facts_of(autoencoder_config(cfg)) if found is None and cfg.latents.experiment else found
 
 
 def to_yaml(cfg: Config) -> str:
@@ -65,14 +108,19 @@ def _from_run(directory: Path, overrides: Sequence[str]) -> Config:
             f"'{directory}' is neither a run directory (it has no {CONFIG_FILE}) nor key=value. "
             "Give a run directory, or a choice such as experiment=glyphs16 followed by key=value overrides."
         )
-    values = OmegaConf.create(yaml.safe_load(path.read_text()))
     try:
-        for word in overrides:
-            key, _, value = word.partition("=")
-            OmegaConf.update(values, key.lstrip("+"), yaml.safe_load(value), force_add=True)
-        return validated(OmegaConf.to_container(values, resolve=True))
+        return validated(_overridden(yaml.safe_load(path.read_text()), overrides))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UserError(f"Cannot apply {list(overrides)} to {path}: {error}") from error
+
+
+def _overridden(values: Any, words: Sequence[str]) -> Any:
+    """A plain mapping with `key=value` words put in."""
+    changed = OmegaConf.create(values)
+    for word in words:
+        key, _, value = word.partition("=")
+        OmegaConf.update(changed, key.lstrip("+"), yaml.safe_load(value), force_add=True)
+    return OmegaConf.to_container(changed, resolve=True)
 
 
 def groups() -> dict[str, list[str]]:

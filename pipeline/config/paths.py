@@ -17,6 +17,19 @@ def data_directory(cfg: Config) -> Path:
     return cfg.data_dir / f"{cfg.data.name}-{protocol_hash(cfg.data)[:8]}"
 
 
+def latents_directory(cfg: Config) -> Path:
+    """`<data directory>/latents/<name>-<hash8>`, which holds the splits; the hash is of how they are stored."""
+    if cfg.latents is None:
+        raise ValueError("a model of pixels has no latents")
+    hashed = content_hash({**cfg.latents.identity(), "mirrored": cfg.train.flip})
+    return data_directory(cfg) / "latents" / f"{cfg.latents.stored_name}-{hashed[:8]}"
+
+
+def training_shards(cfg: Config) -> Path:
+    """The folder of the splits that a run is trained on: images, or latents of them."""
+    return data_directory(cfg) / "shards" if cfg.latents is None else latents_directory(cfg)
+
+
 def run_directory(cfg: Config) -> Path:
     """`<runs_dir>/<name>`."""
     return cfg.runs_dir / cfg.name

@@ -14,6 +14,7 @@ from pipeline.config.schema_augment import AugmentConfig
 from pipeline.config.schema_cluster import ClusterConfig
 from pipeline.config.schema_data import DataConfig
 from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
+from pipeline.config.schema_latents import LatentsConfig
 from pipeline.config.schema_metrics import EvaluateConfig
 from pipeline.config.schema_model import ModelConfig
 
@@ -103,6 +104,7 @@ class Config(Settings):
     runs_dir: Path = Path("runs")
     data: DataConfig
     model: ModelConfig
+    latents: LatentsConfig | None = None  # None: pixels
     diffusion: DiffusionConfig = DiffusionConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
     train: TrainConfig = TrainConfig()

@@ -1,9 +1,10 @@
-"""An autoencoder from a folder: diffusers' `AutoencoderKL`, or one of ours as `export` wrote it."""
+"""An autoencoder from where it lies: a run directory, a folder that `export` wrote, or diffusers' `AutoencoderKL`."""
 
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from pipeline.config.load import CONFIG_FILE, config_from
 from pipeline.config.schema_model import ModelConfig
 from pipeline.models import foreign_autoencoder
 from pipeline.models.autoencoder import BottleneckAutoencoder, KLAutoencoder
@@ -11,40 +12,75 @@ from pipeline.models.build import build_network
 from pipeline.models.foreign import from_foreign, read_weights, understood
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
+from pipeline.runtime.run_dir import RunDir
 
 Autoencoder = KLAutoencoder | BottleneckAutoencoder
 THEIR_CONFIG, THEIR_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 OUR_SETTINGS, OUR_WEIGHTS = "settings.json", "model.safetensors"
 
 
-def weights_file(folder: Path) -> Path:
-    """The file that holds the weights: its sha256 says which autoencoder made a latent."""
+def weights_file(folder: Path, *, weights: str = "average", step: int | None = None) -> Path:
+    """The file that holds the weights: its sha256 says which autoencoder made a latent.
+
+    `weights` ("average" or "network") and `step` choose among those of a run directory; None is its last step.
+
+    Raises:
+        UserError: where there is none, or the run has not ended and no step of it was chosen.
+    """
+    if (folder / CONFIG_FILE).is_file():
+        return _of_run(RunDir(folder), weights, step)
     ours, theirs = folder / OUR_WEIGHTS, folder / THEIR_WEIGHTS
     if not ours.is_file() and not theirs.is_file():
         raise UserError(
-            f"{folder}: found no autoencoder, expected {THEIR_WEIGHTS} (diffusers) or {OUR_WEIGHTS} (ours)."
+            f"{folder}: found no autoencoder, expected a run directory, {THEIR_WEIGHTS} (diffusers) or {OUR_WEIGHTS} "
+            "(ours)."
         )
     return ours if ours.is_file() else theirs
 
 
-def load_autoencoder(folder: Path) -> Autoencoder:
+def load_autoencoder(folder: Path, *, weights: str = "average", step: int | None = None) -> Autoencoder:
     """The network with its weights, in evaluation mode, without gradients, on the CPU.
 
     Raises:
         UserError: for a folder that holds something else, or an autoencoder that has no equal among ours.
         Incomplete: for files that are missing or damaged.
     """
-    path = weights_file(folder)
-    weights = read_weights(path)
-    if path.name == OUR_WEIGHTS:
+    path = weights_file(folder, weights=weights, step=step)
+    tensors = read_weights(path)
+    if (folder / CONFIG_FILE).is_file():
+        cfg = config_from([str(folder)])
+        network = _built(cfg.model, (cfg.data.channels, cfg.data.image_size, cfg.data.image_size))
+        network.load_state_dict(tensors)
+    elif path.name == OUR_WEIGHTS:
         settings = read_json(folder / OUR_SETTINGS)
         adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
         network = _built(adapter.validate_python(settings["model"]), tuple(settings["shape"]))
-        network.load_state_dict(weights)
+        network.load_state_dict(tensors)
     else:
         network = _built(*understood(foreign_autoencoder.from_config, folder / THEIR_CONFIG))
-        network.load_state_dict(from_foreign(weights, foreign_autoencoder.theirs, network.state_dict()))
+        network.load_state_dict(from_foreign(tensors, foreign_autoencoder.theirs, network.state_dict()))
     return network.eval().requires_grad_(False)
+
+
+def _of_run(run: RunDir, weights: str, step: int | None) -> Path:
+    if step is None and not run.finished():
+        raise UserError(
+            f"{run.path}: this autoencoder's training has not ended (checkpoints of steps {run.steps() or 'none'}). "
+            f"Go on with it (python -m pipeline train {run.path}), or choose one of its steps by latents.step."
+        )
+    found = run.latest_step() if step is None else step
+    if found not in run.steps():
+        raise UserError(f"{run.path} has no checkpoint of step {step}. It has: {run.steps() or 'none'}.")
+    path = run.checkpoint(found) / f"{weights}.autoencoder.safetensors"
+    if not path.is_file():
+        raise UserError(
+            f"{path.parent} has no '{path.name}'. It has: {', '.join(p.name for p in _files(path.parent))}."
+        )
+    return path
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"))
 
 
 def _built(cfg: ModelConfig, shape: tuple[int, int, int]) -> Autoencoder:

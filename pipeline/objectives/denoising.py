@@ -15,6 +15,7 @@ from pipeline.models.build import build_network
 from pipeline.models.dropout import number_layers
 from pipeline.objectives.condition import Conditions
 from pipeline.objectives.objective import Networks
+from pipeline.objectives.space import space_of
 from pipeline.runtime.random import Stream, normal, uniform
 
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it fill (0, 1) as evenly as any sequence can
@@ -25,7 +26,9 @@ class Denoising:
 
     def __init__(self, cfg: Config, manifest: Manifest) -> None:
         """Networks are initialised from torch's generator as it stands."""
-        self._cfg, self._seed, self._shape = cfg.diffusion, cfg.seed, manifest.layout.shape
+        self._cfg, self._seed = cfg.diffusion, cfg.seed
+        self._space = space_of(cfg, manifest)
+        self._shape = self._space.shape
         self._conditions = Conditions(cfg, manifest)
         network = build_network(
             cfg.model,
@@ -46,13 +49,13 @@ class Denoising:
     def loss(self, player: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """Loss at a random noise level, [B]. All draws are functions of the visit."""
         u = uniform(self._seed, Stream.SIGMA, batch.visits, dtype=torch.float64)
-        sigma = self._sigma(u, batch)
+        x0, sigma = self._space.clean(batch), self._sigma(u, batch)
         noise = normal(self._seed, Stream.NOISE, batch.visits, shape=self._shape, dtype=batch.images.dtype)
 
         def network(x: Tensor, cond: Tensor, condition: Tensor | None, /) -> Tensor:
             return networks[player](x, cond, condition, visits=batch.visits)
 
-        error = self.process.loss(network, batch.images, sigma=sigma, noise=noise, cond=self._dropped(batch))
+        error = self.process.loss(network, x0, sigma=sigma, noise=noise, cond=self._dropped(batch))
         balanced = self._balance(error, sigma)
         return {"loss": balanced} if balanced is error else {"loss": balanced, "error": error}
 
@@ -61,8 +64,8 @@ class Denoising:
         u = (batch.visits.double() * GOLDEN + 0.5) % 1  # any number of images in a row covers (0, 1) evenly
         noise = normal(self._seed, Stream.VALIDATION, batch.visits, shape=self._shape, dtype=batch.images.dtype)
         shown = self._conditions.told(batch.labels, batch.attributes)
-        sigma = self._sigma(u, batch)
-        return {"loss": self.process.loss(networks["denoiser"], batch.images, sigma=sigma, noise=noise, cond=shown)}
+        x0, sigma = self._space.clean(batch, draw=1), self._sigma(u, batch)  # draw 0 is that of training's visits
+        return {"loss": self.process.loss(networks["denoiser"], x0, sigma=sigma, noise=noise, cond=shown)}
 
     def denoise(self, networks: Networks, labels: Tensor) -> Denoise:
         """The estimate of the clean image given the classes: what a better model is guided away from."""
@@ -90,7 +93,8 @@ class Denoising:
             hidden=self._conditions.told(torch.full_like(labels, -1)),
             weak=weak,
         )
-        return make(noise(Stream.SAMPLE_START, 0), lambda draw: noise(Stream.SAMPLE_STEP, draw))
+        x0 = make(noise(Stream.SAMPLE_START, 0), lambda draw: noise(Stream.SAMPLE_STEP, draw))
+        return self._space.images(x0)
 
     def _sigma(self, u: Tensor, batch: Batch) -> Tensor:
         return self.process.draw_sigma(u).to(batch.images.dtype)[:, None, None, None]

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.load import config_from, to_yaml
-from pipeline.config.paths import data_directory, run_directory
+from pipeline.config.paths import run_directory, training_shards
 from pipeline.config.plan import plan_for
 from pipeline.config.schema import Config
 from pipeline.data.shards import read_manifest
@@ -46,7 +46,7 @@ def describe(cfg: Config) -> None:
 def derived(cfg: Config) -> dict[str, str]:
     """What follows from the config and the prepared data, in words."""
     try:
-        manifest = read_manifest(data_directory(cfg) / "shards" / "train")
+        manifest = read_manifest(training_shards(cfg) / "train")
     except Incomplete as error:
         return {"data": "not prepared yet", "steps, epochs, parameters": f"known once it is: {error}"}
     plan = plan_for(cfg, train_images=manifest.count, world_size=1)

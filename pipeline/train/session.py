@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from pipeline import checkpoint
-from pipeline.config.paths import data_directory
+from pipeline.config.paths import training_shards
 from pipeline.config.plan import Plan, plan_for
 from pipeline.config.schema import Config
 from pipeline.data.reader import Reader
@@ -25,6 +25,7 @@ from pipeline.data.shards import open_shards
 from pipeline.monitor.recorder import Recorder
 from pipeline.objectives.build import build_objective
 from pipeline.objectives.objective import Objective
+from pipeline.objectives.space import remember
 from pipeline.runtime import distributed
 from pipeline.runtime.distributed import World
 from pipeline.runtime.errors import UserError
@@ -72,13 +73,14 @@ def session(cfg: Config, run: RunDir) -> Iterator[Session]:
     distributed.use_cpus(world)
     distributed.join(world, run.jobs)
     device = distributed.device_for(world)
-    shards = data_directory(cfg) / "shards"
+    shards = training_shards(cfg)
     train_data = Reader(open_shards(shards / "train"))
     valid_data = Reader(open_shards(shards / "valid")) if (shards / "valid").is_dir() else None
     plan = plan_for(cfg, train_images=train_data.count, world_size=world.size)
     accelerator = _accelerator(cfg, device)
     torch.manual_seed(cfg.seed)  # initial weights; nothing else draws from torch's generator
     objective = build_objective(cfg, train_data.manifest)
+    remember(run, train_data.manifest, write=world.main)
     state = _state(cfg, objective, device)
     _resume(run, state, world)
     if accelerator.scaler is not None and state.clock.loss_scale is not None:

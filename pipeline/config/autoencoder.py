@@ -1,0 +1,79 @@
+"""What a folder says of the autoencoder in it, before anything of it is loaded. Torch-free.
+
+A run directory has `config.yaml`, a folder of `pipeline export` has `settings.json`, diffusers' has `config.json`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config.paths import run_directory
+from pipeline.config.schema import Config
+from pipeline.runtime.errors import Incomplete
+from pipeline.runtime.files import read_json
+
+KINDS = ("kl_autoencoder", "bottleneck_autoencoder")  # those with latents that are small images
+FOREIGN = "AutoencoderKL"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one autoencoder: `factor` is an image's side over its latent's, `channels` are the image's."""
+
+    kind: str
+    channels: int
+    factor: int
+    latent_channels: int
+    averaged: bool = True  # whether there are averaged weights
+
+
+def facts_of(cfg: Config) -> Facts:
+    """Of the autoencoder that a config trains."""
+    return _facts(cfg.model_dump(mode="json"))
+
+
+def facts_in(folder: Path) -> Facts | None:
+    """Of the autoencoder in a folder; None where there is none, or nothing that can be read."""
+    try:
+        if (folder / "config.yaml").is_file():
+            return _facts(yaml.safe_load((folder / "config.yaml").read_text()))
+        if (folder / "settings.json").is_file():
+            settings = read_json(folder / "settings.json")
+            return _facts({"model": settings["model"], "data": {"channels": settings["shape"][0]}})
+        if (folder / "config.json").is_file():
+            theirs = read_json(folder / "config.json")
+            halvings = len(theirs["block_out_channels"]) - 1
+            kind = KINDS[0] if theirs.get("_class_name", FOREIGN) == FOREIGN else str(theirs["_class_name"])
+            return Facts(kind, theirs["in_channels"], 2**halvings, theirs["latent_channels"])
+    except (Incomplete, KeyError, TypeError, yaml.YAMLError):
+        return None
+    return None
+
+
+def _facts(values: dict[str, Any]) -> Facts:
+    model, average = values["model"], values.get("train", {}).get("average", {})
+    if model["kind"] not in KINDS:
+        return Facts(model["kind"], values["data"]["channels"], 1, 0)
+    halvings = len(model["multipliers"]) - 1
+    averaged = average.get("half_life", "") is not None
+    return Facts(model["kind"], values["data"]["channels"], 2**halvings, model["latent_channels"], averaged)
+
+
+def missing_autoencoder(cfg: Config) -> str | None:
+    """What is wrong where the autoencoder of `cfg.latents` is not there, and the command that makes it."""
+    latents = cfg.latents
+    if latents is None or facts_in(latents.autoencoder) is not None:
+        return None
+    found = "which does not exist" if not latents.autoencoder.exists() else "which holds no autoencoder"
+    expected = "expected a run directory, or a folder written by `pipeline export` or by diffusers"
+    if latents.experiment is None:
+        return (
+            f"latents.autoencoder: found {latents.autoencoder}, {found}; {expected}. Train one: python -m pipeline "
+            "train experiment=NAME, or name the experiment in latents.experiment and submit."
+        )
+    return (
+        f"latents.autoencoder: found {latents.autoencoder}, {found}; {expected}. Train it and encode the images by "
+        f"one command: python -m slurm submit {run_directory(cfg)}"
+    )
