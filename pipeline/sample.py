@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from pipeline import checkpoint
 from pipeline.config.load import config_from
@@ -38,16 +37,10 @@ from pipeline.data.shards import (
     tidy,
     write_shard,
 )
-from pipeline.objectives.build import build_objective
-from pipeline.objectives.denoising import Denoising
-from pipeline.objectives.objective import Objective
-from pipeline.objectives.space import remember
-from pipeline.runtime import distributed
-from pipeline.runtime.errors import UserError
+from pipeline.inference import Make, asked_for, image_maker
 from pipeline.runtime.files import atomic_path, read_json, sweep_partial
 from pipeline.runtime.progress import progress
-from pipeline.runtime.random import Stream, uniform
-from pipeline.runtime.run_dir import COMMIT, RunDir, open_run, step_of
+from pipeline.runtime.run_dir import COMMIT, RunDir, step_of
 
 GRID_COLUMNS = 16
 GRID_WIDTH = 640  # small images are enlarged to about this many pixels a row
@@ -90,7 +83,8 @@ def sample(
     part = part or Part()
     found = step_of(checkpoint.step_to_read(run, step).name) or 0
     directory = run.samples(found) / sample_set_name(cfg)
-    train = read_manifest(training_shards(cfg) / "train")
+    data = open_shards(training_shards(cfg) / "train")
+    train = data.manifest
     layout = Layout(encoding="png", shape=image_shape(train))
     shards = _shards(cfg)
     if (directory / "manifest.json").is_file():
@@ -105,11 +99,11 @@ def sample(
     records = _existing(directory, shards)
     missing = [n for n in sorted(shards.keys() - records.keys()) if n % part.count == part.number]
     if missing and not finish_partial:
-        make = _maker(cfg, run, train, step=found)
+        make = image_maker(cfg, run, train, step=found)
         done = sum(record.count for record in records.values())
         with progress("sample", done + sum(len(shards[n]) for n in missing), done=done) as tick:
             for number in missing:
-                samples = _samples(cfg, shards[number], make=make, train=train, tick=tick)
+                samples = _samples(cfg, shards[number], make=make, data=data, tick=tick)
                 records[number] = write_shard(directory / shard_name(number), samples, layout)
     records = _existing(directory, shards)  # other parts may have finished meanwhile
     if records and (finish_partial or records.keys() == shards.keys()):
@@ -137,79 +131,21 @@ def _existing(directory: Path, shards: dict[int, range]) -> dict[int, ShardRecor
     return found
 
 
-def _maker(cfg: Config, run: RunDir, train: Manifest, *, step: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function from seeds and labels to images, with the wanted weights loaded."""
-    device = distributed.device_for(distributed.world_from({}))
-    objective = loaded_objective(cfg, run, train, step=step, device=device)
-    weak = _weak_model(cfg, train, device)
-    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.train.precision)
-
-    @torch.inference_mode()
-    def make(seeds: Tensor, labels: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=narrow or torch.bfloat16, enabled=narrow is not None):
-            seeds, labels = seeds.to(device), labels.to(device)
-            led = None if weak is None else weak.denoise(weak.networks, labels)
-            return objective.generate(objective.networks, seeds, labels, sampler=cfg.sample.sampler, weak=led)
-
-    return make
-
-
-def loaded_objective(cfg: Config, run: RunDir, train: Manifest, *, step: int | None, device: torch.device) -> Objective:
-    """The objective of a run with the weights that `cfg.sample.weights` names, for inference."""
-    objective = build_objective(cfg, train)
-    remember(run, train, write=False)
-    for name in objective.averaged:
-        tensors, found = checkpoint.load_weights(run, which=cfg.sample.weights, network=name, step=step)
-        checkpoint.load_strictly(objective.networks[name], tensors, what=f"{cfg.sample.weights} of step {found}")
-    for network in objective.networks.values():
-        network.to(device).eval().requires_grad_(False)
-    return objective
-
-
-def _weak_model(cfg: Config, train: Manifest, device: torch.device) -> Denoising | None:
-    """The worse model that autoguidance leads away from: a run directory, or one of its checkpoints."""
-    guidance = cfg.sample.sampler.guidance
-    if guidance.kind != "autoguidance" or not guidance.active or guidance.weak is None:
-        return None
-    place = Path(guidance.weak)
-    step = step_of(place.name)
-    run, its = open_run(place if step is None else place.parent.parent)
-    found = loaded_objective(its, run, train, step=step, device=device)
-    if not isinstance(found, Denoising):
-        raise UserError(f"sample.sampler.guidance.weak: {place} must be a diffusion model.")
-    return found
-
-
-def labels_for(cfg: Config, seeds: Tensor, train: Manifest) -> Tensor:
-    """The class asked for with each seed, [B] int64, -1 for none: a function of the seed."""
-    plan, classes = cfg.sample.classes, len(train.classes)
-    if cfg.model.condition != "class" or not classes:
-        return torch.full_like(seeds, -1)
-    if plan == "uniform":
-        return seeds % classes
-    if plan == "training":
-        shares = torch.tensor(train.class_counts, dtype=torch.float64).cumsum(0)
-        drawn = uniform(cfg.seed, Stream.CLASSES, seeds, dtype=torch.float64) * shares[-1]
-        return torch.searchsorted(shares, drawn, right=True).clamp(max=classes - 1)
-    wrong = [c for c in plan if not 0 <= c < classes]
-    if wrong:
-        raise UserError(f"sample.classes: found {wrong}, but the data has classes 0 to {classes - 1}.")
-    return torch.tensor(plan)[seeds % len(plan)]
-
-
 def _samples(
-    cfg: Config, seeds: range, *, make: Callable[[Tensor, Tensor], Tensor], train: Manifest, tick: Callable[[int], None]
+    cfg: Config, seeds: range, *, make: Make, data: ShardDirectory, tick: Callable[[int], None]
 ) -> Iterator[Sample]:
     for first in range(seeds.start, seeds.stop, cfg.sample.batch):
         batch = torch.arange(first, min(first + cfg.sample.batch, seeds.stop))
-        labels = labels_for(cfg, batch, train)
-        pixels = to_uint8(make(batch, labels))
-        for seed, label, image in zip(batch.tolist(), labels.tolist(), pixels, strict=True):
+        asked = asked_for(cfg, batch, data)
+        pixels = to_uint8(make(batch, asked))
+        rows = [()] * len(batch) if asked.attributes is None else map(tuple, asked.attributes.tolist())
+        for seed, label, row, image in zip(batch.tolist(), asked.labels.tolist(), rows, pixels, strict=True):
             yield Sample(
                 key=f"{seed:012d}",
                 data=encode(image, "png"),
                 extension="png",
                 label=None if label < 0 else label,
+                attributes=row,
                 meta={"seed": seed},
                 pixels=image,
             )
@@ -244,6 +180,7 @@ def _finish(
         records.values(),
         layout,
         classes=train.classes,
+        attributes=train.attributes if cfg.model.condition == "attributes" else (),
         protocol=train.protocol,
         split=f"samples-step-{step}",
         made_from=made_from,

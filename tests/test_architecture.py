@@ -38,6 +38,7 @@ LEVELS = {
     "pipeline.export": 4,
     "pipeline.adopt": 4,
     "pipeline.interchange": 3,
+    "pipeline.inference": 3.5,  # what jobs that make images share
     "pipeline.demo": 5,
     "pipeline.__main__": 5,
 }

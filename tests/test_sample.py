@@ -15,9 +15,10 @@ import torch
 from pipeline import sample as job
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards, read_manifest
+from pipeline.inference import labels_for
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import RunDir
-from pipeline.sample import Part, labels_for, sample
+from pipeline.sample import Part, sample
 
 
 @pytest.fixture(scope="module")

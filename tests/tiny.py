@@ -20,6 +20,7 @@ from pipeline.data.shards import Layout, Sample, finish, shard_name, write_shard
 from pipeline.runtime.run_dir import COMMIT, RunDir, create_run
 
 SIZE, CLASSES = 8, 3
+ATTRIBUTES = ("Large", "Left", "Top")
 
 
 UNET = {
@@ -44,6 +45,9 @@ GAME = {  # two players, and a layer that mixes the images of a group
 
 def config(root: Path, *, name: str = "tiny", model: dict[str, Any] = UNET, **train: Any) -> Config:
     """An experiment on 8 px images in `root`; `train` overrides single settings of training."""
+    source: dict[str, Any] = {"kind": "glyphs"}
+    if model.get("condition") == "attributes":
+        source = {"kind": "folder", "path": str(root), "attribute_columns": ATTRIBUTES}
     return validated(
         {
             "name": name,
@@ -52,7 +56,7 @@ def config(root: Path, *, name: str = "tiny", model: dict[str, Any] = UNET, **tr
             "runs_dir": str(root / "runs"),
             "data": {
                 "name": "squares",
-                "source": {"kind": "glyphs"},
+                "source": source,
                 "image_size": SIZE,
                 "channels": 1,
                 "encoding": "raw",
@@ -73,8 +77,8 @@ def config(root: Path, *, name: str = "tiny", model: dict[str, Any] = UNET, **tr
     )
 
 
-def prepare(cfg: Config, *, count: int = 60) -> None:
-    """Write its data: bright squares whose size is the class, at places that differ."""
+def prepare(cfg: Config, *, count: int = 60, attributes: bool = False) -> None:
+    """Write its data: bright squares whose size is the class, at places that differ; with ATTRIBUTES where asked."""
     rng = np.random.default_rng(0)
     for split, images in (("train", count), ("valid", 15)):
         directory = data_directory(cfg) / "shards" / split
@@ -85,14 +89,17 @@ def prepare(cfg: Config, *, count: int = 60) -> None:
             pixels = np.zeros((SIZE, SIZE, 1), np.uint8)
             top, left = rng.integers(0, SIZE - 2 - label, size=2)
             pixels[top : top + 2 + label, left : left + 2 + label] = 220 + k % 30
-            samples.append(Sample(f"{split}{k:04d}", encode(pixels, "raw"), "npy", label=label, pixels=pixels))
+            told = (int(label == 2), int(left < 3), int(top < 3)) if attributes else ()
+            image = encode(pixels, "raw")
+            samples.append(Sample(f"{split}{k:04d}", image, "npy", label=label, attributes=told, pixels=pixels))
         half = images // 2
         records = [
             write_shard(directory / shard_name(0), samples[:half], layout),
             write_shard(directory / shard_name(1), samples[half:], layout),
         ]
         protocol = {"name": cfg.data.name, "hash": protocol_hash(cfg.data)}
-        finish(directory, records, layout, classes=["small", "middle", "large"], protocol=protocol, split=split)
+        names = {"classes": ["small", "middle", "large"], "attributes": list(ATTRIBUTES) if attributes else []}
+        finish(directory, records, layout, protocol=protocol, split=split, **names)
 
 
 def processes() -> ForkServerContext:

@@ -1,12 +1,14 @@
 """Rules across fields. Each returns sentences; all of them are reported together, on the login node."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline.config.autoencoder import Facts
 from pipeline.config.check_latents import check_latents
 from pipeline.config.check_model import check_model
+from pipeline.config.known_data import attribute_names, class_count
 from pipeline.config.schema import Config
 from pipeline.config.schema_diffusion import sampling_problems
+from pipeline.runtime.errors import did_you_mean
 
 
 def check(cfg: Config, autoencoder: Facts | None = None) -> list[str]:
@@ -43,13 +45,16 @@ def _early_stop(cfg: Config) -> Iterator[str]:
 
 def _model(cfg: Config, autoencoder: Facts | None) -> list[str]:
     """The network for what it is trained on: images, or latents, whose size the autoencoder decides."""
+    names = attribute_names(cfg.data)
+    attributes, classes = None if names is None else len(names), class_count(cfg.data)
     if cfg.latents is None:
-        return check_model(cfg.model, cfg.data.image_size)
+        return check_model(cfg.model, cfg.data.image_size, classes=classes, attributes=attributes)
     if autoencoder is None or cfg.data.image_size % autoencoder.factor:
         return []
     size = cfg.data.image_size // autoencoder.factor
     said = f"latents of {cfg.data.image_size} px images have {size} x {size}"
-    return [f"{problem} ({said})" for problem in check_model(cfg.model, size)]
+    problems = check_model(cfg.model, size, classes=classes, attributes=attributes)
+    return [f"{problem} ({said})" for problem in problems]
 
 
 def _classes(cfg: Config) -> Iterator[str]:
@@ -58,6 +63,33 @@ def _classes(cfg: Config) -> Iterator[str]:
             f"sample.classes: found {cfg.sample.classes}, but model.condition={cfg.model.condition}: the model cannot "
             "be asked for a class. Use sample.classes=uniform, or train with model.condition=class."
         )
+    elif isinstance(cfg.sample.classes, tuple) and (classes := class_count(cfg.data)):
+        yield from classes_problems(cfg.sample.classes, classes)
+
+
+def classes_problems(asked: tuple[int, ...], classes: int) -> Iterator[str]:
+    """What is wrong with the classes asked for, where the data has so many."""
+    if wrong := [c for c in asked if not 0 <= c < classes]:
+        yield f"sample.classes: found {wrong}, but the data has classes 0 to {classes - 1}."
+
+
+def _attributes(cfg: Config) -> Iterator[str]:
+    asked, names = cfg.sample.attributes, attribute_names(cfg.data)
+    if isinstance(asked, dict) and asked and cfg.model.condition != "attributes":
+        yield (
+            f"sample.attributes: found {asked}, but model.condition={cfg.model.condition}: the model cannot be asked "
+            "for attributes. Leave them out, or train with model.condition=attributes."
+        )
+    elif isinstance(asked, dict) and names:
+        yield from attributes_problems(asked, names)
+
+
+def attributes_problems(asked: Mapping[str, int], names: Sequence[str]) -> Iterator[str]:
+    """What is wrong with the attributes asked for, where the data has those `names`."""
+    for name in asked:
+        if name not in names:
+            hint = did_you_mean(name, names) or f" It has {', '.join(names)}."
+            yield f"sample.attributes: found '{name}', which the data has not.{hint}"
 
 
 def _sampler(cfg: Config) -> Iterator[str]:
@@ -84,6 +116,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _schedule,
     _early_stop,
     _classes,
+    _attributes,
     _sampler,
     _average,
 )

@@ -91,6 +91,8 @@ class SampleConfig(Settings):
     batch: int = Field(256, ge=1)
     weights: str = "average"  # "average", "network", or "power:0.05": a relative width of the EDM2 averages
     classes: Literal["uniform", "training"] | tuple[int, ...] = "uniform"
+    # training: those of training images, drawn by seed; or chosen ones as {name: 0 or 1}, all others unknown
+    attributes: Literal["training"] | dict[str, Annotated[int, Field(ge=0, le=1)]] = "training"
     sampler: SamplerConfig = SamplerConfig()
     images_per_shard: int = Field(1024, ge=1)
 

@@ -60,11 +60,12 @@ class Adversarial:
         seeds: Tensor,
         labels: Tensor,
         *,
+        attributes: Tensor | None = None,
         sampler: SamplerConfig,  # noqa: ARG002
         weak: Denoise | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Images [B, C, H, W] in one step, whatever the sampler."""
-        told = self._conditions.told(labels)
+        told = self._conditions.told(labels, attributes)
         images: Tensor = networks["generator"](self._z(seeds, torch.float32), told, visits=seeds)
         return images
 

@@ -67,9 +67,9 @@ class Denoising:
         x0, sigma = self._space.clean(batch, draw=1), self._sigma(u, batch)  # draw 0 is that of training's visits
         return {"loss": self.process.loss(networks["denoiser"], x0, sigma=sigma, noise=noise, cond=shown)}
 
-    def denoise(self, networks: Networks, labels: Tensor) -> Denoise:
-        """The estimate of the clean image given the classes: what a better model is guided away from."""
-        return denoiser(networks["denoiser"], self.process.scales, self._conditions.told(labels))
+    def denoise(self, networks: Networks, labels: Tensor, attributes: Tensor | None = None) -> Denoise:
+        """The estimate of the clean image given its condition: what a better model is guided away from."""
+        return denoiser(networks["denoiser"], self.process.scales, self._conditions.told(labels, attributes))
 
     def generate(
         self,
@@ -77,6 +77,7 @@ class Denoising:
         seeds: Tensor,
         labels: Tensor,
         *,
+        attributes: Tensor | None = None,
         sampler: SamplerConfig,
         weak: Denoise | None = None,
     ) -> Tensor:
@@ -89,7 +90,7 @@ class Denoising:
             sampler,
             self.process,
             networks["denoiser"],
-            condition=self._conditions.told(labels),
+            condition=self._conditions.told(labels, attributes),
             hidden=self._conditions.told(torch.full_like(labels, -1)),
             weak=weak,
         )

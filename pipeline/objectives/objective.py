@@ -42,11 +42,13 @@ class Objective(Protocol):
         seeds: Tensor,
         labels: Tensor,
         *,
+        attributes: Tensor | None = None,
         sampler: SamplerConfig,
         weak: Denoise | None = None,
     ) -> Tensor:
-        """Images [B, C, H, W] in [-1, 1] (not clipped), each a function of its seed and label.
+        """Images [B, C, H, W] in [-1, 1] (not clipped), each a function of its seed and what it was asked for.
 
-        seeds: [B] int64; labels: [B] int64 classes, -1 for no class; weak: what autoguidance leads away from.
+        seeds: [B] int64; labels: [B] int64 classes, -1 for no class; attributes: [B, A] int8 of 0, 1 and -1 for
+        unknown, None for all unknown; weak: what autoguidance leads away from.
         """
         ...

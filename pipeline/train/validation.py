@@ -55,15 +55,18 @@ def keep_best(s: Session, values: dict[str, float]) -> None:
 
 @torch.no_grad()
 def preview(s: Session) -> npt.NDArray[np.uint8]:
-    """A picture of samples of fixed seeds, classes in turn, from the averaged weights; [H, W, C]."""
+    """A picture of samples of fixed seeds from the averaged weights; classes in turn, attributes of training images."""
     seeds = torch.arange(PREVIEW_IMAGES)
     classes = len(s.train_data.manifest.classes)
     labels = seeds % classes if classes else torch.full_like(seeds, -1)
     mine = slice(s.world.rank, None, s.world.size)
     device = s.accelerator.device
     sampler = s.cfg.sample.sampler
+    rows = s.train_data.attributes(seeds.numpy() % s.train_data.count)
+    attributes = None if rows is None else torch.from_numpy(rows[mine]).to(device)
     with _averaged(s) as networks:
-        part = s.objective.generate(networks, seeds[mine].to(device), labels[mine].to(device), sampler=sampler)
+        numbers, shown = seeds[mine].to(device), labels[mine].to(device)
+        part = s.objective.generate(networks, numbers, shown, attributes=attributes, sampler=sampler)
     images = torch.zeros(PREVIEW_IMAGES, *part.shape[1:])
     images[mine] = part.float().cpu()
     return tile(to_uint8(distributed.total(images)), columns=8)

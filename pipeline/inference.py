@@ -1,0 +1,123 @@
+"""What every job that makes images needs: a trained objective, and what each seed is asked for."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline import checkpoint
+from pipeline.config.check import attributes_problems, classes_problems
+from pipeline.config.schema import Config
+from pipeline.data.shards import Manifest, ShardDirectory
+from pipeline.objectives.build import build_objective
+from pipeline.objectives.denoising import Denoising
+from pipeline.objectives.objective import Objective
+from pipeline.objectives.space import remember
+from pipeline.runtime import distributed
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.random import Stream, uniform
+from pipeline.runtime.run_dir import RunDir, open_run, step_of
+
+Make = Callable[[Tensor, "Asked"], Tensor]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What images are to show: labels int64 [B], -1 for none; attributes int8 [B, A], -1 for unknown, or None."""
+
+    labels: Tensor
+    attributes: Tensor | None = None
+
+
+def asked_for(cfg: Config, seeds: Tensor, train: ShardDirectory) -> Asked:
+    """What each seed is asked for: a function of the seed."""
+    return Asked(labels_for(cfg, seeds, train.manifest), attributes_for(cfg, seeds, train))
+
+
+def labels_for(cfg: Config, seeds: Tensor, train: Manifest) -> Tensor:
+    """The class asked for with each seed, [B] int64, -1 for none."""
+    plan, classes = cfg.sample.classes, len(train.classes)
+    if cfg.model.condition != "class" or not classes:
+        return torch.full_like(seeds, -1)
+    if plan == "uniform":
+        return seeds % classes
+    if plan == "training":
+        shares = torch.tensor(train.class_counts, dtype=torch.float64).cumsum(0)
+        drawn = uniform(cfg.seed, Stream.CLASSES, seeds, dtype=torch.float64) * shares[-1]
+        return torch.searchsorted(shares, drawn, right=True).clamp(max=classes - 1)
+    for problem in classes_problems(plan, classes):
+        raise UserError(problem)
+    return torch.tensor(plan)[seeds % len(plan)]
+
+
+def attributes_for(cfg: Config, seeds: Tensor, train: ShardDirectory) -> Tensor | None:
+    """The attributes asked for with each seed, [B, A] int8; None where the model is not told any."""
+    plan, names = cfg.sample.attributes, train.manifest.attributes
+    if cfg.model.condition != "attributes" or train.attributes is None:
+        return None
+    if plan == "training":
+        drawn = uniform(cfg.seed, Stream.CLASSES, seeds, dtype=torch.float64, draw=1) * len(train.attributes)
+        return torch.from_numpy(np.asarray(train.attributes[drawn.long().numpy()]))
+    for problem in attributes_problems(plan, names):
+        raise UserError(problem)
+    row = torch.tensor([plan.get(name, -1) for name in names], dtype=torch.int8)
+    return row.expand(len(seeds), -1)
+
+
+def loaded_objective(cfg: Config, run: RunDir, train: Manifest, *, step: int | None, device: torch.device) -> Objective:
+    """The objective of a run with the weights that `cfg.sample.weights` names, for inference."""
+    objective = build_objective(cfg, train)
+    remember(run, train, write=False)
+    for name in objective.averaged:
+        tensors, found = checkpoint.load_weights(run, which=cfg.sample.weights, network=name, step=step)
+        checkpoint.load_strictly(objective.networks[name], tensors, what=f"{cfg.sample.weights} of step {found}")
+    for network in objective.networks.values():
+        network.to(device).eval().requires_grad_(False)
+    return objective
+
+
+def weak_model(cfg: Config, train: Manifest, device: torch.device) -> Denoising | None:
+    """The worse model that autoguidance leads away from: a run directory, or one of its checkpoints."""
+    guidance = cfg.sample.sampler.guidance
+    if guidance.kind != "autoguidance" or not guidance.active or guidance.weak is None:
+        return None
+    place = Path(guidance.weak)
+    step = step_of(place.name)
+    run, its = open_run(place if step is None else place.parent.parent)
+    found = loaded_objective(its, run, train, step=step, device=device)
+    if not isinstance(found, Denoising):
+        raise UserError(f"sample.sampler.guidance.weak: {place} must be a diffusion model.")
+    return found
+
+
+def image_maker(cfg: Config, run: RunDir, train: Manifest, *, step: int) -> Make:
+    """A function from seeds [B] and what they are asked for to images, with the wanted weights loaded."""
+    device = distributed.device_for(distributed.world_from({}))
+    objective = loaded_objective(cfg, run, train, step=step, device=device)
+    weak = weak_model(cfg, train, device)
+
+    @torch.inference_mode()
+    def make(seeds: Tensor, asked: Asked) -> Tensor:
+        labels = asked.labels.to(device)
+        attributes = None if asked.attributes is None else asked.attributes.to(device)
+        with autocast(cfg, device):
+            led = None if weak is None else weak.denoise(weak.networks, labels, attributes)
+            return objective.generate(
+                objective.networks,
+                seeds.to(device),
+                labels,
+                attributes=attributes,
+                sampler=cfg.sample.sampler,
+                weak=led,
+            )
+
+    return make
+
+
+def autocast(cfg: Config, device: torch.device) -> torch.autocast:
+    """The precision that the run was trained in; float32 where it was float32 or wider."""
+    narrow = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(cfg.train.precision)
+    return torch.autocast(device.type, dtype=narrow or torch.bfloat16, enabled=narrow is not None)
