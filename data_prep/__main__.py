@@ -1,4 +1,7 @@
-"""python -m data_prep <all|STAGE|inspect> (RUN_DIR | data=... | experiment=...) [key=value ...]"""
+"""python -m data_prep <all|STAGE|inspect> (RUN_DIR | data=... | experiment=...) [key=value ...]
+
+python -m data_prep fetch weights [NAME ...] [--into FOLDER]    weights for evaluation, on a login node
+"""
 
 import argparse
 import importlib
@@ -12,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from data_prep import inspection, listing, shard, verify
+from data_prep.weights import fetch_weights
 from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
@@ -42,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """The stage that the words ask for."""
+    if args.stage == "fetch" and args.words[0] == "weights":
+        for word in fetch_weights(args.words[1:], args.into, console, mirror=args.mirror):
+            print(word)
+        return
     directory = Path(args.words[0]) if args.words and "=" not in args.words[0] else None
     if directory and args.stage in ("verify", "inspect") and not (directory / "config.yaml").exists():
         _look(args, directory, console)
@@ -123,6 +131,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("stage", choices=STAGES, metavar="STAGE")
     parser.add_argument("words", nargs="+", help="RUN_DIR, data=... or experiment=..., then key=value; or a directory")
+    parser.add_argument(
+        "--into", type=Path, default=Path("weights"), help="fetch weights: the folder (default: weights)"
+    )
+    parser.add_argument("--mirror", metavar="URL", help="fetch weights: from URL/NAME/FILE, not from their own homes")
     parser.add_argument("--workers", type=int, help="processes; the bytes do not depend on it (default: every core)")
     parser.add_argument(
         "--part", default="0/1", metavar="K/N", help="only shards with number %% N == K; or array, in a Slurm array"

@@ -20,6 +20,9 @@ _MAGIC = {
     ".gz": (b"\x1f\x8b",),
     ".tgz": (b"\x1f\x8b",),
     ".mat": (b"MATLAB",),
+    ".npz": (b"PK\x03\x04",),
+    ".pt": (b"PK\x03\x04", b"\x80\x02"),
+    ".pth": (b"PK\x03\x04", b"\x80\x02"),
 }
 
 

@@ -36,8 +36,8 @@ class InceptionConfig(Settings):
 class LibraryConfig(Settings):
     """A feature network of the library `transformers`. Off while `weights` is null."""
 
-    weights: Path | None = None  # a local folder with config.json and model.safetensors
-    sha256: str | None = None  # expected hash of model.safetensors
+    weights: Path | None = None  # a local folder with config.json and model.safetensors or pytorch_model.bin
+    sha256: str | None = None  # expected hash of that file
 
 
 class QualityConfig(Settings):

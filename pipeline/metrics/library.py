@@ -1,7 +1,7 @@
 """Feature networks kept by another library: DINOv2 (FD-DINOv2) and CLIP (CMMD), through `transformers`.
 
 The library is optional and imported only here, only when a config asks for it. `weights` is a local folder in its own
-format (`config.json` and `model.safetensors`): nothing is downloaded.
+format (`config.json`, and `model.safetensors` or `pytorch_model.bin`): nothing is downloaded.
 """
 
 import importlib
@@ -20,6 +20,7 @@ from pipeline.runtime.files import sha256_file
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 DINOV2_SIZE = 224
+FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there is loaded
 
 
 def dinov2_extractor(cfg: LibraryConfig, *, device: str) -> Extractor:
@@ -49,14 +50,15 @@ def clip_extractor(cfg: LibraryConfig, *, device: str) -> Extractor:
 
 def _load(name: str, cfg: LibraryConfig, model: str, *, device: str) -> Any:
     setting = f"evaluate.{name}.weights"
-    if cfg.weights is None or not (cfg.weights / "model.safetensors").is_file():
+    file = _weight_file(cfg)
+    if file is None:
         raise UserError(
-            f"{setting}: found {cfg.weights}, expected a local folder with config.json and model.safetensors, as "
-            "`huggingface-cli download` makes on a login node."
+            f"{setting}: found {cfg.weights}, expected a local folder with config.json and {' or '.join(FILES)}. "
+            f"`python -m data_prep fetch weights {name}` makes one on a login node."
         )
-    found = sha256_file(cfg.weights / "model.safetensors")
+    found = sha256_file(file)
     if cfg.sha256 is not None and found != cfg.sha256:
-        raise UserError(f"{setting}: {cfg.weights}/model.safetensors has sha256 {found}, expected {cfg.sha256}.")
+        raise UserError(f"{setting}: {file} has sha256 {found}, expected {cfg.sha256}.")
     try:
         library = importlib.import_module("transformers")
     except ImportError as error:
@@ -64,13 +66,23 @@ def _load(name: str, cfg: LibraryConfig, model: str, *, device: str) -> Any:
             f"{setting} is set, but the library `transformers` cannot be imported ({error}). "
             f"Install it (pip install transformers), or set {setting}=null."
         ) from error
-    network = getattr(library, model).from_pretrained(str(cfg.weights), local_files_only=True)
+    network, report = getattr(library, model).from_pretrained(
+        str(cfg.weights), local_files_only=True, output_loading_info=True
+    )
+    if report["missing_keys"]:  # the library would fill them with random numbers
+        raise UserError(f"{setting}: {file} lacks {', '.join(sorted(report['missing_keys']))}. Fetch it again.")
     return network.to(device, torch.float32).eval()
 
 
 def _protocol(cfg: LibraryConfig, name: str, size: int) -> dict[str, Any]:
-    file = Path(str(cfg.weights)) / "model.safetensors"
-    return {"kind": name, "sha256": sha256_file(file), "resize": "clean", "size": size, "version": 1}
+    file = _weight_file(cfg)
+    sha256 = sha256_file(file) if file else None
+    return {"kind": name, "sha256": sha256, "resize": "clean", "size": size, "version": 1}
+
+
+def _weight_file(cfg: LibraryConfig) -> Path | None:
+    files = [cfg.weights / name for name in FILES] if cfg.weights else []
+    return next((file for file in files if file.is_file()), None)
 
 
 def _columns(values: tuple[tuple[float, ...], tuple[float, ...]], device: str) -> tuple[Tensor, Tensor]:

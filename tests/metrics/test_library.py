@@ -62,3 +62,27 @@ def test_clip_embeddings_are_the_projected_ones(tmp_path: Path) -> None:
     extractor = clip_extractor(LibraryConfig(weights=tmp_path), device="cpu")
     assert extractor.run(IMAGES)["features"].shape == (3, 24)
     assert extractor.protocol["size"] == 56 and len(extractor.protocol["sha256"]) == 64
+
+
+@needs_library
+@torch.inference_mode()
+def test_a_whole_clip_in_a_bin_file_gives_its_image_half(tmp_path: Path) -> None:
+    """As OpenAI's 336-pixel CLIP is published: both halves, saved by torch."""
+    from transformers import CLIPConfig, CLIPModel
+
+    torch.manual_seed(0)
+    vision = {**TINY, "intermediate_size": 64, "image_size": 56, "patch_size": 14, "projection_dim": 24}
+    text = {**TINY, "intermediate_size": 64, "vocab_size": 99}
+    network = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).eval()
+    network.config.save_pretrained(tmp_path)
+    torch.save(network.state_dict(), tmp_path / "pytorch_model.bin")
+    found = clip_extractor(LibraryConfig(weights=tmp_path), device="cpu").run(IMAGES)["features"]
+    (tmp_path / "pytorch_model.bin").unlink()
+    network.save_pretrained(tmp_path)
+    again = clip_extractor(LibraryConfig(weights=tmp_path), device="cpu").run(IMAGES)["features"]
+    torch.testing.assert_close(found, again)
+    torch.save({k: v for k, v in network.state_dict().items() if "projection" not in k}, tmp_path / "model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.bin").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pytorch_model\.bin lacks visual_projection\.weight"):
+        clip_extractor(LibraryConfig(weights=tmp_path), device="cpu")
