@@ -17,7 +17,7 @@ from rich.console import Console
 from data_prep import inspection, listing, shard, verify
 from data_prep.weights import fetch_weights
 from pipeline.config.load import config_from
-from pipeline.config.paths import data_directory
+from pipeline.config.paths import data_directory, latents_directory
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 
@@ -30,6 +30,8 @@ STAGES = {
     "reference": "statistics and a classifier of the data set, for evaluation",
     "inspect": "print counts and draw a contact sheet",
 }
+
+DEAD_SHARE = 0.02  # of a latent channel's variance that differs between images: below it the channel is noise
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,8 +75,22 @@ def _run_stage(stage: str, cfg: Config, args: argparse.Namespace, console: Conso
         case "verify":
             verify.run(cfg, workers=args.workers)
             console.print(f"verify: every byte of {shard.shards_directory(cfg)} is right")
-        case "encode" | "reference":
+        case "encode":
+            _encode(cfg, args, console)
+        case "reference":
             _elsewhere(stage, cfg, console, needed=args.stage == stage)
+
+
+def _encode(cfg: Config, args: argparse.Namespace, console: Console) -> None:
+    """Imported only here: it loads torch."""
+    from data_prep import encode
+
+    receipt = encode.run(cfg, workers=args.workers, part=_part(args.part))
+    splits = ", ".join(f"{name} {facts['count']}" for name, facts in receipt.get("splits", {}).items())
+    console.print(f"encode: {splits or 'this part is done, others are not'} in {latents_directory(cfg)}")
+    for channel, share in enumerate(receipt.get("spread", {}).get("informed", ())):
+        if share < DEAD_SHARE:
+            console.print(f"encode: channel {channel} tells next to nothing of the image ({share:.1%} of its variance)")
 
 
 def _elsewhere(stage: str, cfg: Config, console: Console, *, needed: bool) -> None:

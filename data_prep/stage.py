@@ -13,6 +13,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import disk_error, read_json, sweep_partial, temporary_name, write_json
 
 RECEIPT = "receipt.json"
+OTHERWISE = "give the new data another data.name"
 STARTED = "started.json"  # the inputs of a stage that is not finished
 
 
@@ -40,20 +41,26 @@ def run_whole(
 
 
 def run_stage(
-    name: str, directory: Path, inputs: Mapping[str, Any], *, work: Callable[[Path], Mapping[str, Any] | None]
+    name: str,
+    directory: Path,
+    inputs: Mapping[str, Any],
+    *,
+    work: Callable[[Path], Mapping[str, Any] | None],
+    otherwise: str = OTHERWISE,
 ) -> Mapping[str, Any]:
     """Bring `directory` to a finished state, calling `work(directory)` where it is not; the receipt is returned.
 
     `inputs` is everything that decides the result. `work` must itself cope with what an earlier, killed call left
     there; it returns facts for the receipt, or None where the work is not complete yet (other processes have parts
-    of it). Raises `UserError` where the directory was made, or begun, from other inputs.
+    of it). Raises `UserError` where the directory was made, or begun, from other inputs; `otherwise` ends its advice.
     """
     inputs = dict(inputs)
     if finished(directory):
-        return _matching_receipt(name, directory, inputs)
+        return _matching_receipt(name, directory, inputs, otherwise)
     directory.mkdir(parents=True, exist_ok=True)
     if (directory / STARTED).exists():
-        _refuse_to_mix(name, directory, made_from=read_json(directory / STARTED), inputs=inputs)
+        begun = read_json(directory / STARTED)
+        _refuse_to_mix(name, directory, made_from=begun, inputs=inputs, otherwise=otherwise)
     else:
         write_json(directory / STARTED, inputs)
     facts = work(directory)
@@ -76,19 +83,19 @@ def tidy(directory: Path) -> None:
         sweep_partial(path)
 
 
-def _matching_receipt(name: str, directory: Path, inputs: dict[str, Any]) -> dict[str, Any]:
+def _matching_receipt(name: str, directory: Path, inputs: dict[str, Any], otherwise: str = OTHERWISE) -> dict[str, Any]:
     receipt: dict[str, Any] = read_json(directory / RECEIPT)
-    _refuse_to_mix(name, directory, made_from=receipt["inputs"], inputs=inputs)
+    _refuse_to_mix(name, directory, made_from=receipt["inputs"], inputs=inputs, otherwise=otherwise)
     return receipt
 
 
-def _refuse_to_mix(name: str, directory: Path, *, made_from: Any, inputs: Any) -> None:
+def _refuse_to_mix(name: str, directory: Path, *, made_from: Any, inputs: Any, otherwise: str) -> None:
     changes = list(_differences(made_from, inputs, ""))
     if changes:
         shown = "\n".join(f"  - {change}" for change in changes[:8])
         raise UserError(
             f"{directory} was made by '{name}' from something else:\n{shown}\n"
-            f"It is left as it is. Delete it to make it anew, or give the new data another data.name."
+            f"It is left as it is. Delete it to make it anew, or {otherwise}."
         )
 
 

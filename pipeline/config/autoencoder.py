@@ -12,7 +12,7 @@ import yaml
 from pipeline.config.paths import run_directory
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import Incomplete
-from pipeline.runtime.files import read_json
+from pipeline.runtime.files import content_hash, read_json
 
 KINDS = ("kl_autoencoder", "bottleneck_autoencoder")  # those with latents that are small images
 FOREIGN = "AutoencoderKL"
@@ -26,6 +26,7 @@ class Facts:
     channels: int
     factor: int
     latent_channels: int
+    settings: str  # hash of the network's settings
     averaged: bool = True  # whether there are averaged weights
 
 
@@ -46,7 +47,7 @@ def facts_in(folder: Path) -> Facts | None:
             theirs = read_json(folder / "config.json")
             halvings = len(theirs["block_out_channels"]) - 1
             kind = KINDS[0] if theirs.get("_class_name", FOREIGN) == FOREIGN else str(theirs["_class_name"])
-            return Facts(kind, theirs["in_channels"], 2**halvings, theirs["latent_channels"])
+            return Facts(kind, theirs["in_channels"], 2**halvings, theirs["latent_channels"], content_hash(theirs))
     except (Incomplete, KeyError, TypeError, yaml.YAMLError):
         return None
     return None
@@ -55,10 +56,11 @@ def facts_in(folder: Path) -> Facts | None:
 def _facts(values: dict[str, Any]) -> Facts:
     model, average = values["model"], values.get("train", {}).get("average", {})
     if model["kind"] not in KINDS:
-        return Facts(model["kind"], values["data"]["channels"], 1, 0)
+        return Facts(model["kind"], values["data"]["channels"], 1, 0, content_hash(model))
     halvings = len(model["multipliers"]) - 1
     averaged = average.get("half_life", "") is not None
-    return Facts(model["kind"], values["data"]["channels"], 2**halvings, model["latent_channels"], averaged)
+    channels, latent, hashed = values["data"]["channels"], model["latent_channels"], content_hash(model)
+    return Facts(model["kind"], channels, 2**halvings, latent, hashed, averaged)
 
 
 def missing_autoencoder(cfg: Config) -> str | None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 Pixels = npt.NDArray[np.uint8]
@@ -12,6 +13,12 @@ def to_uint8(images: Tensor) -> Pixels:
     """[B, C, H, W] in [-1, 1] to uint8 [B, H, W, C]: clipped, x * 127.5 + 127.5, rounded once, half to even."""
     scaled = (images.detach().float().clamp(-1, 1) * 127.5 + 127.5).round()
     return scaled.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
+
+
+def from_uint8(pixels: Pixels) -> Tensor:
+    """uint8 [B, H, W, C] to float32 [B, C, H, W] in [-1, 1], the same values as a batch of training has."""
+    planes = np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)).astype(np.float32)
+    return torch.from_numpy((planes - np.float32(127.5)) / np.float32(127.5))
 
 
 def tile(images: Pixels, *, columns: int) -> Pixels:
