@@ -7,6 +7,7 @@ logs      RUN_DIR [JOB] [-f] [-n LINES]                  the newest log of a job
 cancel    RUN_DIR|FOLDER ... [--job JOB]                 end what is under way; training saves first
 retry     RUN_DIR|FOLDER ...                             queue again what failed, with the words of its submission
 preflight cluster=... [experiment=...] [--wait SECONDS]  a minute on the partition: GPUs, network, disks, signals
+sweep     submit|status|report|extend|cancel ...         grids and searches: python -m slurm sweep --help
 """
 
 import sys
@@ -138,6 +139,13 @@ def options_of(
     return rest, found
 
 
+def sweep(words: list[str]) -> int:
+    """Grids and searches. Their library is loaded by those who use them."""
+    from slurm.sweep import command
+
+    return command.main(words)
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "submit": submit,
     "plan": plan_,
@@ -146,6 +154,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "cancel": cancel_,
     "retry": retry,
     "preflight": preflight_,
+    "sweep": sweep,
 }
 
 

@@ -26,7 +26,7 @@ POLICIES = {
     "disk_full": Policy("never", "free space or point runs_dir and data_dir elsewhere, then retry"),
     "rendezvous": Policy("limited", "look at the named nodes; cluster.retry.rendezvous more attempts are made"),
     "error": Policy("limited", "read the log; if it was the file system or the network, retry"),
-    "killed": Policy("never", "something killed the process from outside; read the log, then retry"),
+    "killed": Policy("limited", "something killed the process from outside; read the log, then retry"),
     "time_limit": Policy("slurm", "longer cluster.<job>.minutes, or a longer cluster.signal_lead_s, then retry"),
     "preempted": Policy("slurm", "it continues by itself when there is room"),
     "node_failure": Policy("slurm", "it continues by itself on another node"),

@@ -39,6 +39,7 @@ class RetryConfig(Settings):
 
     error: int = Field(1, ge=0)  # an unknown error: a file system or network that failed for a moment
     rendezvous: int = Field(3, ge=0)  # ranks that did not find each other: a taken port, a slow node
+    killed: int = Field(0, ge=0)  # a process that was killed from outside
     backoff_s: int = Field(60, ge=0)  # before the first; doubled for each one after it
 
 
