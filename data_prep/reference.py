@@ -12,9 +12,19 @@ import numpy as np
 
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
+from pipeline.config.schema_metrics import DomainConfig
 from pipeline.data.reader import Reader
 from pipeline.data.shards import ShardDirectory, open_shards
-from pipeline.metrics.domain import LABELS, ROTATION, Examples, Shape, one_thread, save_classifier, train_classifier
+from pipeline.metrics.domain import (
+    ATTRIBUTES,
+    LABELS,
+    ROTATION,
+    Examples,
+    Shape,
+    one_thread,
+    save_classifier,
+    train_classifier,
+)
 from pipeline.metrics.extraction import Work, default_device, extract, ranks
 from pipeline.metrics.extractors import CLASSIFIER, build_extractors, classifier_directory
 from pipeline.metrics.features import Extractor
@@ -79,19 +89,19 @@ def _classifier(
     sweep_partial(directory)
     names = list(splits)
     train, valid = splits[names[0]], splits[names[1] if len(names) > 1 else names[0]]
-    channels, size, _ = train.manifest.shape
-    labelled = len(train.manifest.classes) > 1 and bool((np.asarray(train.index["label"]) >= 0).all())
     domain = cfg.evaluate.domain
-    classes = len(train.manifest.classes) if labelled else 4
-    shape = Shape(channels, size, classes, domain.width, domain.features, LABELS if labelled else ROTATION)
+    shape = _shape(train, domain)
     with progress("domain classifier", domain.max_images) as tick, one_thread():
         trained = train_classifier(_examples(train), _examples(valid), shape, cfg=domain, tick=tick)
     save_classifier(trained, directory / CLASSIFIER)
+    turns = ["0", "90", "180", "270 degrees"]
     record = {
         "task": shape.task,
-        "classes": train.manifest.classes if labelled else ["0", "90", "180", "270 degrees"],
+        "classes": train.manifest.classes if shape.task == LABELS else turns if shape.task == ROTATION else [],
+        "attributes": train.manifest.attributes,
         "images_seen": trained.seen,
         "accuracy": trained.accuracy,
+        "accuracy_by_attribute": trained.by_attribute,
         "loss": trained.loss,
         "checked_on": f"{valid.manifest.split} ({valid.manifest.count} images)",
         "trained_on": dict(images),
@@ -100,8 +110,18 @@ def _classifier(
     write_json(directory / "classifier.json", record)
 
 
+def _shape(train: ShardDirectory, domain: DomainConfig) -> Shape:
+    """The network for what is known of the images: classes, attributes, both, or nothing."""
+    channels, size, _ = train.manifest.shape
+    labelled = len(train.manifest.classes) > 1 and bool((np.asarray(train.index["label"]) >= 0).all())
+    attributes = len(train.manifest.attributes)
+    task = LABELS if labelled else ATTRIBUTES if attributes else ROTATION
+    classes = {LABELS: len(train.manifest.classes), ATTRIBUTES: 0, ROTATION: 4}[task]
+    return Shape(channels, size, classes, domain.width, domain.features, task, attributes)
+
+
 def _examples(split: ShardDirectory) -> Examples:
-    return Examples(Reader(split).read, np.asarray(split.index["label"], np.int64))
+    return Examples(Reader(split).read, np.asarray(split.index["label"], np.int64), split.attributes)
 
 
 def _statistics(cfg: Config, split: ShardDirectory, extractor: Extractor, *, path: Path) -> None:

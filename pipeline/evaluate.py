@@ -33,7 +33,7 @@ from pipeline.metrics.provenance import versions
 from pipeline.metrics.quality_suite import measure_quality
 from pipeline.metrics.references import Reference, open_reference, reference_path
 from pipeline.metrics.report import caution, rows
-from pipeline.metrics.suite import Measured, measure
+from pipeline.metrics.suite import Asked, Measured, measure
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, write_json
 from pipeline.runtime.progress import progress
@@ -162,7 +162,8 @@ def _features(
 def _result(cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path, picture: Path) -> dict[str, Any]:
     """Everything that the result file says, apart from its key."""
     measured = Measured()
-    asked = np.asarray(samples.index["label"], np.int64)
+    names = tuple(samples.manifest.attributes)
+    asked = Asked(np.asarray(samples.index["label"], np.int64), samples.attributes, names)
     for extractor in standards.extractors:
         blocks = _work(cfg, samples, extractor, work=work)
         measured.update(measure(extractor, blocks, standards.references[extractor.key], asked=asked, cfg=cfg.evaluate))

@@ -1,8 +1,10 @@
 """Evaluation as a job: a sample set and a data set on disk in, numbers out; the same ones however it was run."""
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,14 +192,54 @@ def test_inception_features_are_named_by_their_number(tmp_path, shared: Path) ->
     assert len(result["details"]["brisque"]["values"]) == 24
 
 
+def test_attributes_that_were_asked_for_are_looked_for(tmp_path) -> None:
+    """Drawings have the attributes 'row' and 'column'; of 60 samples 15 lack the row that they were asked for."""
+    cfg, run = make(tmp_path, "evaluate.domain.max_images=6000")
+    data = data_directory(cfg) / "shards"
+    for split, (images, labels) in {"train": drawings(600, 0), "valid": drawings(90, 1)}.items():
+        rewrite(data / split, images, told=np.stack([labels != 1, labels != 0], axis=1), split=split)
+    images, labels = drawings(60, 2)
+    told = np.stack([labels != 1, labels != 0], axis=1).astype(np.int8)
+    lacking = np.flatnonzero(labels == 1)[:15]
+    told[lacking] = (1, -1)
+    rewrite(run.samples(120) / "heun", images, told=told, split="samples")
+    reference.run(cfg)
+    (path,) = evaluate(cfg, run)
+    result = json.loads(path.read_text())
+    each = result["details"]["accuracy-attributes"]["by_attribute"]
+    assert each["row"]["value"] == pytest.approx(45 / 60, abs=0.05) and each["column"]["value"] > 0.95
+    assert (each["row"]["count"], each["column"]["count"]) == (60, 45) and each["row"]["classifier"] > 0.9
+    assert result["metrics"]["accuracy-attributes"] == np.mean([each["row"]["value"], each["column"]["value"]])
+    assert "accuracy-domain" not in result["metrics"] and "is-domain" not in result["metrics"]
+
+
+def rewrite(path: Path, images: np.ndarray, *, told: np.ndarray, split: str) -> None:
+    """A set without classes and with the attributes 'row' and 'column'."""
+    shutil.rmtree(path, ignore_errors=True)
+    samples = [
+        Sample(f"{k:06d}", encode(image, "png"), "png", attributes=tuple(map(int, row)))
+        for k, (image, row) in enumerate(zip(images, told, strict=True))
+    ]
+    record = write_shard(path / "000000.tar", samples, LAYOUT)
+    names, protocol = ["row", "column"], {"name": "test", "hash": "0"}
+    finish(path, [record], LAYOUT, classes=[], attributes=names, protocol=protocol, split=split)
+
+
+def pieces(watched: Path) -> set[Path]:
+    """Finished pieces of work; folders may vanish while one looks."""
+    with contextlib.suppress(FileNotFoundError):
+        return set(watched.rglob("*.safetensors"))
+    return set()
+
+
 def killed_until_done(words: list[str], watched: Path, *, kills: int, seed: int) -> int:
     """Start a command again and again, killing it soon after it has finished a few more files; how often it was."""
-    rng, killed, seen = random.Random(seed), 0, set(watched.rglob("*"))
+    rng, killed, seen = random.Random(seed), 0, pieces(watched)
     while True:
         process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         wanted = len(seen) + rng.randint(1, 4)
         while process.poll() is None:
-            seen |= set(watched.rglob("*.safetensors"))
+            seen |= pieces(watched)
             if killed < kills and len(seen) >= wanted:
                 time.sleep(rng.uniform(0, 0.03))
                 process.send_signal(signal.SIGKILL)

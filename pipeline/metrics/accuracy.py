@@ -1,4 +1,4 @@
-"""Conditional accuracy: is a sample recognised as the class that was asked for?"""
+"""Conditional accuracy: is a sample recognised as what was asked for, its class or its attributes?"""
 
 import math
 from dataclasses import dataclass
@@ -37,6 +37,47 @@ def conditional_accuracy(logits: npt.NDArray[np.floating], asked: npt.NDArray[np
     )
     low, high = wilson(float(right.sum()), len(right))
     return Accuracy(float(right.mean()), low, high, len(right), by_class)
+
+
+@dataclass(frozen=True)
+class AttributeAccuracy:
+    """Mean over attributes of the share of right answers, its 95% interval, and each attribute's (None: never asked).
+
+    `count`: samples that were asked for at least one attribute.
+    """
+
+    value: float
+    low: float
+    high: float
+    count: int
+    by_attribute: tuple[Accuracy | None, ...]
+
+
+def attribute_accuracy(logits: npt.NDArray[np.floating], asked: npt.NDArray[np.integer]) -> AttributeAccuracy:
+    """How often an attribute that was asked for (1) or excluded (0) is seen so; every attribute counts the same.
+
+    Args:
+        logits: [N, A], positive where the classifier sees the attribute.
+        asked: [N, A] of 0, 1 and negative values (not asked), which are left out.
+    Raises:
+        ValueError: where nothing was asked.
+    """
+    known = asked >= 0
+    if not known.any():
+        raise ValueError("no sample was asked for an attribute")
+    right = ((logits > 0) == (asked == 1)) & known
+    counts, sums = known.sum(axis=0), right.sum(axis=0)
+    each = tuple(
+        Accuracy(s / n, *wilson(float(s), int(n)), int(n), ()) if n else None
+        for s, n in zip(sums.tolist(), counts.tolist(), strict=True)
+    )
+    shares = sums / np.maximum(counts, 1)
+    value = float(shares[counts > 0].mean())
+    # Answers of one sample are not independent, samples are: the error is that of a sum over samples.
+    moved = np.where(known, (right - shares) / np.maximum(counts, 1), 0.0).sum(axis=1) / (counts > 0).sum()
+    half = 1.959963984540054 * float(np.sqrt((moved**2).sum()))
+    total = int(known.any(axis=1).sum())
+    return AttributeAccuracy(value, max(value - half, 0.0), min(value + half, 1.0), total, each)
 
 
 def wilson(right: float, count: int) -> tuple[float, float]:

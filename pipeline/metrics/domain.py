@@ -1,7 +1,8 @@
 """The domain classifier: a small network trained on the data set itself, whose features measure without any download.
 
 Numbers in its features compare models of one data set with each other, and with nothing else: they are called
-`fd-domain`, `is-domain` and `accuracy-domain`, never FID.
+`fd-domain`, `is-domain`, `accuracy-domain` and `accuracy-attributes`, never FID. It learns classes, attributes or both,
+whichever the data has, and rotations where it has neither.
 """
 
 import contextlib
@@ -26,8 +27,9 @@ from pipeline.runtime.files import atomic_path
 from pipeline.runtime.random import Stream, uniform
 
 SIDE = 32  # larger images are averaged down to this: the classifier is to be cheap
-ROTATION = "rotation"  # the task where there are no labels: which of four rotations (Gidaris et al. 2018)
+ROTATION = "rotation"  # the task where nothing is known of an image: which of four rotations (Gidaris et al. 2018)
 LABELS = "labels"
+ATTRIBUTES = "attributes"  # no labels, but attributes
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Shape:
     classes: int
     width: int
     features: int
-    task: str  # LABELS or ROTATION
+    task: str  # LABELS, ATTRIBUTES or ROTATION
+    attributes: int = 0  # beside labels, or alone (classes = 0)
 
 
 class DomainClassifier(nn.Module):
@@ -57,14 +60,22 @@ class DomainClassifier(nn.Module):
             before, width, side = width, min(width * 2, shape.width * 4), side // 2
         self.stages = nn.Sequential(*stages)
         self.features = nn.Linear(width, shape.features)
-        self.head = nn.Linear(shape.features, shape.classes)
+        if shape.classes:
+            self.head = nn.Linear(shape.features, shape.classes)
+        if shape.attributes:
+            self.attributes = nn.Linear(shape.features, shape.attributes)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] in [-1, 1] -> (features [B, D], logits [B, K])."""
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images [B, C, H, W] in [-1, 1] -> "features" [B, D]; "logits" [B, K] of the classes, "attributes" [B, A]
+        logits of their presence, where it has such a head."""
         if images.shape[-1] > SIDE:
             images = functional.adaptive_avg_pool2d(images, SIDE)
-        features = functional.silu(self.features(self.stages(images).mean((2, 3))))
-        return features, self.head(features)
+        out = {"features": functional.silu(self.features(self.stages(images).mean((2, 3))))}
+        if self.shape.classes:
+            out["logits"] = self.head(out["features"])
+        if self.shape.attributes:
+            out["attributes"] = self.attributes(out["features"])
+        return out
 
 
 def _stage(before: int, width: int, *, stride: int) -> nn.Sequential:
@@ -80,20 +91,26 @@ def _stage(before: int, width: int, *, stride: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled images by number: `read(indices)` -> uint8 [B, H, W, C]; `labels` int64 [N] (ignored by ROTATION)."""
+    """Images by number: `read(indices)` -> uint8 [B, H, W, C]; `labels` int64 [N] (used by LABELS alone);
+    `attributes` [N, A] of 0, 1 and -1 for unknown, where there are any."""
 
     read: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]]
     labels: npt.NDArray[np.int64]
+    attributes: npt.NDArray[np.int8] | None = None
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A classifier and how it came about: images seen, and accuracy and loss on the validation examples."""
+    """A classifier and how it came about: images seen, and accuracy and loss on the validation examples.
+
+    `accuracy` is that of the classes, or, without any, the mean over attributes.
+    """
 
     network: DomainClassifier
     seen: int
     accuracy: float
     loss: float
+    by_attribute: tuple[float, ...] = ()  # share of right answers where the attribute is known
 
 
 def train_classifier(
@@ -111,10 +128,10 @@ def train_classifier(
     best = Trained(network, 0, 0.0, float("inf"))
     state = {k: v.clone() for k, v in network.state_dict().items()}
     seen, next_check, since = 0, check_every, 0
-    for images, labels in _batches(train, shape, cfg):
+    for images, truth in _batches(train, shape, cfg):
         for group in optimiser.param_groups:
             group["lr"] = cfg.lr * min(1.0, (seen + 1) / 2000) * (0.05 + 0.95 * (1 - seen / cfg.max_images))
-        loss = functional.cross_entropy(network(images)[1], labels)
+        loss = _loss(network(images), truth)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -157,8 +174,21 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def _batches(train: Examples, shape: Shape, cfg: DomainConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (images [B, C, H, W] in [-1, 1], labels [B]), epoch after epoch, each image moved by up to one pixel."""
+def _loss(found: dict[str, Tensor], truth: dict[str, Tensor]) -> Tensor:
+    """Mean cross entropy of the classes, plus that of the attributes that are known."""
+    total = torch.zeros(())
+    if "logits" in truth:
+        total = total + functional.cross_entropy(found["logits"], truth["logits"])
+    if "attributes" in truth:
+        known = (truth["attributes"] >= 0).float()
+        wanted = truth["attributes"].clamp_min(0).float()
+        error = functional.binary_cross_entropy_with_logits(found["attributes"], wanted, known, reduction="sum")
+        total = total + error / known.sum().clamp_min(1)
+    return total
+
+
+def _batches(train: Examples, shape: Shape, cfg: DomainConfig) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Endless (images [B, C, H, W] in [-1, 1], truth), epoch after epoch, each image moved by up to one pixel."""
     count = len(train.labels)
     for first in itertools.count(0, count):
         visits = torch.arange(first, first + count)
@@ -167,7 +197,7 @@ def _batches(train: Examples, shape: Shape, cfg: DomainConfig) -> Iterator[tuple
             indices = chosen.numpy()
             images = _moved(_read(train, indices), visits[chosen], cfg.seed)
             turns = (uniform(cfg.seed, Stream.AUGMENT, visits[chosen], draw=1) * 4).long()
-            yield _task(images, torch.from_numpy(train.labels[indices]), turns, task=shape.task)
+            yield _task(images, _truth(train, indices, shape), turns, task=shape.task)
 
 
 def _read(examples: Examples, indices: npt.NDArray[np.int64]) -> Tensor:
@@ -182,25 +212,41 @@ def _moved(images: Tensor, visits: Tensor, seed: int) -> Tensor:
     return windows[torch.arange(len(images)), :, shift[:, 0], shift[:, 1]]
 
 
-def _task(images: Tensor, labels: Tensor, turns: Tensor, *, task: str) -> tuple[Tensor, Tensor]:
-    """The batch as the task has it: labels as they are, or images turned and the turn as label."""
-    if task == LABELS:
-        return images, labels
+def _truth(examples: Examples, indices: npt.NDArray[np.int64], shape: Shape) -> dict[str, Tensor]:
+    """What the network is to find: "logits" [B] classes, "attributes" [B, A]."""
+    truth = {"logits": torch.from_numpy(examples.labels[indices])} if shape.task == LABELS else {}
+    if shape.attributes and examples.attributes is not None:
+        truth["attributes"] = torch.from_numpy(np.asarray(examples.attributes[indices]))
+    return truth
+
+
+def _task(images: Tensor, truth: dict[str, Tensor], turns: Tensor, *, task: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """The batch as the task has it: as it is, or images turned and the turn as class."""
+    if task != ROTATION:
+        return images, truth
     turned = [torch.rot90(image, int(turn), (1, 2)) for image, turn in zip(images, turns, strict=True)]
-    return torch.stack(turned), turns
+    return torch.stack(turned), {"logits": turns}
 
 
 @torch.no_grad()
 def _checked(network: DomainClassifier, valid: Examples, shape: Shape, *, seen: int, batch: int) -> Trained:
     right, loss, count = 0.0, 0.0, len(valid.labels)
+    right_of, known_of = torch.zeros(shape.attributes), torch.zeros(shape.attributes)
     for start in range(0, count, batch):
         indices = np.arange(start, min(start + batch, count), dtype=np.int64)
-        labels, turns = torch.from_numpy(valid.labels[indices]), torch.from_numpy(indices % 4)
-        images, labels = _task(_read(valid, indices), labels, turns, task=shape.task)
-        logits = network(images)[1]
-        right += float((logits.argmax(1) == labels).sum())
-        loss += float(functional.cross_entropy(logits, labels, reduction="sum"))
-    return Trained(network, seen, right / max(count, 1), loss / max(count, 1))
+        turns = torch.from_numpy(indices % 4)
+        images, truth = _task(_read(valid, indices), _truth(valid, indices, shape), turns, task=shape.task)
+        found = network(images)
+        loss += float(_loss(found, truth)) * len(indices)
+        if "logits" in truth:
+            right += float((found["logits"].argmax(1) == truth["logits"]).sum())
+        if "attributes" in truth:
+            known = truth["attributes"] >= 0
+            right_of += (((found["attributes"] > 0) == (truth["attributes"] == 1)) & known).sum(0)
+            known_of += known.sum(0)
+    by_attribute = (right_of / known_of.clamp_min(1)).tolist()
+    accuracy = right / max(count, 1) if shape.classes else float(np.mean(by_attribute))
+    return Trained(network, seen, accuracy, loss / max(count, 1), tuple(by_attribute))
 
 
 def to_input(images: Tensor) -> Tensor:
@@ -224,7 +270,7 @@ def load_classifier(path: Path, device: torch.device | str = "cpu") -> DomainCla
 
 
 def domain_features(network: DomainClassifier) -> Callable[[Tensor], dict[str, Tensor]]:
-    """uint8 [B, C, H, W] of the data set's own size -> {"features": [B, D], "logits": [B, K]}."""
+    """uint8 [B, C, H, W] of the data set's own size -> what the network gives, "features" and the rest."""
     expected: tuple[Any, ...] = (network.shape.channels, network.shape.size, network.shape.size)
 
     def run(images: Tensor) -> dict[str, Tensor]:
@@ -233,7 +279,7 @@ def domain_features(network: DomainClassifier) -> Callable[[Tensor], dict[str, T
                 f"The domain classifier was trained on images [C, H, W] of {list(expected)}, found "
                 f"{list(images.shape[1:])}: these samples are of another data set. Check data=... and the sample set."
             )
-        features, logits = network(to_input(images))
-        return {"features": features, "logits": logits}
+        found: dict[str, Tensor] = network(to_input(images))
+        return found
 
     return run

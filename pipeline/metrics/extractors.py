@@ -12,7 +12,7 @@ from pipeline.metrics.library import clip_extractor, dinov2_extractor
 from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import content_hash, read_json, sha256_file
 
-DOMAIN_VERSION = 1  # raise it when the network or its training changes: old references are then not used
+DOMAIN_VERSION = 2  # raise it when the network or its training changes: old references are then not used
 CLASSIFIER = "classifier.safetensors"
 
 
@@ -44,7 +44,8 @@ def domain_extractor(reference: Path, cfg: DomainConfig, images: Mapping[str, st
         raise Incomplete(f"{weights} is not the file that was written ({record['sha256']}). Delete {directory}.")
     network = load_classifier(weights, device)
     protocol = {**domain_protocol(cfg, images), "task": record["task"], "weights": record["sha256"]}
-    spaces = ("features", "logits")
+    heads = {"logits": network.shape.classes, "attributes": network.shape.attributes}
+    spaces = ("features", *(name for name, size in heads.items() if size))
     return Extractor("domain", protocol, spaces, domain_features(network), about=record)
 
 

@@ -21,7 +21,7 @@ from pipeline.metrics.moments import Moments
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import atomic_path, read_json, sha256_file, write_json
 
-CLASS_SPACES = ("logits",)  # not compared as Gaussians: too many dimensions, and not features
+CLASS_SPACES = ("logits", "attributes")  # not compared as Gaussians: answers, and not features
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.schema_metrics import EvaluateConfig
-from pipeline.metrics.accuracy import conditional_accuracy
-from pipeline.metrics.domain import LABELS
+from pipeline.metrics.accuracy import attribute_accuracy, conditional_accuracy
+from pipeline.metrics.domain import ROTATION
 from pipeline.metrics.extraction import Work, all_features, grouped_moments
 from pipeline.metrics.extrapolation import at_infinity, jackknife
 from pipeline.metrics.features import Extractor
@@ -45,6 +45,16 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What each of N samples was asked for: `labels` [N], -1 for no class; `attributes` [N, A] of 0, 1 and -1 for not
+    asked, with their `names`, or None."""
+
+    labels: npt.NDArray[np.int64]
+    attributes: npt.NDArray[np.int8] | None = None
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Space:
     """One feature space in the tables: its Frechet distance's name, and the ending of its other metrics' names."""
 
@@ -75,7 +85,7 @@ def measure(
     work: Work,
     references: Mapping[str, Reference],
     *,
-    asked: npt.NDArray[np.int64],
+    asked: Asked,
     cfg: EvaluateConfig,
 ) -> Measured:
     """All metrics in one network's features.
@@ -83,7 +93,7 @@ def measure(
     Args:
         work: the finished blocks of features of the samples.
         references: by split; the first names the metrics, the others add `@split`.
-        asked: [N] class that each sample was asked for, -1 for none.
+        asked: what each sample was asked for.
     """
     out = Measured()
     for position, (split, reference) in enumerate(references.items()):
@@ -96,7 +106,9 @@ def measure(
             for name, space in spaces_of(extractor).items():
                 _compare(out, space, work, reference=reference, name=name, at=at, cfg=cfg)
     if "logits" in extractor.spaces:
-        _classes(out, extractor, work, asked=asked, cfg=cfg)
+        _classes(out, extractor, work, asked=asked.labels, cfg=cfg)
+    if "attributes" in extractor.spaces and asked.attributes is not None:
+        _attributes(out, extractor, work, asked=asked)
     return out
 
 
@@ -158,9 +170,8 @@ def _classes(
     out: Measured, extractor: Extractor, work: Work, *, asked: npt.NDArray[np.int64], cfg: EvaluateConfig
 ) -> None:
     """What the class probabilities say: the inception score, and for the domain classifier conditional accuracy."""
-    task = extractor.protocol.get("task", LABELS)
-    if task != LABELS:
-        out.words.append(f"the data has no labels: the domain classifier learned {task}, and judges no classes")
+    if extractor.protocol.get("task") == ROTATION:
+        out.words.append(f"the data has no labels: the domain classifier learned {ROTATION}, and judges no classes")
         return
     logits = all_features(work, "logits")
     splits = cfg.splits
@@ -178,3 +189,26 @@ def _classes(
             f"the domain classifier itself is right on {own['accuracy']:.1%} of the images of {own['checked_on']}: "
             "accuracy-domain of perfect samples would be about that"
         )
+
+
+def _attributes(out: Measured, extractor: Extractor, work: Work, *, asked: Asked) -> None:
+    """How often the domain classifier sees the attributes that were asked for, each beside its own accuracy."""
+    own = dict(zip(extractor.about["attributes"], extractor.about["accuracy_by_attribute"], strict=True))
+    columns = [extractor.about["attributes"].index(name) for name in asked.names if name in own]
+    wanted = np.asarray(asked.attributes)[:, [name in own for name in asked.names]]
+    if not (wanted >= 0).any():
+        return
+    found = attribute_accuracy(all_features(work, "attributes")[:, columns], wanted)
+    names = [name for name in asked.names if name in own]
+    each = {
+        name: {"value": a.value, "low": a.low, "high": a.high, "count": a.count, "classifier": own[name]}
+        for name, a in zip(names, found.by_attribute, strict=True)
+        if a is not None
+    }
+    facts = {"low": found.low, "high": found.high, "count": found.count, "by_attribute": each}
+    out.add("accuracy-attributes", found.value, **facts)
+    real = float(np.mean([own[name] for name in each]))
+    out.words.append(
+        f"the domain classifier itself is right on {real:.1%} of these attributes of {extractor.about['checked_on']}: "
+        "accuracy-attributes of perfect samples would be about that, if they are asked for as they occur there"
+    )
