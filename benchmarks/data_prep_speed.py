@@ -95,7 +95,7 @@ def ours(folder: Path, out: Path, side: int | None, *words: str) -> Path:
     cfg = data_config(
         [
             "data=folder", f"data_dir={out}", f"data.source.path={folder}", f"data.image_size={SIZE}",
-            "data.images_per_shard=256", "data.split.valid=0", *crop, *words,
+            f"data.images_per_shard={max(len(list(folder.iterdir())) // 20, 1)}", "data.split.valid=0", *crop, *words,
         ]
     )  # fmt: skip
     listing.run(cfg)

@@ -7,7 +7,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
+from data_prep.jpeg import decode_jpeg, jpeg_size
 from data_prep.reasons import Unusable
+from data_prep.resample import CURVES, resample
 from pipeline.config.schema_data import ConversionRules, CropSettings, DataConfig
 
 Pixels = npt.NDArray[np.uint8]
@@ -21,6 +23,22 @@ FILTERS = {
 }
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _EXIF_ORIENTATION = 0x0112
+
+
+def square_of_jpeg(data: bytes, cfg: DataConfig) -> Pixels | None:
+    """What `square` gives, in half of its time, for most images: plain JPEGs of which the middle square is resized.
+
+    None where it is `square`'s to decide. One that is too small raises `Unusable`.
+    """
+    crop = cfg.crop
+    if crop.kind != "centre" or crop.shrink_on_load or crop.filter not in CURVES or cfg.channels != 3:
+        return None
+    size = jpeg_size(data)
+    if size is None:
+        return None
+    left, top, right, bottom = _box(size, crop, size=cfg.image_size)
+    pixels = decode_jpeg(data) if min(left, top) >= 0 else None
+    return None if pixels is None else resample(pixels[top:bottom, left:right], cfg.image_size, curve=crop.filter)
 
 
 def square(image: Image.Image, cfg: DataConfig) -> tuple[Pixels, list[str]]:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_prep.items import Item
 from data_prep.reasons import Unusable
 
 
@@ -42,11 +41,8 @@ def read_bytes(at: tuple[Any, ...], root: Path) -> bytes:
     raise ValueError(f"no way to read an item at {at}")
 
 
-def load_image(item: Item, root: Path) -> Image.Image:
-    """The item as a Pillow image, not decoded yet. What is no image raises `Unusable`."""
-    if item.at[0] == "array":
-        return _array_image(item.at, root)
-    data = read_bytes(item.at, root)
+def open_image(data: bytes) -> Image.Image:
+    """The bytes of a file as a Pillow image, not decoded yet. What is no image raises `Unusable`."""
     if not data:
         raise Unusable("empty", "the file has no bytes")
     try:
@@ -57,7 +53,8 @@ def load_image(item: Item, root: Path) -> Image.Image:
         raise Unusable("unreadable", f"not an image ({len(data)} bytes, starting {data[:12]!r})") from error
 
 
-def _array_image(at: tuple[Any, ...], root: Path) -> Image.Image:
+def array_image(at: tuple[Any, ...], root: Path) -> Image.Image:
+    """An item of bare pixels as a Pillow image."""
     height, width, channels = at[3]
     pixels = np.frombuffer(_read_range(root / at[1], at[2], height * width * channels), dtype=np.uint8)
     if at[4] == "chw":

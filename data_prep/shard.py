@@ -6,20 +6,20 @@ and restarts after a kill may make them in any order. Whoever finds every shard 
 
 import functools
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL
 
-from data_prep.crop import square
+from data_prep.crop import square, square_of_jpeg
 from data_prep.items import Item, Items, Rejected, read_rejected, write_rejected
 from data_prep.listing import source_directory
-from data_prep.load import load_image
+from data_prep.load import array_image, open_image, read_bytes
 from data_prep.parallel import cores, run_parallel
 from data_prep.plan import Plan, ShardJob, make_plan
 from data_prep.reasons import BY_PROTOCOL, Unusable
@@ -30,13 +30,15 @@ from pipeline.config.schema import Config
 from pipeline.config.schema_data import DataConfig
 from pipeline.config.schema_sources import GlyphSource
 from pipeline.data.images import Pixels, encode
+from pipeline.data.png import deflate_version
 from pipeline.data.shards import Layout, Manifest, Sample, ShardRecord, finish, read_manifest, read_record, write_shard
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import atomic_path, read_lines
 from pipeline.runtime.progress import progress
 
 VERSION = 1  # raised when the same settings would give other bytes
-VERSIONS = {"pillow": PIL.__version__, "zlib": zlib.ZLIB_RUNTIME_VERSION}  # others may give other bytes
+# What may give other bytes: decoders, compressors.
+VERSIONS = {"pillow": PIL.__version__, "simplejpeg": version("simplejpeg"), "deflate": deflate_version()}
 
 
 def shards_directory(cfg: Config) -> Path:
@@ -133,7 +135,11 @@ def image_pixels(item: Item, data: DataConfig, root: Path) -> tuple[Pixels, list
         span = data.source.ink - data.source.paper
         grey = np.rint(data.source.paper + span * (ink / 255.0)).astype(np.uint8)
         return np.repeat(grey[:, :, None], data.channels, axis=2), []
-    return square(load_image(item, root), data)
+    if item.at[0] == "array":
+        return square(array_image(item.at, root), data)
+    content = read_bytes(item.at, root)
+    quick = square_of_jpeg(content, data)
+    return (quick, []) if quick is not None else square(open_image(content), data)
 
 
 def complete(cfg: Config, directory: Path, plan: Plan, *, jobs: list[ShardJob]) -> Mapping[str, Any] | None:

@@ -20,7 +20,8 @@ def encode(pixels: Pixels, encoding: str, quality: int = 95) -> bytes:
     """Bytes of one image.
 
     `pixels`: uint8 [H, W, C] with C of 1 or 3. raw: the bare bytes in row order; png: lossless; jpeg: `quality` 1-100,
-    colour at full resolution (4:4:4). Equal pixels give equal bytes under one version of zlib and Pillow.
+    colour at full resolution (4:4:4). Equal pixels give equal bytes under one version of Pillow and
+    one `deflate_version`.
     """
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
         raise ValueError(f"an image is uint8 [H, W, 1 or 3], not {pixels.dtype} {pixels.shape}")

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from isal import isal_zlib
 from PIL import Image
 
 from pipeline.data.png import decode_png, encode_png
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]), st.integers(0, 2**32), st.integers(0, 9))
-def test_pillow_and_this_module_read_what_was_written(height, width, channels, seed, level):
+@given(st.integers(1, 40), st.integers(1, 40), st.sampled_from([1, 3]), st.integers(0, 2**32))
+def test_pillow_and_this_module_read_what_was_written(height, width, channels, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
-    data = encode_png(pixels, level)
+    data = encode_png(pixels)
     assert np.array_equal(decode_png(data, (channels, height, width)), pixels)
     with Image.open(io.BytesIO(data)) as image:
         assert (image.format, image.mode) == ("PNG", {1: "L", 3: "RGB"}[channels])
@@ -66,5 +67,5 @@ def test_a_right_checksum_over_wrong_content_is_an_error():
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     for body in (b"nothing that inflates", zlib.compress(bytes(17))):
-        with pytest.raises((zlib.error, ValueError)):
+        with pytest.raises((isal_zlib.error, ValueError)):
             decode_png(header + chunk(b"IDAT", body) + chunk(b"IEND", b""), (3, 8, 8))

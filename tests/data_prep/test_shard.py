@@ -116,6 +116,28 @@ def test_killed_at_random_moments_it_resumes_without_redoing_shards(
     assert content_of(data_directory(cfg) / "shards") == alone and redone == 0
 
 
+def test_a_full_disk_is_named_and_loses_nothing(images: Path, alone: dict[str, str], tmp_path: Path) -> None:
+    """A real one: a file system of 200 kB, made larger afterwards, in a namespace of its own."""
+    cfg = of(images, tmp_path / "small")
+    shell = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run([*shell, f"mount -t tmpfs -o size=200k none {small}"], capture_output=True).returncode:
+        pytest.skip("this system lets nobody but root mount a file system")
+    listing_words, shard_words = (" ".join(command(images, small, stage)) for stage in ("fetch", "shard"))
+    kept = f"(cd {small} && find . -name '*.tar' -exec ls -i {{}} + | sort)"
+    script = (
+        f"mount -t tmpfs -o size=200k none {small} && {listing_words} && ! {shard_words} && {kept} && "
+        f"mount -o remount,size=100m {small} && {shard_words} && echo again && {kept} && cp -r {small} {tmp_path}/out"
+    )
+    done = subprocess.run([*shell, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    before, after = (set(part.split("\n")) for part in done.stdout.split("again"))
+    assert "No space left while writing" in done.stderr and "start again" in done.stderr
+    assert len(before) > 2 and before <= after  # the same files: none was written anew
+    assert content_of(tmp_path / "out" / data_directory(cfg).name / "shards") == alone
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_ten_times_it_gives_the_same_bytes(
