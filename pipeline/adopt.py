@@ -15,10 +15,12 @@ from pipeline import checkpoint
 from pipeline.config.load import config_from, validated
 from pipeline.config.paths import training_shards
 from pipeline.config.schema import Config
+from pipeline.data.latents import latent_shape, spread_of
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.interchange.folder import Network, read, scheduler_of
 from pipeline.interchange.schedulers import disagreements
 from pipeline.objectives.build import build_objective
+from pipeline.objectives.space import remember
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import RunDir, create_run
 
@@ -46,7 +48,11 @@ def adopt(folder: Path, cfg: Config) -> RunDir:
     network = read(folder)
     cfg = validated({**cfg.model_dump(mode="json"), "model": network.model.model_dump(mode="json")})
     manifest = read_manifest(training_shards(cfg) / "train")
-    problems = [*_data_disagrees(network, manifest), *_process_disagrees(folder, network, cfg)]
+    problems = [
+        *_data_disagrees(network, manifest),
+        *_latents_disagree(network, manifest),
+        *_process_disagrees(folder, network, cfg),
+    ]
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"{folder} does not fit these settings:\n{listed}\nSet them as the folder has them.")
@@ -55,6 +61,7 @@ def adopt(folder: Path, cfg: Config) -> RunDir:
         raise UserError(f"{run.path} has checkpoints of steps {run.steps()} already. Give another name: name=...")
     torch.manual_seed(cfg.seed)  # of what the folder does not hold, such as a second player
     checkpoint.write(run.checkpoint(0), _snapshot(cfg, manifest, network))
+    remember(run, manifest, write=True)
     return run
 
 
@@ -77,10 +84,9 @@ def _snapshot(cfg: Config, manifest: Manifest, network: Network) -> checkpoint.S
 
 def _data_disagrees(network: Network, manifest: Manifest) -> list[str]:
     problems = []
-    if network.shape != manifest.layout.shape:
-        problems.append(
-            f"data: images are {manifest.layout.shape} [C, H, W], the network was built for {network.shape}"
-        )
+    shape = latent_shape(manifest) if manifest.kind == "latents" else manifest.layout.shape
+    if network.shape != shape:
+        problems.append(f"data: {manifest.kind} are {shape} [C, H, W], the network was built for {network.shape}")
     if network.model.condition == "class" and network.classes != len(manifest.classes):
         problems.append(f"data: found {len(manifest.classes)} classes, the network knows {network.classes}")
     if network.class_names and network.class_names != tuple(manifest.classes):
@@ -88,6 +94,24 @@ def _data_disagrees(network: Network, manifest: Manifest) -> list[str]:
     if network.model.condition == "attributes" and network.attributes != len(manifest.attributes):
         problems.append(f"data: found {len(manifest.attributes)} attributes, the network knows {network.attributes}")
     return problems
+
+
+def _latents_disagree(network: Network, manifest: Manifest) -> list[str]:
+    """A network of latents fits those of one autoencoder, normalised as they were when it was trained."""
+    if network.latents is None:
+        return []
+    if manifest.kind != "latents":
+        return [
+            "latents: found none, the network was trained on latents. Set latents.autoencoder to that of its folder"
+        ]
+    spread = spread_of(manifest)
+    scales = {"mean": (spread.mean, network.latents.mean), "std": (spread.std, network.latents.std)}
+    return [
+        f"latents: their {name} per channel is {[round(v, 4) for v in ours]}, the network was trained with "
+        f"{[round(v, 4) for v in its]}: these are another autoencoder's, or of other images"
+        for name, (ours, its) in scales.items()
+        if len(ours) != len(its) or any(abs(a - b) > 1e-3 * max(abs(b), 1) for a, b in zip(ours, its, strict=False))
+    ]
 
 
 def _process_disagrees(folder: Path, network: Network, cfg: Config) -> list[str]:

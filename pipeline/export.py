@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import get_args
 
 from pipeline import checkpoint
+from pipeline.config.autoencoder import KINDS, require_latents
 from pipeline.config.load import config_from
 from pipeline.config.paths import run_directory, training_shards
 from pipeline.config.schema import Config
-from pipeline.data.shards import read_manifest
-from pipeline.interchange.folder import SETTINGS, Format, Network, write_diffusers, write_safetensors
+from pipeline.data.latents import image_shape, spread_of
+from pipeline.data.shards import Manifest, read_manifest
+from pipeline.interchange.folder import SETTINGS, Format, Latents, Network, write_diffusers, write_safetensors
+from pipeline.models.pretrained import load_autoencoder
+from pipeline.objectives.space import remember, space_of
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.run_dir import COMMIT, RunDir, step_name, step_of
 
+NETWORKS = ("denoiser", "autoencoder")
 TRAINING_ONLY = "balance."  # the head that weighs losses over noise levels: no part of the network that samples
 
 
@@ -65,20 +70,24 @@ def export(
 
 def at_rest(cfg: Config, run: RunDir, *, step: int) -> Network:
     """What a checkpoint knows of its network: weights, settings, classes, and the hashes of the files they are from."""
+    require_latents(cfg)
     manifest = read_manifest(training_shards(cfg) / "train")
+    remember(run, manifest, write=False)
+    shape = space_of(cfg, manifest).shape
     name = _network_name(run.checkpoint(step))
     stored, _ = checkpoint.load_weights(run, which=cfg.sample.weights, network=name, step=step)
     weights = {name: tensor for name, tensor in stored.items() if not name.startswith(TRAINING_ONLY)}
     return Network(
         model=cfg.model,
-        shape=manifest.layout.shape,
+        shape=shape,
         weights=weights,
         classes=len(manifest.classes),
         class_names=tuple(manifest.classes),
         attributes=len(manifest.attributes),
-        outputs=2 * manifest.layout.shape[0] if cfg.diffusion.learned_variance else None,
-        diffusion=cfg.diffusion,
+        outputs=2 * shape[0] if cfg.diffusion.learned_variance else None,
+        diffusion=None if cfg.model.kind in KINDS else cfg.diffusion,
         sampler=cfg.sample.sampler,
+        latents=_latents(cfg, manifest),
         made_from={
             "run": cfg.name,
             "step": step,
@@ -88,10 +97,25 @@ def at_rest(cfg: Config, run: RunDir, *, step: int) -> Network:
     )
 
 
+def _latents(cfg: Config, manifest: Manifest) -> Latents | None:
+    """The autoencoder that a model of latents needs, which leaves with it."""
+    if cfg.latents is None:
+        return None
+    where = cfg.latents
+    module = load_autoencoder(where.autoencoder, weights=where.weights, step=where.step)
+    made_from = manifest.made_from["autoencoder"]
+    autoencoder = Network(module.cfg, image_shape(manifest), module.state_dict(), made_from=made_from)
+    spread = spread_of(manifest)
+    return Latents(autoencoder, spread.mean, spread.std)
+
+
 def _network_name(directory: Path) -> str:
-    """The network that makes images: the one of which averages are kept, or the only one."""
+    """The network that makes images: one that is known by its name, or the only one of which averages are kept."""
     for kind in ("average", "network"):
         names = sorted(path.name.split(".")[1] for path in directory.glob(f"{kind}.*.safetensors"))
-        if len(names) == 1 or "denoiser" in names:
-            return "denoiser" if "denoiser" in names else names[0]
-    raise UserError(f"{directory} holds several networks, and none is called denoiser: there is nothing to export.")
+        known = [name for name in NETWORKS if name in names]
+        if known or len(names) == 1:
+            return known[0] if known else names[0]
+    raise UserError(
+        f"{directory} holds several networks, and none is called {' or '.join(NETWORKS)}: there is nothing to export."
+    )

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from pipeline import checkpoint
+from pipeline.config.autoencoder import require_latents
 from pipeline.config.load import config_from
 from pipeline.config.paths import run_directory, sample_set_name, training_shards
 from pipeline.config.schema import Config
@@ -83,6 +84,7 @@ def sample(
     part = part or Part()
     found = step_of(checkpoint.step_to_read(run, step).name) or 0
     directory = run.samples(found) / sample_set_name(cfg)
+    require_latents(cfg)
     data = open_shards(training_shards(cfg) / "train")
     train = data.manifest
     layout = Layout(encoding="png", shape=image_shape(train))

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.config.paths import run_directory
+from pipeline.config.paths import run_directory, training_shards
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import content_hash, read_json
@@ -79,3 +79,12 @@ def missing_autoencoder(cfg: Config) -> str | None:
         f"latents.autoencoder: found {latents.autoencoder}, {found}; {expected}. Train it and encode the images by "
         f"one command: python -m slurm submit {run_directory(cfg)}"
     )
+
+
+def require_latents(cfg: Config) -> None:
+    """Raise `Incomplete`, naming the command, where a run is to work on latents that are not encoded."""
+    if cfg.latents is not None and not (training_shards(cfg) / "train" / "manifest.json").is_file():
+        raise Incomplete(
+            f"{training_shards(cfg)}: the latents of {cfg.data.name} by {cfg.latents.autoencoder} are not there. Run: "
+            f"python -m data_prep encode {run_directory(cfg)} (or with the same words)"
+        )

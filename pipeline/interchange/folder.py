@@ -3,7 +3,8 @@
     model_index.json  unet/ or transformer/  scheduler/  pipeline.py      a denoiser for diffusers; vae/ where it
                                                                           works on latents
     config.json  diffusion_pytorch_model.safetensors                      an autoencoder for diffusers
-    settings.json  model.safetensors                                      any network of ours
+    settings.json  model.safetensors                                      any network of ours; autoencoder/ where it
+                                                                          works on latents
 
 Writing and reading need neither diffusers nor a network built: settings, names and tensors.
 """
@@ -11,7 +12,7 @@ Writing and reading need neither diffusers nor a network built: settings, names 
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,7 @@ from pipeline.runtime.files import atomic_path, read_json, write_json
 
 Format = Literal["diffusers", "safetensors"]
 SETTINGS, WEIGHTS, THEIR_WEIGHTS = "settings.json", "model.safetensors", "diffusion_pytorch_model.safetensors"
+AUTOENCODER = "autoencoder"  # the folder of the one that a denoiser of latents needs, beside our own settings
 PIPELINE = "pipeline"  # name of the module with LabelPipeline inside a folder
 MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 
@@ -68,8 +70,10 @@ def write_safetensors(folder: Path, network: Network) -> None:
     """settings.json and model.safetensors, atomically."""
     with atomic_path(folder) as partial:
         partial.mkdir()
-        _save(network.weights, partial / WEIGHTS)
-        write_json(partial / SETTINGS, _settings(network))
+        _plain(partial, network)
+        if network.latents is not None:
+            (partial / AUTOENCODER).mkdir()
+            _plain(partial / AUTOENCODER, network.latents.autoencoder)
 
 
 def write_diffusers(folder: Path, network: Network) -> list[str]:
@@ -99,10 +103,10 @@ def read(folder: Path) -> Network:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Give one that `export` or diffusers wrote.")
     if (folder / WEIGHTS).is_file():
-        return _ours(folder)
+        return _with_latents(_ours(folder), folder / AUTOENCODER, _known(folder))
     for name in ("unet", "transformer"):
         if (folder / name / "config.json").is_file():
-            return _theirs(folder / name, _known(folder))
+            return _with_latents(_theirs(folder / name, _known(folder)), folder / "vae", _known(folder))
     if (folder / "config.json").is_file():
         return _theirs(folder, _known(folder))
     raise UserError(
@@ -114,6 +118,11 @@ def scheduler_of(folder: Path) -> dict[str, Any] | None:
     """The folder's scheduler_config.json, None where it has none."""
     path = folder / "scheduler" / "scheduler_config.json"
     return dict(read_json(path)) if path.is_file() else None
+
+
+def _plain(folder: Path, network: Network) -> None:
+    _save(network.weights, folder / WEIGHTS)
+    write_json(folder / SETTINGS, _settings(network))
 
 
 def _settings(network: Network) -> dict[str, Any]:
@@ -194,6 +203,14 @@ def _index(name: str, config: Mapping[str, Any], *, network: Network, plan: Sche
         "steps": network.sampler.steps,
         "guidance": network.sampler.guidance.factor,
     }
+
+
+def _with_latents(network: Network, autoencoder: Path, known: Mapping[str, Any]) -> Network:
+    """With the autoencoder of a denoiser of latents; another program's folder does not say how they are normalised."""
+    latents = known.get("latents")
+    if latents is None:
+        return network
+    return replace(network, latents=Latents(read(autoencoder), tuple(latents["mean"]), tuple(latents["std"])))
 
 
 def _known(folder: Path) -> Mapping[str, Any]:

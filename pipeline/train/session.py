@@ -17,6 +17,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from pipeline import checkpoint
+from pipeline.config.autoencoder import require_latents
 from pipeline.config.paths import training_shards
 from pipeline.config.plan import Plan, plan_for
 from pipeline.config.schema import Config
@@ -73,6 +74,7 @@ def session(cfg: Config, run: RunDir) -> Iterator[Session]:
     distributed.use_cpus(world)
     distributed.join(world, run.jobs)
     device = distributed.device_for(world)
+    require_latents(cfg)
     shards = training_shards(cfg)
     train_data = Reader(open_shards(shards / "train"))
     valid_data = Reader(open_shards(shards / "valid")) if (shards / "valid").is_dir() else None
