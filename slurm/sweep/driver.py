@@ -19,7 +19,7 @@ from slurm.ledger import LEDGER, State
 from slurm.queue import look, mine
 from slurm.sweep import batches, chained, trials
 from slurm.sweep.folder import SweepDir
-from slurm.sweep.runs import FAILED, Run, make, runs_of, stages, value_of
+from slurm.sweep.runs import FAILED, Run, kept, make, runs_of, stages, value_of
 from slurm.sweep.settings import SweepSettings
 from slurm.sweep.space import Dimension, dimension, row_dimensions
 from slurm.workflows import Launch
@@ -170,7 +170,7 @@ class Step:
         names = [o.run.name for o in outcomes]
         notes: dict[str, Any] = {
             "values": values,
-            "runs": names,
+            "runs": {o.run.name: kept(o.launch) for o in outcomes if o.launch is not None and o.word == "complete"},
             "gpu_hours": batches.gpu_hours(self.sweep, names),
             "hours": batches.job_hours(self.sweep, names),
         }

@@ -187,6 +187,11 @@ def results_of(launch: Launch) -> dict[str, float]:
     return dict(read_json(result_of(launch, samples))["metrics"])
 
 
+def kept(launch: Launch) -> dict[str, Any]:
+    """What the journal keeps of a complete run, metrics and place of samples: later code may look elsewhere."""
+    return {"metrics": results_of(launch), "samples": str(sample_set(launch) or "")}
+
+
 def pick(metrics: Mapping[str, float], name: str) -> float:
     """One metric of a result.
 

@@ -105,6 +105,11 @@ def words_of(params: Params) -> tuple[str, ...]:
     return tuple(f"{key}={_shown(value)}" for key, value in params.items())
 
 
+def shown(params: Params) -> dict[str, str]:
+    """A configuration for people: numbers between ends with four digits."""
+    return {k: f"{v:.4g}" if isinstance(v, float) else str(v).strip('"') for k, v in params.items()}
+
+
 def _shown(value: str | float | int) -> str:
     return value if isinstance(value, str) else repr(value)
 
