@@ -10,7 +10,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,41 +19,25 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.load import config_from
-from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.data.reader import Reader
 from pipeline.data.shards import Manifest, ShardDirectory, open_shards
 from pipeline.metrics.board import write_board
 from pipeline.metrics.copies import Images, Worst, measure_copies
 from pipeline.metrics.extraction import Work, default_device, extract, ranks
-from pipeline.metrics.extractors import build_extractors
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.pictures import draw_worst
 from pipeline.metrics.provenance import versions
 from pipeline.metrics.quality_suite import measure_quality
-from pipeline.metrics.references import Reference, open_reference, reference_path
 from pipeline.metrics.report import caution, rows
 from pipeline.metrics.suite import Asked, Measured, measure
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, write_json
 from pipeline.runtime.progress import progress
 from pipeline.runtime.run_dir import RunDir
+from pipeline.standards import Standards, open_standards
 
 FINISHED = "manifest.json"
-
-
-@dataclass(frozen=True)
-class Standards:
-    """What samples are compared with: splits of the data set, feature networks, references by network and split."""
-
-    splits: Mapping[str, ShardDirectory]
-    extractors: Sequence[Extractor]
-    references: Mapping[str, Mapping[str, Reference]]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Hashes of all of it."""
-        return {key: {s: r.record["sha256"] for s, r in found.items()} for key, found in self.references.items()}
 
 
 def evaluate(cfg: Config, run: RunDir, *, part: tuple[int, int] | None = None) -> list[Path]:
@@ -82,21 +66,6 @@ def evaluate(cfg: Config, run: RunDir, *, part: tuple[int, int] | None = None) -
             shutil.rmtree(work, ignore_errors=True)
         finished.append(result)
     return finished
-
-
-def open_standards(cfg: Config) -> Standards:
-    """Splits, networks and references of a config; what is not there raises `Incomplete` with the command to run."""
-    data = data_directory(cfg)
-    names = [n for n in cfg.evaluate.reference_splits if (data / "shards" / n).exists()]
-    opened = {n: open_shards(data / "shards" / n) for n in names or cfg.evaluate.reference_splits[:1]}
-    splits = {n: split for n, split in opened.items() if split.manifest.count}
-    images = {n: split.manifest.sha256 for n, split in splits.items()}
-    extractors = build_extractors(cfg.evaluate, data / "reference", images, device=default_device())
-    references = {
-        e.key: {n: open_reference(reference_path(data / "reference", e, n), e, images=images[n]) for n in splits}
-        for e in extractors
-    }
-    return Standards(splits, extractors, references)
 
 
 def chosen(cfg: Config, run: RunDir) -> list[Path]:

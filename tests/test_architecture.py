@@ -31,6 +31,7 @@ LEVELS = {
     "pipeline.averaging": 2,
     "pipeline.objectives": 3,
     "pipeline.checkpoint": 3,
+    "pipeline.standards": 3,
     "pipeline.train": 4,
     "pipeline.sample": 4,
     "pipeline.evaluate": 4,

@@ -39,8 +39,21 @@ def _schedule(cfg: Config) -> Iterator[str]:
 
 
 def _early_stop(cfg: Config) -> Iterator[str]:
-    if cfg.train.early_stop and not cfg.train.validate_every:
+    train = cfg.train
+    if train.early_stop and train.early_stop.metric.startswith("valid/") and not train.validate_every:
         yield "train.early_stop: set, but train.validate_every is null, so nothing is ever validated. Set it too."
+    if train.early_stop and train.early_stop.metric.startswith("sampled/") and not train.metric_every:
+        yield (
+            f"train.early_stop.metric: found '{train.early_stop.metric}', but train.metric_every is null, so no "
+            "samples are ever judged. Set it too."
+        )
+
+
+def _metric(cfg: Config) -> Iterator[str]:
+    if cfg.train.metric_every and not cfg.evaluate.domain.enabled:
+        yield "train.metric_every: set, but evaluate.domain.enabled is false: the domain classifier is what judges."
+    if cfg.train.metric_every and cfg.model.kind in ("kl_autoencoder", "bottleneck_autoencoder"):
+        yield f"train.metric_every: set, but a {cfg.model.kind} makes no samples. Leave it at null."
 
 
 def _model(cfg: Config, autoencoder: Facts | None) -> list[str]:
@@ -115,6 +128,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _batch,
     _schedule,
     _early_stop,
+    _metric,
     _classes,
     _attributes,
     _sampler,

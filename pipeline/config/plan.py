@@ -17,6 +17,7 @@ class Plan:
     checkpoint_every: int
     keep_every: int | None
     validate_every: int | None
+    metric_every: int | None
     preview_every: int | None
     patience: int | None
     half_life_images: int | None
@@ -57,6 +58,7 @@ def plan_for(cfg: Config, *, train_images: int, world_size: int) -> Plan:
         checkpoint_every=steps(train.checkpoint_every) or 1,
         keep_every=steps(train.keep_every),
         validate_every=steps(train.validate_every),
+        metric_every=steps(train.metric_every),
         preview_every=steps(train.preview_every),
         patience=steps(train.early_stop.patience if train.early_stop else None),
         half_life_images=(None if half_life is None else to_images(half_life, batch=batch, train_images=train_images)),

@@ -46,7 +46,7 @@ class AverageConfig(Settings):
 class EarlyStopConfig(Settings):
     """End training when validation has not become better for long enough."""
 
-    metric: str = "valid/loss"  # smaller is better
+    metric: str = Field("valid/loss", pattern="^(valid|sampled)/")  # an accuracy is to be large, all else small
     patience: Duration
 
 
@@ -66,6 +66,8 @@ class TrainConfig(Settings):
     log_every: Duration = "50 steps"
     validate_every: Duration | None = None
     validate_images: int = Field(512, ge=1)
+    metric_every: Duration | None = None  # fd-domain and accuracies of samples of fixed seeds, as "sampled/..."
+    metric_images: int = Field(512, ge=2)
     early_stop: EarlyStopConfig | None = None
     preview_every: Duration | None = None
     checkpoint_every: Duration = "1000 steps"

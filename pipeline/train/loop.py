@@ -15,6 +15,7 @@ from pipeline.runtime.errors import NonFiniteError
 from pipeline.runtime.run_dir import RunDir
 from pipeline.runtime.stopping import Stop
 from pipeline.train.reporting import Reporter
+from pipeline.train.sampled import Judge
 from pipeline.train.session import Session, session
 from pipeline.train.step import train_step
 from pipeline.train.validation import keep_best, preview, validate
@@ -41,6 +42,7 @@ def train(cfg: Config, run: RunDir) -> int:
 def _run(s: Session, report: Reporter, stop: Stop) -> bool:
     """Step until the end (True) or until asked to stop (False); either way the state is then on the disk."""
     plan, data = s.plan, _data(s)
+    judge = Judge(s) if plan.metric_every else None
     if s.state.clock.step == 0:
         report.save(wait=True)  # a full disk shows now rather than hours later, and there is a state to roll back to
     while not _ended(s):
@@ -54,6 +56,9 @@ def _run(s: Session, report: Reporter, stop: Stop) -> bool:
         if due(step, plan.validate_every) or (final and plan.validate_every):
             report.values(values := validate(s))
             keep_best(s, values)
+        if judge and (due(step, plan.metric_every) or final):
+            report.values(values := judge.values(s))
+            keep_best(s, values, kind="sampled")
         last = _ended(s)
         if due(step, plan.preview_every) or (last and plan.preview_every):
             report.picture("samples", preview(s))

@@ -30,7 +30,7 @@ def validate(s: Session) -> dict[str, float]:
     count = min(s.cfg.train.validate_images, s.valid_data.count)
     divided = count >= s.world.size  # fewer images than ranks: every rank does them all
     part = {"rank": s.world.rank, "world_size": s.world.size} if divided else {}
-    with _averaged(s) as networks:
+    with averaged(s) as networks:
         for batch in validation_batches(s.valid_data, count=count, batch=s.plan.micro_batch, **part):
             for name, value in s.objective.validate(networks, batch.to(s.accelerator.device, s.dtype)).items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
@@ -41,15 +41,19 @@ def validate(s: Session) -> dict[str, float]:
     return {f"valid/{name}": value / count for name, value in zip(sums, totals.tolist(), strict=True)}
 
 
-def keep_best(s: Session, values: dict[str, float]) -> None:
-    """Note the best value of the early-stopping metric, and its step, in the clock."""
+def keep_best(s: Session, values: dict[str, float], *, kind: str = "valid") -> None:
+    """Note the best value of the early-stopping metric, and its step, in the clock: accuracies large, all else small.
+
+    `kind`: what stands before the slash in the names of `values`; a metric of another kind is looked at elsewhere.
+    """
     rule, clock = s.cfg.train.early_stop, s.state.clock
-    if rule is None:
+    if rule is None or not rule.metric.startswith(f"{kind}/"):
         return
     if rule.metric not in values:
         known = ", ".join(values) or "none: the data has no validation split"
-        raise UserError(f"train.early_stop.metric: found '{rule.metric}', expected one of those validated: {known}.")
-    if clock.best is None or values[rule.metric] < clock.best:
+        raise UserError(f"train.early_stop.metric: found '{rule.metric}', expected one of those measured: {known}.")
+    sign = -1 if "accuracy" in rule.metric else 1
+    if clock.best is None or sign * values[rule.metric] < sign * clock.best:
         clock.best, clock.best_step = values[rule.metric], clock.step
 
 
@@ -64,7 +68,7 @@ def preview(s: Session) -> npt.NDArray[np.uint8]:
     sampler = s.cfg.sample.sampler
     rows = s.train_data.attributes(seeds.numpy() % s.train_data.count)
     attributes = None if rows is None else torch.from_numpy(rows[mine]).to(device)
-    with _averaged(s) as networks:
+    with averaged(s) as networks:
         numbers, shown = seeds[mine].to(device), labels[mine].to(device)
         part = s.objective.generate(networks, numbers, shown, attributes=attributes, sampler=sampler)
     images = torch.zeros(PREVIEW_IMAGES, *part.shape[1:])
@@ -73,14 +77,13 @@ def preview(s: Session) -> npt.NDArray[np.uint8]:
 
 
 @contextlib.contextmanager
-def _averaged(s: Session) -> Iterator[dict[str, Callable[..., Tensor]]]:
+def averaged(s: Session) -> Iterator[dict[str, Callable[..., Tensor]]]:
     """The networks with their exponential averages, where there are any, without touching the training weights."""
     networks: dict[str, Callable[..., Tensor]] = dict(s.objective.networks)
     for name, network in s.objective.networks.items():
         network.eval()
         weights = s.state.averages.get(f"average.{name}")
-        if weights is not None:
-            networks[name] = _called_with(network, weights)
+        networks[name] = _called_with(network, weights, s.dtype)
     try:
         yield networks
     finally:
@@ -88,9 +91,17 @@ def _averaged(s: Session) -> Iterator[dict[str, Callable[..., Tensor]]]:
             s.objective.networks[player].train()
 
 
-def _called_with(network: nn.Module, weights: dict[str, Tensor]) -> Callable[..., Tensor]:
+def _called_with(network: nn.Module, weights: dict[str, Tensor] | None, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """The network with other weights, or its own. Samplers start from float32: a wider network takes that too."""
+
+    def wide(value: object) -> object:
+        return value.to(dtype) if isinstance(value, Tensor) and value.dtype == torch.float32 else value
+
     def call(*args: object, **kwargs: object) -> Tensor:
-        result: Tensor = functional_call(network, weights, args, kwargs)
+        args = tuple(map(wide, args))
+        result: Tensor = (
+            network(*args, **kwargs) if weights is None else functional_call(network, weights, args, kwargs)
+        )
         return result
 
     return call
