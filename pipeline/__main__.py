@@ -10,6 +10,7 @@ JOBS = {
     "train": ("pipeline.train.job", "train a model, or go on where it was interrupted"),
     "sample": ("pipeline.sample", "make images from a checkpoint, each from its own seed"),
     "evaluate": ("pipeline.evaluate", "score a set of samples against reference statistics"),
+    "draw": ("pipeline.draw", "pictures of the way from noise, between seeds, of edited and repaired images"),
     "compare": ("pipeline.compare", "tables and plots over runs"),
     "export": ("pipeline.export", "write a folder that diffusers loads"),
     "import": ("pipeline.adopt", "make a run of such a folder, to train on or sample from"),

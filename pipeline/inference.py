@@ -31,6 +31,10 @@ class Asked:
     labels: Tensor
     attributes: Tensor | None = None
 
+    def to(self, device: torch.device) -> "Asked":
+        """The same on a device."""
+        return Asked(self.labels.to(device), None if self.attributes is None else self.attributes.to(device))
+
 
 def asked_for(cfg: Config, seeds: Tensor, train: ShardDirectory) -> Asked:
     """What each seed is asked for: a function of the seed."""
@@ -101,15 +105,14 @@ def image_maker(cfg: Config, run: RunDir, train: Manifest, *, step: int) -> Make
 
     @torch.inference_mode()
     def make(seeds: Tensor, asked: Asked) -> Tensor:
-        labels = asked.labels.to(device)
-        attributes = None if asked.attributes is None else asked.attributes.to(device)
+        told, seeds = asked.to(device), seeds.to(device)
         with autocast(cfg, device):
-            led = None if weak is None else weak.denoise(weak.networks, labels, attributes)
+            led = None if weak is None else weak.denoise(weak.networks, told.labels, told.attributes)
             return objective.generate(
                 objective.networks,
-                seeds.to(device),
-                labels,
-                attributes=attributes,
+                seeds,
+                told.labels,
+                attributes=told.attributes,
                 sampler=cfg.sample.sampler,
                 weak=led,
             )

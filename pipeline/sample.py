@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from pipeline import checkpoint
+from pipeline import checkpoint, drawing
 from pipeline.config.autoencoder import require_latents
 from pipeline.config.load import config_from
 from pipeline.config.paths import run_directory, sample_set_name, training_shards
 from pipeline.config.schema import Config
 from pipeline.data.images import encode
 from pipeline.data.latents import image_shape
-from pipeline.data.pictures import Pixels, enlarged, tile, to_uint8
+from pipeline.data.pictures import Pixels, to_uint8, write_picture
 from pipeline.data.shards import (
     Layout,
     Manifest,
@@ -38,13 +37,14 @@ from pipeline.data.shards import (
     tidy,
     write_shard,
 )
+from pipeline.drawing import DENOISERS
 from pipeline.inference import Make, asked_for, image_maker
-from pipeline.runtime.files import atomic_path, read_json, sweep_partial
+from pipeline.runtime.files import read_json, sweep_partial
 from pipeline.runtime.progress import progress
 from pipeline.runtime.run_dir import COMMIT, RunDir, step_of
 
 GRID_COLUMNS = 16
-GRID_WIDTH = 640  # small images are enlarged to about this many pixels a row
+STRIP = 8  # seeds, and frames of each
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,12 @@ def sample(
     shards = _shards(cfg)
     if (directory / "manifest.json").is_file():
         if read_manifest(directory).count >= cfg.sample.count:
-            _end(directory)  # a job killed after the manifest and before its end left the rest to us
+            _end(cfg, run, directory, step=found)  # a job killed after its manifest left the rest to us
             print(f"{directory} is complete: nothing to do", file=sys.stderr)
             return directory
         reopen(directory)
-        (directory / "grid.png").unlink(missing_ok=True)
+        for name in ("grid.png", "strip.png"):
+            (directory / name).unlink(missing_ok=True)
     if part.count == 1:
         sweep_partial(directory)  # the only writer: what is unfinished is a killed job's
     records = _existing(directory, shards)
@@ -187,16 +188,20 @@ def _finish(
         split=f"samples-step-{step}",
         made_from=made_from,
     )
-    _end(directory)
+    _end(cfg, run, directory, step=step)
     count = sum(record.count for record in records.values())
     asked = "" if count == cfg.sample.count else f" of {cfg.sample.count} asked"
     print(f"{count} images{asked} in {directory}\npicture: {directory / 'grid.png'}", file=sys.stderr)
 
 
-def _end(directory: Path) -> None:
-    """What comes after the manifest: the picture, and no traces of the work."""
+def _end(cfg: Config, run: RunDir, directory: Path, *, step: int) -> None:
+    """What comes after the manifest: the pictures, and no traces of the work."""
     if not (directory / "grid.png").is_file():
         grid(directory)
+    if not (directory / "strip.png").is_file() and cfg.model.kind in DENOISERS:
+        seeds = torch.arange(min(cfg.sample.count, STRIP)) + cfg.sample.first_seed
+        pixels = drawing.strip(drawing.load_model(cfg, run, step=step), seeds, frames=STRIP)
+        write_picture(directory / "strip.png", pixels, columns=STRIP)
     tidy(directory, {shard["name"] for shard in read_manifest(directory).shards})
 
 
@@ -209,11 +214,7 @@ def grid(directory: Path) -> Path:
     columns = min((len(row) for row in rows), default=GRID_COLUMNS)
     chosen = np.concatenate([r[:columns] for r in rows]) if rows else np.arange(min(GRID_COLUMNS**2, len(labels)))
     images: Pixels = np.stack([_pixels(shards, int(k)) for k in chosen])
-    picture = tile(images, columns=columns)
-    picture = enlarged(picture, factor=max(round(GRID_WIDTH / picture.shape[1]), 1))
-    with atomic_path(directory / "grid.png") as partial:
-        Image.fromarray(picture).save(partial, "PNG")
-    return directory / "grid.png"
+    return write_picture(directory / "grid.png", images, columns=columns)
 
 
 def _pixels(shards: ShardDirectory, k: int) -> Pixels:

@@ -40,6 +40,8 @@ LEVELS = {
     "pipeline.adopt": 4,
     "pipeline.interchange": 3,
     "pipeline.inference": 3.5,  # what jobs that make images share
+    "pipeline.drawing": 3.7,
+    "pipeline.draw": 4,
     "pipeline.demo": 5,
     "pipeline.__main__": 5,
 }

@@ -1,11 +1,17 @@
 """Pictures for people: quantised pixels and contact grids."""
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
+from pipeline.runtime.files import atomic_path
+
 Pixels = npt.NDArray[np.uint8]
+WIDTH = 640  # small pictures are enlarged to about this many pixels
 _GAP = 2  # pixels between images of a grid
 
 
@@ -35,3 +41,12 @@ def tile(images: Pixels, *, columns: int) -> Pixels:
 def enlarged(picture: Pixels, *, factor: int) -> Pixels:
     """[H, W, C] with every pixel `factor` times as wide and high, for images too small to look at."""
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def write_picture(path: Path, images: Pixels, *, columns: int) -> Path:
+    """Images [B, H, W, C] in rows of `columns` as a PNG, large enough to look at."""
+    picture = tile(images, columns=columns)
+    picture = enlarged(picture, factor=max(round(WIDTH / picture.shape[1]), 1))
+    with atomic_path(path) as partial:
+        Image.fromarray(picture).save(partial, "PNG")
+    return path

@@ -47,6 +47,18 @@ class Sampler:
         return self.solve(denoise, x, self.sigmas, noise)
 
 
+@dataclass(frozen=True)
+class Generator:
+    """All of sampling but the noise: a denoiser, guided and limited, and the sampler that asks it."""
+
+    denoise: Denoise
+    sampler: Sampler
+
+    def __call__(self, noise: Tensor, fresh: Noise = no_noise) -> Tensor:
+        """Standard normal noise [B, C, H, W], and draws of fresh noise -> x0."""
+        return self.sampler(self.denoise, self.sampler.start(noise), fresh)
+
+
 def build_sampler(cfg: SamplerConfig, process: Process, *, variance: Variance | None = None) -> Sampler:
     """The sampler of `cfg`. `variance` is read where cfg.variance is "learned": see `LearnedVariance`."""
     return Sampler(_solver(cfg, variance), build_grid(cfg.grid, process, steps=cfg.steps), process.data_std)
@@ -89,8 +101,8 @@ def build_generator(
     condition: Tensor | None = None,
     hidden: Tensor | None = None,
     weak: Denoise | None = None,
-) -> Callable[[Tensor, Noise], Tensor]:
-    """All of sampling in one function: (standard normal noise [B, C, H, W], draws of fresh noise) -> x0.
+) -> Generator:
+    """What `cfg` makes of a network of the process.
 
     `hidden`: the condition with everything unknown, for classifier-free guidance. `weak`: the weaker model, for
     autoguidance. Call it under `torch.no_grad`.
@@ -101,7 +113,7 @@ def build_generator(
     denoise = guided(cfg.guidance, denoise, other)
     denoise = clipped(denoise, bound=cfg.clip) if cfg.clip else denoise
     sampler = build_sampler(cfg, process, variance=learned.variance if learned else None)
-    return lambda noise, fresh: sampler(denoise, sampler.start(noise), fresh)
+    return Generator(denoise, sampler)
 
 
 def _solver(cfg: SamplerConfig, learned: Variance | None) -> Solve:

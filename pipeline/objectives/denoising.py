@@ -8,7 +8,7 @@ from pipeline.config.schema_diffusion import SamplerConfig
 from pipeline.data.batches import Batch
 from pipeline.data.shards import Manifest
 from pipeline.diffusion.build import build_balance, build_process
-from pipeline.diffusion.build_sampler import build_generator
+from pipeline.diffusion.build_sampler import Generator, build_generator
 from pipeline.diffusion.guidance import hide_labels
 from pipeline.diffusion.preconditioning import Denoise, denoiser
 from pipeline.models.build import build_network
@@ -82,11 +82,21 @@ class Denoising:
         weak: Denoise | None = None,
     ) -> Tensor:
         """Images [B, C, H, W] from noise keyed by the seeds. `weak`: the worse model, for autoguidance."""
+        make = self.generator(networks, labels, attributes=attributes, sampler=sampler, weak=weak)
+        x0 = make(self.noise(seeds, Stream.SAMPLE_START), lambda draw: self.noise(seeds, Stream.SAMPLE_STEP, draw))
+        return self.images(x0)
 
-        def noise(stream: Stream, draw: int) -> Tensor:
-            return normal(self._seed, stream, seeds, shape=self._shape, draw=draw)
-
-        make = build_generator(
+    def generator(
+        self,
+        networks: Networks,
+        labels: Tensor,
+        *,
+        attributes: Tensor | None = None,
+        sampler: SamplerConfig,
+        weak: Denoise | None = None,
+    ) -> Generator:
+        """The denoiser and the sampler that `generate` joins, for whoever wants to come between them."""
+        return build_generator(
             sampler,
             self.process,
             networks["denoiser"],
@@ -94,7 +104,13 @@ class Denoising:
             hidden=self._conditions.told(torch.full_like(labels, -1)),
             weak=weak,
         )
-        x0 = make(noise(Stream.SAMPLE_START, 0), lambda draw: noise(Stream.SAMPLE_STEP, draw))
+
+    def noise(self, seeds: Tensor, stream: Stream, draw: int = 0) -> Tensor:
+        """Standard normal noise [B, d, h, w] of each seed, of the shape that the network sees."""
+        return normal(self._seed, stream, seeds, shape=self._shape, draw=draw)
+
+    def images(self, x0: Tensor) -> Tensor:
+        """Images [B, C, H, W] of what the network sees: the same, or decoded latents."""
         return self._space.images(x0)
 
     def _sigma(self, u: Tensor, batch: Batch) -> Tensor:

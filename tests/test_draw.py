@@ -1,0 +1,162 @@
+"""Pictures of a trained model: what they show is what sampling makes, and what is given is kept."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+from pipeline import drawing
+from pipeline.__main__ import main
+from pipeline.data.reader import Reader
+from pipeline.data.shards import open_shards
+from pipeline.draw import Wish, draw
+from pipeline.runtime.errors import UserError
+from pipeline.sample import sample
+
+SIZE = tiny.SIZE
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    cfg = tiny.config(tmp_path_factory.mktemp("drawn"))
+    tiny.prepare(cfg)
+    return cfg, tiny.run(cfg)
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    cfg, run = trained
+    return drawing.load_model(cfg, run, step=12)
+
+
+@pytest.fixture(scope="module")
+def sampled(trained):
+    shards = open_shards(sample(*trained))
+    assert (shards.path / "strip.png").is_file()
+    return Reader(shards).read(np.arange(shards.manifest.count))
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Write an image file of uint8 [H, W]."""
+
+    def write(name, pixels):
+        Image.fromarray(np.asarray(pixels, np.uint8)).save(tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def sampling(cfg, **sampler):
+    changed = cfg.sample.sampler.model_copy(update=sampler)
+    return cfg.model_copy(update={"sample": cfg.sample.model_copy(update={"sampler": changed})})
+
+
+def far(first, second):
+    return np.abs(first.astype(int) - second).max()
+
+
+def test_a_strip_ends_in_the_samples_of_its_seeds(model, sampled):
+    frames = drawing.strip(model, torch.tensor([3, 11]), frames=4).reshape(2, 4, SIZE, SIZE, 1)
+    assert far(frames[:, -1], sampled[[3, 11]]) <= 1  # another batch rounds otherwise
+    assert far(frames[0, 0], frames[0, -1]) > 1
+
+
+@pytest.mark.parametrize("kind", ["heun", "ddpm", "dpmpp_2m", "dpmpp_2m_sde"])
+def test_an_interpolation_goes_from_seed_to_seed(trained, kind):
+    """All rows are asked for the first seed's class: here both ends' class, as seeds are three apart."""
+    cfg, run = trained
+    model = drawing.load_model(sampling(cfg, kind=kind), run, step=12)
+    seeds = torch.tensor([0, 3, 6])
+    rows = drawing.interpolation(model, seeds, frames=3).reshape(2, 3, SIZE, SIZE, 1)
+    own = drawing.strip(model, seeds, frames=2).reshape(3, 2, SIZE, SIZE, 1)[:, -1]
+    assert far(rows[:, 0], own[:2]) <= 1
+    if kind in ("heun", "dpmpp_2m"):  # others add noise on the way, the row's own
+        assert far(rows[:, -1], own[1:]) <= 1
+        assert far(rows[0, -1], rows[1, 0]) <= 1
+    straight = drawing.interpolation(model, seeds, frames=3, way="linear").reshape(2, 3, SIZE, SIZE, 1)
+    assert far(straight[:, 0], rows[:, 0]) <= 1
+    assert far(straight[:, 1], rows[:, 1]) > 1
+
+
+def test_an_edit_keeps_the_image_at_little_noise_and_forgets_it_at_all_noise(model, sampled):
+    image = torch.linspace(-1, 1, SIZE * SIZE).reshape(1, SIZE, SIZE)
+    kept, little, everything = drawing.edited(model, image, torch.tensor([3]), sigmas=[0.004, 80.0])
+    assert far(kept, little) <= 4
+    other = drawing.edited(model, -image, torch.tensor([3]), sigmas=[0.004, 80.0])[2]
+    assert far(everything, other) < far(kept, 255 - kept) / 4  # at sigma 80 an image of 1 is 1 / 80 of the noise
+    assert far(everything, sampled[3]) < 64
+
+
+def test_inpainting_keeps_every_known_pixel_and_each_seed_paints_its_own(model):
+    image = torch.linspace(-1, 1, SIZE * SIZE).reshape(1, SIZE, SIZE)
+    mask = torch.zeros(SIZE, SIZE)
+    mask[:, 4:] = 1
+    hole, *painted = drawing.inpainted(model, image, torch.arange(4), mask=mask)
+    given = drawing.to_uint8(image[None])[0]
+    for result in (hole, *painted):
+        assert np.array_equal(result[:, :4], given[:, :4])
+    assert (hole[:, 4:] == 128).all()
+    assert len({result.tobytes() for result in painted}) == 4
+
+
+def test_everything_may_be_painted_anew(model, sampled):
+    painted = drawing.inpainted(model, torch.zeros(1, SIZE, SIZE), torch.tensor([5]), mask=torch.ones(SIZE, SIZE))
+    assert far(painted[1], sampled[5]) <= 1
+
+
+def test_commands_write_the_same_bytes_again(trained, picture, capsys):
+    cfg, run = trained
+    paint = np.zeros((SIZE, SIZE))
+    paint[2:5, 2:5] = 255
+    image, mask = picture("image.png", np.full((SIZE, SIZE), 200)), picture("mask.png", paint)
+    words = {
+        "strip": ["--seeds", "0-2", "--frames", "3"],
+        "interpolate": ["--seeds", "0,2", "--frames", "3", "--way", "linear"],
+        "edit": ["--image", str(image), "--sigmas", "0.5,2", "--seeds", "1"],
+        "inpaint": ["--image", str(image), "--mask", str(mask), "--seeds", "1,4"],
+    }
+    for kind, options in words.items():
+        found = set()
+        for _ in range(2):
+            assert main(["draw", str(run.path), kind, *options, "sample.sampler.steps=4"]) == 0
+            path = capsys.readouterr().out.strip()
+            found.add((path, Path(path).read_bytes()))
+        assert len(found) == 1
+        assert f"drawings/step-000000012/{kind}-heun4-w1-average-" in path
+    assert draw(cfg, run, Wish("strip", [0])) != draw(cfg, run, Wish("strip", [1]))
+
+
+def test_what_cannot_be_drawn_is_said(trained, picture, tmp_path):
+    cfg, run = trained
+    image, small = picture("image.png", np.zeros((SIZE, SIZE))), picture("small.png", np.zeros((SIZE, 5)))
+    text = tmp_path / "text.png"
+    text.write_text("not an image")
+    wrong = {
+        r"--image is missing": Wish("edit", [0]),
+        r"--mask is missing": Wish("inpaint", [0], image=image),
+        r"--mask is not read; only inpaint": Wish("edit", [0], image=image, mask=image),
+        r"--image: .*small.png has 5 x 8 pixels, but the model draws 8 x 8": Wish("edit", [0], image=small),
+        r"--mask: .*small.png has 5 x 8": Wish("inpaint", [0], image=image, mask=small),
+        r"--mask: .* is all black": Wish("inpaint", [0], image=image, mask=image),
+        r"--image: .* cannot be read as an image": Wish("edit", [0], image=text),
+        r"--image: .* does not exist": Wish("edit", [0], image=tmp_path / "none.png"),
+        r"--sigmas: found 90, expected noise above 0 and at most the sampler's 80": Wish(
+            "edit", [0], image=image, sigmas=(90.0,)
+        ),
+        r"--seeds: found \[1\], expected at least 2": Wish("interpolate", [1]),
+        r"--frames: found 1, expected at least 2": Wish("strip", [1], frames=1),
+    }
+    for message, wish in wrong.items():
+        with pytest.raises(UserError, match=message):
+            draw(cfg, run, wish)
+
+
+def test_a_model_without_a_way_from_noise_is_refused(tmp_path):
+    cfg = tiny.config(tmp_path, model=tiny.GAME, duration="2 steps", checkpoint_every="2 steps")
+    tiny.prepare(cfg)
+    with pytest.raises(UserError, match=r"model\.kind=stylegan, which makes images in one step"):
+        draw(cfg, tiny.run(cfg), Wish("strip", [0]))
