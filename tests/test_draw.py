@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import tiny_latents
 import torch
 from PIL import Image
 
@@ -160,3 +161,14 @@ def test_a_model_without_a_way_from_noise_is_refused(tmp_path):
     tiny.prepare(cfg)
     with pytest.raises(UserError, match=r"model\.kind=stylegan, which makes images in one step"):
         draw(cfg, tiny.run(cfg), Wish("strip", [0]))
+
+
+def test_a_model_of_latents_draws_its_way_decoded_and_edits_no_pixels(tmp_path, picture):
+    cfg = tiny_latents.prepared(tmp_path, duration="2 steps", checkpoint_every="2 steps")
+    run = tiny.run(cfg)
+    shards = open_shards(sample(cfg, run))
+    model = drawing.load_model(cfg, run, step=2)
+    frames = drawing.strip(model, torch.tensor([0, 7]), frames=3).reshape(2, 3, SIZE, SIZE, 1)
+    assert far(frames[:, -1], Reader(shards).read(np.array([0, 7]))) <= 1
+    with pytest.raises(UserError, match="images are edited in pixels only"):
+        draw(cfg, run, Wish("edit", [0], image=picture("image.png", np.zeros((SIZE, SIZE)))))
