@@ -28,7 +28,7 @@ from pipeline.metrics.extraction import Work, default_device, extract, ranks
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.pictures import draw_worst
 from pipeline.metrics.provenance import versions
-from pipeline.metrics.quality_suite import measure_quality
+from pipeline.metrics.quality_suite import measure_quality, quality_work, score_blocks
 from pipeline.metrics.report import caution, rows
 from pipeline.metrics.suite import Asked, Measured, measure
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
@@ -97,8 +97,10 @@ def _check_shape(samples: ShardDirectory, standards: Standards) -> None:
 
 def _key(cfg: Config, samples: ShardDirectory, standards: Standards) -> str:
     """What decides every number of a result, as one hash. How the work is cut up is not part of it."""
-    settings = cfg.evaluate.model_dump(mode="json", exclude={"samples", "batch", "block"})
-    return content_hash([samples.manifest.sha256, standards.identity, settings])
+    elsewhere = {"domain", "inception", "dinov2", "clip"}  # what they decide is in the networks' own identities
+    settings = cfg.evaluate.model_dump(mode="json", exclude={"samples", "batch", "block", "quality", *elsewhere})
+    quality = [cfg.evaluate.quality.images, *(scorer.sha256 for scorer in standards.scorers)]
+    return content_hash([samples.manifest.sha256, standards.identity, quality, settings])
 
 
 def _work(cfg: Config, samples: ShardDirectory, extractor: Extractor, *, work: Path) -> Work:
@@ -106,10 +108,20 @@ def _work(cfg: Config, samples: ShardDirectory, extractor: Extractor, *, work: P
     return Work(directory, samples.manifest.count, cfg.evaluate.block, cfg.evaluate.batch)
 
 
+def _quality_works(
+    cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path
+) -> list[tuple[ShardDirectory, Work]]:
+    """The pieces of work of single images' quality: the samples', and those of the held-out images, where there are
+    any."""
+    most, scorers = cfg.evaluate.quality.images, standards.scorers
+    sets = [("samples", samples), *list(standards.splits.items())[1:2]] if scorers else []
+    return [(s, quality_work(work / f"quality-{n}", scorers, count=s.manifest.count, most=most)) for n, s in sets]
+
+
 def _features(
     cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path, part: tuple[int, int] | None
 ) -> bool:
-    """Compute this process's share of the features; whether it is the one that goes on and writes the result.
+    """Compute this process's share of features and scores; whether it is the one that goes on and writes the result.
 
     The first process of several then computes whatever is missing still: it waits for nobody and nobody's death
     stops it.
@@ -120,11 +132,12 @@ def _features(
     for extractor in standards.extractors:
         blocks = _work(cfg, samples, extractor, work=work)
         for share in shares:
-            total = sum(
-                min(blocks.block, blocks.count - n * blocks.block) for n in range(share[0], blocks.blocks, share[1])
-            )
-            with progress(f"{extractor.name} features of {samples.path.name}", total) as tick:
+            with progress(f"{extractor.name} features of {samples.path.name}", blocks.images_of(share)) as tick:
                 extract(blocks, Reader(samples).read, extractor, part=share, tick=tick, device=default_device())
+    for images, blocks in _quality_works(cfg, samples, standards, work=work):
+        for share in shares:
+            with progress(f"quality of {images.path.name}", blocks.images_of(share)) as tick:
+                score_blocks(blocks, Reader(images).read, standards.scorers, part=share, tick=tick)
     return gathers
 
 
@@ -140,8 +153,11 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, *, work:
     copies, worst = _copies(cfg, standards, sets)
     _draw(picture, worst, sets)
     measured.update(copies)
-    measured.update(measure_quality(sets[0], sets[2] if len(sets) > 2 else None, cfg=cfg.evaluate.quality))
     manifest = samples.manifest
+    scores = [blocks for _, blocks in _quality_works(cfg, samples, standards, work=work)]
+    if scores:
+        held_out = scores[1] if len(scores) > 1 else None
+        measured.update(measure_quality(scores[0], held_out, standards.scorers, size=manifest.shape[1:]))
     return {
         "run": samples.path.parents[2].name,
         "step": int(samples.path.parent.name.removeprefix("step-")),

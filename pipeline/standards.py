@@ -10,20 +10,22 @@ from pipeline.data.shards import ShardDirectory, open_shards
 from pipeline.metrics.extraction import default_device
 from pipeline.metrics.extractors import build_extractors, domain_extractor
 from pipeline.metrics.features import Extractor
+from pipeline.metrics.quality_suite import Scorer, build_scorers
 from pipeline.metrics.references import Reference, open_reference, reference_path
 
 
 @dataclass(frozen=True)
 class Standards:
-    """Splits by name, feature networks, and references by the network's key and the split."""
+    """Splits by name, feature networks, references by the network's key and the split, measures of single images."""
 
     splits: Mapping[str, ShardDirectory]
     extractors: Sequence[Extractor]
     references: Mapping[str, Mapping[str, Reference]]
+    scorers: Sequence[Scorer]
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Hashes of all of it."""
+        """Hashes of networks and references."""
         return {key: {s: r.record["sha256"] for s, r in found.items()} for key, found in self.references.items()}
 
 
@@ -36,7 +38,7 @@ def open_standards(cfg: Config) -> Standards:
         e.key: {n: open_reference(reference_path(folder, e, n), e, images=images[n]) for n in splits}
         for e in extractors
     }
-    return Standards(splits, extractors, references)
+    return Standards(splits, extractors, references, build_scorers(cfg.evaluate.quality))
 
 
 def open_domain(cfg: Config, *, device: str) -> tuple[Extractor, Reference]:

@@ -38,6 +38,10 @@ class Work:
         """Number of blocks."""
         return -(-self.count // self.block)
 
+    def images_of(self, part: tuple[int, int]) -> int:
+        """Images in the blocks k, k + n, k + 2n, ... of part (k, n)."""
+        return sum(min(self.block, self.count - n * self.block) for n in range(part[0], self.blocks, part[1]))
+
     def path(self, number: int) -> Path:
         """The file of one block."""
         return self.directory / f"{number:06d}.safetensors"

@@ -1,68 +1,108 @@
-"""No-reference quality of a sample set, image by image, beside that of held-out images."""
+"""No-reference quality of a sample set, image by image, beside that of held-out images.
 
-from collections.abc import Callable
+Images are scored in blocks, each a file written at once, as features are: a killed job goes on where it was, and
+several processes share the blocks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from pipeline.config.schema_metrics import QualityConfig
-from pipeline.metrics.copies import Images
+from pipeline.metrics.extraction import Read, Work, all_features, save_features
 from pipeline.metrics.inception_weights import checked_file
 from pipeline.metrics.quality import Brisque, CnnIqa, Niqe
 from pipeline.metrics.suite import Measured
-from pipeline.runtime.files import sha256_file
+from pipeline.runtime.files import content_hash, sha256_file
 
 Score = Callable[[npt.NDArray[np.uint8]], float]
+BLOCK = 64  # images of one restartable piece of work
 _SMALL = 96  # pixels below which the scores are far from what they were fitted to
 
 
-def measure_quality(samples: Images, held_out: Images | None, *, cfg: QualityConfig) -> Measured:
-    """`niqe`, `brisque` and `cnniqa`, whichever have weights: the mean over images, and each image's in the details."""
-    out = Measured()
+@dataclass(frozen=True)
+class Scorer:
+    """One measure: an image [H, W, C] -> a number, nan for a flat one; `accepts(height, width)` says of which sizes."""
+
+    name: str
+    sha256: str
+    score: Score
+    accepts: Callable[[int, int], bool]
+
+
+def build_scorers(cfg: QualityConfig) -> list[Scorer]:
+    """`niqe`, `brisque` and `cnniqa`, whichever have weights."""
+    found = []
     for name, path in (("niqe", cfg.niqe), ("brisque", cfg.brisque), ("cnniqa", cfg.cnniqa)):
         if path is not None:
-            found = checked_file(f"evaluate.quality.{name}", path, None)
-            _measure(out, name, found, samples=samples, held_out=held_out, cfg=cfg)
+            file = checked_file(f"evaluate.quality.{name}", path, None)
+            found.append(Scorer(name, sha256_file(file), *_measure(name, file)))
+    return found
+
+
+def quality_work(directory: Path, scorers: Sequence[Scorer], *, count: int, most: int) -> Work:
+    """The blocks of a set's first images, at most `most`. Other weights are another folder."""
+    key = content_hash([scorer.sha256 for scorer in scorers])[:8]
+    return Work(directory.with_name(f"{directory.name}-{key}"), min(count, most), BLOCK, BLOCK)
+
+
+def score_blocks(
+    work: Work, read: Read, scorers: Sequence[Scorer], *, part: tuple[int, int], tick: Callable[[int], None]
+) -> None:
+    """Score the missing blocks k, k + n, ... of part (k, n). `read(indices)` gives uint8 [B, H, W, C]."""
+    for number in range(part[0], work.blocks, part[1]):
+        indices = np.arange(number * work.block, min((number + 1) * work.block, work.count), dtype=np.int64)
+        if not work.path(number).exists():
+            images = read(indices)
+            scores = {s.name: [[s.score(image)] for image in images] for s in scorers if s.accepts(*images.shape[1:3])}
+            if scores:
+                save_features(work.path(number), {k: torch.tensor(v, dtype=torch.float64) for k, v in scores.items()})
+        tick(len(indices))
+
+
+def measure_quality(
+    samples: Work, held_out: Work | None, scorers: Sequence[Scorer], *, size: tuple[int, int]
+) -> Measured:
+    """The mean over images of each measure, and every image's in the details, from finished blocks.
+
+    Args:
+        size: height and width of the images.
+    """
+    out, (height, width) = Measured(), size
+    for scorer in scorers:
+        if not scorer.accepts(height, width):
+            out.words.append(
+                f"{scorer.name} was not measured: images of {width} x {height} pixels are too small for it"
+            )
+            continue
+        values = all_features(samples, scorer.name)[:, 0]
+        finite = values[np.isfinite(values)]
+        if len(finite) == 0:
+            out.words.append(f"{scorer.name} was not measured: every image is flat")
+            continue
+        beside = None if held_out is None else float(np.nanmean(all_features(held_out, scorer.name)))
+        out.add(
+            scorer.name,
+            float(finite.mean()),
+            std=float(finite.std()),
+            count=len(finite),
+            held_out=beside,
+            values=[round(float(v), 6) if np.isfinite(v) else None for v in values],
+            sha256=scorer.sha256,
+        )
+        if min(height, width) < _SMALL:
+            out.words.append(
+                f"{scorer.name} was fitted to photographs of several hundred pixels: on {width} x {height} compare it "
+                f"only with the held-out images' {'(none here)' if beside is None else f'{beside:.4g}'}"
+            )
     return out
 
 
-def _measure(
-    out: Measured, name: str, path: Path, *, samples: Images, held_out: Images | None, cfg: QualityConfig
-) -> None:
-    score, accepts = _metric(name, path)
-    count = min(samples.count, cfg.images)
-    images = samples.read(np.arange(count, dtype=np.int64))
-    height, width = images.shape[1:3]
-    if not accepts(height, width):
-        out.words.append(f"{name} was not measured: images of {width} x {height} pixels are too small for it")
-        return
-    values = np.array([score(image) for image in images])
-    finite = values[np.isfinite(values)]
-    if len(finite) == 0:
-        out.words.append(f"{name} was not measured: every image is flat")
-        return
-    beside = None
-    if held_out is not None:
-        real = held_out.read(np.arange(min(held_out.count, cfg.images), dtype=np.int64))
-        beside = float(np.nanmean([score(image) for image in real]))
-    out.add(
-        name,
-        float(finite.mean()),
-        std=float(finite.std()),
-        count=len(finite),
-        held_out=beside,
-        values=[round(float(v), 6) if np.isfinite(v) else None for v in values],
-        sha256=sha256_file(path),
-    )
-    if min(height, width) < _SMALL:
-        out.words.append(
-            f"{name} was fitted to photographs of several hundred pixels: on {width} x {height} compare it only with "
-            f"the held-out images' {'(none here)' if beside is None else f'{beside:.4g}'}"
-        )
-
-
-def _metric(name: str, path: Path) -> tuple[Score, Callable[[int, int], bool]]:
+def _measure(name: str, path: Path) -> tuple[Score, Callable[[int, int], bool]]:
     if name == "niqe":
         niqe = Niqe(path)
         return niqe, niqe.accepts

@@ -13,9 +13,15 @@ from scipy.signal import convolve2d
 from torch.nn import functional
 
 from pipeline.config.schema_metrics import QualityConfig
-from pipeline.metrics.copies import Images
 from pipeline.metrics.quality import Brisque, CnnIqa, Niqe, _read_libsvm, brisque_features
-from pipeline.metrics.quality_suite import measure_quality
+from pipeline.metrics.quality_suite import (
+    BLOCK,
+    Scorer,
+    build_scorers,
+    measure_quality,
+    quality_work,
+    score_blocks,
+)
 from pipeline.metrics.scene_statistics import asymmetric_fit, grey, halved, normalised, symmetric_fit
 from pipeline.runtime.errors import UserError
 
@@ -115,10 +121,38 @@ def test_grey_is_luma_and_a_grey_image_is_itself() -> None:
     assert brisque_features(image.repeat(8, 0).repeat(8, 1)).shape == (36,)
 
 
-def test_images_too_small_are_said_and_not_scored(shared: Path) -> None:
-    small = Images(lambda k: RNG.integers(0, 256, (len(k), 64, 64, 3), dtype=np.uint8), 4)
+def test_images_too_small_are_said_and_not_scored(shared: Path, tmp_path: Path) -> None:
+    small = RNG.integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     weights = shared / "weights"
     cfg = QualityConfig(niqe=weights / "niqe_pris_params.npz", cnniqa=weights / "CNNIQA-LIVE.pth")
-    found = measure_quality(small, small, cfg=cfg)
+    found = scored(small, build_scorers(cfg), tmp_path)
     assert found.metrics.keys() == {"cnniqa"} and len(found.details["cnniqa"]["values"]) == 4
     assert any("niqe was not measured" in w for w in found.words)
+
+
+def scored(images: np.ndarray, scorers: list[Scorer], folder: Path, *, parts: int = 1, done: tuple[int, ...] = ()):
+    """What the suite says of images beside themselves, in parts; the blocks `done` must not be scored again."""
+    read: list[int] = []
+
+    def reading(indices: np.ndarray) -> np.ndarray:
+        read.extend(indices.tolist())
+        return images[indices]
+
+    work = quality_work(folder / "samples", scorers, count=len(images), most=1000)
+    for part in reversed(range(parts)):
+        score_blocks(work, reading, scorers, part=(part, parts), tick=[].append)
+    assert not {k // BLOCK for k in read} & set(done)
+    return measure_quality(work, work, scorers, size=images.shape[1:3])
+
+
+def test_scores_survive_a_kill_and_do_not_depend_on_who_made_them(tmp_path: Path, shared: Path) -> None:
+    images = RNG.integers(0, 256, (150, 32, 32, 1), dtype=np.uint8)
+    images[7] = 90  # flat
+    scorers = build_scorers(QualityConfig(brisque=shared / "weights" / "brisque_allmodel"))
+    whole = scored(images, scorers, tmp_path / "whole")
+    direct = [scorers[0].score(image) for image in images]
+    assert whole.metrics["brisque"] == pytest.approx(np.nanmean(direct), rel=1e-12)
+    assert whole.details["brisque"]["count"] == 149 and whole.details["brisque"]["values"][7] is None
+    assert scored(images, scorers, tmp_path / "parts", parts=2) == whole
+    quality_work(tmp_path / "whole" / "samples", scorers, count=150, most=1000).path(1).unlink()
+    assert scored(images, scorers, tmp_path / "whole", done=(0, 2)) == whole
