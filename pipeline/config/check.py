@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline.config.autoencoder import Facts
+from pipeline.config.check_autoencoder import check_autoencoder
 from pipeline.config.check_latents import check_latents
 from pipeline.config.check_model import check_model
 from pipeline.config.known_data import attribute_names, class_count
@@ -133,4 +134,5 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _attributes,
     _sampler,
     _average,
+    check_autoencoder,
 )

@@ -11,6 +11,7 @@ from pydantic import Field
 from pipeline.config.base import Settings
 from pipeline.config.durations import Duration
 from pipeline.config.schema_augment import AugmentConfig
+from pipeline.config.schema_autoencoder import AutoencoderConfig
 from pipeline.config.schema_cluster import ClusterConfig
 from pipeline.config.schema_data import DataConfig
 from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
@@ -111,6 +112,7 @@ class Config(Settings):
     latents: LatentsConfig | None = None  # None: pixels
     diffusion: DiffusionConfig = DiffusionConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

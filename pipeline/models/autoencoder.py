@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.config.schema_model import BottleneckAutoencoderConfig, KLAutoencoderConfig
 from pipeline.models.layers import Attention, ResidualBlock, convolution, upsample
-from pipeline.models.posterior import Posterior, from_moments
+from pipeline.models.posterior import Posterior, Restored, from_moments
 
 EPS = 1e-6
 
@@ -122,11 +122,15 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """See the class."""
+        out: Tensor = self.conv_out(self.inner(z))
+        return out
+
+    def inner(self, z: Tensor) -> Tensor:
+        """All but the last convolution: [B, latent_channels, h, w] -> [B, c, H, W]."""
         x = self.middle(self.conv_in(z))
         for level in self.levels:
             x = level(x)
-        out: Tensor = self.conv_out(nn.functional.silu(self.norm_out(x)))
-        return out
+        return nn.functional.silu(self.norm_out(x))
 
 
 class KLAutoencoder(nn.Module):
@@ -153,14 +157,12 @@ class KLAutoencoder(nn.Module):
         images: Tensor = self.decoder(self.from_latent(latents))
         return images
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Posterior]:
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Restored:
         """Restored images and the posterior; `noise` [B, d, h, w] draws the latent, None takes its mean."""
         posterior = self.encode(images)
-        return self.decode(posterior.mean if noise is None else posterior.sample(noise)), posterior
-
-    def last_weight(self) -> Tensor:
-        """The decoder's last weights, where the adaptive weight of an adversarial loss is measured."""
-        return self.decoder.conv_out.weight
+        latents = posterior.mean if noise is None else posterior.sample(noise)
+        inner = self.decoder.inner(self.from_latent(latents))
+        return Restored(self.decoder.conv_out(inner), posterior, inner)
 
 
 class BottleneckAutoencoder(nn.Module):
@@ -192,18 +194,18 @@ class BottleneckAutoencoder(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """[B, d, h, w] -> images [B, C, f h, f w], not clipped."""
-        images: Tensor = self.conv_out(nn.functional.silu(self.norm_out(self.up(latents))))
+        images: Tensor = self.conv_out(self._inner(latents))
         return images
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Posterior]:
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Restored:
         """Restored images and the code; there is no noise to use."""
         del noise
         posterior = self.encode(images)
-        return self.decode(posterior.mean), posterior
+        inner = self._inner(posterior.mean)
+        return Restored(self.conv_out(inner), posterior, inner)
 
-    def last_weight(self) -> Tensor:
-        """The decoder's last weights, where the adaptive weight of an adversarial loss is measured."""
-        return self.conv_out.weight
+    def _inner(self, latents: Tensor) -> Tensor:
+        return nn.functional.silu(self.norm_out(self.up(latents)))
 
 
 def _normed(channels: int, groups: int, layer: nn.Module) -> list[nn.Module]:

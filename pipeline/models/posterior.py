@@ -1,6 +1,7 @@
 """What an encoder says about an image: a normal distribution of its latent, with independent coordinates."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,15 @@ class Posterior:
         (mean^2 + std^2 - 1) / 2 - ln std (Kingma & Welling 2014, appendix B). Infinite where std is 0.
         """
         return (self.mean.square() + self.std.square() - 1) / 2 - self.std.log()
+
+
+class Restored(NamedTuple):
+    """What an autoencoder makes of images: restored ones [B, C, H, W], the latents' posterior, and `inner`, what its
+    last convolution was given [B, c, H, W] (an adaptive weight needs it)."""
+
+    images: Tensor
+    posterior: Posterior
+    inner: Tensor
 
 
 def from_moments(moments: Tensor) -> Posterior:

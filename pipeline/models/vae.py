@@ -6,12 +6,12 @@ The baseline that samples in one step: `decode(noise [B, latent])` is an image.
 import math
 
 from einops import rearrange
-from torch import Tensor, cat, nn
+from torch import Tensor, cat, nn, ones_like, zeros_like
 
 from pipeline.config.schema_model import VAEConfig
 from pipeline.models.conditioning import build_condition
 from pipeline.models.layers import convolution
-from pipeline.models.posterior import Posterior, from_moments
+from pipeline.models.posterior import Posterior, Restored, from_moments
 
 CONDITION_WIDTH = 64
 
@@ -50,22 +50,28 @@ class VAE(nn.Module):
 
     def decode(self, latents: Tensor, condition: Tensor | None = None) -> Tensor:
         """[B, latent] -> images [B, C, H, W], not clipped."""
+        images: Tensor = self.conv_out(self._inner(latents, condition))
+        return images
+
+    def forward(self, images: Tensor | None, noise: Tensor | None = None, condition: Tensor | None = None) -> Restored:
+        """Restored images and the posterior; `noise` [B, latent] draws the vector, None takes its mean.
+
+        Where there are no images the posterior is the prior, and what comes out is a sample of the model.
+        """
+        if images is not None:
+            posterior = self.encode(images, condition)
+        elif noise is not None:
+            posterior = Posterior(zeros_like(noise), ones_like(noise))
+        else:
+            raise ValueError("a VAE restores images or samples from noise: pass one of them")
+        inner = self._inner(posterior.mean if noise is None else posterior.sample(noise), condition)
+        return Restored(self.conv_out(inner), posterior, inner)
+
+    def _inner(self, latents: Tensor, condition: Tensor | None) -> Tensor:
         channels, height, width = self.small
         hidden = self.from_latent(self._with(latents, condition))
         hidden = self.up(rearrange(hidden, "b (c h w) -> b c h w", c=channels, h=height, w=width))
-        images: Tensor = self.conv_out(nn.functional.silu(self.norm_out(hidden)))
-        return images
-
-    def forward(
-        self, images: Tensor, noise: Tensor | None = None, condition: Tensor | None = None
-    ) -> tuple[Tensor, Posterior]:
-        """Restored images and the posterior; `noise` [B, latent] draws the vector, None takes its mean."""
-        posterior = self.encode(images, condition)
-        return self.decode(posterior.mean if noise is None else posterior.sample(noise), condition), posterior
-
-    def last_weight(self) -> Tensor:
-        """The decoder's last weights, where the adaptive weight of an adversarial loss is measured."""
-        return self.conv_out.weight
+        return nn.functional.silu(self.norm_out(hidden))
 
     def _with(self, vector: Tensor, condition: Tensor | None) -> Tensor:
         if self.condition is None:

@@ -1,7 +1,7 @@
 """What an objective is: everything the training loop and the sampling job need to know about one."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -51,4 +51,13 @@ class Objective(Protocol):
         seeds: [B] int64; labels: [B] int64 classes, -1 for no class; attributes: [B, A] int8 of 0, 1 and -1 for
         unknown, None for all unknown; weak: what autoguidance leads away from.
         """
+        ...
+
+
+@runtime_checkable
+class Restores(Protocol):
+    """An objective that makes images out of images: a preview shows both."""
+
+    def restorations(self, networks: Networks, batch: Batch) -> tuple[Tensor, ...]:
+        """What is shown of each image, side by side, the original first; [B, C, H, W] each, in [-1, 1] or near it."""
         ...

@@ -45,6 +45,7 @@ class Stream(IntEnum):
     STYLE_MIX = 13
     PENALTY = 14  # interpolation points of a gradient penalty
     LAYER_NOISE = 15
+    DEGRADE = 16  # of images that an autoencoder is to restore
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

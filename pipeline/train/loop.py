@@ -61,7 +61,7 @@ def _run(s: Session, report: Reporter, stop: Stop) -> bool:
             keep_best(s, values, kind="sampled")
         last = _ended(s)
         if due(step, plan.preview_every) or (last and plan.preview_every):
-            report.picture("samples", preview(s))
+            report.picture(*preview(s))
         if outcome.stopping or outcome.save_asked or due(step, plan.checkpoint_every) or last:
             report.save(wait=outcome.stopping or last)
         if outcome.stopping and not last:

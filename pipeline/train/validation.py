@@ -11,11 +11,13 @@ from torch.func import functional_call
 
 from pipeline.data.batches import validation_batches
 from pipeline.data.pictures import tile, to_uint8
+from pipeline.objectives.objective import Restores
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import UserError
 from pipeline.train.session import Session
 
 PREVIEW_IMAGES = 64
+RESTORED_IMAGES = 32
 
 
 @torch.no_grad()
@@ -57,8 +59,27 @@ def keep_best(s: Session, values: dict[str, float], *, kind: str = "valid") -> N
         clock.best, clock.best_step = values[rule.metric], clock.step
 
 
+def preview(s: Session) -> tuple[str, npt.NDArray[np.uint8]]:
+    """A small fixed picture [H, W, C] of what has been learned, and what to call it."""
+    if isinstance(s.objective, Restores):
+        return "reconstructions", _restorations(s, s.objective)
+    return "samples", _samples(s)
+
+
 @torch.no_grad()
-def preview(s: Session) -> npt.NDArray[np.uint8]:
+def _restorations(s: Session, objective: Restores) -> npt.NDArray[np.uint8]:
+    """A picture of images of the validation split, or of the training split where there is none, each beside what is
+    made of it by the averaged weights; [H, W, C]."""
+    reader = s.valid_data or s.train_data
+    count = min(RESTORED_IMAGES, reader.count)
+    (batch,) = validation_batches(reader, count=count, batch=count)  # few images: every rank does them all
+    with _averaged(s) as networks:
+        shown = torch.stack(objective.restorations(networks, batch.to(s.accelerator.device, s.dtype)), dim=1)
+    return tile(to_uint8(shown.flatten(0, 1)), columns=4 * shown.shape[1])
+
+
+@torch.no_grad()
+def _samples(s: Session) -> npt.NDArray[np.uint8]:
     """A picture of samples of fixed seeds from the averaged weights; classes in turn, attributes of training images."""
     seeds = torch.arange(PREVIEW_IMAGES)
     classes = len(s.train_data.manifest.classes)

@@ -1,0 +1,30 @@
+"""How near restored images are to the originals, image by image."""
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+RANGE = 2.0  # of pixels in [-1, 1]
+SSIM_WINDOW = 11  # pixels: the Gaussian of Wang et al. 2004, deviation 1.5
+
+
+def psnr(restored: Tensor, originals: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in decibels, [B], of images [B, C, H, W]: 10 log10(range^2 / mean squared error).
+
+    Values outside [-1, 1] are clipped. Equal images have 100 dB rather than infinity, so that means stay finite.
+    """
+    squared = (restored.clamp(-1, 1) - originals).square().flatten(1).mean(dim=1)
+    return 10 * torch.log10(RANGE**2 / squared.clamp_min(RANGE**2 * 1e-10))
+
+
+def ssim(restored: Tensor, originals: Tensor) -> Tensor:
+    """Structural similarity [B] of images [B, C, H, W] in [-1, 1], by torchmetrics (Wang et al. 2004).
+
+    NaN where the images are no larger than half the window, which cannot be mirrored into a border then.
+    """
+    if min(originals.shape[2:]) <= SSIM_WINDOW // 2:
+        return originals.new_full((len(originals),), torch.nan)
+    found: Tensor = structural_similarity_index_measure(
+        restored.clamp(-1, 1), originals, data_range=RANGE, reduction="none"
+    )
+    return found.reshape(len(originals))

@@ -1,0 +1,160 @@
+"""An autoencoder, alone or against a critic: the first stage of latent diffusion (Rombach et al. 2022, appendix G)."""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.check_autoencoder import late_start
+from pipeline.config.check_model import latent_shape
+from pipeline.config.durations import to_images
+from pipeline.config.schema import Config
+from pipeline.config.schema_diffusion import SamplerConfig
+from pipeline.config.schema_model import BottleneckAutoencoderConfig, KLAutoencoderConfig
+from pipeline.data.batches import Batch
+from pipeline.data.shards import Manifest
+from pipeline.diffusion.preconditioning import Denoise
+from pipeline.metrics.restoration import psnr, ssim
+from pipeline.models.build import build_critic, build_network
+from pipeline.models.posterior import Restored
+from pipeline.objectives.degradation import degraded
+from pipeline.objectives.objective import Networks
+from pipeline.objectives.perceptual import Perceptual
+from pipeline.objectives.restoration import (
+    adaptive_weight,
+    critic_loss,
+    divergence,
+    error,
+    generator_loss,
+    restored_by,
+)
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.random import Stream, normal
+
+VALIDATION = 1  # the draw that keeps places of the validation split apart from visits of training
+
+
+class Autoencoding:
+    """Players: "autoencoder", and "critic" where the game has a weight.
+
+    loss = error + perceptual distance + KL divergence + (from `adversarial_start` on) the game with the critic.
+    """
+
+    def __init__(self, cfg: Config, manifest: Manifest) -> None:
+        """Networks are initialised from torch's generator as it stands."""
+        if not isinstance(cfg.model, KLAutoencoderConfig | BottleneckAutoencoderConfig):
+            raise TypeError(f"this objective trains autoencoders, not {cfg.model.kind}")
+        shape = manifest.layout.shape
+        self._cfg, self._seed = cfg.autoencoder, cfg.seed
+        self._latent = latent_shape(cfg.model, shape)
+        self._has_noise = isinstance(cfg.model, KLAutoencoderConfig)
+        self._perceptual = Perceptual(cfg) if self._cfg.perceptual.weight else None
+        self._start = to_images(self._cfg.adversarial_start, batch=cfg.train.global_batch, train_images=manifest.count)
+        self.networks: dict[str, nn.Module] = {"autoencoder": build_network(cfg.model, shape=shape)}
+        self.players: tuple[str, ...] = ("autoencoder",)
+        self.averaged: tuple[str, ...] = ("autoencoder",)
+        if self._cfg.adversarial_weight:
+            for problem in late_start(cfg, train_images=manifest.count):
+                raise UserError(problem)
+            self.networks["critic"] = build_critic(self._cfg.discriminator, shape=shape)
+            self.players = ("autoencoder", "critic")
+
+    def loss(self, player: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """The player's loss, [B]; the same visit has the same degradation and latent in both turns."""
+        return self._restoring(networks, batch) if player == "autoencoder" else self._judging(networks, batch)
+
+    def _restoring(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        restored = self._restored(networks, batch, drawn=True)
+        values = self._errors(restored, batch.images)
+        loss = self._sum(values)
+        if "critic" not in networks:
+            return {"loss": loss, **values}
+        game = weight = torch.zeros_like(loss)
+        playing = batch.visits >= self._start
+        if bool(playing.any()):  # syncs the GPU
+            game = generator_loss(networks["critic"](restored.images))
+            weight = self._weight(values, game, restored) * playing
+            loss = loss + weight * game
+        return {"loss": loss, **values, "game": game.detach(), "game_weight": weight}
+
+    def _judging(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        playing = batch.visits >= self._start
+        if not bool(playing.any()):  # syncs the GPU
+            # Nothing to learn yet, but a DDP wrapper waits for a gradient of every weight: one image, times nothing.
+            nothing = networks["critic"](batch.images[:1]).mean() * torch.zeros(len(playing)).to(batch.images)
+            return {"loss": nothing, "real": nothing.detach(), "fake": nothing.detach()}
+        with torch.no_grad():
+            restored = self._restored(networks, batch, drawn=True).images
+        # One call with both halves: a DDP wrapper must see each backward pass preceded by one forward pass.
+        real, fake = networks["critic"](torch.cat([batch.images, restored])).chunk(2)
+        means = {
+            name: scores.detach().flatten(1).mean(dim=1) * playing for name, scores in (("real", real), ("fake", fake))
+        }
+        return {"loss": critic_loss(real, fake) * playing, **means}
+
+    def validate(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """The loss without the game, its parts, and likeness to the originals, by the posterior's mean."""
+        restored = self._restored(networks, batch, drawn=False)
+        values = self._errors(restored, batch.images)
+        return {"loss": self._sum(values), **values, **likeness(restored.images, batch.images)}
+
+    def restorations(self, networks: Networks, batch: Batch) -> tuple[Tensor, ...]:
+        """Originals, degraded ones where there are, and what is made of them by the posterior's mean; [B, C, H, W]."""
+        restored = self._restored(networks, batch, drawn=False).images
+        if self._cfg.degradation.active:
+            return batch.images, self._given(batch, drawn=False), restored
+        return batch.images, restored
+
+    def generate(
+        self,
+        networks: Networks,  # noqa: ARG002
+        seeds: Tensor,  # noqa: ARG002
+        labels: Tensor,  # noqa: ARG002
+        *,
+        attributes: Tensor | None = None,  # noqa: ARG002
+        sampler: SamplerConfig,  # noqa: ARG002
+        weak: Denoise | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """An autoencoder has no prior to draw from: an error that says what to do."""
+        raise UserError(
+            "model.kind: an autoencoder restores images and makes none. Run python -m pipeline reconstruct RUN_DIR, or "
+            "train a diffusion model on its latents (latents.autoencoder)."
+        )
+
+    def _given(self, batch: Batch, *, drawn: bool) -> Tensor:
+        """What the autoencoder sees."""
+        draw = 0 if drawn else VALIDATION
+        return degraded(batch.images, batch.visits, seed=self._seed, cfg=self._cfg.degradation, draw=draw)
+
+    def _restored(self, networks: Networks, batch: Batch, *, drawn: bool) -> Restored:
+        """`drawn`: with latents drawn from the posterior, as in training; else with its mean."""
+        noise = None
+        if drawn and self._has_noise:
+            noise = normal(self._seed, Stream.POSTERIOR, batch.visits, shape=self._latent, dtype=batch.images.dtype)
+        return restored_by(networks["autoencoder"], self._given(batch, drawn=drawn), noise)
+
+    def _errors(self, restored: Restored, originals: Tensor) -> dict[str, Tensor]:
+        """The parts of the loss without their weights, [B] each."""
+        kind = self._cfg.reconstruction
+        values: dict[str, Tensor] = {kind: error(kind, restored.images, originals)}
+        if self._perceptual is not None:
+            values["perceptual"] = self._perceptual(restored.images, originals)
+        if self._has_noise:
+            values["kl"] = divergence(restored.posterior, originals)
+        return values
+
+    def _sum(self, values: dict[str, Tensor]) -> Tensor:
+        weights = {"perceptual": self._cfg.perceptual.weight, "kl": self._cfg.kl_weight}
+        return torch.stack([weights.get(name, 1.0) * value for name, value in values.items()]).sum(dim=0)
+
+    def _weight(self, values: dict[str, Tensor], game: Tensor, restored: Restored) -> Tensor:
+        """What the game is multiplied by, [B]."""
+        fixed = torch.full_like(game, self._cfg.adversarial_weight).detach()
+        if not self._cfg.adaptive:
+            return fixed
+        reconstruction = self._sum({name: value for name, value in values.items() if name != "kl"})
+        return fixed * adaptive_weight(reconstruction, game, images=restored.images, inner=restored.inner)
+
+
+def likeness(restored: Tensor, originals: Tensor) -> dict[str, Tensor]:
+    """PSNR, SSIM, and both errors, [B] each."""
+    found = {"psnr": psnr(restored, originals), "ssim": ssim(restored, originals)}
+    return {**found, **{kind: error(kind, restored.clamp(-1, 1), originals) for kind in ("l1", "l2")}}

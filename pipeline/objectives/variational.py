@@ -1,0 +1,81 @@
+"""The variational autoencoder to one vector: the baseline that samples in one step (Kingma & Welling 2014)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.config.schema import Config
+from pipeline.config.schema_diffusion import SamplerConfig
+from pipeline.config.schema_model import VAEConfig
+from pipeline.data.batches import Batch
+from pipeline.data.shards import Manifest
+from pipeline.diffusion.preconditioning import Denoise
+from pipeline.models.build import build_network
+from pipeline.models.posterior import Restored
+from pipeline.objectives.autoencoder import likeness
+from pipeline.objectives.condition import Conditions
+from pipeline.objectives.objective import Networks
+from pipeline.objectives.perceptual import Perceptual
+from pipeline.objectives.restoration import divergence, error, restored_by
+from pipeline.runtime.random import Stream, normal
+
+
+class Variational:
+    """One player, "autoencoder"; the loss is the negative ELBO as `AutoencoderConfig` says, with beta in its weight."""
+
+    def __init__(self, cfg: Config, manifest: Manifest) -> None:
+        """Networks are initialised from torch's generator as it stands."""
+        if not isinstance(cfg.model, VAEConfig):
+            raise TypeError(f"this objective trains model.kind=vae, not {cfg.model.kind}")
+        self._cfg, self._seed, self._latent = cfg.autoencoder, cfg.seed, cfg.model.latent
+        self._conditions = Conditions(cfg, manifest)
+        self._perceptual = Perceptual(cfg) if self._cfg.perceptual.weight else None
+        counts = {"classes": self._conditions.classes, "attributes": self._conditions.attributes}
+        self.networks: dict[str, nn.Module] = {
+            "autoencoder": build_network(cfg.model, shape=manifest.layout.shape, **counts)
+        }
+        self.players: tuple[str, ...] = ("autoencoder",)
+        self.averaged: tuple[str, ...] = ("autoencoder",)
+
+    def loss(self, player: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """-ELBO [B], its latents drawn by visit, and its parts."""
+        noise = self._noise(Stream.POSTERIOR, batch.visits, batch.images.dtype)
+        return self._elbo(self._called(networks[player], batch, noise), batch.images)
+
+    def validate(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """-ELBO with latents that never change; how near the posterior's mean comes to the originals."""
+        noise = self._noise(Stream.VALIDATION, batch.visits, batch.images.dtype)
+        values = self._elbo(self._called(networks["autoencoder"], batch, noise), batch.images)
+        mean = self._called(networks["autoencoder"], batch, None).images
+        near = {f"mean_{name}": value for name, value in likeness(mean, batch.images).items()}
+        return {**values, **near}
+
+    def generate(
+        self,
+        networks: Networks,
+        seeds: Tensor,
+        labels: Tensor,
+        *,
+        attributes: Tensor | None = None,
+        sampler: SamplerConfig,  # noqa: ARG002
+        weak: Denoise | None = None,  # noqa: ARG002
+    ) -> Tensor:
+        """Images [B, C, H, W] in one step, whatever the sampler: the decoder's mean for a vector from the prior."""
+        noise = self._noise(Stream.LATENT, seeds, torch.float32)
+        return restored_by(networks["autoencoder"], None, noise, self._conditions.told(labels, attributes)).images
+
+    def _called(self, network: Callable[..., Tensor], batch: Batch, noise: Tensor | None) -> Restored:
+        return restored_by(network, batch.images, noise, self._conditions.told(batch.labels, batch.attributes))
+
+    def _noise(self, stream: Stream, numbers: Tensor, dtype: torch.dtype) -> Tensor:
+        return normal(self._seed, stream, numbers, shape=(self._latent,), dtype=dtype)
+
+    def _elbo(self, restored: Restored, originals: Tensor) -> dict[str, Tensor]:
+        kind = self._cfg.reconstruction
+        values = {kind: error(kind, restored.images, originals), "kl": divergence(restored.posterior, originals)}
+        loss = values[kind] + self._cfg.kl_weight * values["kl"]
+        if self._perceptual is not None:
+            values["perceptual"] = self._perceptual(restored.images, originals)
+            loss = loss + self._cfg.perceptual.weight * values["perceptual"]
+        return {"loss": loss, **values}
