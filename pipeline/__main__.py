@@ -9,6 +9,7 @@ from pipeline.runtime.errors import NonFiniteError, UserError, did_you_mean
 JOBS = {
     "train": ("pipeline.train.job", "train a model, or go on where it was interrupted"),
     "sample": ("pipeline.sample", "make images from a checkpoint, each from its own seed"),
+    "reconstruct": ("pipeline.reconstruct", "what an autoencoder makes of images it was not trained on, with numbers"),
     "evaluate": ("pipeline.evaluate", "score a set of samples against reference statistics"),
     "draw": ("pipeline.draw", "pictures of the way from noise, between seeds, of edited and repaired images"),
     "compare": ("pipeline.compare", "tables and plots over runs"),
@@ -21,7 +22,7 @@ BAD_INPUT, NON_FINITE, OUT_OF_MEMORY = 2, 76, 77
 def main(words: list[str]) -> int:
     """Run one job; the exit code is 0 done, 2 bad input, 75 stopped and saved, 76 not finite, 77 out of memory."""
     if not words or words[0] in ("-h", "--help", "help"):
-        listed = "\n".join(f"  {name:<9} {text}" for name, (_, text) in JOBS.items())
+        listed = "\n".join(f"  {name:<11} {text}" for name, (_, text) in JOBS.items())
         print(f"{__doc__}\n\n{listed}\n\n`python -m pipeline <job> --help` tells more.")
         return 0
     try:

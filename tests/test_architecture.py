@@ -34,6 +34,7 @@ LEVELS = {
     "pipeline.standards": 3,
     "pipeline.train": 4,
     "pipeline.sample": 4,
+    "pipeline.reconstruct": 4,
     "pipeline.evaluate": 4,
     "pipeline.compare": 4,
     "pipeline.export": 4,

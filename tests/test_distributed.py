@@ -87,9 +87,11 @@ def test_accumulation_and_read_ahead_change_nothing(tmp_path, single):
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_two_players_on_several_ranks(tmp_path, world_size):
-    """The critic sees how images of a group differ: groups follow image numbers, not ranks."""
-    one = tiny.config(tmp_path, name="one", model=tiny.GAME, precision="fp64")
-    several = tiny.config(tmp_path, name="several", model=tiny.GAME, precision="fp64")
+@pytest.mark.parametrize("model", [tiny.GAME, tiny.AUTOENCODER], ids=["game", "autoencoder"])
+def test_two_players_on_several_ranks(tmp_path, model, world_size):
+    """The game's critic sees how images of a group differ: groups follow image numbers, not ranks. An autoencoder's
+    critic counts as much as each image's own gradients say."""
+    one = tiny.config(tmp_path, name="one", model=model, precision="fp64")
+    several = tiny.config(tmp_path, name="several", model=model, precision="fp64", micro_batch=2)
     tiny.prepare(one)
     assert largest_difference(tiny.run(one), tiny.run(several, world_size=world_size)) < 1e-9

@@ -42,10 +42,13 @@ def kill_at_random(cfg, *, kills, world_size=1, seed=0):
     return landed
 
 
-MODELS = {"diffusion": tiny.UNET, "game": tiny.GAME}
+MODELS = {"diffusion": tiny.UNET, "game": tiny.GAME, "autoencoder": tiny.AUTOENCODER}
 
 
-@pytest.mark.parametrize(("model", "world_size", "kills"), [("diffusion", 1, 4), ("diffusion", 2, 3), ("game", 1, 3)])
+@pytest.mark.parametrize(
+    ("model", "world_size", "kills"),
+    [("diffusion", 1, 4), ("diffusion", 2, 3), ("game", 1, 3), ("autoencoder", 2, 3)],
+)
 def test_killed_and_resumed_is_uninterrupted(tmp_path, model, world_size, kills):
     whole = tiny.config(tmp_path, name="whole", model=MODELS[model], **OFTEN)
     cut = tiny.config(tmp_path, name="cut", model=MODELS[model], **OFTEN)

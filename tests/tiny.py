@@ -43,6 +43,16 @@ GAME = {  # two players, and a layer that mixes the images of a group
 }
 
 
+AUTOENCODER = {"kind": "kl_autoencoder", "width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4}
+AGAINST_A_CRITIC = {  # who begins to play in the middle of a step, and sees degraded images restored
+    "adversarial_weight": 0.5,
+    "adversarial_start": "20 images",
+    "discriminator": {"layers": 1, "width": 8},
+    "degradation": {"noise": 0.3, "blur": 0.5, "mask": 0.3, "share": 0.5},
+}
+VAE = {"kind": "vae", "condition": "class", "width": 8, "multipliers": [1, 2], "latent": 6, "groups": 4}
+
+
 def config(root: Path, *, name: str = "tiny", model: dict[str, Any] = UNET, **train: Any) -> Config:
     """An experiment on 8 px images in `root`; `train` overrides single settings of training."""
     source: dict[str, Any] = {"kind": "glyphs"}
@@ -62,6 +72,7 @@ def config(root: Path, *, name: str = "tiny", model: dict[str, Any] = UNET, **tr
                 "encoding": "raw",
             },
             "model": model,
+            "autoencoder": AGAINST_A_CRITIC if model["kind"] == "kl_autoencoder" else {},
             "train": {
                 "duration": "12 steps",
                 "global_batch": 8,

@@ -45,7 +45,7 @@ class Autoencoding:
         shape = manifest.layout.shape
         self._cfg, self._seed = cfg.autoencoder, cfg.seed
         self._latent = latent_shape(cfg.model, shape)
-        self._has_noise = isinstance(cfg.model, KLAutoencoderConfig)
+        self.has_noise = isinstance(cfg.model, KLAutoencoderConfig)
         self._perceptual = Perceptual(cfg) if self._cfg.perceptual.weight else None
         self._start = to_images(self._cfg.adversarial_start, batch=cfg.train.global_batch, train_images=manifest.count)
         self.networks: dict[str, nn.Module] = {"autoencoder": build_network(cfg.model, shape=shape)}
@@ -127,7 +127,7 @@ class Autoencoding:
     def _restored(self, networks: Networks, batch: Batch, *, drawn: bool) -> Restored:
         """`drawn`: with latents drawn from the posterior, as in training; else with its mean."""
         noise = None
-        if drawn and self._has_noise:
+        if drawn and self.has_noise:
             noise = normal(self._seed, Stream.POSTERIOR, batch.visits, shape=self._latent, dtype=batch.images.dtype)
         return restored_by(networks["autoencoder"], self._given(batch, drawn=drawn), noise)
 
@@ -137,7 +137,7 @@ class Autoencoding:
         values: dict[str, Tensor] = {kind: error(kind, restored.images, originals)}
         if self._perceptual is not None:
             values["perceptual"] = self._perceptual(restored.images, originals)
-        if self._has_noise:
+        if self.has_noise:
             values["kl"] = divergence(restored.posterior, originals)
         return values
 

@@ -1,0 +1,292 @@
+"""Reconstruct: what an autoencoder makes of images that it was not trained on, as a shard set, with its numbers.
+
+    python -m pipeline reconstruct RUN_DIR [--step N] [key=value ...]
+
+All images of the validation split (of the training split where there is none) go through the weights that
+`sample.weights` names, by the posterior's mean. Killed and started again it makes the shards that are missing.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from pipeline import checkpoint
+from pipeline.config.load import config_from
+from pipeline.config.paths import data_directory, run_directory
+from pipeline.config.schema import Config
+from pipeline.data.batches import Batch, validation_batches
+from pipeline.data.images import encode
+from pipeline.data.pictures import enlarged, tile, to_uint8
+from pipeline.data.reader import Reader
+from pipeline.data.shards import (
+    Layout,
+    Manifest,
+    Sample,
+    ShardDirectory,
+    finish,
+    open_shards,
+    read_manifest,
+    read_record,
+    shard_name,
+    tidy,
+    write_shard,
+)
+from pipeline.inference import autocast, loaded_objective
+from pipeline.metrics.board import write_board
+from pipeline.metrics.latent_sums import DEAD_NATS, DEAD_SPREAD, LatentSums, dead_channels
+from pipeline.metrics.provenance import versions
+from pipeline.metrics.report import caution, rows
+from pipeline.metrics.restoration import RANGE, psnr
+from pipeline.metrics.suite import Measured
+from pipeline.objectives.autoencoder import Autoencoding
+from pipeline.objectives.measuring import Standards, measure_restoration, open_standards, pixels
+from pipeline.runtime import distributed
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import atomic_path, content_hash, read_json, sweep_partial, write_json
+from pipeline.runtime.progress import progress
+from pipeline.runtime.run_dir import COMMIT, RunDir, step_name, step_of
+
+SHOWN = 32  # images in the picture
+WIDTH = 1200  # pixels of the picture, about
+
+
+def main(words: list[str]) -> int:
+    """`python -m pipeline reconstruct RUN_DIR [--step N] [key=value ...]`."""
+    parser = argparse.ArgumentParser(prog="pipeline reconstruct", description=main.__doc__)
+    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    options, rest = parser.parse_known_args(words)
+    cfg = config_from(rest)
+    run = RunDir(Path(rest[0]) if "=" not in rest[0] else run_directory(cfg))
+    path = reconstruct(cfg, run, step=options.step)
+    result = read_json(path)
+    for name, value, remark in rows(result):
+        print(f"{name:<26} {value:>10}  {remark}".rstrip())
+    print(*(f"- {sentence}" for sentence in result["words"]), path, sep="\n")
+    return 0
+
+
+def reconstruct(cfg: Config, run: RunDir, *, step: int | None = None) -> Path:
+    """Make the set, the result and the picture of a checkpoint, whichever are missing. Returns the result file.
+
+    Raises:
+        UserError: for a run of another kind, no valid checkpoint, or latents that are not finite.
+        Incomplete: the data, or the networks that measure, are not there.
+    """
+    found = step_of(checkpoint.step_to_read(run, step).name) or 0
+    originals = open_shards(_split(cfg))
+    objective = _objective(cfg, run, originals, step=found)
+    standards = open_standards(cfg)
+    name = originals.path.name + ("" if cfg.sample.weights == "average" else f"-{cfg.sample.weights.replace(':', '')}")
+    directory = run.path / "reconstructions" / step_name(found) / name
+    restored = _restored(cfg, run, objective, originals=originals, directory=directory)
+    result = run.results / f"{found:09d}-reconstruction.json"
+    key = content_hash([restored.manifest.sha256, originals.manifest.sha256, standards.identity, SHOWN])
+    if not (result.exists() and read_json(result).get("key") == key):
+        value = _result(cfg, standards, objective, originals=originals, restored=restored)
+        write_board(run.tensorboard / "reconstruction", value, {"autoencoder": cfg.autoencoder.model_dump(mode="json")})
+        _picture(cfg, objective, originals, path=result.with_suffix(".png"))
+        write_json(result, {"key": key, **value})
+    return result
+
+
+def _split(cfg: Config) -> Path:
+    """Shards of images that were not trained on, where there are any."""
+    shards = data_directory(cfg) / "shards"
+    valid = shards / "valid"
+    held_out = (valid / "manifest.json").is_file() and read_manifest(valid).count
+    return valid if held_out else shards / "train"
+
+
+def _objective(cfg: Config, run: RunDir, originals: ShardDirectory, *, step: int) -> Autoencoding:
+    device = distributed.device_for(distributed.world_from({}))
+    objective = loaded_objective(cfg, run, originals.manifest, step=step, device=device)
+    if not isinstance(objective, Autoencoding):
+        raise UserError(
+            f"model.kind: found {cfg.model.kind}, expected kl_autoencoder or bottleneck_autoencoder: only they restore "
+            f"images. Run python -m pipeline sample {run.path}."
+        )
+    return objective
+
+
+def _restored(
+    cfg: Config, run: RunDir, objective: Autoencoding, *, originals: ShardDirectory, directory: Path
+) -> ShardDirectory:
+    """The finished set; shards that an earlier, interrupted call finished are taken over."""
+    made_from = {
+        "run": cfg.name,
+        "step": step_of(directory.parent.name),
+        "checkpoint": read_json(run.checkpoint(step_of(directory.parent.name) or 0) / COMMIT)["files"],
+        "weights": cfg.sample.weights,
+        "images": originals.manifest.sha256,
+        "split": originals.path.name,
+    }
+    if (directory / "manifest.json").is_file():
+        before = read_manifest(directory).made_from
+        if any(before[name] != value for name, value in made_from.items() if name != "run"):
+            raise UserError(f"{directory} was made of other images or other weights. Delete it and run this again.")
+        return open_shards(directory)
+    sweep_partial(directory)
+    layout = Layout(encoding="png", shape=originals.manifest.layout.shape)
+    count, size = originals.manifest.count, cfg.sample.images_per_shard
+    parts = {n: range(n * size, min((n + 1) * size, count)) for n in range(-(-count // size))}
+    records = {n: r for n in parts if (r := read_record(directory / shard_name(n))) and r.count == len(parts[n])}
+    with progress("reconstruct", count, done=sum(r.count for r in records.values())) as tick:
+        for number in parts.keys() - records.keys():
+            notes: list[dict[str, str]] = []
+            samples = _samples(cfg, objective, Reader(originals), places=parts[number], notes=notes, tick=tick)
+            records[number] = write_shard(directory / shard_name(number), samples, layout, notes=notes)
+    latents = _noted(records.values(), noise=objective.has_noise)
+    train: Manifest = originals.manifest
+    finish(
+        directory,
+        records.values(),
+        layout,
+        classes=train.classes,
+        protocol=train.protocol,
+        split=f"reconstructions of {originals.path.name}",
+        made_from={**made_from, "latents": latents},
+    )
+    tidy(directory, {record.name for record in records.values()})
+    return open_shards(directory)
+
+
+def _samples(
+    cfg: Config,
+    objective: Autoencoding,
+    reader: Reader,
+    *,
+    places: range,
+    notes: list[dict[str, str]],
+    tick: Callable[[int], None],
+) -> Iterator[Sample]:
+    """Restored images of these places; sums over their latents are added to `notes` at the end."""
+    device, sums, shape = next(objective.networks["autoencoder"].parameters()).device, [], (0, 0, 0)
+    for first in range(places.start, places.stop, cfg.sample.batch):
+        indices = np.arange(first, min(first + cfg.sample.batch, places.stop), dtype=np.int64)
+        batch = _batch(reader, indices).to(device)
+        with torch.inference_mode(), autocast(cfg, device):
+            restored = objective.networks["autoencoder"](batch.images)
+        posterior = restored.posterior
+        shape = tuple(posterior.mean.shape[1:])
+        if not (torch.isfinite(posterior.mean).all() and torch.isfinite(restored.images).all()):
+            raise UserError(
+                f"the latents of images {first} to {indices[-1]} of {reader.path}, or what is decoded from them, are "
+                "not finite: this checkpoint is of no use. Choose an earlier one with --step, or train with "
+                "train.precision=fp32 or a lower train.optim.lr."
+            )
+        divergence = posterior.kl() if objective.has_noise else None
+        sums.append(LatentSums.of(posterior.mean, posterior.std, divergence))
+        labels = reader.labels(indices).tolist()
+        for k, label, image in zip(indices.tolist(), labels, to_uint8(restored.images), strict=True):
+            told = None if label < 0 else label
+            yield Sample(f"{k:012d}", encode(image, "png"), "png", told, {"place": k}, pixels=image)
+        tick(len(indices))
+    total = LatentSums.total(sums)
+    notes.append({"latents": json.dumps({"count": total.count, "sums": total.sums.tolist(), "shape": shape})})
+
+
+def _noted(records: Any, *, noise: bool) -> dict[str, Any]:
+    """What all shards' notes say about the latents together."""
+    notes = [json.loads(r.notes[0]["latents"]) for r in sorted(records, key=lambda r: r.name)]
+    total = LatentSums.total(LatentSums(n["count"], np.array(n["sums"])) for n in notes)
+    return {"shape": notes[0]["shape"], "channels": total.facts(noise=noise)}
+
+
+def _batch(reader: Reader, indices: npt.NDArray[np.int64]) -> Batch:
+    """Images by their places in the split, which are also what degradations are keyed by."""
+    attributes = reader.attributes(indices)
+    return Batch(
+        images=pixels(reader, indices),
+        labels=torch.from_numpy(reader.labels(indices)),
+        attributes=None if attributes is None else torch.from_numpy(attributes),
+        visits=torch.from_numpy(indices),
+        indices=torch.from_numpy(indices),
+    )
+
+
+def _result(
+    cfg: Config, standards: Standards, objective: Autoencoding, *, originals: ShardDirectory, restored: ShardDirectory
+) -> dict[str, Any]:
+    """Everything that the result file says, apart from its key."""
+    manifest = restored.manifest
+    work = restored.path.parent / f".work-{restored.path.name}"
+    measured = measure_restoration(cfg, standards, originals=originals, restored=restored, work=work)
+    measured.update(_latents(manifest.made_from["latents"], manifest.shape))
+    if cfg.autoencoder.degradation.active:
+        measured.update(_repaired(cfg, objective, originals))
+    if originals.path.name != "valid":
+        measured.words.append(f"there is no validation split: these are images of {originals.path.name}, trained on")
+    return {
+        "run": cfg.name,
+        "step": manifest.made_from["step"],
+        "samples": {
+            "set": f"{restored.path.parent.name}/{restored.path.name}",
+            "count": manifest.count,
+            "sha256": manifest.sha256,
+            "protocol": manifest.protocol,
+            "made_from": manifest.made_from,
+        },
+        "data": {originals.path.name: {"count": originals.manifest.count, "sha256": originals.manifest.sha256}},
+        "extractors": standards.identity["extractors"],
+        "perceptual": standards.identity["perceptual"],
+        "metrics": measured.metrics,
+        "details": measured.details,
+        "words": [
+            f"errors are between pixels of 8 bits, in [-1, 1] (a range of {RANGE:g}), by the posterior's mean",
+            *caution(manifest.count, measured.metrics),
+            *measured.words,
+        ],
+        "settings": cfg.evaluate.model_dump(mode="json"),
+        "versions": versions(),
+    }
+
+
+def _latents(about: dict[str, Any], shape: tuple[int, int, int]) -> Measured:
+    """Size and use of the latents."""
+    out, channels = Measured(), about["channels"]
+    latent = int(np.prod(about["shape"]))
+    out.add("compression", int(np.prod(shape)) / latent, image=list(shape), latent=about["shape"])
+    dead = dead_channels(channels)
+    if "kl_nats" in channels:
+        out.add("kl-per-dimension", float(np.mean(channels["kl_nats"])), unit="nats", channels=channels["kl_nats"])
+        limit = f"kl_nats < {DEAD_NATS}"
+    else:
+        limit = f"deviation < {DEAD_SPREAD}"
+        out.words.append("the code has no noise, and so no divergence from a prior")
+    out.add("dead-channels", len(dead), dead=dead, of=len(channels["mean"]), limit=limit)
+    out.details["latents"] = channels
+    return out
+
+
+def _repaired(cfg: Config, objective: Autoencoding, originals: ShardDirectory) -> Measured:
+    """PSNR of degraded images, and of what is restored from them: what the degradation was trained for."""
+    reader, out = Reader(originals), Measured()
+    device, sums = next(objective.networks["autoencoder"].parameters()).device, np.zeros(2)
+    for batch in validation_batches(reader, count=reader.count, batch=cfg.sample.batch):
+        with torch.inference_mode(), autocast(cfg, device):
+            clean, given, made = objective.restorations(objective.networks, batch.to(device))
+        sums += [float(psnr(images.float(), clean).double().sum()) for images in (given, made)]
+    for name, total in zip(("psnr-degraded", "psnr-repaired"), sums, strict=True):
+        out.add(name, total / reader.count, count=reader.count, degradation=cfg.autoencoder.degradation.model_dump())
+    return out
+
+
+def _picture(cfg: Config, objective: Autoencoding, originals: ShardDirectory, *, path: Path) -> None:
+    """Images spread over the split; below each what the network was given, where that is another, and what it made."""
+    reader = Reader(originals)
+    count, device = min(SHOWN, reader.count), next(objective.networks["autoencoder"].parameters()).device
+    (batch,) = validation_batches(reader, count=count, batch=count)
+    with torch.inference_mode(), autocast(cfg, device):
+        shown = torch.stack([x.float() for x in objective.restorations(objective.networks, batch.to(device))])
+    columns = min(count, 8)
+    rows_of = [to_uint8(part) for start in range(0, count, columns) for part in shown[:, start : start + columns]]
+    picture = tile(np.concatenate(rows_of), columns=columns)
+    with atomic_path(path) as partial:
+        Image.fromarray(enlarged(picture, factor=max(WIDTH // picture.shape[1], 1))).save(partial, "PNG")
