@@ -73,7 +73,7 @@ def _restorations(s: Session, objective: Restores) -> npt.NDArray[np.uint8]:
     reader = s.valid_data or s.train_data
     count = min(RESTORED_IMAGES, reader.count)
     (batch,) = validation_batches(reader, count=count, batch=count)  # few images: every rank does them all
-    with _averaged(s) as networks:
+    with averaged(s) as networks:
         shown = torch.stack(objective.restorations(networks, batch.to(s.accelerator.device, s.dtype)), dim=1)
     return tile(to_uint8(shown.flatten(0, 1)), columns=4 * shown.shape[1])
 
