@@ -32,12 +32,13 @@ _STATUS = {"complete": "STATUS_SUCCESS", "pruned": "STATUS_SUCCESS", "failed": "
 
 def write(sweep: SweepDir) -> None:
     """Add what is new to the page."""
-    settings, found = sweep.settings(), measured(sweep)
-    dimensions = dimensions_of(settings)
-    _experiment(sweep.tensorboard, settings, dimensions, names=_metrics(found, settings))
-    for trial in found:
-        for run in trial.runs:
-            _run(sweep.tensorboard / run.run.name, trial, run, dimensions=dimensions)
+    with sweep.lock(of="-tensorboard"):  # two writers would each add the same
+        settings, found = sweep.settings(), measured(sweep)
+        dimensions = dimensions_of(settings)
+        _experiment(sweep.tensorboard, settings, dimensions, names=_metrics(found, settings))
+        for trial in found:
+            for run in trial.runs:
+                _run(sweep.tensorboard / run.run.name, trial, run, dimensions=dimensions)
 
 
 def _metrics(found: Sequence[Measured], settings: SweepSettings) -> list[str]:

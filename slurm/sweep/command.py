@@ -79,12 +79,15 @@ def _go(sweep: SweepDir) -> int:
     print(progress.words())
     if not progress.ended:
         print(f"Nothing needs to stay here. Later: python -m slurm sweep status {sweep.path}")
-    return _end(sweep, progress)
+    return end(sweep, progress)
 
 
-def _end(sweep: SweepDir, progress: Progress) -> int:
+def end(sweep: SweepDir, progress: Progress) -> int:
+    """After a step: the report where it was the last, what is new on the page where not."""
     if progress.ended and not sweep.finished.is_file():
         ending.write(sweep)
+    elif not progress.ended:
+        ending.refresh(sweep)
     return int(bool(progress.stalled))
 
 
@@ -93,7 +96,7 @@ def advance_(words: list[str]) -> int:
     sweep = opened(*words)
     progress = advance(sweep)
     print(progress.words())
-    _end(sweep, progress)
+    end(sweep, progress)
     return 0
 
 

@@ -151,8 +151,9 @@ class Step:
             return
         if state.word != "failed" and not (state.word == "cancelled" and state.message != "cancelled here"):
             return  # never submitted, cancelled with its sweep, or its data could not be prepared
-        rows = [r for r in read_lines(run.records.jobs / LEDGER) if r["event"] == "submitted"]
-        tries = len({r["batch"] for r in rows if "batch" in r})
+        rows = read_lines(run.records.jobs / LEDGER)
+        ended = {i for r in rows if r["event"] == "cancelled" for i in r["ids"]}
+        tries = len({r["batch"] for r in rows if "batch" in r and not set(r["ids"]) & ended})
         cause = state.cause or "error"
         if (cause in PASSING and tries <= self.settings.retries) or (self.by_hand and cause == "cancelled"):
             return

@@ -35,6 +35,13 @@ def write(sweep: SweepDir, *, finished: bool = True) -> Path:
     return path
 
 
+def refresh(sweep: SweepDir) -> None:
+    """Bring the page up to date while the sweep goes on."""
+    from slurm.sweep import board
+
+    board.write(sweep)
+
+
 def cancel(sweep: SweepDir) -> list[str]:
     """Cancel every job of a sweep; the names of its runs that were under way. Training saves first."""
     with sweep.lock():

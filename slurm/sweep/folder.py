@@ -95,11 +95,15 @@ class SweepDir:
         write_text(self.settings_file, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
 
     @contextlib.contextmanager
-    def lock(self, *, seconds: float = LOCK_SECONDS) -> Iterator[None]:
-        """One at a time, of all jobs and people. Raises `UserError` where it cannot be had."""
+    def lock(self, *, seconds: float = LOCK_SECONDS, of: str = "") -> Iterator[None]:
+        """One at a time, of all jobs and people. Raises `UserError` where it cannot be had.
+
+        Args:
+            of: what is locked; "": the trials.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         end = time.monotonic() + seconds
-        with (self.path / ".lock").open("w") as file:
+        with (self.path / f".lock{of}").open("w") as file:
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

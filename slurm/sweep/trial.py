@@ -45,10 +45,10 @@ def main(words: list[str]) -> int:
 
 def advance(sweep: SweepDir) -> None:
     """Go on with the search. A failure here is not the run's: the job that waits for this one does it again."""
-    from slurm.sweep.driver import advance as go_on
+    from slurm.sweep.command import advance_
 
     try:
-        print(go_on(sweep).words(), file=sys.stderr, flush=True)
+        advance_([str(sweep.path)])
     except Exception:
         traceback.print_exc()
 

@@ -1,0 +1,134 @@
+"""Sweeps on the test cluster, and what kills their processes at random."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import toy
+from faults import environment
+from launching import slurm_words
+from optuna.trial import FrozenTrial, TrialState
+
+from pipeline.config.load import config_from
+from pipeline.config.paths import data_directory
+from pipeline.runtime.files import write_json
+from slurm.queue import mine
+from slurm.sweep.driver import dimensions_of, trials_of
+from slurm.sweep.folder import SweepDir
+from slurm.sweep.runs import Run, run_words
+from slurm.sweep.settings import SweepSettings
+
+CALM = 'cluster.options.exclude="node2,node4"'  # where faults.py takes nodes away
+
+
+def base(root: Path) -> list[str]:
+    """Words of an experiment whose data is there, as far as anyone looks; the program is `toy`."""
+    words = ["data=glyphs16", "model=unet_tiny", f"data_dir={root / 'data'}", f"runs_dir={root / 'runs'}"]
+    data = data_directory(config_from([*words, "name=x"]))
+    for stage in ("shards", "reference"):
+        write_json(data / stage / "receipt.json", {"stage": stage})
+    return [*words, "sweep.program=toy", f"sweep.folder={root / 'sweeps'}"]
+
+
+def submitted(root: Path, name: str, *words: str) -> SweepDir:
+    """Submit a sweep from a shell that then is gone."""
+    done = slurm_words("sweep", "submit", *base(root), f"name={name}", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return SweepDir(root / "sweeps" / name)
+
+
+def wait_until(good: Callable[[], bool], sweep: SweepDir, *, seconds: float) -> None:
+    """Poll; fail with the sweep's logs."""
+    end = time.monotonic() + seconds
+    while not good():
+        assert time.monotonic() < end, said(sweep)
+        time.sleep(0.5)
+
+
+def has_ended(sweep: SweepDir) -> bool:
+    """Whether the last step has written the report."""
+    return sweep.finished.is_file()
+
+
+def said(sweep: SweepDir) -> str:
+    """What there is to read where a test fails."""
+    states = "\n".join(f"{t.number} {t.state.name} {t.params} {t.user_attrs}" for t in trials_of(sweep))
+    logs = "\n".join(f"--- {p}\n{p.read_text()[-1500:]}" for p in sorted(sweep.jobs.glob("*/*_log.out")))
+    queue = "\n".join(map(str, jobs_of(sweep)))
+    return f"{states}\n{queue}\n{logs}"
+
+
+def jobs_of(sweep: SweepDir) -> list[str]:
+    """Ids of the sweep's jobs that are in the queue."""
+    return [seen.id for seen in mine() if seen.active and str(sweep.path) in seen.comment]
+
+
+def accounted(sweep: SweepDir, *, count: int) -> list[FrozenTrial]:
+    """Every trial once: in the journal, complete, with one directory; and nothing of the sweep left in the queue."""
+    found = trials_of(sweep)
+    assert [t.number for t in found] == list(range(count)), said(sweep)
+    assert {t.state for t in found} == {TrialState.COMPLETE}, said(sweep)
+    assert sorted(p.name for p in sweep.trials.iterdir()) == [Run(sweep, n, 0).name for n in range(count)]
+    for _ in range(60):
+        if not jobs_of(sweep):
+            break
+        time.sleep(0.5)
+    assert jobs_of(sweep) == []
+    return found
+
+
+def toy_value(settings: SweepSettings, trial: FrozenTrial) -> float:
+    """What a trial must come to: the toy's own function of its config."""
+    return toy.metric(config_from(run_words(settings, trial.params))) + 5.0 * 0.5**toy.STEPS
+
+
+class Killer:
+    """Kills processes of a sweep's jobs, of a run at most `each` times; of the tiny jobs as often as it meets them."""
+
+    def __init__(self, sweep: SweepDir, *, seed: int, each: int = 1, most: int = 8) -> None:
+        self._sweep, self._each, self._most = sweep, each, most
+        self._random = random.Random(seed)
+        self.killed: list[str] = []
+
+    def strike(self) -> None:
+        """Kill one process, if there is one that may be."""
+        victims = [(pid, what) for pid, what in self._processes() if self.killed.count(what) < self._each]
+        if victims and len(self.killed) < self._most:
+            pid, what = self._random.choice(victims)
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+            self.killed.append(what)
+
+    def _processes(self) -> list[tuple[int, str]]:
+        ours = f"SLURM_CONF={os.environ['SLURM_CONF']}"
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                env = environment(entry)
+            except OSError:
+                continue
+            if ours not in env or "SLURM_PROCID=0" not in env or str(self._sweep.path) not in " ".join(words):
+                continue
+            # A stage names its run, the process above it the record of its batch: an array's part by its place.
+            place = next((e.partition("=")[2] for e in env if e.startswith("SLURM_ARRAY_TASK_ID=")), "")
+            job = next((e.partition("=")[2] for e in env if e.startswith("SLURM_ARRAY_JOB_ID=")), "")
+            alone = next((e.partition("=")[2] for e in env if e.startswith("SLURM_JOB_ID=")), "")
+            found.append((int(entry.name), f"{job or alone}_{place}"))
+        return found
+
+
+def expected_search(settings: SweepSettings, value: Callable[[FrozenTrial], float], *, path: Path) -> list[FrozenTrial]:
+    """The same search without any job: trial after trial, each told at once."""
+    from slurm.sweep import trials
+
+    study, space = trials.open_study(path, settings), dimensions_of(settings)
+    while (known := study.get_trials(deepcopy=False)) is not None and len(known) < (settings.trials or 0):
+        trial = trials.add(study, trials.next_params(known, settings, space) or {}, space)
+        trials.tell(study, trial, "complete", value=value(trial), notes={})
+    return list(study.get_trials(deepcopy=False))

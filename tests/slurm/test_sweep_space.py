@@ -1,0 +1,109 @@
+"""What a sweep's words mean, and that every mistake in them is told before anything is submitted."""
+
+import pytest
+
+from pipeline.runtime.errors import UserError
+from slurm.sweep.check import check, configurations, size_of
+from slurm.sweep.command import extended
+from slurm.sweep.folder import settings_from
+from slurm.sweep.space import dimension, grid, word_of, words_of
+
+BASE = ("data=glyphs16", "model=unet_tiny", "cluster=local", "name=s")
+
+
+def test_hydras_grammar_is_read_as_hydra_means_it():
+    assert dimension("train.global_batch", "128,256").choices == ("128", "256")
+    assert dimension("a", "choice(x, 'two words', [1,2], true)").choices == ("x", '"two words"', "[1, 2]", "true")
+    assert dimension("a", "null,1e-3").choices == ("null", "0.001")
+    assert dimension("a", "range(1,10,3)").choices == ("1", "4", "7")
+    lr = dimension("a", "tag(log, interval(1e-5, 1e-3))")
+    assert (lr.low, lr.high, lr.log, lr.integer, lr.finite) == (1e-5, 1e-3, True, False, False)
+    assert dimension("a", "int(interval(1, 8))").integer and not dimension("a", "interval(1, 8)").integer
+    assert dimension("a", "80 kimg").choices == ('"80 kimg"',)
+
+
+@pytest.mark.parametrize("grammar", ["interval(1, 0)", "tag(log, interval(0, 1))", "tag(big, interval(0, 1))", "1,,2("])
+def test_what_the_grammar_cannot_mean_is_refused_with_the_key(grammar):
+    with pytest.raises(UserError, match="train\\.optim\\.lr"):
+        dimension("train.optim.lr", grammar)
+
+
+def test_a_grid_is_the_product_in_order_and_rows_come_before_it():
+    a, b = dimension("a", "1,2"), dimension("b", "x,y,z")
+    assert [tuple(p.values()) for p in grid([a, b])] == [(i, j) for i in "12" for j in "xyz"]
+    rows = [{"c": 3, "d": "80 kimg"}, {"c": 4, "d": None}]
+    assert [words_of(p) for p in grid([a], rows)] == [
+        ("c=3", 'd="80 kimg"', "a=1"),
+        ("c=3", 'd="80 kimg"', "a=2"),
+        ("c=4", "d=null", "a=1"),
+        ("c=4", "d=null", "a=2"),
+    ]
+    with pytest.raises(UserError, match=r"a: an interval cannot stand in a grid.*range"):
+        grid([dimension("a", "interval(0, 1)")])
+
+
+@pytest.mark.parametrize("value", [128, 1e-4, True, None, "cosine", "80 kimg", [8, 16], [], ["a b"], "it's"])
+def test_a_value_survives_as_a_word_of_hydra_and_of_yaml(value):
+    import yaml
+
+    assert dimension("k", word_of(value)).choices == (word_of(value),)
+    assert yaml.safe_load(word_of(value)) in (value, str(value))
+
+
+def test_words_of_the_command_line_replace_those_of_a_file():
+    from_file = settings_from(["sweep=guidance", "name=g", "run=runs/x"])
+    key = "sample.sampler.guidance.scale"
+    assert from_file.space[key] == "0,0.1,0.5,1,2,4" and str(from_file.run) == "runs/x"
+    fewer = settings_from(["sweep=guidance", "run=runs/x", f"{key}=1,2", "sweep.metric=fid", "sweep.seeds=3"])
+    assert (fewer.space, fewer.metric, fewer.seeds, fewer.name) == ({key: "1,2"}, "fid", 3, "guidance")
+    with pytest.raises(UserError, match="nothing is varied"):
+        settings_from(["sweep=guidance", "run=runs/x", f"{key}=1"])
+    with pytest.raises(UserError, match="Did you mean 'guidance'"):
+        settings_from(["sweep=guidence"])
+
+
+def test_every_problem_of_every_configuration_is_told_at_once():
+    words = [*BASE, "train.global_batch=8,9", "train.micro_batch=4,null", "model.groups=8,7", "sweep.metric=fid"]
+    with pytest.raises(UserError) as found:
+        check(settings_from(words))
+    said = str(found.value)
+    assert "train.micro_batch: found 4, expected a divisor of train.global_batch=9" in said
+    assert "groups" in said and "evaluate.inception.weights" in said
+    assert "train.global_batch=9 train.micro_batch=4 model.groups=8" in said
+    with pytest.raises(UserError, match=r"valid/loss needs train\.validate_every"):
+        check(settings_from([*BASE, "train.global_batch=8,16", "sweep.pruning.kind=median"]))
+
+
+def test_a_search_is_checked_at_the_ends_of_its_space():
+    words = [*BASE, "train.optim.lr=interval(-1, 1)", "train.global_batch=8,16", "sweep.trials=5"]
+    with pytest.raises(UserError, match=r"train\.optim\.lr=-1"):
+        check(settings_from(words))
+    good = settings_from(
+        [*BASE, "train.optim.lr=tag(log, interval(1e-5, 1))", "train.global_batch=8,16", "sweep.trials=5"]
+    )
+    assert good.strategy.kind == "tpe" and len(configurations(good)) == 4 and size_of(good) == 5
+    assert check(good).name == "s"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("sweep.strategy.kind=tpe", "goes on until told how many"),
+        ("sweep.pruning.kind=medan", "medan"),
+        ("sweep.metrik=fid", "Did you mean 'metric'"),
+        ("sweep.seeds=0", "seeds"),
+    ],
+)
+def test_mistakes_in_the_sweeps_own_settings_are_explained(word, said):
+    with pytest.raises(UserError, match=said):
+        settings_from([*BASE, "train.global_batch=8,16", word])
+
+
+def test_extending_adds_values_and_trials_and_nothing_else():
+    old = settings_from([*BASE, "train.global_batch=8,16", "train.optim.lr=1e-3,1e-4"])
+    more = extended(old, ["train.global_batch=32,8", "sweep.at_once=9"])
+    assert (more.space["train.global_batch"], more.at_once) == ("8,16,32", 9)
+    assert more.space["train.optim.lr"] == old.space["train.optim.lr"]
+    for word, said in (("train.flip=true,false", "incomparable"), ("sweep.metric=fid", "cannot be extended")):
+        with pytest.raises(UserError, match=said):
+            extended(old, [word])
