@@ -16,7 +16,7 @@ from rich.console import Console
 
 from data_prep import inspection, listing, shard, verify
 from data_prep.weights import fetch_weights
-from pipeline.config.load import config_from
+from pipeline.config.load import config_from, run_named
 from pipeline.config.paths import data_directory, latents_directory
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
         for word in fetch_weights(args.words[1:], args.into, console, mirror=args.mirror):
             print(word)
         return
-    directory = Path(args.words[0]) if args.words and "=" not in args.words[0] else None
+    directory = run_named(args.words)
     if directory and args.stage in ("verify", "inspect") and not (directory / "config.yaml").exists():
         _look(args, directory, console)
         return
@@ -117,7 +117,7 @@ def data_config(words: Sequence[str]) -> Config:
     """The config that the words mean. Data alone needs no network, but a Config has one: it gets one that suits any."""
     data = next((word.partition("=")[2] for word in words if word.startswith("data=")), None)
     given = {word.lstrip("+").partition("=")[0].split(".")[0] for word in words}
-    if data is None or "experiment" in given or "=" not in words[0]:
+    if data is None or "experiment" in given or run_named(words):
         return config_from(words)
     network = [] if "model" in given else ["kind=unet", "condition=none", "multipliers=[1]", "attention=[]"]
     name = [] if "name" in given else [f"++name={data}"]

@@ -4,7 +4,7 @@ import importlib
 import sys
 import traceback
 
-from pipeline.runtime.errors import NonFiniteError, UserError, did_you_mean
+from pipeline.runtime.errors import NonFiniteError, RendezvousError, UserError, did_you_mean
 
 JOBS = {
     "train": ("pipeline.train.job", "train a model, or go on where it was interrupted"),
@@ -16,11 +16,13 @@ JOBS = {
     "export": ("pipeline.export", "write a folder that diffusers loads"),
     "import": ("pipeline.adopt", "make a run of such a folder, to train on or sample from"),
 }
-BAD_INPUT, NON_FINITE, OUT_OF_MEMORY = 2, 76, 77
+BAD_INPUT, NON_FINITE, OUT_OF_MEMORY, NO_RENDEZVOUS = 2, 76, 77, 78
 
 
 def main(words: list[str]) -> int:
-    """Run one job; the exit code is 0 done, 2 bad input, 75 stopped and saved, 76 not finite, 77 out of memory."""
+    """Run one job; the exit code is 0 done, 2 bad input, 75 stopped and saved, 76 not finite, 77 out of memory,
+    78 other ranks not found.
+    """
     if not words or words[0] in ("-h", "--help", "help"):
         listed = "\n".join(f"  {name:<11} {text}" for name, (_, text) in JOBS.items())
         print(f"{__doc__}\n\n{listed}\n\n`python -m pipeline <job> --help` tells more.")
@@ -29,7 +31,7 @@ def main(words: list[str]) -> int:
         return _run(words[0], words[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return NO_RENDEZVOUS if isinstance(error, RendezvousError) else BAD_INPUT
     except NonFiniteError as error:
         print(f"not finite: {error}", file=sys.stderr)
         return NON_FINITE

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config.load import config_from
+from pipeline.config.load import config_from, run_named
 from pipeline.config.schema import Config
 from pipeline.data.reader import Reader
 from pipeline.data.shards import Manifest, ShardDirectory, open_shards
@@ -250,7 +250,7 @@ def main(words: list[str]) -> int:
     """The command line; returns the exit code."""
     rest, part = parse_part(words)
     cfg = config_from(rest)
-    run = RunDir(Path(rest[0])) if rest and "=" not in rest[0] else RunDir(cfg.runs_dir / cfg.name)
+    run = RunDir(run_named(rest) or cfg.runs_dir / cfg.name)
     for path in evaluate(cfg, run, part=part):
         show(json.loads(path.read_text()), Console(width=None if sys.stdout.isatty() else 120))
         print(path)

@@ -11,7 +11,7 @@ from typing import get_args
 
 from pipeline import checkpoint
 from pipeline.config.autoencoder import KINDS, require_latents
-from pipeline.config.load import config_from
+from pipeline.config.load import config_from, run_named
 from pipeline.config.paths import run_directory, training_shards
 from pipeline.config.schema import Config
 from pipeline.data.latents import image_shape, spread_of
@@ -35,7 +35,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--to", type=Path, help="the folder to write; default: inside the run directory")
     options, rest = parser.parse_known_args(words)
     cfg = config_from(rest)
-    run = RunDir(Path(rest[0]) if rest and "=" not in rest[0] else run_directory(cfg))
+    run = RunDir(run_named(rest) or run_directory(cfg))
     folder, notes = export(cfg, run, step=options.step, form=options.format, to=options.to)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

@@ -16,7 +16,7 @@ import torch
 
 from pipeline import checkpoint, drawing
 from pipeline.config.autoencoder import require_latents
-from pipeline.config.load import config_from
+from pipeline.config.load import config_from, run_named
 from pipeline.config.paths import run_directory, sample_set_name, training_shards
 from pipeline.config.schema import Config
 from pipeline.data.images import encode
@@ -63,7 +63,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--partial", action="store_true", help="finish the set with the shards that are there")
     options, rest = parser.parse_known_args(words)
     cfg = config_from(rest)
-    run = RunDir(Path(rest[0]) if "=" not in rest[0] else run_directory(cfg))
+    run = RunDir(run_named(rest) or run_directory(cfg))
     sample(cfg, run, step=options.step, part=options.part, finish_partial=options.partial)
     return 0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.config.load import config_from
+from pipeline.config.load import config_from, run_named
 from pipeline.runtime.errors import UserError, did_you_mean
 from slurm import cancel, logs, plan, preflight, sbatch_files, status
 from slurm.board import Board
@@ -110,7 +110,7 @@ def cancel_(words: list[str]) -> int:
 def preflight_(words: list[str]) -> int:
     """Check a cluster; 1 where something is red."""
     rest, options = options_of(words, values=("--wait",))
-    if not any(w.startswith(("experiment=", "data=", "model=")) or "=" not in w for w in rest):
+    if run_named(rest) is None and not any(w.startswith(("experiment=", "data=", "model=")) for w in rest):
         rest = ["data=glyphs16", "model=unet_tiny", "name=preflight", *rest]
     wait_s = float(options.get("--wait", "300"))
     return int(not preflight.preflight(config_from(rest), console_for(sys.stdout.isatty()), wait_s=wait_s))

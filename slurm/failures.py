@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.runtime.errors import NonFiniteError, UserError
+from pipeline.runtime.errors import NonFiniteError, RendezvousError, UserError
 
 if TYPE_CHECKING:  # jobs import this module before anything else: every rank would pay for pydantic
     from pipeline.config.schema_cluster import RetryConfig
@@ -35,11 +35,18 @@ POLICIES = {
     "upstream": Policy("never", "retry the job that it waits for; this one is queued again with it"),
     "vanished": Policy("never", "neither queue nor files tell how it ended; read the log, then retry"),
 }
-EXIT_CODES = {2: "bad_config", 76: "non_finite", 77: "out_of_memory", 75: "preempted", 143: "cancelled", 137: "killed"}
+EXIT_CODES = {
+    2: "bad_config",
+    75: "preempted",
+    76: "non_finite",
+    77: "out_of_memory",
+    78: "rendezvous",
+    137: "killed",
+    143: "cancelled",
+}
 # A secondary failure (a peer lost its partner) says less than the one that caused it.
 _TELLING = ("non_finite", "out_of_memory", "disk_full", "bad_config", "rendezvous", "error", "killed", "cancelled")
 _MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|not enough memory", re.IGNORECASE)
-_RENDEZVOUS = re.compile(r"have not arrived|did not appear: rank 0|Set MASTER_PORT")
 
 
 def class_of(error: BaseException) -> str:
@@ -47,15 +54,14 @@ def class_of(error: BaseException) -> str:
     name, words = type(error).__name__, str(error)
     if isinstance(error, MemoryError) or name == "OutOfMemoryError" or _MEMORY.search(words):
         return "out_of_memory"
-    if isinstance(error, NonFiniteError):
-        return "non_finite"
+    for kind, named in ((NonFiniteError, "non_finite"), (RendezvousError, "rendezvous")):
+        if isinstance(error, kind):
+            return named
     return class_of_words(words) or ("bad_config" if isinstance(error, UserError) else "error")
 
 
 def class_of_words(words: str) -> str | None:
     """The class that an error's words give away, or None. For errors that another process printed."""
-    if _RENDEZVOUS.search(words):
-        return "rendezvous"
     if "No space left" in words or "quota exceeded" in words.lower():
         return "disk_full"
     return "out_of_memory" if _MEMORY.search(words) else None

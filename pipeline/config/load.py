@@ -39,9 +39,17 @@ def config_from(words: Sequence[str]) -> Config:
     Raises:
         UserError: naming every problem found.
     """
-    if words and "=" not in words[0]:
-        return _from_run(Path(words[0]), words[1:])
-    return validated(_compose(words))
+    directory = run_named(words)
+    return validated(_compose(words)) if directory is None else _from_run(directory, words[1:])
+
+
+def run_named(words: Sequence[str]) -> Path | None:
+    """The run directory that a command line begins with; None where it begins with key=value, or is empty.
+
+    A directory's name may hold an equals sign: what has a slash before it is no key.
+    """
+    key, equals, _ = words[0].partition("=") if words else ("", "=", "")
+    return Path(words[0]) if not equals or "/" in key else None
 
 
 def validated(values: Any) -> Config:
@@ -136,13 +144,22 @@ def _compose(words: Sequence[str]) -> Any:
     _check_choices(words)
     known = groups()
     # `++` sets a key whether it stands in the YAML or not: that a key exists is the schema's to say, for all at once.
-    overrides = [w if w.partition("=")[0] in known or w[:1] in "+~" else f"++{w}" for w in words]
+    overrides = [w if w.partition("=")[0] in known or w[:1] in "+~" else f"++{w}" for w in map(_quoted, words)]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(CONFIG_ROOT), version_base="1.3"):
             return _without_missing(OmegaConf.to_container(compose("config", overrides=overrides), resolve=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"Cannot compose {' '.join(words)}: {str(error).splitlines()[0]}") from error
+
+
+def _quoted(word: str) -> str:
+    """A value with an equals sign in it, such as a path, in the quotes that Hydra wants around it."""
+    key, _, value = word.partition("=")
+    if "=" not in value or value[0] in "'\"[{":
+        return word
+    escaped = value.replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def _without_missing(value: Any) -> Any:

@@ -57,6 +57,7 @@ class ClusterConfig(Settings):
     options: dict[str, str | int] = Field(default_factory=dict)  # more sbatch options, such as {"mail-type": "FAIL"}
     requeue: bool = True  # whether jobs that are preempted, cut or lose a node are queued again
     signal_lead_s: int = Field(120, ge=1)  # SIGUSR2 comes this long before the time limit: longer than a save takes
+    rendezvous_s: float = Field(300, gt=0)  # how long ranks wait for each other before a start counts as failed
     max_timeouts: int = Field(1000, ge=0)  # time limits that one job may reach and be queued again
     retry: RetryConfig = RetryConfig()
     setup: tuple[str, ...] = ()  # shell lines before the job: modules, containers, environments

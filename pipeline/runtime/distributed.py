@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import RendezvousError, UserError
 from pipeline.runtime.files import read_json, write_json
 
 
@@ -73,7 +73,7 @@ def join(world: World, rendezvous: Path, *, timeout_seconds: float = 300.0) -> N
             holds job and restart, so that no attempt meets the address of the one before.
         timeout_seconds: how long to wait for every rank.
     Raises:
-        UserError: naming the ranks that never arrived, or the address that could not be reached.
+        RendezvousError: naming the ranks that never arrived, or the address that could not be reached.
     """
     if world.size == 1 or dist.is_initialized():
         return
@@ -82,7 +82,7 @@ def join(world: World, rendezvous: Path, *, timeout_seconds: float = 300.0) -> N
     try:
         store = TCPStore(host, port, world.size, world.main, limit, wait_for_workers=False)
     except (dist.DistNetworkError, dist.DistStoreError) as error:
-        raise UserError(
+        raise RendezvousError(
             f"{socket.gethostname()}: rank {world.rank} cannot {'listen on' if world.main else 'reach'} {host}:{port} "
             f"({str(error).splitlines()[0]}). Set MASTER_PORT to a free port, or check the network between the nodes."
         ) from error
@@ -91,7 +91,14 @@ def join(world: World, rendezvous: Path, *, timeout_seconds: float = 300.0) -> N
     # Accelerate reads these to see that it is one of several processes.
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port), LOCAL_WORLD_SIZE=str(world.local_size))
-    dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=timedelta(minutes=30))
+    wait = timedelta(minutes=30)
+    try:
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size, timeout=wait)
+    except RuntimeError as error:  # the store was reached, but the ranks cannot reach each other
+        raise RendezvousError(
+            f"{socket.gethostname()}: rank {world.rank} of {world.size} cannot connect to the others through {backend} "
+            f"({str(error).splitlines()[0]}). Set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the nodes' network."
+        ) from error
 
 
 def _roll_call(store: TCPStore, world: World, limit: timedelta) -> None:
@@ -103,7 +110,7 @@ def _roll_call(store: TCPStore, world: World, limit: timedelta) -> None:
         here = [rank for rank in range(world.size) if store.check([f"host/{rank}"])]
         missing = sorted(set(range(world.size)) - set(here))
         hosts = ", ".join(f"{rank} on {store.get(f'host/{rank}').decode()}" for rank in here)
-        raise UserError(
+        raise RendezvousError(
             f"After {limit.total_seconds():.0f} s, ranks {missing} of {world.size} have not arrived (here: {hosts}; "
             f"nodes: {os.environ.get('SLURM_STEP_NODELIST', 'this host')}). Look at their logs, or at those nodes."
         ) from error
@@ -120,7 +127,9 @@ def _address(world: World, rendezvous: Path, timeout_seconds: float) -> tuple[st
     start = time.monotonic()
     while not path.exists():
         if time.monotonic() - start > timeout_seconds:
-            raise UserError(f"{socket.gethostname()}: {path} did not appear: rank 0 never started, or no shared disk.")
+            raise RendezvousError(
+                f"{socket.gethostname()}: {path} did not appear: rank 0 never started, or no shared disk."
+            )
         time.sleep(0.05)
     found = read_json(path)
     return str(found["host"]), int(found["port"])

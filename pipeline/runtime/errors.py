@@ -15,6 +15,10 @@ class NonFiniteError(Exception):
     """Training met losses or gradients that are not finite more often than its policy allows. Exit code 76."""
 
 
+class RendezvousError(UserError):
+    """Processes that train together did not find each other; another try may succeed. Exit code 78."""
+
+
 class Incomplete(UserError):
     """A file or directory that is not finished, or is damaged: it names what is missing or wrong."""
 

@@ -2,13 +2,12 @@
 
 import argparse
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config.load import config_from, to_yaml
+from pipeline.config.load import config_from, run_named, to_yaml
 from pipeline.config.paths import run_directory, training_shards
 from pipeline.config.plan import plan_for
 from pipeline.config.schema import Config
@@ -25,8 +24,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--dry-run", action="store_true", help="print the config and what follows from it, and stop")
     options, rest = parser.parse_known_args(words)
     cfg = config_from(rest)
-    if rest and "=" not in rest[0]:  # a run directory may have been moved since its config was written
-        cfg = cfg.model_copy(update={"runs_dir": Path(rest[0]).parent, "name": Path(rest[0]).name})
+    if path := run_named(rest):  # a run directory may have been moved since its config was written
+        cfg = cfg.model_copy(update={"runs_dir": path.parent, "name": path.name})
     if options.dry_run:
         describe(cfg)
         return 0

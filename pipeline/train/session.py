@@ -72,7 +72,7 @@ def session(cfg: Config, run: RunDir) -> Iterator[Session]:
     """
     world = distributed.world_from(dict(os.environ))
     distributed.use_cpus(world)
-    distributed.join(world, run.jobs)
+    distributed.join(world, run.jobs, timeout_seconds=cfg.cluster.rendezvous_s)
     device = distributed.device_for(world)
     require_latents(cfg)
     shards = training_shards(cfg)

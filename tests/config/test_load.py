@@ -2,9 +2,10 @@
 
 import pytest
 
-from pipeline.config.load import CONFIG_ROOT, config_from, groups, to_yaml
+from pipeline.config.load import CONFIG_ROOT, config_from, groups, run_named, to_yaml
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.run_dir import create_run
 
 EXPERIMENTS = groups()["experiment"]
 
@@ -96,3 +97,12 @@ def test_every_experiment_says_what_it_is_and_how_to_run_it():
         head = path.read_text().splitlines()
         assert head[0] == "# @package _global_", path
         assert any(line.startswith("# Run:") for line in head), path
+
+
+def test_paths_may_hold_equals_signs(tmp_path):
+    runs = tmp_path / "lr=1e-4"
+    cfg = config_from(["experiment=glyphs16", f"runs_dir={runs}", f"data_dir={tmp_path}/it's=x"])
+    assert (cfg.runs_dir, cfg.data_dir) == (runs, tmp_path / "it's=x")
+    run = create_run(cfg)
+    assert config_from([str(run.path), f"data_dir={tmp_path}/y=z"]).data_dir == tmp_path / "y=z"
+    assert run_named([str(run.path)]) == run.path and run_named(["seed=a/b"]) is run_named([]) is None
