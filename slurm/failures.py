@@ -48,6 +48,8 @@ EXIT_CODES = {
 _TELLING = ("non_finite", "out_of_memory", "disk_full", "bad_config", "rendezvous", "error", "killed", "cancelled")
 _MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|not enough memory", re.IGNORECASE)
 
+_OUTGROWN = re.compile(r"^(srun|slurmstepd\S*): error: .*(Out Of Memory|oom-kill event)", re.MULTILINE)
+
 
 def class_of(error: BaseException) -> str:
     """The class of an exception, by its type and, where types do not tell, its words. Never imports torch."""
@@ -65,6 +67,15 @@ def class_of_words(words: str) -> str | None:
     if "No space left" in words or "quota exceeded" in words.lower():
         return "disk_full"
     return "out_of_memory" if _MEMORY.search(words) else None
+
+
+def outgrown(log: Path | None) -> str | None:
+    """Slurm's own line at the end of a log that the kernel killed a rank for its memory, or None.
+
+    The other ranks then say only that they have lost a partner.
+    """
+    found = _OUTGROWN.search(last_words(log)) if log is not None else None
+    return found[0] if found else None
 
 
 def class_of_exit(code: int, log: Path | None = None) -> str:

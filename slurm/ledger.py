@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline.runtime.files import append_line, read_lines
 from pipeline.runtime.run_dir import RunDir
-from slurm.failures import POLICIES, class_of_exit, last_words, root_cause
+from slurm.failures import POLICIES, class_of_exit, last_words, outgrown, root_cause
 from slurm.payload import ATTEMPTS, failures_of, process_born
 from slurm.queue import HELD, NEVER, Seen, look
 
@@ -158,7 +158,7 @@ def _part(submission: Submission, number: int, *, rows: list[dict[str, Any]], se
 
 def _ended(submission: Submission, rows: list[dict[str, Any]], *, now: Seen | None) -> State:
     job = submission.job
-    start = next((row for row in reversed(rows) if row["event"] == "start"), None)
+    start = next((row for row in reversed(rows) if row["event"] == "start" and row["rank"] == 0), None)
     last = rows[-1] if rows else None
     log = Path(start["log"]) if start else None
     if (now is not None and now.state == "COMPLETED") or (last and last["event"] == "end" and last["code"] == 0):
@@ -178,6 +178,8 @@ def _cause(
     words = last_words(log) if log else ""
     if told is not None and str(told["class"]) != "error":
         return str(told["class"]), str(told["message"])
+    if line := outgrown(log):
+        return "out_of_memory", line
     if by_slurm:
         return by_slurm, f"Slurm says {now.state if now else ''}"
     if now is not None and now.state == "CANCELLED":

@@ -17,6 +17,9 @@ class Layout:
     gpus: int = 4
     port: int = 17917  # of the first daemon; slurmdbd and the nodes follow
     accounting: bool = True
+    confine: bool = False  # jobs that outgrow their memory are killed by the kernel: task/cgroup, on cgroup v1
+    sigterm: bool = False  # preemption is announced by SIGTERM alone, as Slurm does it unless told otherwise
+    prefix: str = "node"
 
     @property
     def conf(self) -> Path:
@@ -35,7 +38,7 @@ class Layout:
 
     def node_names(self) -> list[str]:
         """node1, node2, ..."""
-        return [f"node{n}" for n in range(1, self.nodes + 1)]
+        return [f"{self.prefix}{n}" for n in range(1, self.nodes + 1)]
 
 
 def slurm_conf(layout: Layout) -> str:
@@ -84,7 +87,7 @@ MailProg=/bin/true
 MpiDefault=none
 SlurmdParameters=config_overrides
 ProctrackType=proctrack/linuxproc
-TaskPlugin=task/none
+TaskPlugin={"task/cgroup" if layout.confine else "task/none"}
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=500
@@ -100,7 +103,7 @@ EnforcePartLimits=ALL
 MaxArraySize=10001
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SlurmctldParameters=preempt_send_user_signal
+{"" if layout.sigterm else "SlurmctldParameters=preempt_send_user_signal"}
 JobRequeue=1
 {accounting}
 JobCompType=jobcomp/none
@@ -116,6 +119,11 @@ def gres_conf(layout: Layout) -> str:
     files = f"{layout.directory}/dev/gpu[0-{layout.gpus - 1}]"
     lines = [f"NodeName={name} Name=gpu Type=fake File={files}" for name in layout.node_names()]
     return "AutoDetect=off\n" + "\n".join(lines) + "\n"
+
+
+def cgroup_conf() -> str:
+    """Memory alone is held to what a job asked for; no swap instead."""
+    return "CgroupPlugin=cgroup/v1\nConstrainRAMSpace=yes\nConstrainSwapSpace=yes\nAllowedSwapSpace=0\n"
 
 
 def slurmdbd_conf(layout: Layout) -> str:

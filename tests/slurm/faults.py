@@ -28,7 +28,6 @@ from slurm.workflows import Launch
 CALM = {"exclude": "node2,node4"}  # node2 is where jobs are preempted, node4 is killed
 REAL_STEPS = 300
 CUT = "all-is-cut"  # a file that says so
-TAKER = ["sbatch", "-p", "main", "-w", "node2", "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]
 
 
 def scenarios(root: Path) -> dict[str, Launch]:
@@ -64,28 +63,48 @@ def scenarios(root: Path) -> dict[str, Launch]:
     }
     for kind in ("bad_config", "non_finite", "out_of_memory", "killed", "disk_full", "error"):
         found[kind] = one(kind, f"--fail {kind}")
+    for kind in ("taken", "absent", "astray", "absent_for_good"):
+        found[f"lost_{kind}"] = lost_ranks(root / f"lost_{kind}", kind)
     found["real"] = real_training(root / "real", {"nodelist": "node2"}, partition="preempt")
     found["real_whole"] = real_training(root / "real_whole", CALM)
     return found
 
 
-def real_training(root: Path, options: dict[str, str], **train: object) -> Launch:
+def real_training(root: Path, options: dict[str, str], *, steps: int = REAL_STEPS, **train: object) -> Launch:
     """The pipeline's own training, two ranks, on data that is there."""
-    settings = {"duration": f"{REAL_STEPS} steps", "checkpoint_every": f"{REAL_STEPS} steps", "log_every": "25 steps"}
+    settings = {"duration": f"{steps} steps", "checkpoint_every": f"{steps} steps", "log_every": "25 steps"}
     launch = real(root, profile("testbed", options=options, train={"tasks": 2, **train}), **settings)
     tiny.prepare(launch.cfg)
     jobs = tuple(dataclasses.replace(job, after=()) for job in launch.jobs if job.name == "train")
     return dataclasses.replace(launch, jobs=jobs)
 
 
+def lost_ranks(root: Path, kind: str) -> Launch:
+    """Four steps of real training on two ranks that do not find each other; see `lost_ranks.py`."""
+    retry = {"error": 0, "rendezvous": 1 if kind.endswith("for_good") else 3, "backoff_s": 0}
+    cluster = profile("testbed", options=CALM, train={"tasks": 2}, rendezvous_s=12, retry=retry)
+    launch = real(root, cluster, duration="4 steps")
+    tiny.prepare(launch.cfg)
+    train, sample = (next(job for job in launch.jobs if job.name == name) for name in ("train", "sample"))
+    train = dataclasses.replace(train, argv=("lost_ranks", kind, str(launch.run.path)), after=())
+    return dataclasses.replace(launch, jobs=(train, sample) if kind.endswith("for_good") else (train,))
+
+
 def _id(launch: Launch, job: str = "train") -> str:
     return ledger.submissions(launch.run)[job].ids[0]
 
 
-def _has_begun(launch: Launch) -> bool:
+def begun(launch: Launch) -> bool:
+    """Whether a training is in the middle of its steps: the stand-in's sixth, the real one's first 25."""
     if launch.run.metrics.exists() and not (launch.run.path / "steps.txt").exists():
-        return True
+        return any(row["step"] >= 25 for row in tail_rows(launch.run.metrics))
     return (launch.run.path / "steps.txt").exists() and len(kept_steps(launch)) > 5
+
+
+def preempt(node: str) -> None:
+    """A job of a higher partition takes a whole node."""
+    words = ["sbatch", "-p", "main", "-w", node, "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]
+    subprocess.run(words, check=True, capture_output=True)
 
 
 def kill_node(name: str) -> None:
@@ -122,27 +141,25 @@ def cut_all(root: Path) -> None:
     found = scenarios(root)
     for launch in found.values():
         submit_graph(launch)
-    metrics = found["real"].run.metrics
     waiting = {
         "requeued": lambda: subprocess.run(["scontrol", "requeue", _id(found["requeued"])], check=True),
         "cancelled": lambda: subprocess.run(["scancel", _id(found["cancelled"])], check=True),
     }
     together = {"dead_node": {"dead_node", "dead_node_for_good"}, "taken_node": {"preempted", "real"}}
-    begun: set[str] = set()
+    now: set[str] = set()
     end = time.monotonic() + 150
     while (waiting or together) and time.monotonic() < end:
-        begun |= {name for name, launch in found.items() if _has_begun(launch)}
-        begun -= set() if any(row["step"] >= 25 for row in tail_rows(metrics)) else {"real"}
-        for name in set(waiting) & begun:
+        now |= {name for name, launch in found.items() if begun(launch)}
+        for name in set(waiting) & now:
             waiting.pop(name)()
-        if together.get("dead_node", {"?"}) <= begun:
+        if together.get("dead_node", {"?"}) <= now:
             together.pop("dead_node")
             kill_node("node4")
-        if together.get("taken_node", {"?"}) <= begun:
+        if together.get("taken_node", {"?"}) <= now:
             together.pop("taken_node")
-            subprocess.run(TAKER, check=True, capture_output=True)
+            preempt("node2")
         time.sleep(0.2)
-    assert not waiting and not together, (waiting, together, begun)
+    assert not waiting and not together, (waiting, together, now)
 
 
 if __name__ == "__main__":

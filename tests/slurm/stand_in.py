@@ -57,6 +57,13 @@ def fail(kind: str) -> None:
         raise NonFiniteError("the loss was not finite 5 times in a row")
     if kind == "out_of_memory":
         bytearray(2**50)
+    if kind == "memory":  # as far as the kernel allows: rank 1 alone, where there is one
+        eaten: list[bytearray] = []
+        while os.environ.get("SLURM_PROCID", "0") == str(int(os.environ.get("SLURM_NTASKS", "1")) - 1):
+            eaten.append(bytearray(16 * 2**20))
+            time.sleep(0.01)
+        time.sleep(4)
+        raise RuntimeError("Connection closed by peer")  # what its partner sees then
     if kind == "killed":
         os.kill(os.getpid(), 9)
     if kind == "disk_full":

@@ -12,7 +12,9 @@ import tiny
 from faults import CUT, REAL_STEPS, scenarios
 from launching import ended, kept_steps, result, states, uninterrupted, wait_for
 
+from pipeline.runtime.files import read_lines
 from slurm.ledger import LEDGER
+from slurm.payload import FAILURES
 from slurm.watching import tail_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -36,6 +38,24 @@ def test_each_class_of_failure_is_recognised_and_what_comes_after_is_explained(r
     assert (now["sample"].word, now["sample"].cause) == ("blocked", "upstream")
     # An unknown error is tried once more, the others are not: cluster.retry of the profile.
     assert now["train"].starts == (2 if name == "error" else 1)
+
+
+@pytest.mark.parametrize("kind", ["taken", "absent", "astray"])
+def test_ranks_that_do_not_find_each_other_are_started_again(running, kind):
+    launch = running[f"lost_{kind}"]
+    now = wait_for(launch, ended, seconds=200)
+    assert now["train"].word == "complete" and now["train"].starts >= 2
+    told = read_lines(launch.run.jobs / "train" / FAILURES)
+    assert {(row["class"], row["code"]) for row in told if row["restart"] == 0} == {("rendezvous", 78)}
+    words = {"taken": "rank 0 cannot listen on", "absent": "ranks [1] of 2 have not arrived", "astray": "cannot reach"}
+    assert any(words[kind] in row["message"] for row in told)
+
+
+def test_ranks_that_never_find_each_other_stop_after_the_profile_s_limit(running):
+    now = wait_for(running["lost_absent_for_good"], ended, seconds=200)
+    assert (now["train"].word, now["train"].cause, now["train"].starts) == ("failed", "rendezvous", 2)
+    assert "ranks [1] of 2 have not arrived" in now["train"].message
+    assert now["sample"].cause == "upstream"
 
 
 def test_requeued_goes_on_and_keeps_every_step_once_more_than_needed(running):

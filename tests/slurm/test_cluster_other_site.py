@@ -1,0 +1,77 @@
+"""On another kind of site: the kernel kills what outgrows its memory, and preemption is SIGTERM and a grace time."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import tiny
+from faults import begun, preempt, real_training
+from launching import HERE, ended, kept_steps, profile, result, stand_in, uninterrupted, wait_for
+
+from slurm.ledger import attempts, submissions
+from slurm.submit import submit_graph
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+STEPS = 150
+
+
+@pytest.fixture(scope="module", autouse=True)
+def site(cluster):
+    """A second cluster beside the first, and whether it confines memory; it goes when these tests have ended."""
+    directory = Path(f"/tmp/mudi-site-{os.getpid()}")
+    up, down = HERE.parent / "cluster" / "up", HERE.parent / "cluster" / "down"
+    words = [up, "--dir", directory, "--nodes", "2", "--preempt-by-sigterm"]
+    tried = subprocess.run([*words, "--confine-memory"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        (directory / "site.json").unlink(missing_ok=True)
+        subprocess.run(words, check=True, capture_output=True)
+    os.environ["SLURM_CONF"] = str(directory / "etc" / "slurm.conf")
+    yield tried
+    os.environ["SLURM_CONF"] = str(cluster / "etc" / "slurm.conf")
+    subprocess.run([down, "--dir", directory, "--wipe"], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def nodes(site) -> list[str]:  # noqa: ARG001 (it sets SLURM_CONF)
+    """The names of its nodes."""
+    return subprocess.run(["sinfo", "-hN", "-o", "%N", "-p", "main"], capture_output=True, text=True).stdout.split()
+
+
+@pytest.mark.parametrize("tasks", [1, 2])
+def test_the_kernel_kills_what_outgrows_its_memory_and_it_is_not_tried_again(site, tmp_path, tasks):
+    if site.returncode:
+        pytest.skip(site.stderr.strip())
+    cluster = profile("testbed", train={"memory_gb": 0.5, "tasks": tasks})
+    launch = stand_in(tmp_path, cluster, only=("train", "sample"), options={"train": "--fail memory"})
+    submit_graph(launch)
+    now = wait_for(launch, ended)
+    assert (now["train"].word, now["train"].cause, now["train"].starts) == ("failed", "out_of_memory", 1)
+    assert "memory_gb" in now["train"].advice and now["sample"].cause == "upstream"
+    words = ["sacct", "-n", "-P", "-o", "State", "-j", now["train"].ids[0]]
+    assert "OUT_OF_MEMORY" in subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+
+def test_preemption_by_sigterm_alone_saves_within_the_grace_time_and_comes_back(nodes, tmp_path):
+    taken, calm = ({"nodelist": name} for name in nodes)
+    counting = stand_in(
+        tmp_path / "counting",
+        profile("testbed", options=taken, train={"partition": "preempt"}),
+        only=("train", "sample"),
+        options={"train": "--steps 200 --pace 0.1"},
+    )
+    cut = real_training(tmp_path / "cut", taken, steps=STEPS, partition="preempt")
+    whole = real_training(tmp_path / "whole", calm, steps=STEPS)
+    for launch in (counting, cut, whole):
+        submit_graph(launch)
+    wait_for(cut, lambda _: begun(cut) and begun(counting))
+    preempt(nodes[0])
+    for launch in (counting, cut, whole):
+        now = wait_for(launch, ended, seconds=200)
+        assert {state.word for state in now.values()} == {"complete"}
+    rows = attempts(submissions(cut.run)["train"].record, submissions(cut.run)["train"].ids)
+    assert sum(row["event"] == "start" and row["rank"] == 0 for row in rows) == 2
+    assert any(row["event"] == "requeued" for row in rows)
+    assert tiny.fingerprint(cut.run, STEPS) == tiny.fingerprint(whole.run, STEPS)
+    assert tiny.history(cut.run) == tiny.history(whole.run)
+    assert kept_steps(counting) == list(range(1, 201)) and result(counting) == uninterrupted(200)
