@@ -34,7 +34,7 @@ def submit(words: list[str]) -> int:
 
 
 def _submit(launch: Launch) -> int:
-    plan.derived(launch.cfg)  # raises, before anything is queued, where the ranks and the recipe do not fit
+    plan.quantities(launch)  # raises, before anything is queued, where the ranks and the recipe do not fit
     console = console_for(sys.stdout.isatty())
     if launch.cfg.cluster.executor == "local":
         board = Board([job.name for job in launch.jobs], title=str(launch.run.path))

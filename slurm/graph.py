@@ -38,6 +38,11 @@ def _visit(job: Job, by_name: dict[str, Job], path: tuple[str, ...], done: list[
     done.append(job)
 
 
+def ancestors(jobs: Sequence[Job], name: str) -> set[str]:
+    """The names of the jobs that `name` waits for, directly or through others."""
+    return {job.name for job in jobs if name in downstream(jobs, job.name)}
+
+
 def downstream(jobs: Sequence[Job], name: str) -> list[str]:
     """The names of the jobs that wait for `name`, directly or through others, in order."""
     reached = {name}

@@ -87,6 +87,12 @@ def submissions(run: RunDir) -> dict[str, Submission]:
     return found
 
 
+def record_of(run: RunDir, job: str) -> Path:
+    """Where the logs and attempts of a job lie: for one that is shared, in the run that submitted it."""
+    known = submissions(run).get(job)
+    return known.record if known is not None else run.jobs / job
+
+
 def open_ids(runs: Iterable[tuple[RunDir, Mapping[str, bool]]]) -> list[str]:
     """The ids at Slurm of everything that is submitted and not complete: what there is to ask Slurm about."""
     return [

@@ -85,7 +85,8 @@ def _watch(launch: Launch, job: Job, *, board: Board, cancel: Cancel) -> State:
 
 def detail(launch: Launch, job: str) -> str:
     """How far a running job is, in a line."""
-    if job == "train" and (training := training_of(launch.run)) is not None and training.images_per_second:
+    trained = launch.trains(job)
+    if trained is not None and (training := training_of(trained)) is not None and training.images_per_second:
         return training.words()
     log = newest_log(launch.run.jobs / job)
     return last_line(log)[:100] if log else ""

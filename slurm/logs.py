@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from pipeline.runtime.errors import UserError
+from slurm.ledger import record_of
 from slurm.status import states_of
 from slurm.watching import newest_log
 from slurm.workflows import Launch, job_named
@@ -22,7 +23,7 @@ def log_of(launch: Launch, job: str | None) -> tuple[str, Path]:
     if job is not None:
         job_named(launch, job)
     names = [job] if job else [j.name for j in launch.jobs]
-    found = [(log.stat().st_mtime, name, log) for name in names if (log := newest_log(launch.run.jobs / name))]
+    found = [(log.stat().st_mtime, name, log) for name in names if (log := newest_log(record_of(launch.run, name)))]
     if not found:
         raise UserError(f"{launch.run.path} has no log {f'of {job} ' if job else ''}yet: nothing of it has started.")
     _, name, log = max(found)

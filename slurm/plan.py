@@ -12,7 +12,7 @@ from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import read_json
 from slurm.graph import ordered
 from slurm.watching import duration
-from slurm.workflows import Launch
+from slurm.workflows import Launch, trained_autoencoder
 
 
 def show(launch: Launch, console: Console) -> None:
@@ -25,7 +25,7 @@ def show(launch: Launch, console: Console) -> None:
         now = "complete: skipped" if complete[job.name] else "to do"
         table.add_row(job.name, ", ".join(job.parents), asked(job.resources), job.command(), now)
     console.print(table)
-    for name, value in derived(launch.cfg).items():
+    for name, value in quantities(launch).items():
         console.print(f"{name:14s} {value}", highlight=False)
     console.print(
         "parameters     python -m pipeline train ... --dry-run counts them, with the size of a checkpoint",
@@ -43,6 +43,17 @@ def asked(resources: Resources) -> str:
     words.append(f"{duration(60 * resources.minutes)} at most")
     words += [f"{resources.parts} parts"] if resources.parts > 1 else []
     return ", ".join(words)
+
+
+def quantities(launch: Launch) -> dict[str, str]:
+    """What follows from the config, and from that of the autoencoder which the graph trains.
+
+    Raises:
+        UserError: as `derived`.
+    """
+    own = trained_autoencoder(launch.cfg)
+    theirs = {f"autoencoder: {k}": v for k, v in derived(own).items() if k != "samples"} if own is not None else {}
+    return theirs | derived(launch.cfg)
 
 
 def derived(cfg: Config) -> dict[str, str]:

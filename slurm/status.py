@@ -86,20 +86,20 @@ def short_ids(ids: Sequence[str]) -> str:
 
 def explain(launch: Launch, state: State) -> str:
     """A line or two: progress of what runs, the reason of what waits, cause and advice for what failed."""
-    parts = f"{state.ended} of {len(state.ids)} parts done; " if len(state.ids) > 1 and state.word != "complete" else ""
-    if state.job == "train" and state.word in ("running", "waiting", "complete", "failed", "cancelled"):
-        training = training_of(launch.run)
-        told = training.words() if training and state.word != "complete" else ""
-        if training and training.goodput is not None:
-            told += f"{', ' if told else ''}goodput {training.goodput:.0%}"
-        parts += told
+    told = [f"{state.ended} of {len(state.ids)} parts done"] if len(state.ids) > 1 and state.word != "complete" else []
+    trained = launch.trains(state.job)
+    training = training_of(trained) if trained is not None and state.word not in ("blocked", "not submitted") else None
+    if training is not None:
+        told += [training.words()] if state.word != "complete" else []
+        told += [f"goodput {training.goodput:.0%}"] if training.goodput is not None else []
     if state.word == "running":
-        log = newest_log(launch.run.jobs / state.job)
-        where = f" on {state.nodes}" if state.nodes else ""
-        return (parts or (last_line(log)[:100] if log else "")) + where
+        log = None if told else newest_log(ledger.record_of(launch.run, state.job))
+        told += [last_line(log)[:100]] if log is not None else []
+        return ", ".join(filter(None, told)) + (f" on {state.nodes}" if state.nodes else "")
     if state.word == "waiting":
-        return f"{parts}{'; ' if parts and state.message else ''}{state.message}"
+        told += [state.message]
+    line = ", ".join(filter(None, told))
     if state.cause is None:
-        return parts
+        return line
     last = state.message.strip().splitlines()[-1:] or [""]
-    return f"{parts}{chr(10) if parts else ''}{state.cause}: {last[0][:300]}\n-> {state.advice}"
+    return f"{line}{chr(10) if line else ''}{state.cause}: {last[0][:300]}\n-> {state.advice}"

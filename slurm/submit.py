@@ -13,7 +13,7 @@ from pathlib import Path
 from pipeline.runtime.errors import UserError
 from slurm import ledger, snapshot
 from slurm.executor import Place, sbatch, submit
-from slurm.graph import ordered
+from slurm.graph import ancestors, ordered
 from slurm.job import Job
 from slurm.ledger import State
 from slurm.payload import process_born
@@ -74,7 +74,7 @@ def _submit(
     queued: dict[str, tuple[str, ...]] = {}
     for job in ordered(launch.jobs):
         state = states[job.name]
-        if state.word == "complete" or (state.active and not set(job.parents) & set(queued)):
+        if state.word == "complete" or (state.active and not ancestors(launch.jobs, job.name) & set(queued)):
             continue
         _refuse_two_places(launch, state)
         if stale := left & set(state.ids):  # held, or waiting for a job that is being replaced
@@ -101,7 +101,7 @@ def place(launch: Launch, job: Job, *, code: Path, waits_for: dict[str, tuple[st
         snapshot=code,
         label=f"{launch.run.path.name}.{job.name}",
         comment=f"mudi {launch.key(job.name)} {record}",
-        dependency=dependency_of(job, waits_for),
+        dependency=dependency_of(job, waits_for, launch.jobs),
     )
     ids = tuple(str(j.job_id) for j in submit(job, where))
     born = tuple(process_born(int(i)) for i in ids) if launch.cfg.cluster.executor == "local" else ()
@@ -123,9 +123,17 @@ def place(launch: Launch, job: Job, *, code: Path, waits_for: dict[str, tuple[st
     return ids
 
 
-def dependency_of(job: Job, waits_for: dict[str, tuple[str, ...]]) -> str | None:
-    """Slurm's --dependency: after each parent's end, or its good end. None where nothing is to be waited for."""
-    words = [_dependency("afterok", waits_for[n]) for n in job.after if n in waits_for]
+def dependency_of(job: Job, waits_for: dict[str, tuple[str, ...]], jobs: Sequence[Job] = ()) -> str | None:
+    """Slurm's --dependency: after each parent's end, or its good end. None where nothing is to be waited for.
+
+    A parent that is complete may have parents that are to run again, such as data that lack a reference: through it,
+    this job waits for them.
+    """
+    by_name = {j.name: j for j in jobs}
+    ok = list(job.after)
+    for name in ok:
+        ok += [n for n in by_name[name].after if n not in ok] if name in by_name and name not in waits_for else []
+    words = [_dependency("afterok", waits_for[n]) for n in ok if n in waits_for]
     words += [_dependency("afterany", waits_for[n]) for n in job.after_any if n in waits_for]
     return ",".join(words) or None
 

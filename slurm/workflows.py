@@ -1,21 +1,31 @@
 """Which jobs an experiment is, and whether what each of them makes is on the disk.
 
-prepare -> train -> sample -> evaluate. Each is one command that a person can also type; each skips what it finds done.
+    prepare -> train -> sample -> evaluate -> compare                            a generator of pixels
+    prepare -> train -> reconstruct                                              an autoencoder
+    prepare -> encode -> train -> sample -> evaluate -> compare                  a generator of latents
+    prepare -> autoencoder -> encode -> ... and autoencoder -> reconstruct       where latents.experiment is named
+
+Each is one command that a person can also type; each skips what it finds done.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
-from pipeline.config.load import config_from
-from pipeline.config.paths import data_directory, run_directory, sample_set_name
+from pipeline.config.autoencoder import KINDS, missing_autoencoder
+from pipeline.config.load import autoencoder_config, config_from
+from pipeline.config.paths import data_directory, latents_directory, run_directory, sample_set_name
 from pipeline.config.schema import Config
+from pipeline.config.schema_cluster import ClusterConfig
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import content_hash, read_json
 from pipeline.runtime.run_dir import RunDir, create_run, overrides_for
 from slurm.job import Job
 
 MANIFEST = "manifest.json"  # what makes a sample set complete
+RECEIPT = "receipt.json"  # what makes a stage of preparation complete
+COMPARISON = "comparison"  # the folder of a run's comparison, in the run directory
 
 
 @dataclass(frozen=True)
@@ -28,25 +38,58 @@ class Launch:
     words: tuple[str, ...]  # what this call says differently from the run's own config
 
     def key(self, job: str) -> str:
-        """What a job makes, as 16 hex digits: two runs that prepare the same data share that job."""
-        made = data_directory(self.cfg) if job == "prepare" else self.run.path
-        return content_hash([str(made.resolve()), job])[:16]
+        """What a job makes, as 16 hex digits: two runs that need the same data, autoencoder or latents share the job.
+
+        The training of an autoencoder has the key that it has in the autoencoder's own graph.
+        """
+        made, name = self.run.path, job
+        if job == "prepare":
+            made = data_directory(self.cfg)
+        elif job == "encode":
+            made = latents_directory(self.cfg)
+        elif job in ("autoencoder", "reconstruct"):
+            made, name = self.autoencoder.path, "train" if job == "autoencoder" else job
+        return content_hash([str(made.resolve()), name])[:16]
+
+    @cached_property
+    def autoencoder(self) -> RunDir:
+        """The run of the autoencoder: this one, or the one whose latents it is trained on."""
+        return self.run if self.cfg.latents is None else RunDir(self.cfg.latents.autoencoder.resolve())
 
     def complete(self) -> dict[str, bool]:
         """Whether what each job makes is complete, in the order of the graph."""
         return {job.name: COMPLETE[job.name](self) for job in self.jobs}
 
+    def trains(self, job: str) -> RunDir | None:
+        """The run that a job trains; None where it does something else."""
+        return {"train": self.run, "autoencoder": self.autoencoder}.get(job)
+
 
 def launch_for(cfg: Config, *, make: bool) -> Launch:
-    """The launch of a config. With `make`, the run directory is made, or compared with this config where it exists.
+    """The launch of a config. With `make`, the run directory is made, or compared with this config where it exists;
+    so is the autoencoder's, where the graph trains one.
 
     Raises:
-        UserError: where the run directory was made with other settings.
+        UserError: where a run directory was made with other settings, or there is no autoencoder to encode with.
     """
+    if make and cfg.latents is not None:
+        _make_autoencoder(cfg)
     run = create_run(cfg) if make else RunDir(run_directory(cfg))
     run = RunDir(run.path.resolve())
     words = overrides_for(run, cfg) if run.config.is_file() else []
     return Launch(cfg, run, tuple(graph_of(cfg, run, words)), tuple(words))
+
+
+def _make_autoencoder(cfg: Config) -> None:
+    if missing := missing_autoencoder(cfg) if trained_autoencoder(cfg) is None else None:
+        raise UserError(missing)
+    if (own := trained_autoencoder(cfg)) is not None:
+        create_run(own)
+
+
+def trained_autoencoder(cfg: Config) -> Config | None:
+    """The config of the autoencoder that this experiment's graph trains; None where it takes one as it is."""
+    return autoencoder_config(cfg) if cfg.latents is not None and cfg.latents.experiment is not None else None
 
 
 def launch_of_run(path: Path, words: tuple[str, ...] = ()) -> Launch:
@@ -60,34 +103,69 @@ def graph_of(cfg: Config, run: RunDir, words: list[str] | tuple[str, ...]) -> li
     """The jobs of an experiment. `words` are overrides that they are given beside the run directory."""
     cluster, where = cfg.cluster, str(run.path)
     said = tuple(w for w in words if not w.startswith("cluster."))
-    sections = {
-        "prepare": ("data_prep", "all", where),
-        "train": ("pipeline", "train", where),
-        "sample": ("pipeline", "sample", where),
-        "evaluate": ("pipeline", "evaluate", where),
-    }
-    jobs = [
-        Job("prepare", (*sections["prepare"], *said), cluster.prepare),
-        Job("train", (*sections["train"], *said), cluster.train, after=("prepare",)),
-        Job("sample", (*sections["sample"], *said), cluster.sample, after=("train",)),
+    jobs = [Job("prepare", ("data_prep", "all", where, *said), cluster.prepare)]
+    if cfg.latents is not None:
+        jobs += _latents(cfg, where, said)
+    jobs.append(Job("train", ("pipeline", "train", where, *said), cluster.train, after=(jobs[-1].name,)))
+    if cfg.model.kind in KINDS:
+        return [*jobs, _reconstruct(cluster, where, said, after="train")]
+    jobs.append(Job("sample", ("pipeline", "sample", where, *said), cluster.sample, after=("train",)))
+    evaluate = Job("evaluate", ("pipeline", "evaluate", where, *said), cluster.evaluate, after=("sample",))
+    if evaluate.resources.parts > 1:  # parts compute features; one more job puts them together
+        jobs.append(replace(evaluate, name="features"))
+        one = evaluate.resources.model_copy(update={"parts": 1})
+        evaluate = replace(evaluate, resources=one, after=("features",))
+    words_of_compare = ("pipeline", "compare", where, "--out", str(run.path / COMPARISON))
+    return [*jobs, evaluate, Job("compare", words_of_compare, cluster.compare, after=("evaluate",))]
+
+
+def _latents(cfg: Config, where: str, said: tuple[str, ...]) -> list[Job]:
+    """From images to latents; the last of them is what training waits for."""
+    cluster, latents = cfg.cluster, cfg.latents
+    encode = Job("encode", ("data_prep", "encode", where, *said), cluster.encode, after=("prepare",))
+    if latents is None or latents.experiment is None:
+        return [encode]
+    theirs = str(latents.autoencoder.resolve())
+    return [
+        Job("autoencoder", ("pipeline", "train", theirs), cluster.autoencoder or cluster.train, after=("prepare",)),
+        _reconstruct(cluster, theirs, (), after="autoencoder"),
+        replace(encode, after=("autoencoder",)),
     ]
-    last = cluster.evaluate
-    if last.parts > 1:  # parts compute features; one more job puts them together
-        jobs.append(Job("features", (*sections["evaluate"], *said), last, after=("sample",)))
-    one = last.model_copy(update={"parts": 1})
-    jobs.append(Job("evaluate", (*sections["evaluate"], *said), one, after=(jobs[-1].name,)))
-    return jobs
+
+
+def _reconstruct(cluster: ClusterConfig, where: str, said: tuple[str, ...], *, after: str) -> Job:
+    one = cluster.sample.model_copy(update={"parts": 1})
+    return Job("reconstruct", ("pipeline", "reconstruct", where, *said), one, after=(after,))
 
 
 def _prepared(launch: Launch) -> bool:
     data = data_directory(launch.cfg)
     # Other evaluation settings than the run's own may need other reference statistics: preparing finds out.
     asked = any(w.startswith("evaluate.") for w in launch.words) and not _evaluated(launch)
-    return not asked and all((data / stage / "receipt.json").is_file() for stage in ("shards", "reference"))
+    return not asked and all((data / stage / RECEIPT).is_file() for stage in ("shards", "reference"))
 
 
 def _trained(launch: Launch) -> bool:
     return launch.run.finished()
+
+
+def _autoencoder_trained(launch: Launch) -> bool:
+    return launch.autoencoder.finished()
+
+
+def _reconstructed(launch: Launch) -> bool:
+    return launch.autoencoder.finished() and reconstruction_of(launch.autoencoder) is not None
+
+
+def reconstruction_of(run: RunDir) -> Path | None:
+    """The result of an autoencoder's newest checkpoint on the validation images, where there is one."""
+    step = run.latest_step()
+    found = sorted(run.results.glob(f"{step or 0:09d}-reconstruct*.json"))
+    return found[-1] if step is not None and found else None
+
+
+def _encoded(launch: Launch) -> bool:
+    return (latents_directory(launch.cfg) / RECEIPT).is_file()
 
 
 def sample_set(launch: Launch) -> Path | None:
@@ -123,12 +201,28 @@ def _has_result(launch: Launch, samples: Path) -> bool:
     return bool(result["samples"]["sha256"] == read_json(samples / MANIFEST)["sha256"] and measured == asked)
 
 
+def comparison(launch: Launch) -> Path:
+    """The table of everything that was measured on the run."""
+    return launch.run.path / COMPARISON / "comparison.md"
+
+
+def _compared(launch: Launch) -> bool:
+    table = comparison(launch)
+    if not _evaluated(launch) or not table.is_file():
+        return False
+    return all(path.stat().st_mtime_ns <= table.stat().st_mtime_ns for path in launch.run.results.glob("*.json"))
+
+
 COMPLETE = {
     "prepare": _prepared,
+    "autoencoder": _autoencoder_trained,
+    "reconstruct": _reconstructed,
+    "encode": _encoded,
     "train": _trained,
     "sample": _sampled,
     "features": _evaluated,
     "evaluate": _evaluated,
+    "compare": _compared,
 }
 
 

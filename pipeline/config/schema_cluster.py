@@ -17,7 +17,7 @@ class Resources(Settings):
     memory_gb: float | None = Field(None, gt=0)  # on each node; None: the cluster's default
     minutes: int = Field(60, ge=1)  # time limit of one start; a job that is cut continues in the next one
     partition: str | None = None  # None: the cluster's
-    parts: int = Field(1, ge=1)  # sampling: an array of this many jobs, each with its share of the seeds
+    parts: int = Field(1, ge=1)  # an array of this many jobs, each with its share of the images
     at_once: int = Field(64, ge=1)  # most jobs of an array that run at the same time
 
     @property
@@ -67,5 +67,8 @@ class ClusterConfig(Settings):
     internet_probe: str = "1.1.1.1:443"  # the host:port outside that preflight tries to reach
     prepare: Resources = Resources()
     train: Resources = Resources()
+    autoencoder: Resources | None = None  # training one; None: as `train`
+    encode: Resources = Resources()  # images to latents
     sample: Resources = Resources()
     evaluate: Resources = Resources()
+    compare: Resources = Resources()

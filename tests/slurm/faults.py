@@ -27,24 +27,24 @@ from slurm.workflows import Launch
 
 CALM = {"exclude": "node2,node4"}  # node2 is where jobs are preempted, node4 is killed
 REAL_STEPS = 300
+STEPS = 200  # of a stand-in
+CUT_STEPS = f"--steps {STEPS} --pace 0.05 --hold"
 CUT = "all-is-cut"  # a file that says so
 
 
 def scenarios(root: Path) -> dict[str, Launch]:
-    """One launch for each way to be cut; training is a stand-in of about 15 s, or the real one on two ranks."""
+    """One launch for each way to be cut; training is a stand-in that waits for it, or the real one on two ranks."""
 
-    def one(name: str, words: str = "--steps 300 --pace 0.1", *, only=("train", "sample"), **settings) -> Launch:
+    def one(name: str, words: str = CUT_STEPS, *, only=("train", "sample"), **settings) -> Launch:
         settings = {"options": CALM} | settings
         return stand_in(root / name, profile("testbed", **settings), only=only, options={"train": words})
 
     found = {
         "requeued": one("requeued"),
         "cancelled": one("cancelled", "--steps 9000 --pace 0.1"),
-        "time_limit": one("time_limit", "--steps 450 --pace 0.1", train={"minutes": 1}),
+        "time_limit": one("time_limit", CUT_STEPS, train={"minutes": 1}),
         "time_limit_deaf": one("time_limit_deaf", "--steps 9000 --deaf", train={"minutes": 1}, requeue=False),
-        "preempted": one(
-            "preempted", "--steps 400 --pace 0.1", options={"nodelist": "node2"}, train={"partition": "preempt"}
-        ),
+        "preempted": one("preempted", options={"nodelist": "node2"}, train={"partition": "preempt"}),
         "preempted_for_good": one(
             "preempted_for_good",
             "--steps 9000 --deaf",
@@ -52,7 +52,7 @@ def scenarios(root: Path) -> dict[str, Launch]:
             train={"partition": "preempt"},
             requeue=False,
         ),
-        "dead_node": one("dead_node", "--steps 300 --pace 0.1", only=("train",), options={"nodelist": "node4"}),
+        "dead_node": one("dead_node", only=("train",), options={"nodelist": "node4"}),
         "dead_node_for_good": one(
             "dead_node_for_good",
             "--steps 9000 --pace 0.1",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny
+import tiny_latents
 import yaml
 
 from pipeline.config.load import CONFIG_ROOT
@@ -23,6 +24,14 @@ from slurm.workflows import Launch, launch_for
 
 HERE = Path(__file__).resolve().parent
 PROFILE = {"internet_probe": "127.0.0.1:9", "internet": False}  # nothing of a test reaches outside
+
+SMALL = (  # the autoencoder of `latent`
+    "model=kl_autoencoder_tiny",
+    "model.condition=none",
+    "sample.sampler.guidance.scale=1",
+    "train.global_batch=8",
+    "train.duration=20 steps",
+)
 
 
 def profile(name: str, **settings: Any) -> ClusterConfig:
@@ -38,16 +47,31 @@ def real(root: Path, cluster: ClusterConfig, *, name: str = "run", **train: Any)
     return launch_for(cfg, make=True)
 
 
+def latent(root: Path, *, name: str = "latent", autoencoder: str = "squares", overrides=SMALL, **cluster):
+    """A launch on latents of an autoencoder which the graph trains."""
+    asked = {"experiment": "glyphs16", "overrides": list(overrides)}
+    cfg = tiny_latents.config(root, root / "runs" / autoencoder, name=name, latents=asked, model=tiny.UNET)
+    settings = profile(cluster.pop("site", "local"), **cluster)
+    return launch_for(cfg.model_copy(update={"cluster": settings}), make=True)
+
+
 def stand_in(
     root: Path,
     cluster: ClusterConfig,
     *,
     name: str = "run",
-    only: Sequence[str] = ("prepare", "train", "sample", "evaluate"),
+    only: Sequence[str] | None = None,
     options: Mapping[str, str] | None = None,
 ) -> Launch:
     """A launch whose jobs are stand-ins; `options` are more words of single jobs. Parents that are left out are cut."""
-    launch = real(root, cluster, name=name)
+    return with_stand_ins(real(root, cluster, name=name), only=only, options=options)
+
+
+def with_stand_ins(
+    launch: Launch, *, only: Sequence[str] | None = None, options: Mapping[str, str] | None = None
+) -> Launch:
+    """The same graph, of stand-ins."""
+    only = only or [job.name for job in launch.jobs]
     jobs = [
         dataclasses.replace(
             job,

@@ -1,6 +1,6 @@
 """Stands in for the pipeline's commands where a test is about launching: small words that leave the same files.
 
-    python -m stand_in KIND RUN_DIR [--steps N] [--pace SECONDS] [--fail CLASS] [--part k/n] [--deaf]
+    python -m stand_in KIND RUN_DIR [--steps N] [--pace SECONDS] [--hold] [--fail CLASS] [--part k/n] [--deaf]
 
 `train` counts steps with a chain of hashes, saves the way real training does when it is asked to stop, and goes on
 from its last save. Each step that it keeps is a line in steps.txt: a step that was trained twice would be there twice.
@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 from pipeline.config.load import config_from
-from pipeline.config.paths import data_directory, sample_set_name
+from pipeline.config.paths import data_directory, latents_directory, sample_set_name
 from pipeline.runtime.errors import NonFiniteError, UserError
-from pipeline.runtime.files import append_line, read_json, write_json
+from pipeline.runtime.files import append_line, read_json, write_json, write_text
 from pipeline.runtime.run_dir import COMMIT, FINISHED, RunDir
 from pipeline.runtime.stopping import Stop
 
@@ -27,10 +27,11 @@ CODE = "as submitted"  # a test edits this line after submitting
 def main() -> int:
     """Do what KIND does; the exit code."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=("prepare", "train", "sample", "evaluate"))
+    parser.add_argument("kind", choices=("train", "autoencoder", *QUICK))
     parser.add_argument("run", type=Path)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--pace", type=float, default=0.05)
+    parser.add_argument("--hold", action="store_true", help="the first start waits before the last step to be cut")
     parser.add_argument("--fail", default="")
     parser.add_argument("--part", default="0/1")
     parser.add_argument("--deaf", action="store_true", help="ignore signals")
@@ -43,9 +44,11 @@ def main() -> int:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         time.sleep(900)
     if args.kind == "train":
-        return train(args)
+        return train(args, args.run)
+    if args.kind == "autoencoder":
+        return train(args, autoencoder(args))
     time.sleep(args.pace)
-    {"prepare": prepare, "sample": sample, "evaluate": evaluate}[args.kind](args)
+    QUICK[args.kind](args)
     return 0
 
 
@@ -73,17 +76,20 @@ def fail(kind: str) -> None:
         raise RuntimeError("the file system went away for a moment")
 
 
-def train(args: argparse.Namespace) -> int:
+def train(args: argparse.Namespace, path: Path) -> int:
     """Steps, one after the other; stops where it is asked to, at a step boundary, after a save."""
-    run, state = RunDir(args.run), args.run / "state.json"
+    run, state = RunDir(path), path / "state.json"
     now = read_json(state) if state.exists() else {"step": 0, "chain": ""}
+    hold = args.hold and not run.starts.exists()
     append_line(run.starts, {"time": time.time(), "step": now["step"], "plan": {"total_steps": args.steps}})
     with Stop() as stop:
         while now["step"] < args.steps:
             time.sleep(args.pace)
+            if hold and now["step"] == args.steps - 1 and not stop.asked:
+                continue
             chain = hashlib.sha256(f"{now['chain']} {now['step']}".encode()).hexdigest()
             now = {"step": now["step"] + 1, "chain": chain}
-            with (args.run / "steps.txt").open("a") as file:
+            with (path / "steps.txt").open("a") as file:
                 file.write(f"{now['step']}\n")
             append_line(run.metrics, {"step": now["step"], "images": 32 * now["step"], "loss": 1 / now["step"]})
             if stop.asked:
@@ -119,6 +125,43 @@ def evaluate(args: argparse.Namespace) -> None:
     settings = cfg.evaluate.model_dump(mode="json")
     result = {"settings": settings, "samples": {"sha256": "0", "count": 1}, "step": step, "metrics": {}}
     write_json(run.results / f"{step:09d}-{sample_set_name(cfg)}.json", result)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """A table."""
+    write_text(args.run / "comparison" / "comparison.md", "| run |\n")
+
+
+def autoencoder(args: argparse.Namespace) -> Path:
+    """The run of the autoencoder whose latents are trained on; it is one itself without any."""
+    latents = config_from([str(args.run)]).latents
+    return args.run if latents is None else latents.autoencoder
+
+
+def reconstruct(args: argparse.Namespace) -> None:
+    """A result of the autoencoder's."""
+    run = RunDir(autoencoder(args))
+    write_json(run.results / f"{run.latest_step() or 0:09d}-reconstructions.json", {})
+
+
+def encode(args: argparse.Namespace) -> None:
+    """A part; whoever finds every part there writes the receipt."""
+    number, count = map(int, args.part.split("/"))
+    directory = latents_directory(config_from([str(args.run)]))
+    assert RunDir(autoencoder(args)).finished(), "there is nothing to encode with"
+    write_json(directory / f"part-{number}.json", {})
+    if len(list(directory.glob("part-*.json"))) == count:
+        write_json(directory / "receipt.json", {})
+
+
+QUICK = {
+    "prepare": prepare,
+    "encode": encode,
+    "sample": sample,
+    "evaluate": evaluate,
+    "compare": compare,
+    "reconstruct": reconstruct,
+}
 
 
 if __name__ == "__main__":

@@ -11,13 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import HERE, ended, profile, slurm_words, stand_in, wait_for
+from launching import HERE, ended, latent, profile, slurm_words, stand_in, states, wait_for, with_stand_ins
 
 from slurm import cancel, ledger, sbatch_files
 from slurm.ledger import LEDGER
+from slurm.logs import log_of
 from slurm.payload import ATTEMPTS
 from slurm.queue import mine
-from slurm.submit import submit_graph
+from slurm.status import explain
+from slurm.submit import submit_all, submit_graph
 from slurm.workflows import launch_of_run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
@@ -127,6 +129,42 @@ def test_two_runs_on_the_same_data_share_its_preparation(tmp_path):
     assert ledger.submissions(one.run)["prepare"].ids == ledger.submissions(two.run)["prepare"].ids
     for launch in (one, two):
         wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+
+
+def test_runs_on_the_same_latents_share_their_autoencoder_and_the_array_that_encodes(tmp_path):
+    settings = {"site": "testbed", "options": CALM, "encode": {"parts": 3, "cpus": 1, "memory_gb": 1}}
+    one, two = (
+        with_stand_ins(latent(tmp_path, name=name, **settings), options={"autoencoder": "--steps 20 --pace 0.2"})
+        for name in ("one", "two")
+    )
+    submit_all([one, two])
+    ids = [{name: s.ids for name, s in ledger.submissions(launch.run).items()} for launch in (one, two)]
+    assert {n for n in ids[0] if ids[0][n] == ids[1][n]} == {"prepare", "autoencoder", "reconstruct", "encode"}
+    assert len(ids[0]["encode"]) == 3
+    wait_for(two, lambda now: now["autoencoder"].word == "running" and "step" in explain(two, now["autoencoder"]))
+    assert explain(two, states(two)["encode"]).startswith("0 of 3 parts done, Dependency")
+    for launch in (one, two):
+        wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()), seconds=200)
+    assert log_of(two, "encode")[1].parent == one.run.jobs / "encode"
+    first = first_event(one, "reconstruct", "start")
+    assert first_event(one, "autoencoder", "end") <= min(first, first_event(one, "encode", "start"))
+    assert first_event(one, "encode", "end") <= first_event(two, "train", "start")
+
+
+def test_a_failed_autoencoder_leaves_everything_after_it_explained(tmp_path):
+    launch = with_stand_ins(
+        latent(tmp_path, site="testbed", options=CALM), options={"autoencoder": "--fail non_finite"}
+    )
+    submit_graph(launch)
+    now = wait_for(launch, ended)
+    assert {name: (s.word, s.cause) for name, s in now.items()} == {
+        "prepare": ("complete", None),
+        "autoencoder": ("failed", "non_finite"),
+        **dict.fromkeys(("reconstruct", "encode", "train", "sample", "evaluate", "compare"), ("blocked", "upstream")),
+    }
+    again = with_stand_ins(launch_of_run(launch.run.path))  # what `retry` does, and this time it goes well
+    submit_graph(again)
+    wait_for(again, lambda now: all(s.word == "complete" for s in now.values()), seconds=200)
 
 
 def test_everything_completes_though_the_submitter_is_killed(tmp_path):

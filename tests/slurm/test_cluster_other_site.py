@@ -58,7 +58,7 @@ def test_preemption_by_sigterm_alone_saves_within_the_grace_time_and_comes_back(
         tmp_path / "counting",
         profile("testbed", options=taken, train={"partition": "preempt"}),
         only=("train", "sample"),
-        options={"train": "--steps 200 --pace 0.1"},
+        options={"train": "--steps 50 --pace 0.05 --hold"},
     )
     cut = real_training(tmp_path / "cut", taken, steps=STEPS, partition="preempt")
     whole = real_training(tmp_path / "whole", calm, steps=STEPS)
@@ -74,4 +74,4 @@ def test_preemption_by_sigterm_alone_saves_within_the_grace_time_and_comes_back(
     assert any(row["event"] == "requeued" for row in rows)
     assert tiny.fingerprint(cut.run, STEPS) == tiny.fingerprint(whole.run, STEPS)
     assert tiny.history(cut.run) == tiny.history(whole.run)
-    assert kept_steps(counting) == list(range(1, 201)) and result(counting) == uninterrupted(200)
+    assert kept_steps(counting) == list(range(1, 51)) and result(counting) == uninterrupted(50)

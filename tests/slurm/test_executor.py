@@ -64,6 +64,7 @@ def test_every_script_is_valid_bash_and_sets_its_rendezvous_only_for_several_ran
         "2-train": True,
         "3-sample": False,
         "4-evaluate": False,
+        "5-compare": False,
     }
     assert all(text.index("module load cuda") < text.index("export PYTHONPATH") for text in scripts.values())
 
@@ -91,6 +92,15 @@ def test_dependencies_name_each_array_once():
     assert dependency_of(job, ids) == "afterok:7,afterok:8,afterany:9"
     assert dependency_of(job, {"c": ("9",)}) == "afterany:9"
     assert dependency_of(job, {}) is None
+
+
+def test_what_is_complete_hands_on_what_it_waits_for():
+    """Training is done, but preparation runs again for another reference: evaluation waits for that."""
+    train = dataclasses.replace(_job(), name="train", after=("prepare",))
+    sample = dataclasses.replace(_job(), name="sample", after=("train",))
+    jobs = [dataclasses.replace(_job(), name="prepare"), train, sample]
+    assert dependency_of(sample, {"prepare": ("5",)}, jobs) == "afterok:5"
+    assert dependency_of(sample, {"prepare": ("5",), "train": ("6",)}, jobs) == "afterok:6"
 
 
 def _job():

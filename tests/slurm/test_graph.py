@@ -5,7 +5,7 @@ import random
 import pytest
 
 from pipeline.runtime.errors import UserError
-from slurm.graph import downstream, ordered
+from slurm.graph import ancestors, downstream, ordered
 from slurm.job import Job
 
 
@@ -34,6 +34,10 @@ def test_downstream_is_everything_that_waits_for_a_job():
     assert downstream(diamond(), "a") == ["b", "c", "d"]
     assert downstream(diamond(), "c") == ["d"]
     assert downstream(diamond(), "e") == []
+
+
+def test_ancestors_are_the_other_way_round():
+    assert ancestors(diamond(), "d") == {"a", "b", "c"} and ancestors(diamond(), "a") == set()
 
 
 @pytest.mark.parametrize(

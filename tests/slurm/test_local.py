@@ -59,10 +59,10 @@ def wait(condition, *, seconds: float = 30.0) -> None:
 def test_graph_runs_in_order_with_a_log_each_and_then_there_is_nothing_to_do(tmp_path, capfd):
     launch = stand_in(tmp_path, profile("local"))
     code, board = run(launch)
-    assert code == 0 and [row.word for row in board.rows.values()] == ["complete"] * 4
+    assert code == 0 and [row.word for row in board.rows.values()] == ["complete"] * 5
     lines = capfd.readouterr().err.splitlines()
     done = [line.split(":")[0] for line in lines if "complete" in line]
-    assert done == ["prepare", "train", "sample", "evaluate"]
+    assert done == ["prepare", "train", "sample", "evaluate", "compare"]
     assert all(list((launch.run.jobs / job.name).glob("*_0_log.out")) for job in launch.jobs)
     ids = {name: s.ids for name, s in ledger.submissions(launch.run).items()}
     code, board = run(launch)
@@ -166,7 +166,7 @@ def test_logs_show_the_end_and_following_ends_with_the_job(tmp_path):
     done = slurm_words("logs", str(launch.run.path), "sample")
     assert done.returncode == 2 and "nothing of it has started" in done.stderr
     done = slurm_words("logs", str(launch.run.path), "smaple")
-    assert done.returncode == 2 and "its jobs are prepare, train, sample, evaluate" in done.stderr
+    assert done.returncode == 2 and "its jobs are prepare, train, sample, evaluate, compare" in done.stderr
 
 
 def test_nothing_of_the_launcher_loads_torch():
