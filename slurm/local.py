@@ -9,6 +9,7 @@ from types import FrameType
 
 from slurm import ledger, snapshot
 from slurm.board import Board
+from slurm.failures import retries_allowed
 from slurm.graph import ordered
 from slurm.job import Job
 from slurm.ledger import State, Submission
@@ -57,10 +58,31 @@ def run_here(launch: Launch, board: Board) -> int:
                 code = code or snapshot.take(launch.run.path.parent / snapshot.FOLDER)
                 place(launch, job, code=code, waits_for={})
             state = _watch(launch, job, board=board, cancel=cancel)
+            tries: list[str | None] = []
+            while _again(launch, job, state, tries=tries, board=board, cancel=cancel):
+                tries.append(state.cause)
+                code = code or snapshot.take(launch.run.path.parent / snapshot.FOLDER)
+                place(launch, job, code=code, waits_for={})
+                state = _watch(launch, job, board=board, cancel=cancel)
             if state.word != "complete":
                 failed.add(job.name)
             board.show(job.name, state.word, _said(state))
         return 130 if cancel.asked else int(bool(failed))
+
+
+def _again(launch: Launch, job: Job, state: State, *, tries: list[str | None], board: Board, cancel: Cancel) -> bool:
+    """Whether a job that failed is to be started again: cluster.retry says how often for what may pass. Waits first."""
+    retry = launch.cfg.cluster.retry
+    allowed = retries_allowed(state.cause, retry) if state.word == "failed" and state.cause else 0
+    before = tries.count(state.cause)
+    if before >= allowed:
+        return False
+    wait = retry.backoff_s * 2**before
+    board.show(job.name, "waiting", f"{_said(state)}; again in {wait} s, attempt {before + 1} of {allowed}")
+    end = time.monotonic() + wait
+    while time.monotonic() < end and not cancel.asked:
+        time.sleep(POLL_SECONDS)
+    return not cancel.asked
 
 
 def _said(state: State) -> str:

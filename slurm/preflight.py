@@ -11,16 +11,18 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config.paths import data_directory, run_directory
+from pipeline.config.paths import data_directory, run_directory, training_shards
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import read_json
+from pipeline.runtime.files import read_json, write_json
 from pipeline.runtime.run_dir import RunDir
 from slurm import snapshot
 from slurm.executor import Place, sbatch, submit
 from slurm.job import Job
+from slurm.preflight_rank import ASKED
 from slurm.queue import look
 from slurm.watching import tail_rows
+from slurm.workflows import RECEIPT, trained_autoencoder
 
 MINUTES = 5  # the job's limit; it takes less than one
 NEEDED_GIB = 10.0  # less room than this is red
@@ -69,8 +71,15 @@ def show(findings: Sequence[Finding], console: Console) -> None:
 
 def _run(cfg: Config, folder: Path, console: Console, *, wait_s: float) -> list[dict[str, Any]]:
     asked = cfg.cluster.train.model_copy(update={"minutes": MINUTES})
-    shared = [str(folder.parent), str(cfg.data_dir.resolve() if cfg.data_dir.exists() else folder)]
-    job = Job("preflight", ("slurm.preflight_rank", str(folder), cfg.cluster.internet_probe, *shared), asked)
+    write_json(
+        folder / ASKED,
+        {
+            "probe": cfg.cluster.internet_probe,
+            "shared": [str(folder.parent), str(cfg.data_dir.resolve() if cfg.data_dir.exists() else folder)],
+            "needed": {name: str(path.resolve()) for name, path in needed(cfg).items()},
+        },
+    )
+    job = Job("preflight", ("slurm.preflight_rank", str(folder)), asked)
     code = snapshot.take(folder / "code")
     place = Place(cfg.cluster, folder / "job", code, "mudi.preflight", "mudi preflight")
     handle = submit(job, place)[0]
@@ -87,6 +96,27 @@ def _run(cfg: Config, folder: Path, console: Console, *, wait_s: float) -> list[
             sbatch(["scancel", "--quiet", str(handle.job_id)])
         raise UserError(f"preflight: job {handle.job_id} left nothing within {wait_s:.0f} s. Its log:\n{text or '-'}")
     return [read_json(path) for path in sorted(found)]
+
+
+def needed(cfg: Config) -> dict[str, Path]:
+    """Files and folders that jobs of this config read and that none of them makes: weights, images, an autoencoder."""
+    found: dict[str, Path] = {}
+
+    def walk(prefix: str, value: object) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{prefix}.{key}" if prefix else key, inner)
+        elif isinstance(value, Path):
+            found[prefix] = value
+
+    walk("", cfg.model_dump(exclude={"data_dir", "runs_dir", "cluster"}))
+    made = ["latents.autoencoder"] if trained_autoencoder(cfg) is not None else []
+    made += ["data.source.path"] if _shards_ready(cfg) else []
+    return {name: path for name, path in found.items() if name not in made}
+
+
+def _shards_ready(cfg: Config) -> bool:
+    return (data_directory(cfg) / "shards" / RECEIPT).is_file()
 
 
 def _asked(cfg: Config) -> str:
@@ -119,6 +149,7 @@ def judged(cfg: Config, reports: list[dict[str, Any]]) -> Iterator[Finding]:
         "every rank sees every rank's file" if not seen else f"not on {', '.join(sorted({r['host'] for r in seen}))}",
         f"runs_dir={cfg.runs_dir} must be on a file system that all nodes mount",
     )
+    yield from _files(cfg, reports)
     if ranks > 1:
         yield _network(reports)
     free = min(d["free_gib"] for r in reports for d in r["disks"])
@@ -129,6 +160,21 @@ def judged(cfg: Config, reports: list[dict[str, Any]]) -> Iterator[Finding]:
     yield Finding("compile cache local", len(local) == len(reports), ", ".join(kinds), advice)
     yield _internet(cfg, reports)
     yield from _signals(cfg, reports)
+
+
+def _files(cfg: Config, reports: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Weights and whatever else is named by its path: there, and to be read, on every node."""
+    names = needed(cfg)
+    if not names:
+        return
+    bad = {
+        name: r["host"] for r in reports for name in names if _failed(r["needed"]) or r["needed"].get(name) is not True
+    }
+    lacking = ", ".join(f"{name}={names[name]} (on {host})" for name, host in bad.items())
+    advice = (
+        "correct the path, put it on a file system that all nodes mount, or fetch it: python -m data_prep fetch weights"
+    )
+    yield Finding("weights and files", not bad, f"missing: {lacking}" if bad else f"{len(names)} are there", advice)
 
 
 def _failed(value: Any) -> bool:
@@ -191,12 +237,16 @@ def _signals(cfg: Config, reports: list[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def _at_home(cfg: Config) -> Iterator[Finding]:
-    """What is asked on the login node: data and options of every kind of job."""
+    """What is asked on the login node: the data, or what makes them."""
     shards = data_directory(cfg) / "shards"
-    ready = (shards / "receipt.json").is_file()
-    found = f"{shards} {'is complete' if ready else 'is not there yet'}"
+    ready = _shards_ready(cfg)
+    found = f"{shards} {'is complete' if ready else 'is not there yet: the job prepare makes it'}"
     missing_is_bad = not ready and not cfg.cluster.internet and not shards.exists() and _downloads(cfg)
-    yield Finding("shards", not missing_is_bad, found, "prepare on the login node: python -m data_prep all ...")
+    advice = "jobs cannot download it: python -m data_prep fetch ... on the login node"
+    yield Finding("shards", not missing_is_bad, found, advice)
+    if ready and (latents := training_shards(cfg)) != shards:
+        there = "is complete" if (latents / RECEIPT).is_file() else "is not there yet: the job encode makes it"
+        yield Finding("latents", True, f"{latents} {there}")
 
 
 def _downloads(cfg: Config) -> bool:

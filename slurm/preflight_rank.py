@@ -1,10 +1,11 @@
 """The part of preflight that runs as a job: every rank looks around and writes down what it finds.
 
-    python -m slurm.preflight_rank FOLDER HOST:PORT SHARED_DIR ...
+    python -m slurm.preflight_rank FOLDER           what is asked stands in FOLDER/asked.json
 
 torch is asked for here alone in this package, on the compute node and while running: GPUs, and an all-reduce.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -13,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,9 +22,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pipeline.runtime.files import write_json, write_text
+from pipeline.runtime.files import read_json, write_json, write_text
 
 WAIT_SECONDS = 30.0  # for other ranks' files and connections
+PROBE_SECONDS = 5.0
+ASKED = "asked.json"
 REDUCED_MIB, REPEATS = 32, 5
 WRITTEN_MIB = 64
 NETWORK_DISKS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "fuse.glusterfs", "panfs", "afs")
@@ -30,17 +34,19 @@ NETWORK_DISKS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb
 
 def main(words: list[str]) -> int:
     """Write `FOLDER/rank-<n>.json`; 0 also where something is wrong: the submitter reads and judges."""
-    folder, probe, shared = Path(words[0]), words[1], [Path(word) for word in words[2:]]
+    folder = Path(words[0])
+    asked = read_json(folder / ASKED)
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     report: dict[str, Any] = {"rank": rank, "size": size, "host": node_name(), "pid": os.getpid()}
     checks: dict[str, Callable[[], Any]] = {
         "gpus": gpus,
         "threads": lambda: {"omp": os.environ.get("OMP_NUM_THREADS"), "cores": len(os.sched_getaffinity(0))},
         "cache": cache,
-        "disks": lambda: [disk(path) for path in shared],
+        "disks": lambda: [disk(Path(path)) for path in asked["shared"]],
+        "needed": lambda: {name: readable(Path(path)) for name, path in asked["needed"].items()},
         "met": lambda: meet(folder, rank, size),
         "written_mib_per_s": lambda: write_speed(folder, rank),
-        "internet": lambda: reaches(probe),
+        "internet": lambda: reaches(asked["probe"]),
         "reduce": lambda: all_reduce(rank, size),
         "signal_s": lambda: signal_seconds(folder, rank, size),
     }
@@ -118,14 +124,26 @@ def write_speed(folder: Path, rank: int) -> float | None:
     return round(WRITTEN_MIB / seconds, 1)
 
 
+def readable(path: Path) -> bool:
+    """Whether a file can be read, or a folder listed, from here."""
+    return os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
+
+
 def reaches(probe: str) -> bool:
-    """Whether this node can open a connection to host:port within two seconds."""
+    """Whether this node can find host:port and open a connection, within seconds."""
     host, _, port = probe.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=2.0).close()
-    except OSError:
-        return False
-    return True
+    reached: list[bool] = []
+
+    def connect() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, int(port)), timeout=2.0).close()
+            reached.append(True)
+
+    # Where there is no name server, asking one for a name takes as long as it likes.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return bool(reached)
 
 
 def all_reduce(rank: int, size: int) -> dict[str, Any] | None:

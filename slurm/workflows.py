@@ -154,14 +154,12 @@ def _autoencoder_trained(launch: Launch) -> bool:
 
 
 def _reconstructed(launch: Launch) -> bool:
-    return launch.autoencoder.finished() and reconstruction_of(launch.autoencoder) is not None
+    return launch.autoencoder.finished() and reconstruction_of(launch.autoencoder).is_file()
 
 
-def reconstruction_of(run: RunDir) -> Path | None:
-    """The result of an autoencoder's newest checkpoint on the validation images, where there is one."""
-    step = run.latest_step()
-    found = sorted(run.results.glob(f"{step or 0:09d}-reconstruct*.json"))
-    return found[-1] if step is not None and found else None
+def reconstruction_of(run: RunDir) -> Path:
+    """Where the result of an autoencoder's newest checkpoint on the validation images stands, or will."""
+    return run.results / f"{run.latest_step() or 0:09d}-reconstruction.json"
 
 
 def _encoded(launch: Launch) -> bool:

@@ -64,7 +64,7 @@ class ClusterConfig(Settings):
     python: str | None = None  # the command that starts Python in a job; None: the Python that submits
     node_local: str = "/tmp"  # a folder that is each node's own, for compile caches
     internet: bool = False  # whether jobs may reach the internet; preflight tells when the answer is another one
-    internet_probe: str = "1.1.1.1:443"  # the host:port outside that preflight tries to reach
+    internet_probe: str = "huggingface.co:443"  # the host:port that preflight tries to reach: where weights come from
     prepare: Resources = Resources()
     train: Resources = Resources()
     autoencoder: Resources | None = None  # training one; None: as `train`

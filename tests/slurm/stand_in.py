@@ -33,12 +33,16 @@ def main() -> int:
     parser.add_argument("--pace", type=float, default=0.05)
     parser.add_argument("--hold", action="store_true", help="the first start waits before the last step to be cut")
     parser.add_argument("--fail", default="")
+    parser.add_argument("--once", action="store_true", help="fail at the first start alone")
     parser.add_argument("--part", default="0/1")
     parser.add_argument("--deaf", action="store_true", help="ignore signals")
     args = parser.parse_args()
     (args.run / f"{args.kind}.code").write_text(CODE)
     (args.run / f"{args.kind}.python_path").write_text(sys.modules["pipeline"].__path__[0])
-    fail(args.fail)
+    failed = args.run / f"{args.kind}.failed"
+    if not (args.once and failed.exists()):
+        failed.touch()
+        fail(args.fail)
     if args.deaf:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -141,7 +145,7 @@ def autoencoder(args: argparse.Namespace) -> Path:
 def reconstruct(args: argparse.Namespace) -> None:
     """A result of the autoencoder's."""
     run = RunDir(autoencoder(args))
-    write_json(run.results / f"{run.latest_step() or 0:09d}-reconstructions.json", {})
+    write_json(run.results / f"{run.latest_step() or 0:09d}-reconstruction.json", {})
 
 
 def encode(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ import pytest
 import tiny
 from launching import HERE, kept_steps, profile, real, result, slurm_words, stand_in, states, uninterrupted
 
+from pipeline.runtime.files import read_lines
 from slurm import ledger
 from slurm.board import Board
 from slurm.local import run_here
@@ -78,6 +79,17 @@ def test_a_failure_is_named_and_what_comes_after_does_not_run(tmp_path):
     assert board.rows["sample"].word == "blocked" and not (launch.run.jobs / "sample").exists()
     now = states(launch)
     assert (now["train"].cause, now["sample"].word) == ("bad_config", "not submitted")
+
+
+@pytest.mark.parametrize(("once", "word"), [("--once", "complete"), ("", "failed")])
+def test_what_may_pass_is_tried_again_as_often_as_the_profile_says(tmp_path, capfd, once, word):
+    cluster = profile("local", retry={"error": 2, "backoff_s": 0})
+    launch = stand_in(tmp_path, cluster, only=("train",), options={"train": f"--fail error {once}"})
+    code, board = run(launch)
+    assert (board.rows["train"].word, code) == (word, int(word == "failed"))
+    starts = [row for row in read_lines(launch.run.jobs / "train" / ATTEMPTS) if row["event"] == "start"]
+    assert len(starts) == (2 if once else 3)
+    assert "the file system went away for a moment; again in 0 s, attempt 1 of 2" in capfd.readouterr().err
 
 
 def test_ctrl_c_saves_ends_everything_and_the_next_call_goes_on(tmp_path):

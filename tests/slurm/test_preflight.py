@@ -1,14 +1,16 @@
 """What preflight makes of ranks' reports: green where a cluster is right, red with advice where it is not."""
 
 import copy
+import socket
 from pathlib import Path
 
 import pytest
 import tiny
-from launching import profile
+import tiny_latents
+from launching import latent, profile
 
-from slurm.preflight import judged
-from slurm.preflight_rank import mount_type, reaches
+from slurm.preflight import judged, needed
+from slurm.preflight_rank import mount_type, reaches, readable
 
 
 def reports() -> list[dict]:
@@ -21,6 +23,7 @@ def reports() -> list[dict]:
         "threads": {"omp": "8", "cores": 8},
         "cache": {"path": "/tmp/c", "type": "ext4", "local": True},
         "disks": [{"path": "/s", "free_gib": 500.0, "type": "lustre"}],
+        "needed": {},
         "met": [0, 1],
         "written_mib_per_s": 400.0,
         "internet": False,
@@ -74,7 +77,34 @@ def test_settings_that_do_not_fit_the_cluster_are_red(tmp_path):
     assert red(tmp_path, unchanged, signal_lead_s=5) == {"signal lead"}
 
 
+def test_weights_that_a_node_does_not_see_are_named(tmp_path):
+    weights = tmp_path / "inception.npz"
+    cfg = tiny.config(tmp_path)
+    evaluate = cfg.evaluate.model_copy(
+        update={"inception": cfg.evaluate.inception.model_copy(update={"weights": weights})}
+    )
+    cfg = cfg.model_copy(update={"evaluate": evaluate, "cluster": profile("slurm_generic")})
+    assert needed(cfg)["evaluate.inception.weights"] == weights
+    found = reports()
+    for report, seen in zip(found, (True, False), strict=True):
+        report["needed"] = dict.fromkeys(needed(cfg), True) | {"evaluate.inception.weights": seen}
+    (row,) = (finding for finding in judged(cfg, found) if finding.what == "weights and files")
+    assert not row.good and f"evaluate.inception.weights={weights} (on b)" in row.found and "fetch" in row.advice
+    found[1]["needed"] = found[0]["needed"]
+    assert all(finding.good for finding in judged(cfg, found) if finding.what == "weights and files")
+
+
+def test_what_jobs_make_is_not_needed_before(tmp_path):
+    assert not any(name.startswith("latents") for name in needed(latent(tmp_path).cfg))
+    cfg = tiny_latents.config(tmp_path, tiny_latents.autoencoder(tiny.config(tmp_path)).path)
+    assert "latents.autoencoder" in needed(cfg)
+
+
 def test_what_a_rank_finds_out_by_itself(tmp_path):
     assert mount_type(tmp_path) not in ("", "unknown") and mount_type(tmp_path / "proc") != "proc"
     assert mount_type(Path("/proc/self")) == "proc"
-    assert not reaches("127.0.0.1:9")
+    assert not reaches("127.0.0.1:9") and not reaches("no-such-host.invalid:443")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert reaches(f"127.0.0.1:{server.getsockname()[1]}")
+    (tmp_path / "weights").touch()
+    assert readable(tmp_path / "weights") and readable(tmp_path) and not readable(tmp_path / "none")
