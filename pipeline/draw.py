@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline import checkpoint, drawing
 from pipeline.config.autoencoder import require_latents
-from pipeline.config.load import config_from
+from pipeline.config.load import config_from, run_named
 from pipeline.config.paths import run_directory, sample_set_name
 from pipeline.config.schema import Config
 from pipeline.data.pictures import Pixels, write_picture
@@ -59,7 +59,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--to", type=Path, help="the PNG to write; default: in the run directory's drawings/")
     options, rest = parser.parse_known_args(words)
     cfg = config_from([options.run, *rest])
-    run = RunDir(Path(options.run) if "=" not in options.run else run_directory(cfg))
+    run = RunDir(run_named([options.run]) or run_directory(cfg))
     wish = Wish(**{name: getattr(options, name) for name in Wish.__dataclass_fields__})
     print(draw(cfg, run, wish, step=options.step, to=options.to))
     return 0

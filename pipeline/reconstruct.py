@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from pipeline import checkpoint
-from pipeline.config.load import config_from
+from pipeline.config.load import config_from, run_named
 from pipeline.config.paths import data_directory, run_directory
 from pipeline.config.schema import Config
 from pipeline.data.batches import Batch, validation_batches
@@ -63,7 +63,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
     options, rest = parser.parse_known_args(words)
     cfg = config_from(rest)
-    run = RunDir(Path(rest[0]) if "=" not in rest[0] else run_directory(cfg))
+    run = RunDir(run_named(rest) or run_directory(cfg))
     path = reconstruct(cfg, run, step=options.step)
     result = read_json(path)
     for name, value, remark in rows(result):

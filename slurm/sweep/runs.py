@@ -14,7 +14,7 @@ from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import Resources
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import read_json, read_lines, write_json
-from pipeline.runtime.run_dir import RunDir, create_run
+from pipeline.runtime.run_dir import RunDir
 from slurm.sweep.folder import SweepDir
 from slurm.sweep.settings import SweepSettings
 from slurm.sweep.space import Params, words_of
@@ -118,8 +118,7 @@ def make(sweep: SweepDir, settings: SweepSettings, params: Params, *, run: Run) 
     """
     cfg = config_of(sweep, settings, params, run=run)
     if settings.run is None:
-        create_run(cfg)
-        return launch_for(cfg, make=False)
+        return launch_for(cfg, make=True)
     said = _said(settings, params)
     if not (run.path / OF_RUN).is_file():
         write_json(run.path / OF_RUN, {"run": str(settings.run.resolve()), "words": said})
