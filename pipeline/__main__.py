@@ -12,6 +12,10 @@ JOBS = {
     "reconstruct": ("pipeline.reconstruct", "what an autoencoder makes of images it was not trained on, with numbers"),
     "evaluate": ("pipeline.evaluate", "score a set of samples against reference statistics"),
     "draw": ("pipeline.draw", "pictures of the way from noise, between seeds, of edited and repaired images"),
+    "likelihood": (
+        "pipeline.likelihood",
+        "bits per dimension of held-out images, for models with DDPM's steps",
+    ),
     "compare": ("pipeline.compare", "tables and plots over runs"),
     "export": ("pipeline.export", "write a folder that diffusers loads"),
     "import": ("pipeline.adopt", "make a run of such a folder, to train on or sample from"),

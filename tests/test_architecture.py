@@ -43,6 +43,7 @@ LEVELS = {
     "pipeline.inference": 3.5,  # what jobs that make images share
     "pipeline.drawing": 3.7,
     "pipeline.draw": 4,
+    "pipeline.likelihood": 4,
     "pipeline.demo": 5,
     "pipeline.__main__": 5,
 }

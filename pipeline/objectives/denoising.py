@@ -1,5 +1,7 @@
 """The diffusion objective: draw a noise level and noise for every image, ask the network for the clean image."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +11,10 @@ from pipeline.data.batches import Batch
 from pipeline.data.shards import Manifest
 from pipeline.diffusion.build import build_balance, build_process
 from pipeline.diffusion.build_sampler import Generator, build_generator
-from pipeline.diffusion.guidance import hide_labels
+from pipeline.diffusion.guidance import clipped, hide_labels
+from pipeline.diffusion.posterior import LearnedVariance
 from pipeline.diffusion.preconditioning import Denoise, denoiser
+from pipeline.diffusion.variational import Bound, bits_per_dimension
 from pipeline.models.build import build_network
 from pipeline.models.dropout import number_layers
 from pipeline.objectives.condition import Conditions
@@ -103,6 +107,27 @@ class Denoising:
             condition=self._conditions.told(labels, attributes),
             hidden=self._conditions.told(torch.full_like(labels, -1)),
             weak=weak,
+        )
+
+    def bound(
+        self, networks: Networks, batch: Batch, *, variance: Literal["small", "large", "learned"], clip: float | None
+    ) -> Bound:
+        """The variational bound on the images' code length, labels shown; its noise belongs to (visit, timestep).
+
+        Raises ValueError for a process without discrete timesteps.
+        """
+        if self.process.table is None:
+            raise ValueError("the bound is a sum over DDPM's timesteps: it needs levels.kind=ddpm")
+        told = self._conditions.told(batch.labels, batch.attributes)
+        learned = LearnedVariance(networks["denoiser"], self.process.scales, told)
+        plain = denoiser(networks["denoiser"], self.process.scales, told)
+        denoise = learned.denoise if variance == "learned" else plain
+        return bits_per_dimension(
+            clipped(denoise, bound=clip) if clip else denoise,
+            self._space.clean(batch, draw=1),
+            self.process.table,
+            noise=lambda t: self.noise(batch.visits, Stream.VALIDATION, draw=1 + t),
+            place=learned.place if variance == "learned" else lambda: float(variance == "large"),
         )
 
     def noise(self, seeds: Tensor, stream: Stream, draw: int = 0) -> Tensor:
