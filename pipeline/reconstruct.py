@@ -138,7 +138,7 @@ def _restored(
     parts = {n: range(n * size, min((n + 1) * size, count)) for n in range(-(-count // size))}
     records = {n: r for n in parts if (r := read_record(directory / shard_name(n))) and r.count == len(parts[n])}
     with progress("reconstruct", count, done=sum(r.count for r in records.values())) as tick:
-        for number in parts.keys() - records.keys():
+        for number in sorted(parts.keys() - records.keys()):
             notes: list[dict[str, str]] = []
             samples = _samples(cfg, objective, Reader(originals), places=parts[number], notes=notes, tick=tick)
             records[number] = write_shard(directory / shard_name(number), samples, layout, notes=notes)

@@ -47,7 +47,7 @@ MODELS = {"diffusion": tiny.UNET, "game": tiny.GAME, "autoencoder": tiny.AUTOENC
 
 @pytest.mark.parametrize(
     ("model", "world_size", "kills"),
-    [("diffusion", 1, 4), ("diffusion", 2, 3), ("game", 1, 3), ("autoencoder", 2, 3)],
+    [("diffusion", 1, 4), ("diffusion", 2, 3), ("game", 1, 3), ("autoencoder", 1, 3)],
 )
 def test_killed_and_resumed_is_uninterrupted(tmp_path, model, world_size, kills):
     whole = tiny.config(tmp_path, name="whole", model=MODELS[model], **OFTEN)

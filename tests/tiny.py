@@ -88,6 +88,14 @@ def config(root: Path, *, name: str = "tiny", model: dict[str, Any] = UNET, **tr
     )
 
 
+def revalidated(cfg: Config, **changes: Any) -> Config:
+    """The config with settings changed: values, or mappings of single settings of a group."""
+    values = cfg.model_dump(mode="json")
+    for name, change in changes.items():
+        values[name] = {**values[name], **change} if isinstance(change, dict) else change
+    return validated(values)
+
+
 def prepare(cfg: Config, *, count: int = 60, attributes: bool = False) -> None:
     """Write its data: bright squares whose size is the class, at places that differ; with ATTRIBUTES where asked."""
     rng = np.random.default_rng(0)

@@ -1,0 +1,133 @@
+"""Autoencoders and the VAE as objectives: when the critic plays, what is learned, what is refused."""
+
+import pytest
+import tiny
+import torch
+
+from pipeline.config.paths import data_directory
+from pipeline.config.schema import Config
+from pipeline.data.batches import batches
+from pipeline.data.reader import Reader
+from pipeline.data.shards import open_shards
+from pipeline.metrics.restoration import psnr
+from pipeline.objectives.build import build_objective
+from pipeline.runtime.errors import Incomplete, UserError
+
+BOTTLENECK = {"kind": "bottleneck_autoencoder", "width": 8, "multipliers": [1, 2], "latent_channels": 4, "groups": 4}
+
+
+def changed(cfg: Config, **autoencoder) -> Config:
+    return tiny.revalidated(cfg, autoencoder=autoencoder)
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    cfg = tiny.config(tmp_path_factory.mktemp("squares"))
+    tiny.prepare(cfg)
+    return Reader(open_shards(data_directory(cfg) / "shards" / "train"))
+
+
+def built(cfg, reader):
+    torch.manual_seed(0)
+    return build_objective(cfg, reader.manifest)
+
+
+def batch_at(reader, step, *, size=8, precision=torch.float32):
+    kwargs = {"seed": 7, "global_batch": size, "rank": 0, "world_size": 1, "micro_batch": size}
+    return next(iter(batches(reader, start_step=step, **kwargs)))[0].to("cpu", precision)
+
+
+def test_the_critic_plays_from_its_start_on_image_by_image(tmp_path, reader):
+    objective = built(tiny.config(tmp_path, model=tiny.AUTOENCODER), reader)  # it begins with visit 20
+    assert objective.players == ("autoencoder", "critic") and objective.averaged == ("autoencoder",)
+    for step, playing in ((1, 0), (2, 4), (3, 8)):
+        batch = batch_at(reader, step)
+        values = objective.loss("autoencoder", objective.networks, batch)
+        judged = objective.loss("critic", objective.networks, batch)
+        assert (values["game_weight"] > 0).sum() == playing
+        assert (judged["loss"] > 0).sum() == playing
+        parts = values["l1"] + 1e-6 * values["kl"] + values["game_weight"] * values["game"]
+        assert torch.allclose(values["loss"], parts)
+
+
+def test_before_it_plays_the_critic_does_not_learn(tmp_path, reader):
+    objective = built(tiny.config(tmp_path, model=tiny.AUTOENCODER), reader)
+    objective.loss("critic", objective.networks, batch_at(reader, 0))["loss"].mean().backward()
+    assert {float(p.grad.abs().max()) for p in objective.networks["critic"].parameters()} == {0.0}
+
+
+def test_a_loss_belongs_to_its_visit(tmp_path, reader):
+    objective = built(tiny.config(tmp_path, model=tiny.AUTOENCODER), reader)
+    whole = objective.loss("autoencoder", objective.networks, batch_at(reader, 4, precision=torch.float32))
+    parts = [
+        objective.loss("autoencoder", objective.networks, batch_at(reader, 2 * 4 + k, size=4))["loss"] for k in (0, 1)
+    ]
+    assert torch.allclose(torch.cat(parts), whole["loss"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("model", [tiny.AUTOENCODER, BOTTLENECK, tiny.VAE], ids=lambda m: m["kind"])
+def test_a_handful_of_images_is_learned_by_heart(tmp_path, reader, model):
+    clean = {"reconstruction": "l2", "kl_weight": 1e-4, "adversarial_weight": 0.0, "degradation": {}}
+    objective = built(changed(tiny.config(tmp_path, model=model), **clean), reader)
+    optimiser = torch.optim.Adam(objective.networks["autoencoder"].parameters(), lr=1e-2)
+    one = batch_at(reader, 0)
+    for _ in range(100):
+        loss = objective.loss("autoencoder", objective.networks, one)["loss"].mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    with torch.no_grad():
+        found = objective.validate(objective.networks, one)
+    known = psnr(one.images.mean(dim=0, keepdim=True).expand_as(one.images), one.images).mean()
+    assert found["psnr" if "psnr" in found else "mean_psnr"].mean() > known + 3  # dB above what they have in common
+
+
+def test_a_vae_is_trained_on_its_elbo_and_samples_by_seed_and_class(tmp_path, reader):
+    cfg = changed(tiny.config(tmp_path, model=tiny.VAE), reconstruction="l2", kl_weight=0.3)
+    objective = built(cfg, reader)
+    values = objective.loss("autoencoder", objective.networks, batch_at(reader, 1))
+    assert torch.allclose(values["loss"], values["l2"] + 0.3 * values["kl"])
+    seeds, labels = torch.arange(6), torch.arange(6) % 3
+    with torch.no_grad():
+        objective.networks["autoencoder"].eval()
+        images = objective.generate(objective.networks, seeds, labels, sampler=cfg.sample.sampler)
+        part = objective.generate(objective.networks, seeds[2:4], labels[2:4], sampler=cfg.sample.sampler)
+        other = objective.generate(objective.networks, seeds, (labels + 1) % 3, sampler=cfg.sample.sampler)
+    assert images.shape == (6, 1, 8, 8)
+    assert torch.allclose(part, images[2:4], atol=1e-6) and not torch.allclose(other, images, atol=1e-4)
+
+
+def test_an_autoencoder_does_not_sample(tmp_path, reader):
+    objective = built(tiny.config(tmp_path, model=tiny.AUTOENCODER), reader)
+    with pytest.raises(UserError, match="pipeline reconstruct"):
+        objective.generate(objective.networks, torch.arange(2), torch.arange(2), sampler=None)
+
+
+def refusal(tmp_path, model=tiny.AUTOENCODER, **autoencoder) -> str:
+    with pytest.raises(UserError) as caught:
+        changed(tiny.config(tmp_path, model=model), **autoencoder)
+    return str(caught.value)
+
+
+def test_what_cannot_be_trained_is_said_at_once(tmp_path):
+    late = refusal(tmp_path, adversarial_weight=0.5, adversarial_start="12 steps", discriminator={"layers": 1})
+    assert "autoencoder.adversarial_start: found '12 steps'" in late and "never play" in late
+    small = refusal(tmp_path, discriminator={"layers": 3})
+    assert "discriminator.layers: found 3" in small and "Use at most 1" in small
+    assert "autoencoder.perceptual.heads: set" in refusal(tmp_path, perceptual={"heads": "x.pth"})
+    assert "autoencoder.perceptual.sha256: set" in refusal(tmp_path, perceptual={"sha256": "0"})
+    assert "model.kind=vae" in refusal(tmp_path, tiny.VAE, adversarial_weight=1.0)
+
+
+def test_a_late_start_in_epochs_is_found_when_the_data_is_known(tmp_path, reader):
+    settings = {"adversarial_weight": 0.5, "adversarial_start": "2 epochs", "discriminator": {"layers": 1}}
+    cfg = changed(tiny.config(tmp_path, model=tiny.AUTOENCODER), **settings)  # 12 steps of 8 are 1.6 epochs of 60
+    with pytest.raises(UserError, match="never play"):
+        build_objective(cfg, reader.manifest)
+
+
+def test_without_weights_the_datas_own_classifier_is_asked_for(tmp_path):
+    cfg = changed(tiny.config(tmp_path, model=tiny.AUTOENCODER), perceptual={"weight": 1.0})
+    tiny.prepare(cfg)
+    with pytest.raises(Incomplete, match="data_prep reference"):
+        build_objective(cfg, open_shards(data_directory(cfg) / "shards" / "train").manifest)

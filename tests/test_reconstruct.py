@@ -1,0 +1,124 @@
+"""Reconstruction as a job: the same bytes however it was interrupted or cut up, and numbers that can be checked."""
+
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+
+from data_prep import reference
+from pipeline import checkpoint
+from pipeline.config.paths import data_directory
+from pipeline.data.reader import Reader
+from pipeline.data.shards import open_shards, verify_shards
+from pipeline.reconstruct import reconstruct
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json
+from pipeline.runtime.run_dir import RunDir
+
+STEPS, IMAGES = 12, 15
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """An autoencoder's run, with the data's classifier to measure with."""
+    cfg = tiny.config(tmp_path_factory.mktemp("reconstruct"), model=tiny.AUTOENCODER)
+    quick = {"domain": {"width": 8, "features": 8, "max_images": 300}, "block": 8}
+    cfg = tiny.revalidated(cfg, evaluate=quick)
+    tiny.prepare(cfg)
+    reference.run(cfg)
+    return cfg, tiny.run(cfg)
+
+
+def made(trained, **sample):
+    """A fresh reconstruction: its set and its result."""
+    cfg, run = trained
+    shutil.rmtree(run.path / "reconstructions", ignore_errors=True)
+    shutil.rmtree(run.results, ignore_errors=True)
+    path = reconstruct(tiny.revalidated(cfg, sample=sample), run)
+    return verify_shards(run.path / "reconstructions" / f"step-{STEPS:09d}" / "valid"), read_json(path)
+
+
+def test_every_image_of_the_validation_split_is_there_and_the_numbers_are_those_of_its_bytes(trained):
+    restored, result = made(trained)
+    assert restored.manifest.count == IMAGES and result["data"].keys() == {"valid"}
+    originals = open_shards(data_directory(trained[0]) / "shards" / "valid")
+    x, y = (Reader(s).read(np.arange(IMAGES)).astype(np.float64) for s in (originals, restored))
+    squared = ((x - y) ** 2).mean((1, 2, 3))
+    assert result["metrics"]["psnr"] == pytest.approx((10 * np.log10(255**2 / squared)).mean(), rel=1e-5)
+    assert result["metrics"]["l1"] == pytest.approx(np.abs(x - y).mean() / 127.5, rel=1e-5)
+    assert result["metrics"]["compression"] == 64 / (4 * 16)
+    assert {"ssim", "rfd-domain", "perceptual-domain", "kl-per-dimension"} <= result["metrics"].keys()
+    assert result["perceptual"]["network"] == "domain classifier"
+    assert result["details"]["kl-per-dimension"]["channels"] == result["details"]["latents"]["kl_nats"]
+    assert len(result["details"]["latents"]["mean"]) == 4
+    picture = trained[1].results / f"{STEPS:09d}-reconstruction.png"
+    assert picture.is_file()
+
+
+def test_again_is_the_same_to_the_byte_and_done_is_done(trained):
+    first, result = made(trained)
+    second, again = made(trained)
+    assert first.manifest.sha256 == second.manifest.sha256 and result == again
+    cfg, run = trained
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file()}
+    reconstruct(cfg, run)
+    assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file()} == before
+
+
+def test_numbers_do_not_depend_on_batches_or_shards(trained):
+    _, result = made(trained)
+    _, other = made(trained, batch=4, images_per_shard=5)
+    for name, value in result["metrics"].items():
+        assert other["metrics"][name] == pytest.approx(value, rel=1e-3, abs=1e-6), name
+
+
+def test_an_interrupted_set_goes_on_with_the_shard_that_is_missing(trained):
+    """Something stands in the way of the second shard."""
+    whole, result = made(trained, images_per_shard=5)
+    cfg, run = trained
+    shutil.rmtree(run.path / "reconstructions")
+    shutil.rmtree(run.results)
+    cfg = tiny.revalidated(cfg, sample={"images_per_shard": 5})
+    obstacle = whole.path / "000001.tar"
+    obstacle.mkdir(parents=True)
+    with pytest.raises(IsADirectoryError):
+        reconstruct(cfg, run)
+    obstacle.rmdir()
+    before = (whole.path / "000000.tar").stat().st_mtime_ns
+    assert read_json(reconstruct(cfg, run)) == result
+    assert (whole.path / "000000.tar").stat().st_mtime_ns == before
+    assert verify_shards(whole.path).manifest.sha256 == whole.manifest.sha256
+
+
+def test_weights_that_are_not_finite_are_named(trained):
+    cfg, run = trained
+    snapshot = checkpoint.read(run.checkpoint(STEPS))
+    snapshot.tensors["average.autoencoder"]["to_moments.bias"].fill_(float("nan"))
+    snapshot.numbers["step"] = 99
+    checkpoint.write(run.checkpoint(99), snapshot)
+    try:
+        with pytest.raises(UserError, match="not finite"):
+            reconstruct(cfg, run, step=99)
+    finally:
+        shutil.rmtree(run.checkpoint(99))
+
+
+def test_without_a_validation_split_training_images_are_named(trained, tmp_path):
+    cfg, run = trained
+    copy = RunDir(shutil.copytree(run.path, tmp_path / "runs" / run.path.name))
+    shutil.rmtree(copy.path / "reconstructions", ignore_errors=True)
+    shutil.copytree(cfg.data_dir, tmp_path / "data")
+    cfg = tiny.revalidated(cfg, data_dir=str(tmp_path / "data"), evaluate={"domain": {"enabled": False}})
+    shutil.rmtree(data_directory(cfg) / "shards" / "valid")
+    result = read_json(reconstruct(cfg, copy))
+    assert result["samples"]["count"] == 60 and result["data"].keys() == {"train"}
+    assert any("no validation split" in sentence for sentence in result["words"])
+    assert "rfd-domain" not in result["metrics"] and "perceptual-domain" not in result["metrics"]
+
+
+def test_a_model_that_restores_nothing_is_refused(tmp_path):
+    cfg = tiny.config(tmp_path, duration="1 steps")
+    tiny.prepare(cfg)
+    with pytest.raises(UserError, match="pipeline sample"):
+        reconstruct(tiny.revalidated(cfg, evaluate={"domain": {"enabled": False}}), tiny.run(cfg))
