@@ -9,18 +9,22 @@ import argparse
 import csv
 import io
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.metrics.plots import Line, draw_lines
+from pipeline.metrics.plots import Line, Point, draw_lines
 from pipeline.metrics.report import ENOUGH, is_distance
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, write_text
 
-FIRST = ("fid", "fd-domain", "kid", "kid-domain", "is", "is-domain", "accuracy-domain", "precision", "recall")
+FIRST = (
+    *("fid", "fd-domain", "kid", "kid-domain", "is", "is-domain", "accuracy-domain", "accuracy-attributes"),
+    *("precision", "precision-domain", "recall", "recall-domain"),
+)
 PANELS = 8  # metrics in a plot, at most
+CURVES = 10  # sets whose distances are drawn against the number of samples, at most
 SETTINGS = ("step", "weights", "sampler", "steps", "guidance", "images")
 
 
@@ -48,9 +52,9 @@ def compare(runs: Sequence[Path], out: Path, *, metrics: Sequence[str] = ()) -> 
     files = [out / "comparison.md", out / "comparison.csv"]
     write_text(files[0], markdown(rows, names))
     write_text(files[1], table_csv(rows, names))
-    for axis, lines in plots(rows, names):
+    for axis, title, panels in plots(rows, names):
         path = out / f"{axis}.png"
-        draw_lines(path, axis, lines)
+        draw_lines(path, axis, panels, title=title)
         files.append(path)
     return files
 
@@ -91,18 +95,35 @@ def chosen(rows: Sequence[Row], asked: Sequence[str]) -> list[str]:
 
 
 def markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """A table for each standard of measurement, the best of a column in bold, and what a reader should know."""
-    parts = ["# Comparison\n\nBold: the best, and what its 95% interval does not tell from the best.\n"]
+    """Tables for each standard of measurement, the best of a column in bold, and what a reader should know."""
+    parts = [
+        "# Comparison\n\nBold: the best, and what its 95% interval does not tell from the best. In brackets: that "
+        "interval. ±: standard deviation over subsets or splits.\n"
+    ]
     standards = list(dict.fromkeys(row.standard for row in rows))
     for standard in standards:
         group = [row for row in rows if row.standard == standard]
         if len(standards) > 1:
             parts.append(f"## Measured against standard {standard}\n")
-        parts.append(_table(group, [n for n in names if any(n in row.metrics for row in group)]))
+        known = [n for n in names if any(n in row.metrics for row in group)]
+        usual = [n for n in known if n in FIRST] or known
+        same = {s: row for s in SETTINGS if len({str(r.settings[s]) for r in group}) == 1 for row in group[:1]}
+        said = ", ".join(f"{s} {_shown(row.settings[s])}" for s, row in same.items() if row.settings[s] != "")
+        if said and len(group) > 1:
+            parts.append(f"All: {said}.\n")
+        columns = [s for s in SETTINGS if s not in same or len(group) == 1]
+        parts.append(_table(group, usual, columns))
+        if other := [n for n in known if n not in usual]:
+            parts.append("Other metrics (`@valid`: against the validation images)\n\n" + _table(group, other, columns))
+    return "\n".join([*parts, *_remarks(rows, standards)])
+
+
+def _remarks(rows: Sequence[Row], standards: Sequence[str]) -> list[str]:
+    parts = []
     if len(standards) > 1:
         parts.append(
-            f"The {len(standards)} tables were measured against other reference images or in other features: their "
-            "numbers do not compare.\n"
+            f"The {len(standards)} standards are other reference images or other features: their numbers do not "
+            "compare.\n"
         )
     counts = sorted({int(row.settings["images"]) for row in rows})
     if len(counts) > 1:
@@ -114,21 +135,25 @@ def markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
             f"Frechet distances from fewer than {ENOUGH} images are too large, more so for fewer, and do not compare "
             "with published ones. KID has no such bias.\n"
         )
-    return "\n".join(parts)
+    return parts
 
 
-def _table(rows: Sequence[Row], names: Sequence[str]) -> str:
-    head = ["run", *SETTINGS, *names]
+def _table(rows: Sequence[Row], names: Sequence[str], columns: Sequence[str]) -> str:
+    head = ["run", *columns, *names]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     best = {name: _best(name, [row.metrics[name] for row in rows if name in row.metrics]) for name in names}
     for row in rows:
-        cells = [row.run, *(str(row.settings[s]) for s in SETTINGS)]
+        cells = [row.run, *(_shown(row.settings[s]) for s in columns)]
         for name in names:
             value = row.metrics.get(name)
             text = "" if value is None else f"{value:.4g}{_interval(row.details.get(name, {}))}"
             cells.append(f"**{text}**" if len(rows) > 1 and _among_best(row, name, best[name]) else text)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _interval(details: Mapping[str, Any]) -> str:
@@ -148,8 +173,9 @@ def _among_best(row: Row, name: str, best: float | None) -> bool:
 
 
 def _best(name: str, values: Sequence[float]) -> float | None:
-    """Lower is better for distances and copies; None where neither end is better by itself (single-image scores)."""
-    if not values:
+    """Lower is better for distances and copies; None where neither end is better by itself (single-image scores), or
+    where all are equal."""
+    if len(set(values)) < 2:
         return None
     if is_distance(name) or name.startswith(("kid", "cmmd", "copy-rate")):
         return min(values)
@@ -169,56 +195,78 @@ def table_csv(rows: Iterable[Row], names: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def plots(rows: Sequence[Row], names: Sequence[str]) -> list[tuple[str, dict[str, list[Line]]]]:
-    """(axis, metric -> lines) for each setting that varies while the others stay: a line joins what differs in it."""
+def plots(rows: Sequence[Row], names: Sequence[str]) -> list[tuple[str, str, dict[str, list[Line]]]]:
+    """(axis, title, metric -> lines) for each setting that varies while the others stay: a line joins what differs in
+    it. What all lines of a plot have in common is its title."""
     found = []
+    shown = sorted(names, key=lambda name: "@" in name or name.endswith("-infinity"))[:PANELS]  # sorting is stable
     for axis in ("step", "guidance", "weights", "steps", "images"):
+        groups = _groups(rows, axis)
+        title, labels = _labels(list(groups))
         panels: dict[str, list[Line]] = {}
-        for name in list(names)[:PANELS]:
-            lines = _lines(rows, name, axis)
+        for name in shown:
+            lines = [line for key, group in groups.items() for line in _lines(group, name, axis, label=labels[key])]
             if lines:
                 panels[name] = lines
         if panels:
-            found.append((axis, panels))
+            found.append((axis, title, panels))
     growth = _growth(rows)
-    return [*found, ("number-of-samples", growth)] if growth else found
+    return [*found, ("number-of-samples", *growth)] if growth else found
 
 
-def _lines(rows: Sequence[Row], name: str, axis: str) -> list[Line]:
+def _groups(rows: Sequence[Row], axis: str) -> dict[tuple[str, ...], list[Row]]:
+    """Rows that differ in `axis` alone, where there are two places on it: by what they have in common."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        if name in row.metrics:
-            others = tuple(f"{s}={row.settings[s]}" for s in SETTINGS if s != axis and row.settings[s] != "")
-            groups.setdefault((row.standard, row.run, *others), []).append(row)
-    lines = []
-    for key, group in groups.items():
-        points = sorted({_place(row.settings[axis]): row.metrics[name] for row in group}.items())
-        if len(points) > 1:
-            lines.append(Line(", ".join(key[1:]), tuple(points)))
-    return lines
+        others = (f"{s} {_shown(row.settings[s])}" for s in SETTINGS if s != axis and row.settings[s] != "")
+        groups.setdefault((f"standard {row.standard}", row.run, *others), []).append(row)
+    return {k: g for k, g in groups.items() if len({_place(row.settings[axis]) for row in g} - {None}) > 1}
 
 
-def _place(value: Any) -> float:
-    """Where a setting stands on an axis. An average's relative width is in its name; the network itself is at 0."""
-    if isinstance(value, str):
-        tail = value.rpartition(":")[2]
-        try:
-            return float(tail)
-        except ValueError:
-            return 0.0
-    return float(value)
+def _labels(keys: Sequence[tuple[str, ...]]) -> tuple[str, dict[tuple[str, ...], str]]:
+    """What all keys share, and of each what the others do not share. The standard shows only where it differs."""
+    shared = set(keys[0]).intersection(*keys) if keys else set()
+    title = ", ".join(word for word in keys[0] if word in shared and not word.startswith("standard ")) if keys else ""
+    return title, {key: ", ".join(word for word in key if word not in shared) or key[1] for key in keys}
 
 
-def _growth(rows: Sequence[Row]) -> dict[str, list[Line]]:
-    """Frechet distances against the number of samples, from the points behind each `-infinity`."""
+def _lines(group: Sequence[Row], name: str, axis: str, *, label: str) -> Iterator[Line]:
+    """A line through the places on the axis; what has none is a level of its own."""
+    points = {}
+    for row in group:
+        if name not in row.metrics:
+            continue
+        details, place = row.details.get(name, {}), _place(row.settings[axis])
+        point = Point(0.0 if place is None else place, row.metrics[name], details.get("low"), details.get("high"))
+        if place is None:
+            yield Line(label, (point,), level=str(row.settings[axis]))
+        else:
+            points[place] = point
+    if len(points) > 1:
+        yield Line(label, tuple(points[x] for x in sorted(points)))
+
+
+def _place(value: Any) -> float | None:
+    """Where a setting stands on an axis. An average's relative width is in its name; other weights have no place."""
+    try:
+        return float(value.rpartition(":")[2]) if isinstance(value, str) else float(value)
+    except ValueError:
+        return None
+
+
+def _growth(rows: Sequence[Row]) -> tuple[str, dict[str, list[Line]]] | None:
+    """Frechet distances against the number of samples, from the points behind each `-infinity`; the best sets'."""
     panels: dict[str, list[Line]] = {}
-    for row in rows:
-        for name, details in row.details.items():
-            if name.endswith("-infinity"):
-                points = tuple((float(n), float(v)) for n, v in details["points"])
-                label = f"{row.run}, step {row.settings['step']}, {row.name}"
-                panels.setdefault(name.removesuffix("-infinity"), []).append(Line(label, points))
-    return panels
+    most = 0
+    for name in dict.fromkeys(n for row in rows for n in row.details if n.endswith("-infinity")):
+        those = sorted((row for row in rows if name in row.details), key=lambda row: row.metrics[name])
+        most = max(most, len(those))
+        for row in those[:CURVES]:
+            points = tuple(Point(float(n), float(v)) for n, v in row.details[name]["points"])
+            label = f"{row.run}, step {row.settings['step']}, {row.name} (at infinity {row.metrics[name]:.4g})"
+            panels.setdefault(name.removesuffix("-infinity"), []).append(Line(label, points))
+    title = f"the best {CURVES} of {most} sets" if most > CURVES else ""
+    return (title, panels) if panels else None
 
 
 def main(words: list[str]) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compare import compare, main, read_rows
+from pipeline.compare import CURVES, compare, main, plots, read_rows
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import write_json
 
@@ -40,20 +40,22 @@ def runs(tmp_path: Path) -> list[Path]:
     for step, scale, value in ((1000, 1.0, 9.0), (2000, 1.0, 6.0), (2000, 2.0, 4.0), (2000, 4.0, 7.0)):
         result(tmp_path / "one", step=step, scale=scale, value=value)
     result(tmp_path / "two", step=2000, scale=1.0, value=5.0)
-    result(tmp_path / "two", step=2000, scale=1.0, value=5.5, weights="power:0.1")
+    for width, value in ((0.1, 5.5), (0.2, 5.2)):
+        result(tmp_path / "two", step=2000, scale=1.0, value=value, weights=f"power:{width}")
     return [tmp_path / "one", tmp_path / "two"]
 
 
 def test_one_table_with_every_set_and_the_best_value_in_bold(runs: list[Path], tmp_path: Path) -> None:
     files = compare(runs, tmp_path / "out")
     text = files[0].read_text()
-    assert text.count("| one |") == 4 and text.count("| two |") == 2
+    assert text.count("| one |") == 8 and text.count("| two |") == 6  # in two tables
     assert "**4 (3 to 5)**" in text and "**5 (4 to 6)**" in text  # 4 is in the other's interval
     assert text.count("**") == 8  # two distances, one accuracy, one distance without an interval
     assert "do not compare with published ones" in text
+    assert "All: sampler heun, steps 12, images 1000." in text  # and so no columns
     with files[1].open() as file:
         table = list(csv.DictReader(file))
-    assert [float(row["fd-domain"]) for row in table] == [9.0, 6.0, 4.0, 7.0, 5.0, 5.5]
+    assert [float(row["fd-domain"]) for row in table] == [9.0, 6.0, 4.0, 7.0, 5.0, 5.5, 5.2]
     assert table[2]["guidance"] == "2.0" and table[5]["weights"] == "power:0.1"
 
 
@@ -65,10 +67,33 @@ def test_plots_for_what_varies_and_no_others(runs: list[Path], tmp_path: Path) -
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_lines_are_named_by_what_tells_them_apart_and_weights_without_a_width_are_levels(runs: list[Path]) -> None:
+    drawn = {
+        axis: (title, panels)
+        for axis, title, panels in plots([r for run in runs for r in read_rows(run)], ["fd-domain"])
+    }
+    title, panels = drawn["weights"]
+    assert title == "two, step 2000, sampler heun, steps 12, guidance 1, images 1000"
+    level, line = panels["fd-domain"]
+    assert (level.name, [p.y for p in level.points]) == ("two: average", [5.0])
+    assert [(p.x, p.y, p.low, p.high) for p in line.points] == [(0.1, 5.5, 4.5, 6.5), (0.2, 5.2, 4.2, 6.2)]
+    assert [p.x for p in drawn["guidance"][1]["fd-domain"][0].points] == [1.0, 2.0, 4.0]
+
+
+def test_of_many_sets_the_best_are_drawn_against_the_number_of_samples(tmp_path: Path) -> None:
+    for step in range(1, 15):
+        result(tmp_path / "many", step=step, scale=1.0, value=20.0 - step)
+    ((_, title, panels),) = [
+        found for found in plots(read_rows(tmp_path / "many"), []) if found[0] == "number-of-samples"
+    ]
+    assert title == "the best 10 of 14 sets" and len(panels["fd-domain"]) == CURVES
+    assert panels["fd-domain"][0].label.endswith("(at infinity 6)")
+
+
 def test_other_reference_images_stand_in_another_table(runs: list[Path], tmp_path: Path) -> None:
     result(tmp_path / "three", step=1, scale=1.0, value=1.0, data="b")
     text = compare([*runs, tmp_path / "three"], tmp_path / "out")[0].read_text()
-    assert text.count("## Measured against standard") == 2 and "their numbers do not compare" in text
+    assert text.count("## Measured against standard") == 2 and "their numbers do not" in text
     assert "**4 (3 to 5)**" in text  # still the best of its own table
 
 
