@@ -15,14 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.metrics.plots import Line, Point, draw_lines
-from pipeline.metrics.report import ENOUGH, is_distance
+from pipeline.metrics.report import ENOUGH, USUAL, is_distance, shown, usual_first
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, write_text
 
-FIRST = (
-    *("fid", "fd-domain", "kid", "kid-domain", "is", "is-domain", "accuracy-domain", "accuracy-attributes"),
-    *("precision", "precision-domain", "recall", "recall-domain"),
-)
 PANELS = 8  # metrics in a plot, at most
 CURVES = 10  # sets whose distances are drawn against the number of samples, at most
 SETTINGS = ("step", "weights", "sampler", "steps", "guidance", "images")
@@ -91,14 +87,14 @@ def chosen(rows: Sequence[Row], asked: Sequence[str]) -> list[str]:
             raise UserError(f"--metric: found '{name}', expected one of {', '.join(known)}.{did_you_mean(name, known)}")
     if asked:
         return list(dict.fromkeys(asked))
-    return [n for n in FIRST if n in known] + [n for n in known if n not in FIRST]
+    return usual_first(known)
 
 
 def markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Tables for each standard of measurement, the best of a column in bold, and what a reader should know."""
     parts = [
         "# Comparison\n\nBold: the best, and what its 95% interval does not tell from the best. In brackets: that "
-        "interval. ±: standard deviation over subsets or splits.\n"
+        "interval. ±: standard deviation over subsets, splits or images.\n"
     ]
     standards = list(dict.fromkeys(row.standard for row in rows))
     for standard in standards:
@@ -106,7 +102,7 @@ def markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
         if len(standards) > 1:
             parts.append(f"## Measured against standard {standard}\n")
         known = [n for n in names if any(n in row.metrics for row in group)]
-        usual = [n for n in known if n in FIRST] or known
+        usual = [n for n in known if n in USUAL] or known
         same = {s: row for s in SETTINGS if len({str(r.settings[s]) for r in group}) == 1 for row in group[:1]}
         said = ", ".join(f"{s} {_shown(row.settings[s])}" for s, row in same.items() if row.settings[s] != "")
         if said and len(group) > 1:
@@ -146,7 +142,7 @@ def _table(rows: Sequence[Row], names: Sequence[str], columns: Sequence[str]) ->
         cells = [row.run, *(_shown(row.settings[s]) for s in columns)]
         for name in names:
             value = row.metrics.get(name)
-            text = "" if value is None else f"{value:.4g}{_interval(row.details.get(name, {}))}"
+            text = "" if value is None else shown(value, row.details.get(name, {}))
             cells.append(f"**{text}**" if len(rows) > 1 and _among_best(row, name, best[name]) else text)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -154,12 +150,6 @@ def _table(rows: Sequence[Row], names: Sequence[str], columns: Sequence[str]) ->
 
 def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _interval(details: Mapping[str, Any]) -> str:
-    if "low" in details:
-        return f" ({details['low']:.4g} to {details['high']:.4g})"
-    return f" ± {details['std']:.2g}" if "std" in details else ""
 
 
 def _among_best(row: Row, name: str, best: float | None) -> bool:
@@ -199,12 +189,12 @@ def plots(rows: Sequence[Row], names: Sequence[str]) -> list[tuple[str, str, dic
     """(axis, title, metric -> lines) for each setting that varies while the others stay: a line joins what differs in
     it. What all lines of a plot have in common is its title."""
     found = []
-    shown = sorted(names, key=lambda name: "@" in name or name.endswith("-infinity"))[:PANELS]  # sorting is stable
+    drawn = sorted(names, key=lambda name: "@" in name or name.endswith("-infinity"))[:PANELS]  # sorting is stable
     for axis in ("step", "guidance", "weights", "steps", "images"):
         groups = _groups(rows, axis)
         title, labels = _labels(list(groups))
         panels: dict[str, list[Line]] = {}
-        for name in shown:
+        for name in drawn:
             lines = [line for key, group in groups.items() for line in _lines(group, name, axis, label=labels[key])]
             if lines:
                 panels[name] = lines

@@ -29,7 +29,7 @@ from pipeline.metrics.features import Extractor
 from pipeline.metrics.pictures import draw_worst
 from pipeline.metrics.provenance import versions
 from pipeline.metrics.quality_suite import measure_quality, quality_work, score_blocks
-from pipeline.metrics.report import caution, rows
+from pipeline.metrics.report import blocks, caution
 from pipeline.metrics.suite import Asked, Measured, measure
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, write_json
@@ -158,6 +158,7 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, *, work:
     if scores:
         held_out = scores[1] if len(scores) > 1 else None
         measured.update(measure_quality(scores[0], held_out, standards.scorers, size=manifest.shape[1:]))
+    cautions = caution(manifest.count, measured.metrics, measured.details)
     return {
         "run": samples.path.parents[2].name,
         "step": int(samples.path.parent.name.removeprefix("step-")),
@@ -173,7 +174,7 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, *, work:
         "metrics": measured.metrics,
         "details": measured.details,
         "nearest_training_images": [asdict(w) for w in worst],
-        "words": [*_partial(manifest), *caution(manifest.count, measured.metrics), *measured.words],
+        "words": [*_partial(manifest), *cautions, *measured.words],
         "settings": cfg.evaluate.model_dump(mode="json"),
         "seed": cfg.evaluate.seed,
         "versions": versions(),
@@ -221,14 +222,20 @@ def _partial(manifest: Manifest) -> list[str]:
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """A result as a table, and below it what a reader should know."""
-    table = Table(title=f"{result['run']}, {result['samples']['set']}, {result['samples']['count']} images")
-    table.add_column("metric")
-    table.add_column("value", justify="right")
-    table.add_column("")
-    for row in rows(result):
-        table.add_row(*row)
-    console.print(table)
+    """A result as tables, and below them what a reader should know."""
+    console.print(
+        f"{result['run']}, {result['samples']['set']}, {result['samples']['count']} images",
+        style="bold",
+        highlight=False,
+    )
+    for block in blocks(result):
+        table = Table(block.columns[0])
+        for column in block.columns[1:]:
+            table.add_column(column, justify="right")
+        for row in block.rows:
+            table.add_row(*row)
+        console.print(table)
+    console.print("In brackets: 95% intervals. ±: standard deviation over subsets, splits or images.", highlight=False)
     for sentence in result["words"]:
         console.print(f"- {sentence}", highlight=False)
 

@@ -95,9 +95,10 @@ def measure_quality(
             sha256=scorer.sha256,
         )
         if min(height, width) < _SMALL:
+            beside_it = "held-out images have no score here" if beside is None else f"held-out images have {beside:.4g}"
             out.words.append(
-                f"{scorer.name} was fitted to photographs of several hundred pixels: on {width} x {height} compare it "
-                f"only with the held-out images' {'(none here)' if beside is None else f'{beside:.4g}'}"
+                f"{scorer.name} was fitted to photographs of several hundred pixels: at {width} x {height} it compares "
+                f"with images of that size alone; {beside_it}"
             )
     return out
 

@@ -1,9 +1,23 @@
 """Numbers in words and rows, for people."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 ENOUGH = 10_000  # images below which a Frechet distance says little across papers
+USUAL = (  # what people look at first, in this order
+    *("fid", "fd-domain", "kid", "kid-domain", "is", "is-domain", "accuracy-domain", "accuracy-attributes"),
+    *("precision", "precision-domain", "recall", "recall-domain"),
+)
+Row = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A small table: what its columns are, and rows of as many cells."""
+
+    columns: Row
+    rows: tuple[Row, ...]
 
 
 def is_distance(name: str) -> bool:
@@ -11,42 +25,82 @@ def is_distance(name: str) -> bool:
     return name.startswith(("fd-", "fid", "sfid"))
 
 
-def caution(count: int, names: Mapping[str, float]) -> list[str]:
-    """What a small number of images means, in words; nothing from 10,000 on."""
-    if count >= ENOUGH:
-        return []
-    distances = [n for n in names if is_distance(n)]
-    if not distances:
-        return []
-    return [
-        f"{', '.join(distances)}: measured on {count} images. A Frechet distance from fewer than {ENOUGH} images is "
-        "too large, by an amount that grows as the set shrinks and differs between models: compare it only with "
-        "others from the same number of images, never with published ones. KID has no such bias."
-    ]
+def usual_first(names: Iterable[str]) -> list[str]:
+    """Names of metrics: the usual ones first, then distances, then the others, in the alphabet's order."""
+    known = sorted(names, key=lambda n: (not is_distance(n), n))
+    return [n for n in USUAL if n in known] + [n for n in known if n not in USUAL]
 
 
-def rows(result: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(name, value, remark) of each metric of a result file, in the order of names."""
-    return [
-        (name, f"{value:.5g}", remark(result.get("details", {}).get(name, {})))
-        for name, value in sorted(result["metrics"].items())
+def caution(count: int, metrics: Mapping[str, float], details: Mapping[str, Any]) -> list[str]:
+    """What a small number of images means, in words."""
+    found, distances = [], [n for n in metrics if is_distance(n)]
+    if distances and count < ENOUGH:
+        found.append(
+            f"{', '.join(distances)}: measured on {count} images. A Frechet distance from fewer than {ENOUGH} images "
+            "is too large, by an amount that grows as the set shrinks and differs between models: compare it only "
+            "with others from the same number of images, never with published ones. KID has no such bias."
+        )
+    facts = {n: details.get(n, {}) for n in distances}
+    if singular := [n for n, d in facts.items() if "dimensions" in d and min(d["images"]) <= d["dimensions"]]:
+        found.append(
+            f"{', '.join(singular)}: fewer images than dimensions on one side, {facts[singular[0]]['dimensions']} or "
+            "more. The covariance is then singular and the distance far too large."
+        )
+    if below := [n for n in metrics if n.endswith("-infinity") and metrics[n] < 0]:
+        found.append(f"{', '.join(below)} below 0: too few images for the extrapolation; read it as 0.")
+    if below := [n for n in metrics if n.startswith("kid") and metrics[n] < 0]:
+        found.append(
+            f"{', '.join(below)} below 0: an estimate without bias scatters around 0 where no difference is seen, and "
+            "sets with equal numbers of every class lie a little lower."
+        )
+    return found
+
+
+def blocks(result: Mapping[str, Any]) -> list[Block]:
+    """The tables of a result file: distances to each split side by side, the samples by themselves, attributes."""
+    metrics, details = result["metrics"], result["details"]
+    splits = [*result["data"]]
+    compared = usual_first({n.partition("@")[0] for n in metrics if "@" in n or "reference" in details.get(n, {})})
+    alone = [n for n in usual_first(metrics) if "@" not in n and n not in compared]
+    heads = [f"against {split}, {result['data'][split]['count']} images" for split in splits]
+    found = [
+        Block(("metric", *heads), tuple((n, *_against(result, n, splits)) for n in compared)),
+        Block(
+            ("metric", "value", "of"),
+            tuple((n, shown(metrics[n], details.get(n, {})), remark(details.get(n, {}))) for n in alone),
+        ),
     ]
+    if each := details.get("accuracy-attributes", {}).get("by_attribute"):
+        rows = ((n, shown(d["value"], d), str(d["count"]), f"{d['classifier']:.4g}") for n, d in each.items())
+        found.append(
+            Block(("attribute", "seen as asked", "samples asked", "classifier on held-out images"), tuple(rows))
+        )
+    return [block for block in found if block.rows]
+
+
+def _against(result: Mapping[str, Any], name: str, splits: Sequence[str]) -> list[str]:
+    names = [name, *(f"{name}@{split}" for split in splits[1:])]
+    metrics, details = result["metrics"], result["details"]
+    return [shown(metrics[n], details.get(n, {})) if n in metrics else "" for n in names]
+
+
+def shown(value: float, details: Mapping[str, Any]) -> str:
+    """A value with its 95% interval in brackets, or its standard deviation over subsets or splits."""
+    if "low" in details:
+        return f"{value:.4g} ({details['low']:.4g} to {details['high']:.4g})"
+    return f"{value:.4g} ± {details['std']:.2g}" if "std" in details else f"{value:.4g}"
 
 
 def remark(details: Mapping[str, Any]) -> str:
-    """The details of one metric that fit on a line."""
+    """What else there is to say of one metric on a line."""
     words = []
-    if "low" in details:
-        words.append(f"95%: {details['low']:.5g} to {details['high']:.5g}")
-    if "std" in details:
-        words.append(f"± {details['std']:.3g}")
     if "splits" in details:
-        words.append(f"over {details['splits']} splits")
-    if "images" in details:
-        words.append(f"{details['images'][0]} against {details['images'][1]} {details.get('reference', '')}".strip())
-    elif "count" in details:
-        words.append(f"of {details['count']} images")
+        words.append(f"{details['splits']} split{'s' * (details['splits'] > 1)}")
+    if "count" in details:
+        words.append(f"{details['count']} images")
     if "expected" in details:
         expected = details["expected"]
         words.append("not calibrated" if expected is None else f"held-out images: {expected:.3g}")
+    if details.get("held_out") is not None:
+        words.append(f"held-out images: {details['held_out']:.4g}")
     return ", ".join(words)

@@ -101,7 +101,8 @@ def measure(
         if min(work.count, reference.record["count"]) < 2:
             out.words.append(f"nothing was compared with {split}: that needs at least 2 images on both sides")
         elif extractor.name == "clip":
-            out.add(f"cmmd{at}", cmmd(all_features(work, "features"), reference.features("features")))
+            x, y = all_features(work, "features"), reference.features("features")
+            out.add(f"cmmd{at}", cmmd(x, y), reference=reference.split, images=[len(x), len(y)])
         else:
             for name, space in spaces_of(extractor).items():
                 _compare(out, space, work, reference=reference, name=name, at=at, cfg=cfg)
@@ -129,16 +130,7 @@ def _compare(
         limit = at_infinity(all_features(work, name), towards, seed=cfg.seed)
         if limit is not None:
             out.add(f"{space.frechet}-infinity", limit.value, points=limit.points, reference=reference.split)
-            if limit.value < 0:
-                out.words.append(
-                    f"{space.frechet}-infinity is below 0: too few images for the extrapolation; read it as 0"
-                )
     out.add(space.frechet + at, value, **details)
-    if min(counts) <= dimensions:
-        out.words.append(
-            f"{space.frechet}{at} is between {counts[0]} and {counts[1]} images in {dimensions} dimensions: the "
-            "covariance of fewer images than dimensions is singular, and the distance is far too large"
-        )
     if space.full:
         _neighbourhoods(out, work, reference, name=name, ending=space.ending + at, cfg=cfg)
 
@@ -151,11 +143,6 @@ def _neighbourhoods(
     facts = {"reference": reference.split, "images": [len(x), len(y)]}
     distance = kid(x, y, subsets=cfg.kid_subsets, size=cfg.kid_subset_size, seed=cfg.seed)
     out.add(f"kid{ending}", distance.mean, std=distance.std, subsets=distance.subsets, size=distance.size, **facts)
-    if distance.mean < 0:
-        out.words.append(
-            f"kid{ending} is below 0: an estimate without bias scatters around 0 where no difference is seen, and "
-            "sets with equal numbers of every class lie a little lower"
-        )
     if min(len(x), len(y)) <= max(cfg.neighbours, DENSITY_NEIGHBOURS):
         out.words.append(f"precision{ending} and its like need more than {DENSITY_NEIGHBOURS} images on both sides")
         return
