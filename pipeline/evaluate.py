@@ -6,17 +6,13 @@ Every finished sample set of the run is measured that has no result yet for thes
 started again it goes on where it was; several processes (RANK and WORLD_SIZE, or --part) share the images.
 """
 
-import json
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from pipeline.config.load import config_from, run_named
 from pipeline.config.schema import Config
@@ -29,7 +25,7 @@ from pipeline.metrics.features import Extractor
 from pipeline.metrics.pictures import draw_worst
 from pipeline.metrics.provenance import versions
 from pipeline.metrics.quality_suite import measure_quality, quality_work, score_blocks
-from pipeline.metrics.report import blocks, caution
+from pipeline.metrics.report import caution, show
 from pipeline.metrics.suite import Asked, Measured, measure
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, write_json
@@ -221,25 +217,6 @@ def _partial(manifest: Manifest) -> list[str]:
     return [f"the sample set holds {manifest.count} of the {wanted} images asked for: some of its shards are missing"]
 
 
-def show(result: Mapping[str, Any], console: Console) -> None:
-    """A result as tables, and below them what a reader should know."""
-    console.print(
-        f"{result['run']}, {result['samples']['set']}, {result['samples']['count']} images",
-        style="bold",
-        highlight=False,
-    )
-    for block in blocks(result):
-        table = Table(block.columns[0])
-        for column in block.columns[1:]:
-            table.add_column(column, justify="right")
-        for row in block.rows:
-            table.add_row(*row)
-        console.print(table)
-    console.print("In brackets: 95% intervals. ±: standard deviation over subsets, splits or images.", highlight=False)
-    for sentence in result["words"]:
-        console.print(f"- {sentence}", highlight=False)
-
-
 def parse_part(words: Sequence[str]) -> tuple[list[str], tuple[int, int] | None]:
     """Take `--part K/N` (K from 0) out of the words of a command line."""
     rest = list(words)
@@ -259,6 +236,6 @@ def main(words: list[str]) -> int:
     cfg = config_from(rest)
     run = RunDir(run_named(rest) or cfg.runs_dir / cfg.name)
     for path in evaluate(cfg, run, part=part):
-        show(json.loads(path.read_text()), Console(width=None if sys.stdout.isatty() else 120))
+        show(read_json(path))
         print(path)
     return 0

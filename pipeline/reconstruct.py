@@ -42,7 +42,7 @@ from pipeline.inference import autocast, loaded_objective
 from pipeline.metrics.board import write_board
 from pipeline.metrics.latent_sums import DEAD_NATS, DEAD_SPREAD, LatentSums, dead_channels
 from pipeline.metrics.provenance import versions
-from pipeline.metrics.report import caution, rows
+from pipeline.metrics.report import caution, show
 from pipeline.metrics.restoration import RANGE, psnr
 from pipeline.metrics.suite import Measured
 from pipeline.objectives.autoencoder import Autoencoding
@@ -65,10 +65,8 @@ def main(words: list[str]) -> int:
     cfg = config_from(rest)
     run = RunDir(run_named(rest) or run_directory(cfg))
     path = reconstruct(cfg, run, step=options.step)
-    result = read_json(path)
-    for name, value, remark in rows(result):
-        print(f"{name:<26} {value:>10}  {remark}".rstrip())
-    print(*(f"- {sentence}" for sentence in result["words"]), path, sep="\n")
+    show(read_json(path))
+    print(path)
     return 0
 
 
@@ -240,7 +238,7 @@ def _result(
         "details": measured.details,
         "words": [
             f"errors are between pixels of 8 bits, in [-1, 1] (a range of {RANGE:g}), by the posterior's mean",
-            *caution(manifest.count, measured.metrics),
+            *caution(manifest.count, measured.metrics, measured.details),
             *measured.words,
         ],
         "settings": cfg.evaluate.model_dump(mode="json"),

@@ -1,8 +1,12 @@
 """Numbers in words and rows, for people."""
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 ENOUGH = 10_000  # images below which a Frechet distance says little across papers
 USUAL = (  # what people look at first, in this order
@@ -104,3 +108,23 @@ def remark(details: Mapping[str, Any]) -> str:
     if details.get("held_out") is not None:
         words.append(f"held-out images: {details['held_out']:.4g}")
     return ", ".join(words)
+
+
+def show(result: Mapping[str, Any]) -> None:
+    """Print a result as tables, and below them what a reader should know."""
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(
+        f"{result['run']}, {result['samples']['set']}, {result['samples']['count']} images",
+        style="bold",
+        highlight=False,
+    )
+    for block in blocks(result):
+        table = Table(block.columns[0])
+        for column in block.columns[1:]:
+            table.add_column(column, justify="right")
+        for row in block.rows:
+            table.add_row(*row)
+        console.print(table)
+    console.print("In brackets: 95% intervals. ±: standard deviation over subsets, splits or images.", highlight=False)
+    for sentence in result["words"]:
+        console.print(f"- {sentence}", highlight=False)
