@@ -15,6 +15,7 @@ from slurm.sweep.settings import SweepSettings
 from slurm.sweep.trials import remade
 
 ENOUGH = 6  # trials, below which neither number means anything
+BEST = 6  # trials that are told from the others, at least
 STRONG, WEAK = 0.8, 0.4
 
 
@@ -27,9 +28,11 @@ def importances(sweep: SweepDir, settings: SweepSettings) -> dict[str, float]:
     study = remade(done, settings, varied)
     if len(study.get_trials(deepcopy=False)) < ENOUGH:
         return {}
+    share = max(0.1, min(1 / 3, BEST / len(done)))  # of few trials, a tenth is one
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        found = optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=share)
+        found = optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {key: float(value) for key, value in found.items()}
 
 

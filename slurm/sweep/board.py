@@ -30,10 +30,10 @@ _NAME = re.compile(r"tfevents\.\d+\.to-(-?\d+)(-end)?$")
 _STATUS = {"complete": "STATUS_SUCCESS", "pruned": "STATUS_SUCCESS", "failed": "STATUS_FAILURE"}
 
 
-def write(sweep: SweepDir) -> None:
-    """Add what is new to the page."""
+def write(sweep: SweepDir, found: Sequence[Measured] | None = None) -> None:
+    """Add what is new to the page. `found`: what the trials came to, where that has been gathered already."""
     with sweep.lock(of="-tensorboard"):  # two writers would each add the same
-        settings, found = sweep.settings(), measured(sweep)
+        settings, found = sweep.settings(), found or measured(sweep)
         dimensions = dimensions_of(settings)
         _experiment(sweep.tensorboard, settings, dimensions, names=_metrics(found, settings))
         for trial in found:

@@ -16,6 +16,7 @@ from slurm.sweep import here
 from slurm.sweep.chained import chained_ids
 from slurm.sweep.driver import trials_of
 from slurm.sweep.folder import SweepDir
+from slurm.sweep.measured import measured
 from slurm.sweep.runs import runs_of, shared, stages
 from slurm.workflows import Launch
 
@@ -25,8 +26,9 @@ def write(sweep: SweepDir, *, finished: bool = True) -> Path:
     from slurm.sweep import board, report
 
     settings = sweep.settings()
-    path = report.write(sweep)
-    board.write(sweep)
+    found = measured(sweep)
+    path = report.write(sweep, found)
+    board.write(sweep, found)
     if settings.run is not None:
         words = ["compare", str(settings.run), "--out", str(sweep.path / "comparison")]
         subprocess.run([sys.executable, "-m", settings.program, *words], stdout=subprocess.DEVNULL, check=False)

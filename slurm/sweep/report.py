@@ -10,7 +10,7 @@ from slurm.sweep import plots
 from slurm.sweep.analysis import importances, loss_predicts
 from slurm.sweep.driver import dimensions_of
 from slurm.sweep.folder import SweepDir
-from slurm.sweep.measured import Measured, measured, metric_names, ranked, table_csv
+from slurm.sweep.measured import Measured, metric_names, ranked, table_csv
 from slurm.sweep.settings import SweepSettings
 from slurm.sweep.space import Params, number_of, shown
 
@@ -18,9 +18,9 @@ BEST = 10  # trials in the first table
 FEW_IMAGES = 10_000
 
 
-def write(sweep: SweepDir) -> Path:
+def write(sweep: SweepDir, found: Sequence[Measured]) -> Path:
     """Write `report.md`, `trials.csv` and the pictures beside them; the report's path."""
-    settings, found = sweep.settings(), measured(sweep)
+    settings = sweep.settings()
     write_text(sweep.path / "trials.csv", table_csv(found, settings))
     best = ranked(found, settings)
     parts = [_head(settings, found)]
@@ -153,7 +153,7 @@ def _search(sweep: SweepDir, settings: SweepSettings, found: Sequence[Measured])
     shares = importances(sweep, settings)
     if shares:
         lines += [markdown(["setting", "importance"], [[key, f"{share:.2f}"] for key, share in shares.items()])]
-        lines += ["PED-ANOVA: the share of each setting in what tells the best tenth of the trials from the others.\n"]
+        lines += ["PED-ANOVA: the share of each setting in what tells the best trials from the others.\n"]
     else:
         lines += ["Too few complete trials to say which setting matters how much.\n"]
     return "\n".join([*lines, "![Metric by trial](search.png)\n", "![Metric by setting](settings.png)\n"])

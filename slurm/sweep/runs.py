@@ -62,16 +62,8 @@ class Run:
         return launch_of_run(self.path)
 
 
-def run_words(settings: SweepSettings, params: Params, *, seed: int = 0) -> list[str]:
-    """The words of a run: the base's, the configuration's, its seed's."""
-    shift = []
-    if seed:
-        base = config_from(_start(settings, params)).seed
-        shift = [f"seed={base + seed}"]
-    return [*_start(settings, params), *shift]
-
-
-def _start(settings: SweepSettings, params: Params) -> list[str]:
+def run_words(settings: SweepSettings, params: Params) -> list[str]:
+    """The words of a configuration: the base's and its own."""
     if settings.run is not None:
         return [str(settings.run), *_said(settings, params)]
     words = [*settings.base, *words_of(params)]
@@ -104,24 +96,25 @@ def cluster_words(name: str) -> list[str]:
 
 def config_of(sweep: SweepDir, settings: SweepSettings, params: Params, *, run: Run) -> Config:
     """The config of a run, checked."""
-    words = run_words(settings, params, seed=run.seed)
-    if settings.run is None:
-        words += [f"name={run.name}", f"runs_dir={sweep.trials.resolve()}"]
-    return config_from(words)
+    words = run_words(settings, params)
+    if settings.run is not None:
+        return config_from(words)
+    cfg = config_from([*words, f"name={run.name}", f"runs_dir={sweep.trials.resolve()}"])
+    return cfg.model_copy(update={"seed": cfg.seed + run.seed})
 
 
 def make(sweep: SweepDir, settings: SweepSettings, params: Params, *, run: Run) -> Launch:
-    """Make the run's directory, or find it as it was made; its graph.
+    """Make the run's directory, or find it as it was made; its graph. Seeds of a trial follow its experiment's.
 
     Raises:
         UserError: a configuration that is not valid, or a directory that was made with another.
     """
+    if run.records.config.is_file() or (run.path / OF_RUN).is_file():
+        return run.launch()
     cfg = config_of(sweep, settings, params, run=run)
     if settings.run is None:
         return launch_for(cfg, make=True)
-    said = _said(settings, params)
-    if not (run.path / OF_RUN).is_file():
-        write_json(run.path / OF_RUN, {"run": str(settings.run.resolve()), "words": said})
+    write_json(run.path / OF_RUN, {"run": str(settings.run.resolve()), "words": _said(settings, params)})
     return run.launch()
 
 

@@ -1,5 +1,6 @@
 """Sweeps on the test cluster, and what kills their processes at random."""
 
+import contextlib
 import os
 import random
 import signal
@@ -14,12 +15,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
+from pipeline.runtime.errors import NonFiniteError
 from pipeline.runtime.files import write_json
 from slurm.queue import mine
-from slurm.sweep.driver import dimensions_of, trials_of
-from slurm.sweep.folder import SweepDir
-from slurm.sweep.runs import Run, run_words
+from slurm.sweep import trials
+from slurm.sweep.driver import advance, dimensions_of, trials_of
+from slurm.sweep.folder import SweepDir, settings_from
+from slurm.sweep.runs import Run, make, run_words, runs_of
 from slurm.sweep.settings import SweepSettings
+from slurm.workflows import Launch
 
 CALM = 'cluster.options.exclude="node2,node4"'  # where faults.py takes nodes away
 
@@ -59,6 +63,30 @@ def said(sweep: SweepDir) -> str:
     logs = "\n".join(f"--- {p}\n{p.read_text()[-1500:]}" for p in sorted(sweep.jobs.glob("*/*_log.out")))
     queue = "\n".join(map(str, jobs_of(sweep)))
     return f"{states}\n{queue}\n{logs}"
+
+
+def finished_sweep(root: Path, *words: str) -> SweepDir:
+    """A sweep that has ended, without jobs: the toy's words are called here."""
+    settings = settings_from([*base(root), "cluster=local", *words])
+    sweep, space = SweepDir(settings.path), dimensions_of(settings)
+    sweep.write(settings)
+    study = trials.open_study(sweep.journal, settings)
+    while params := trials.next_params(study.get_trials(deepcopy=False), settings, space):
+        trial = trials.add(study, params, space)
+        for run in runs_of(sweep, trial.number, settings.seeds):
+            work(make(sweep, settings, params, run=run))
+    assert advance(sweep, local=True).ended
+    return sweep
+
+
+def work(launch: Launch) -> None:
+    """What a run's job does."""
+    if not launch.run.finished():
+        with contextlib.suppress(NonFiniteError):
+            toy.train(launch.cfg, launch.run)
+    if launch.run.finished():
+        toy.sample(launch.cfg, launch.run, step=toy.STEPS)
+        toy.evaluate(launch.cfg, launch.run, step=toy.STEPS)
 
 
 def jobs_of(sweep: SweepDir) -> list[str]:
@@ -125,8 +153,6 @@ class Killer:
 
 def expected_search(settings: SweepSettings, value: Callable[[FrozenTrial], float], *, path: Path) -> list[FrozenTrial]:
     """The same search without any job: trial after trial, each told at once."""
-    from slurm.sweep import trials
-
     study, space = trials.open_study(path, settings), dimensions_of(settings)
     while (known := study.get_trials(deepcopy=False)) is not None and len(known) < (settings.trials or 0):
         trial = trials.add(study, trials.next_params(known, settings, space) or {}, space)

@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from PIL import Image
+
 from pipeline.config.load import config_from
 from pipeline.config.paths import sample_set_name
 from pipeline.config.schema import Config
@@ -59,7 +61,11 @@ def train(cfg: Config, run: RunDir) -> int:
 
 def sample(cfg: Config, run: RunDir, *, step: int) -> int:
     """A set that says how large it is."""
-    write_json(run.samples(step) / sample_set_name(cfg) / "manifest.json", {"count": cfg.sample.count, "sha256": "0"})
+    folder = run.samples(step) / sample_set_name(cfg)
+    shade = round(max(0.0, 255 - 40 * metric(cfg)))
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (96, 48), (shade, 80, 255 - shade)).save(folder / "grid.png")
+    write_json(folder / "manifest.json", {"count": cfg.sample.count, "sha256": "0"})
     return 0
 
 
@@ -67,7 +73,7 @@ def evaluate(cfg: Config, run: RunDir, *, step: int) -> int:
     """The metric; far from the end of training it is worse."""
     chosen = cfg.evaluate.samples or f"step-{step:09d}/{sample_set_name(cfg)}"
     at = int(chosen.split("/")[0].removeprefix("step-"))
-    found = {"fd-domain": metric(cfg) + 5.0 * 0.5**at, "kid-domain": metric(cfg) / 10}
+    found = {"fd-domain": metric(cfg) + 5.0 * 0.5**at, "accuracy-domain": 1 / metric(cfg)}
     result = {"settings": cfg.evaluate.model_dump(mode="json"), "step": at, "metrics": found}
     result |= {"samples": {"sha256": "0", "count": cfg.sample.count, "set": chosen, "made_from": {}}}
     write_json(run.results / f"{at:09d}-{chosen.split('/')[1]}.json", result)

@@ -1,0 +1,139 @@
+"""The report and the TensorBoard page of a sweep; the page as a real browser shows it."""
+
+import contextlib
+import csv
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import CHROMIUM, Browser
+from PIL import Image
+from sweeping import finished_sweep
+
+from pipeline.runtime.files import append_line, read_lines
+from slurm.sweep import board, ending
+from slurm.sweep.folder import SweepDir
+from slurm.sweep.runs import Run
+
+WORDS = ("name=page", "train.optim.lr=1e-4,1e-3", "train.global_batch=32,64,128", "train.validate_every=1 steps")
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepDir:
+    os.environ["TOY_PACE"] = "0"
+    made = finished_sweep(tmp_path_factory.mktemp("page"), *WORDS, "sweep.seeds=2")
+    run = Run(made, 4, 1).records
+    for row in [r for r in read_lines(run.metrics) if r["step"] > 6]:  # trained again after a resume
+        append_line(run.metrics, row)
+    ending.write(made)
+    return made
+
+
+@contextlib.contextmanager
+def tensorboard(folder: Path) -> Iterator[str]:
+    """The address of a real TensorBoard."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(folder),
+        "--port",
+        str(port),
+        "--host",
+        "127.0.0.1",
+    ]
+    with (folder.parent / "tensorboard.log").open("w") as log:
+        process = subprocess.Popen(words, stdout=log, stderr=log)
+    try:
+        end = time.monotonic() + 90
+        while True:
+            with contextlib.suppress(OSError):
+                if len(ask(f"http://127.0.0.1:{port}/data/runs")) >= len([p for p in folder.iterdir() if p.is_dir()]):
+                    break
+            assert time.monotonic() < end, (folder.parent / "tensorboard.log").read_text()
+            time.sleep(0.3)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def ask(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return json.load(answer)
+
+
+def test_the_page_has_every_trial_in_table_coordinates_and_scatter_in_a_real_browser(sweep, tmp_path):
+    if CHROMIUM is None:
+        pytest.skip("needs a browser: Debian's package chromium is not installed")
+    pictures = Path(os.environ.get("MUDI_PICTURES", tmp_path))
+    with tensorboard(sweep.tensorboard) as address:
+        curve = ask(f"{address}/data/plugin/scalars/scalars?run=0004-s1&tag=train/loss")
+        steps = [step for _, step, _ in curve]
+        assert steps == list(range(1, 11))  # nothing overlaps
+        assert ask(f"{address}/data/plugin/images/tags")["0004-s1"]["samples"]["samples"] == 1
+        with Browser(tmp_path / "profile") as page:
+            page.open(f"{address}/#hparams")
+            text = page.wait_for(
+                "Trial ID", "train.optim.lr", "train.global_batch", "final/fd-domain", "best/loss", "0005"
+            )
+            lines = text.splitlines()
+            assert [f"{n:04d}" in lines for n in range(6)] == [True] * 6
+            assert "1.0099" in text  # the best, the mean of its two seeds
+            page.picture(pictures / "hparams-table.png")
+            page.click("parallel coordinates view")
+            page.wait_for("Linear")
+            wait_until_drawn(page, "path", at_least=6)
+            page.picture(pictures / "hparams-coordinates.png")
+            page.click("scatter plot matrix view")
+            wait_until_drawn(page, "circle, .data-marker, path", at_least=6)
+            page.picture(pictures / "hparams-scatter.png")
+            page.open(f"{address}/#images")
+            page.wait_for("samples")
+            page.picture(pictures / "images.png")
+
+
+def wait_until_drawn(page: Browser, css: str, *, at_least: int) -> None:
+    end = time.monotonic() + 30
+    while page.count(css) < at_least:
+        assert time.monotonic() < end, page.count(css)
+        time.sleep(0.3)
+
+
+def test_a_page_that_is_written_again_and_again_says_nothing_twice(sweep):
+    files = sorted(sweep.tensorboard.rglob("*tfevents*"))
+    board.write(sweep)
+    assert sorted(sweep.tensorboard.rglob("*tfevents*")) == files
+    assert not list(sweep.path.glob(".writing*"))
+
+
+def test_the_report_has_the_best_its_certainty_the_tables_and_the_pictures(sweep):
+    text = (sweep.path / "report.md").read_text()
+    rows = list(csv.DictReader((sweep.path / "trials.csv").open()))
+    assert len(rows) == 6 and {row["state"] for row in rows} == {"complete"}
+    best = min(rows, key=lambda row: float(row["fd-domain"]))
+    assert (best["train.optim.lr"], best["train.global_batch"]) == ("0.001", "64")
+    values = [float(best["fd-domain seed 0"]), float(best["fd-domain seed 1"])]
+    assert float(best["fd-domain"]) == pytest.approx(sum(values) / 2)
+    # Two seeds: Student's t with one degree of freedom, 12.706, times half their distance.
+    assert float(best["plus or minus"]) == pytest.approx(12.7062 * abs(values[1] - values[0]) / 2, rel=1e-4)
+    assert text.index("0004") < text.index("0001")  # the best comes first
+    assert "| lr | global_batch | fd-domain | accuracy-domain | loss |" in text
+    assert "rank correlation over 6 trials is +1.00" in text
+    for name in ("search", "settings", "loss", "best", "worst"):
+        assert f"({name}.png)" in text
+        Image.open(sweep.path / f"{name}.png").verify()
+    shares = dict(line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| train."))
+    assert float(shares["train.optim.lr"]) > float(shares["train.global_batch"])
