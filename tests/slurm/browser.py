@@ -22,14 +22,17 @@ _WALK = """
   const elements = []; const texts = [];
   walk(document.body, n => { if (n instanceof Element) elements.push(n);
     if (n.nodeType === 3 && n.data.trim()) texts.push(n.data.trim()); });
-  return %s;
+  return ANSWER;
 })()
 """
-_TEXT = _WALK % "texts.join('\\n')"
-_CLICK = _WALK % """(what => { const found = elements.filter(
+_TEXT = _WALK.replace("ANSWER", "texts.join('\\n')")
+_CLICK = _WALK.replace(
+    "ANSWER",
+    """(what => { const found = elements.filter(
     e => e.childElementCount === 0 && e.textContent.trim().toLowerCase() === what).pop();
-    if (found) found.click(); return found !== undefined; })(WHAT)"""
-_COUNT = _WALK % "elements.filter(e => e.matches(WHAT) && e.getBoundingClientRect().width > 0).length"
+    if (found) found.click(); return found !== undefined; })(WHAT)""",
+)
+_COUNT = _WALK.replace("ANSWER", "elements.filter(e => e.matches(WHAT) && e.getBoundingClientRect().width > 0).length")
 
 
 class Browser:
