@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 import tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_prep import reference
 from pipeline import checkpoint
@@ -22,7 +23,8 @@ STEPS, IMAGES = 12, 15
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """An autoencoder's run, with the data's classifier to measure with."""
-    cfg = tiny.config(tmp_path_factory.mktemp("reconstruct"), model=tiny.AUTOENCODER)
+    often = {"precision": "bf16", "preview_every": "12 steps", "validate_every": "6 steps"}
+    cfg = tiny.config(tmp_path_factory.mktemp("reconstruct"), model=tiny.AUTOENCODER, **often)
     quick = {"domain": {"width": 8, "features": 8, "max_images": 300}, "block": 8}
     cfg = tiny.revalidated(cfg, evaluate=quick)
     tiny.prepare(cfg)
@@ -54,6 +56,17 @@ def test_every_image_of_the_validation_split_is_there_and_the_numbers_are_those_
     assert len(result["details"]["latents"]["mean"]) == 4
     picture = trained[1].results / f"{STEPS:09d}-reconstruction.png"
     assert picture.is_file()
+
+
+def test_training_shows_reconstructions_of_held_out_images_and_how_near_they_are(trained):
+    _, run = trained
+    rows = [row for row in tiny.history(run) if "valid/psnr" in row]
+    assert [row["step"] for row in rows] == [6, 12]
+    assert {"valid/loss", "valid/l1", "valid/l2", "valid/ssim", "valid/kl"} <= rows[0].keys()
+    board = EventAccumulator(str(run.tensorboard)).Reload()
+    assert board.Tags()["images"] == ["reconstructions"]
+    (picture,) = board.Images("reconstructions")
+    assert picture.width >= 3 * 4 * tiny.SIZE  # the original, what was made of it by degrading it, and the restored one
 
 
 def test_again_is_the_same_to_the_byte_and_done_is_done(trained):

@@ -6,6 +6,7 @@ from pipeline.config.autoencoder import KINDS
 from pipeline.config.durations import needs_images, to_images
 from pipeline.config.schema import Config
 
+SMALLEST = 21  # px, of images that SqueezeNet 1.0 has all its maps for
 _HERE = "autoencoder"
 
 
@@ -34,7 +35,13 @@ def _perceptual(cfg: Config) -> Iterator[str]:
                 f"{_HERE}.perceptual.weight: found {perceptual.weight:g}, but there are no features to measure with: "
                 f"{_HERE}.perceptual.weights is null and evaluate.domain.enabled is false. Set one of them."
             )
-    elif perceptual.heads is None and perceptual.heads_sha256 is not None:
+        return
+    if cfg.data.image_size < SMALLEST:
+        yield (
+            f"{_HERE}.perceptual.weights: set, but SqueezeNet's maps of images of {cfg.data.image_size} px come to "
+            f"nothing, expected {SMALLEST} px or more. Use larger images, or {_HERE}.perceptual.weights=null."
+        )
+    if perceptual.heads is None and perceptual.heads_sha256 is not None:
         yield f"{_HERE}.perceptual.heads_sha256: set, but {_HERE}.perceptual.heads is null. Set both or neither."
 
 

@@ -54,12 +54,3 @@ class AutoencoderConfig(Settings):
     adaptive: bool = True  # multiply by |gradient of the error| / |gradient of the score| (Esser et al. 2021, eq. 7)
     discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()
     degradation: DegradationConfig = DegradationConfig()
-
-    def files(self) -> dict[str, tuple[Path, str | None]]:
-        """Files that have to be there, by setting, with the hash that is expected of each."""
-        found: dict[str, tuple[Path, str | None]] = {}
-        if self.perceptual.weights is not None:
-            found["autoencoder.perceptual.weights"] = (self.perceptual.weights, self.perceptual.sha256)
-        if self.perceptual.heads is not None:
-            found["autoencoder.perceptual.heads"] = (self.perceptual.heads, self.perceptual.heads_sha256)
-        return found

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from pipeline.config.check_autoencoder import SMALLEST
 from pipeline.config.load import validated
 from pipeline.config.schema import Config
 from pipeline.models.squeezenet import SqueezeNet
@@ -79,6 +80,13 @@ def test_features_are_those_of_the_published_network(version, scale):
     for one, other in zip(found, expected, strict=True):
         assert one.shape == other.shape
         assert (one - other).abs().max() < 1e-5 * other.abs().max()  # weights are stored in float32
+
+
+def test_all_maps_are_there_from_the_smallest_size_on():
+    network = SqueezeNet(random_weights("1.0"), scale="imagenet")
+    assert all(m.shape[2] >= 1 for m in network(torch.zeros(1, 1, SMALLEST, SMALLEST)))
+    with pytest.raises(RuntimeError):
+        network(torch.zeros(1, 1, SMALLEST - 1, SMALLEST - 1))
 
 
 def test_weights_of_another_network_are_refused():

@@ -116,6 +116,7 @@ def test_what_cannot_be_trained_is_said_at_once(tmp_path):
     assert "discriminator.layers: found 3" in small and "Use at most 1" in small
     assert "autoencoder.perceptual.heads: set" in refusal(tmp_path, perceptual={"heads": "x.pth"})
     assert "autoencoder.perceptual.sha256: set" in refusal(tmp_path, perceptual={"sha256": "0"})
+    assert "come to nothing" in refusal(tmp_path, perceptual={"weights": "x.npz"})
     assert "model.kind=vae" in refusal(tmp_path, tiny.VAE, adversarial_weight=1.0)
 
 
