@@ -65,7 +65,8 @@ def validated(values: Any) -> Config:
 
 
 def autoencoder_config(cfg: Config) -> Config:
-    """The config of the run that trains the autoencoder of `cfg.latents`: its experiment on the data of `cfg`.
+    """The config of the run that trains the autoencoder of `cfg.latents`: its experiment on the data of `cfg`, judged
+    by the same networks, which one stage prepares.
 
     Raises:
         UserError: where no experiment is named, or its settings and the overrides have problems.
@@ -81,7 +82,7 @@ def autoencoder_config(cfg: Config) -> Config:
         )
     known = groups()
     choices = [word for word in latents.overrides if word.partition("=")[0] in known]
-    taken = {name: getattr(cfg, name) for name in ("data", "data_dir", "seed", "cluster")}
+    taken = {name: getattr(cfg, name) for name in ("data", "data_dir", "seed", "cluster", "evaluate")}
     values = {
         **_compose([f"experiment={latents.experiment}", *choices]),
         **{k: v.model_dump(mode="json") if isinstance(v, Settings) else v for k, v in taken.items()},

@@ -39,10 +39,17 @@ def refused(*given):
 def test_the_autoencoders_own_config_follows_from_the_experiment(tmp_path):
     said = [f"{k}={v}" for k, v in (("latents.experiment", "glyphs16"), ("seed", 5), ("data_dir", tmp_path / "d"))]
     chosen = f"latents.overrides={json.dumps(OF_LETTERS)}"
-    cfg = config_from(words(tmp_path / "runs" / "letters_f2", *said, chosen, "data.source.alphabet=AB"))
+    cfg = config_from(
+        words(tmp_path / "runs" / "letters_f2", *said, chosen, "data.source.alphabet=AB", "evaluate.domain.width=9")
+    )
     made = autoencoder_config(cfg)
     assert (made.name, made.runs_dir, made.seed) == ("letters_f2", tmp_path / "runs", 5)
-    assert (made.data, made.data_dir, made.cluster) == (cfg.data, cfg.data_dir, cfg.cluster)
+    assert (made.data, made.data_dir, made.cluster, made.evaluate) == (
+        cfg.data,
+        cfg.data_dir,
+        cfg.cluster,
+        cfg.evaluate,
+    )
     assert (made.model.kind, made.train.duration, made.latents) == ("kl_autoencoder", "3 kimg", None)
 
 
