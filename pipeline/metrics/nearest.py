@@ -9,6 +9,9 @@ import torch
 
 Floats = npt.NDArray[np.floating]
 
+SLACK = 1e-4
+PAIRS = 65536  # distances in float64 at a time
+
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -49,8 +52,8 @@ def nearest_streamed(
     for start, rows in blocks:
         c = torch.from_numpy(np.ascontiguousarray(rows, np.float32)).to(device)
         for a in range(0, len(q), 2048):
-            part = slice(a, min(a + 2048, len(q)))
-            distance, local = _block(q[part], c, start=start, k=k, first=a if skip_self else None)
+            part, skip_from = slice(a, min(a + 2048, len(q))), a if skip_self else None
+            distance, local = _block(q[part], c, worst=best[part, -1], k=k, start=start, first=skip_from)
             joined = torch.cat([best[part], distance], 1)
             order = joined.sort(dim=1, stable=True)  # stable: of equal distances the smaller index, however blocked
             best[part] = order.values[:, :k]
@@ -59,19 +62,26 @@ def nearest_streamed(
 
 
 def _block(
-    q: torch.Tensor, c: torch.Tensor, *, start: int, k: int, first: int | None
+    q: torch.Tensor, c: torch.Tensor, *, worst: torch.Tensor, k: int, start: int, first: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """k nearest of one block: (distance [n, k] float64 exact, index [n, k] global)."""
-    rough = (c * c).sum(1) - 2 * q @ c.T  # |q|^2 is the same for all candidates of a query
+    """Candidates of one block that may be nearer than the `worst` [n] kept so far.
+
+    Returns (distance [n, few] float64 exact, inf for those that are not nearer; index [n, few] global).
+    """
+    squares = (q * q).sum(1, keepdim=True), (c * c).sum(1)
+    rough = squares[0] + squares[1] - 2 * q @ c.T
     if first is not None:
         numbers = torch.arange(len(q), device=q.device)
         rows = numbers + first - start
         inside = (rows >= 0) & (rows < len(c))
         rough[numbers[inside], rows[inside]] = torch.inf
+    # Float32 errs by less than SLACK of the vectors' squares; after a few blocks hardly anything is left to look at.
+    bound = worst.square() + SLACK * (squares[0][:, 0] + squares[1].max()).double()
     few = min(k + 4, len(c))  # a few more than asked: float32 may confuse near-equals
     local = rough.topk(few, dim=1, largest=False).indices.sort(dim=1).values
-    exact = (q[:, None].double() - c[local].double()).square().sum(2).sqrt()
-    exact = exact.masked_fill(rough.gather(1, local).isinf(), torch.inf)
-    order = exact.sort(dim=1, stable=True)
-    keep = min(k, few)
-    return order.values[:, :keep], local.gather(1, order.indices[:, :keep]) + start
+    rows, places = (rough.gather(1, local).double() <= bound[:, None]).nonzero(as_tuple=True)
+    exact = torch.full(local.shape, torch.inf, dtype=torch.float64, device=q.device)
+    for some in torch.split(torch.arange(len(rows), device=q.device), PAIRS):
+        r, p = rows[some], places[some]
+        exact[r, p] = (q[r].double() - c[local[r, p]].double()).square().sum(1).sqrt()
+    return exact, local + start
