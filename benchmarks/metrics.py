@@ -2,11 +2,15 @@
 
     python benchmarks/metrics.py [--images 64] [--batch 16] [--rounds 3] [--threads 1]
 
-The weights are random and the same in all of them: speed and equality do not depend on what they are. The others need
-torch-fidelity's package on the path (`pip install --no-deps --target DIR torch-fidelity`, PYTHONPATH=DIR): only the
-modules that work without torchvision are loaded. pytorch-fid cannot be loaded without torchvision; torch-fidelity's
-network is pytorch-fid's, layer by layer. Rounds take turns and time is the process's own, so a busy machine slows
-nobody more than the others.
+The weights are random and the same in all of them: speed and equality do not depend on what they are. The others are
+found on PYTHONPATH, where they are (`pip install --no-deps --target DIR torch-fidelity pytorch-fid clean-fid
+torchvision`); what is not there is said and left out. torch-fidelity's modules are loaded one by one, without its
+package, which needs torchvision. pytorch-fid and clean-fid need torchvision itself; its wheels are built for CUDA's
+torch, and with another one only the names of two of its operators stand in the way: they are declared here, and are
+never called. Their own networks, resizing and weights loader run; the normalisation of the input, which is theirs by
+1/255, is made equal through the values they are given.
+
+Rounds take turns and time is the process's own, so a busy machine slows nobody more than the others.
 """
 
 import argparse
@@ -24,7 +28,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy import linalg
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +39,9 @@ from pipeline.metrics.inception_weights import load_inception, prepare  # noqa: 
 from pipeline.metrics.moments import Moments, merged, moments  # noqa: E402
 
 SIZE = 64
-RESIZES = {"tf1": "tf1", "torchmetrics' resize": "torchmetrics"}
+RESIZES = {"tf1": "tf1", "torchmetrics' resize": "torchmetrics", "clean": "clean"}
+
+PEERS = ("torch-fidelity", "torchmetrics", "pytorch-fid", "clean-fid")
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class Peer:
 
     add: Callable[[Tensor, bool], None]
     distance: Callable[[], float]
+    beside: str = "ours, tf1"  # which of ours resizes as this one does
 
 
 def ours(weights: Path, resize: str, batch: int) -> Peer:
@@ -70,22 +76,62 @@ def stub_torch_fidelity() -> bool:
     return True
 
 
-def torch_fidelity(weights: Path, batch: int) -> Peer:
-    """Its extractor, and its formula: numpy's covariance and scipy's matrix root."""
-    module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-    network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
+def installed(name: str) -> bool:
+    """Whether a package is on the path, without importing it."""
+    return importlib.util.find_spec(name) is not None
+
+
+def declare_torchvision() -> torch.library.Library:
+    """Make torchvision importable beside a torch that it was not built for. Imports it: what this returns may go."""
+    names = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        names.define(f"{name}(Tensor x) -> Tensor")
+    importlib.import_module("torchvision")
+    return names
+
+
+def from_features(network: Callable[[Tensor], Tensor], batch: int, beside: str) -> Peer:
+    """A peer that keeps features [N, 2048]. The distance is that of numpy's moments: they all have the same formula,
+    whose scipy form takes a minute in 2048 dimensions (that ours equals it is a test)."""
     sides: dict[bool, np.ndarray] = {}
 
     def add(images: Tensor, real: bool) -> None:
-        sides[real] = torch.cat([network(part)[0] for part in images.split(batch)]).numpy()
+        sides[real] = torch.cat([network(part) for part in images.split(batch)]).numpy()
 
     def distance() -> float:
-        gap = sides[True].mean(0) - sides[False].mean(0)
-        a, b = (np.cov(sides[real], rowvar=False) for real in (True, False))
-        root = linalg.sqrtm(a @ b)
-        return float(gap @ gap + np.trace(a) + np.trace(b) - 2 * np.trace(np.asarray(root).real))
+        both = [sides[real].astype(np.float64) for real in (True, False)]
+        return frechet_distance(*(Moments(len(f), f.mean(0), np.cov(f, rowvar=False) * (len(f) - 1)) for f in both))
 
-    return Peer(add, distance)
+    return Peer(add, distance, beside)
+
+
+def torch_fidelity(weights: Path, batch: int) -> Peer:
+    """Its extractor, which resizes as TensorFlow 1 does."""
+    module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
+    return from_features(lambda part: network(part)[0], batch, "ours, tf1")
+
+
+def pytorch_fid(weights: Path, batch: int) -> Peer:
+    """Its network, which resizes bilinearly with half-pixel centres: enlarging, as torchmetrics' resize."""
+    module = importlib.import_module("pytorch_fid.inception")
+    module.FID_WEIGHTS_URL = weights.as_uri()
+    network = module.InceptionV3([module.InceptionV3.BLOCK_INDEX_BY_DIM[2048]]).eval()
+    return from_features(lambda part: network(part / 256)[0].flatten(1), batch, "ours, torchmetrics' resize")
+
+
+def clean_fid(weights: Path, batch: int) -> Peer:
+    """Its own resize, image by image through Pillow, and its own copy of the network."""
+    module = importlib.import_module("cleanfid.inception_pytorch")
+    module.FID_WEIGHTS_URL = weights.as_uri()
+    resize = importlib.import_module("cleanfid.resize").build_resizer("clean")
+    network = module.InceptionV3(output_blocks=[3], resize_input=False).eval()
+
+    def run(part: Tensor) -> Tensor:
+        large = np.stack([resize(image) for image in part.permute(0, 2, 3, 1).numpy()])
+        return network(torch.from_numpy(large).permute(0, 3, 1, 2) / 256)[0].flatten(1)
+
+    return from_features(run, batch, "ours, clean")
 
 
 def torchmetrics(weights: Path, batch: int) -> Peer:
@@ -100,7 +146,7 @@ def torchmetrics(weights: Path, batch: int) -> Peer:
         for part in images.split(batch):
             metric.update(part, real=real)
 
-    return Peer(add, lambda: float(metric.compute()))
+    return Peer(add, lambda: float(metric.compute()), "ours, torchmetrics' resize")
 
 
 def interleaved(peers: dict[str, Peer], images: tuple[Tensor, Tensor], rounds: int) -> dict[str, float]:
@@ -130,7 +176,7 @@ def compared(peers: dict[str, Peer], speeds: dict[str, float]) -> None:
         values[name] = peer.distance()
         print(f"{name:<28} FID {values[name]:.6f} in {time.process_time() - start:.1f} CPU s", flush=True)
     for name in (n for n in peers if not n.startswith("ours")):
-        mine = "ours, torchmetrics' resize" if name == "torchmetrics" else "ours, tf1"
+        mine = peers[name].beside
         difference = abs(values[mine] - values[name]) / abs(values[name])
         print(f"{mine} / {name}: {speeds[mine] / speeds[name]:.2f}x, FID differs by {difference:.1e} relative")
 
@@ -158,11 +204,27 @@ print(int(status.split("VmHWM:")[1].split()[0]) / 1024)
     return float(done.stdout)
 
 
+def others(weights: Path, batch: int, *, folder: Path, asked: set[str]) -> dict[str, Peer]:
+    """Every other implementation that is asked for and on the path."""
+    torch.hub.set_dir(folder)  # where their loaders keep what they "download" from `weights`
+    found: dict[str, Callable[[Path, int], Peer]] = {}
+    kept = declare_torchvision() if installed("torchvision") else None  # before torchmetrics, which imports it
+    if stub_torch_fidelity():
+        found |= {"torch-fidelity": torch_fidelity, "torchmetrics": torchmetrics}
+    if kept is not None:
+        found |= {"pytorch-fid": pytorch_fid} if installed("pytorch_fid") else {}
+        found |= {"clean-fid": clean_fid} if installed("cleanfid") else {}
+    if lacking := asked - found.keys():
+        print(f"not on the path, and left out: {', '.join(sorted(lacking))} (see the head of this file)")
+    return {name: make(weights, batch) for name, make in found.items() if name in asked}
+
+
 def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     for name, value in (("images", 64), ("batch", 16), ("rounds", 3), ("threads", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--peers", nargs="*", default=PEERS, choices=PEERS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rng = np.random.default_rng(0)
@@ -172,17 +234,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "random.pth"
         torch.save(PlainInception(0).state_dict(), weights)
-        peers = {f"ours, {n}": ours(weights, r, args.batch) for n, r in RESIZES.items()}
-        if stub_torch_fidelity():
-            peers["torch-fidelity"] = torch_fidelity(weights, args.batch)
-            peers["torchmetrics"] = torchmetrics(weights, args.batch)
-        else:
-            print("torch-fidelity is not on the path: nothing to compare with (see the head of this file)")
+        theirs = others(weights, args.batch, folder=Path(folder), asked=set(args.peers))
+        beside = {peer.beside for peer in theirs.values()} or {f"ours, {n}" for n in RESIZES}
+        peers = {f"ours, {n}": ours(weights, r, args.batch) for n, r in RESIZES.items() if f"ours, {n}" in beside}
+        peers |= theirs
         with torch.inference_mode():
             speeds = interleaved(peers, (real, fake), args.rounds)
             compared(peers, speeds)
-    small, large = memory(1024), memory(32 * 1024)
-    print(f"peak memory of the FID pass: {small:.0f} MiB for 1024 images, {large:.0f} MiB for 32768")
+    counts = (1024, 8192, 32768)
+    sizes = ", ".join(f"{memory(count):.0f} MiB for {count} images" for count in counts)
+    print(f"peak memory of the FID pass: {sizes}")
 
 
 if __name__ == "__main__":

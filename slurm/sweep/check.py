@@ -73,6 +73,8 @@ def _rules(settings: SweepSettings, cfg: Config) -> Iterator[str]:
     for name in sorted(names):
         if name.startswith("valid/") and cfg.train.validate_every is None:
             yield f"metric: {name} needs train.validate_every, which is null."
+        if name.startswith("sampled/") and cfg.train.metric_every is None:
+            yield f"metric: {name} needs train.metric_every, which is null."
         if name.endswith("-domain") and not evaluate.domain.enabled:
             yield f"metric: {name} needs evaluate.domain.enabled=true."
         if name.partition("@")[0] in ("fid", "is", "kid", "sfid") and evaluate.inception.weights is None:
