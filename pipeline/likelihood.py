@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline import checkpoint
-from pipeline.config.load import config_from
+from pipeline.config.load import config_from, run_named
 from pipeline.config.paths import data_directory, run_directory
 from pipeline.config.schema import Config
 from pipeline.data.batches import validation_batches
@@ -48,7 +48,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
     options, rest = parser.parse_known_args(words)
     cfg = config_from(rest)
-    run = RunDir(Path(rest[0]) if "=" not in rest[0] else run_directory(cfg))
+    run = RunDir(run_named(rest) or run_directory(cfg))
     path = likelihood(cfg, run, split=options.split, images=options.images, step=options.step)
     if path is not None:
         found = read_json(path)
