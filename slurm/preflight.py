@@ -100,6 +100,15 @@ def _run(cfg: Config, folder: Path, console: Console, *, wait_s: float) -> list[
 
 def needed(cfg: Config) -> dict[str, Path]:
     """Files and folders that jobs of this config read and that none of them makes: weights, images, an autoencoder."""
+    own = trained_autoencoder(cfg)
+    found = {f"autoencoder: {name}": path for name, path in _paths(own).items()} if own is not None else {}
+    found |= _paths(cfg)
+    made = ["latents.autoencoder"] if own is not None else []
+    made += ["data.source.path", "autoencoder: data.source.path"] if _shards_ready(cfg) else []
+    return {name: path for name, path in found.items() if name not in made}
+
+
+def _paths(cfg: Config) -> dict[str, Path]:
     found: dict[str, Path] = {}
 
     def walk(prefix: str, value: object) -> None:
@@ -110,9 +119,7 @@ def needed(cfg: Config) -> dict[str, Path]:
             found[prefix] = value
 
     walk("", cfg.model_dump(exclude={"data_dir", "runs_dir", "cluster"}))
-    made = ["latents.autoencoder"] if trained_autoencoder(cfg) is not None else []
-    made += ["data.source.path"] if _shards_ready(cfg) else []
-    return {name: path for name, path in found.items() if name not in made}
+    return found
 
 
 def _shards_ready(cfg: Config) -> bool:

@@ -7,24 +7,33 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.runtime.files import read_json
-from slurm.workflows import Launch, result_of, sample_set
+from slurm.workflows import Launch, comparison, reconstruction_of, result_of, sample_set
 
 
 def summary(launch: Launch, console: Console) -> None:
     """Print results as a table, the pictures' paths, and the TensorBoard command."""
     samples = sample_set(launch)
+    if (
+        any(job.name == "reconstruct" for job in launch.jobs)
+        and (path := reconstruction_of(launch.autoencoder)).is_file()
+    ):
+        console.print(_table(path, "reconstructions"))
+        if (picture := path.with_suffix(".png")).is_file():
+            console.print(f"Picture:     {picture}", highlight=False, soft_wrap=True)
     if samples is not None and (path := result_of(launch, samples)).is_file():
-        console.print(_table(path))
+        console.print(_table(path, "samples"))
     if samples is not None and (samples / "grid.png").is_file():
         console.print(f"Picture:     {samples / 'grid.png'}", highlight=False, soft_wrap=True)
+    if comparison(launch).is_file():
+        console.print(f"Comparison:  {comparison(launch)}", highlight=False, soft_wrap=True)
     if launch.run.tensorboard.is_dir():
         command = f"{sys.executable} -m tensorboard.main --logdir {launch.run.tensorboard}"
         console.print(f"TensorBoard: {command}", highlight=False, soft_wrap=True)
 
 
-def _table(path: Path) -> Table:
+def _table(path: Path, what: str) -> Table:
     result = read_json(path)
-    title = f"{result['samples']['count']} samples of step {result['step']} ({path})"
+    title = f"{result['samples']['count']} {what} of step {result['step']} ({path})"
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")

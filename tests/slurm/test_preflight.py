@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import tiny_latents
-from launching import latent, profile
+from launching import SMALL, latent, profile
 
 from slurm.preflight import judged, needed
 from slurm.preflight_rank import mount_type, reaches, readable
@@ -95,7 +95,10 @@ def test_weights_that_a_node_does_not_see_are_named(tmp_path):
 
 
 def test_what_jobs_make_is_not_needed_before(tmp_path):
-    assert not any(name.startswith("latents") for name in needed(latent(tmp_path).cfg))
+    weights = f"autoencoder.perceptual.weights={tmp_path}/squeeze.npz"
+    trained = latent(tmp_path, overrides=(*SMALL, weights)).cfg
+    assert needed(trained)["autoencoder: autoencoder.perceptual.weights"] == tmp_path / "squeeze.npz"
+    assert "latents.autoencoder" not in needed(trained)
     cfg = tiny_latents.config(tmp_path, tiny_latents.autoencoder(tiny.config(tmp_path)).path)
     assert "latents.autoencoder" in needed(cfg)
 
