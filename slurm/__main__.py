@@ -102,8 +102,8 @@ def cancel_(words: list[str]) -> int:
     rest, options = options_of(words, values=("--job",))
     if not rest:
         raise UserError("cancel what? For example: python -m slurm cancel runs/glyphs16")
-    ended = cancel.cancel(status.launches([Path(w) for w in rest]), job=options.get("--job"))
-    print("\n".join(f"cancelled {name}" for name in ended) or "nothing was under way")
+    said = cancel.cancel(status.launches([Path(w) for w in rest]), job=options.get("--job"))
+    print("\n".join(said) or "nothing was under way")
     return 0
 
 

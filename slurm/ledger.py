@@ -87,6 +87,11 @@ def submissions(run: RunDir) -> dict[str, Submission]:
     return found
 
 
+def one_word(ids: Sequence[str]) -> str:
+    """The id of one job, or that of the whole array whose parts these are."""
+    return ids[0] if len(ids) == 1 else ids[0].partition("_")[0]
+
+
 def record_of(run: RunDir, job: str) -> Path:
     """Where the logs and attempts of a job lie: for one that is shared, in the run that submitted it."""
     known = submissions(run).get(job)

@@ -133,13 +133,9 @@ def dependency_of(job: Job, waits_for: dict[str, tuple[str, ...]], jobs: Sequenc
     ok = list(job.after)
     for name in ok:
         ok += [n for n in by_name[name].after if n not in ok] if name in by_name and name not in waits_for else []
-    words = [_dependency("afterok", waits_for[n]) for n in ok if n in waits_for]
-    words += [_dependency("afterany", waits_for[n]) for n in job.after_any if n in waits_for]
+    words = [f"afterok:{ledger.one_word(waits_for[n])}" for n in ok if n in waits_for]
+    words += [f"afterany:{ledger.one_word(waits_for[n])}" for n in job.after_any if n in waits_for]
     return ",".join(words) or None
-
-
-def _dependency(kind: str, ids: Sequence[str]) -> str:
-    return ":".join([kind, *sorted({i.partition("_")[0] for i in ids})])
 
 
 def adopt_strays(launch: Launch, seen: Sequence[Seen]) -> None:

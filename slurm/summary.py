@@ -13,13 +13,10 @@ from slurm.workflows import Launch, comparison, reconstruction_of, result_of, sa
 def summary(launch: Launch, console: Console) -> None:
     """Print results as a table, the pictures' paths, and the TensorBoard command."""
     samples = sample_set(launch)
-    if (
-        any(job.name == "reconstruct" for job in launch.jobs)
-        and (path := reconstruction_of(launch.autoencoder)).is_file()
-    ):
-        console.print(_table(path, "reconstructions"))
-        if (picture := path.with_suffix(".png")).is_file():
-            console.print(f"Picture:     {picture}", highlight=False, soft_wrap=True)
+    restored = reconstruction_of(launch.autoencoder)
+    if any(job.name == "reconstruct" for job in launch.jobs) and restored.is_file():
+        console.print(_table(restored, "reconstructions"))
+        console.print(f"Picture:     {restored.with_suffix('.png')}", highlight=False, soft_wrap=True)
     if samples is not None and (path := result_of(launch, samples)).is_file():
         console.print(_table(path, "samples"))
     if samples is not None and (samples / "grid.png").is_file():

@@ -133,4 +133,4 @@ def slurm_words(*words: str, cwd: Path | None = None, root: Path | None = None) 
     code = root or HERE.parents[1]
     env = os.environ | {"PYTHONPATH": f"{code}:{HERE}", "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", "slurm", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd or code, env=env, timeout=120, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd or code, env=env, timeout=240, check=False)

@@ -11,7 +11,20 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import HERE, ended, latent, profile, slurm_words, stand_in, states, wait_for, with_stand_ins
+from faults import begun
+from launching import (
+    HERE,
+    SMALL,
+    ended,
+    kept_steps,
+    latent,
+    profile,
+    slurm_words,
+    stand_in,
+    states,
+    wait_for,
+    with_stand_ins,
+)
 
 from slurm import cancel, ledger, sbatch_files
 from slurm.ledger import LEDGER
@@ -20,7 +33,7 @@ from slurm.payload import ATTEMPTS
 from slurm.queue import mine
 from slurm.status import explain
 from slurm.submit import submit_all, submit_graph
-from slurm.workflows import launch_of_run
+from slurm.workflows import comparison, launch_of_run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 CALM = {"exclude": "node2,node4"}  # where faults.py takes nodes away
@@ -28,13 +41,18 @@ ROOT = HERE.parents[1]
 TINY = (
     "data=glyphs16",
     "model=unet_tiny",
+    "model.attention=[4]",
     "data.source.alphabet=AB",
     "evaluate.domain.enabled=false",
+    "diffusion.sigma_data=1",
     "train.duration=6 steps",
     "train.global_batch=8",
     "sample.count=8",
     "sample.sampler.steps=2",
+    "sample.sampler.clip=null",
     "sample.images_per_shard=4",
+    "latents.experiment=glyphs16",
+    "latents.images_per_shard=64",
 )
 
 
@@ -62,15 +80,27 @@ def copied_code(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def real_run(copied_code, tmp_path_factory):
-    """The whole experiment with its own words on two nodes, submitted by the command line; then the code is broken."""
+    """Autoencoder, latents, model, samples, numbers: all with their own words, training on two nodes, submitted by one
+    command, which is killed as soon as the last job is in the queue; then the code is broken."""
     root = tmp_path_factory.mktemp("real")
-    words = ["cluster=testbed", "cluster.train.nodes=2", "cluster.internet=false"]
+    words = ["cluster=testbed", "cluster.train.nodes=2", "cluster.internet=false", "cluster.encode.parts=2"]
+    its = json.dumps([*(w for w in SMALL if w != "model.condition=none"), "evaluate.domain.enabled=false"])
+    words += [f"latents.autoencoder={root}/runs/letters", f"latents.overrides={its}"]
     later = [
         f"++cluster.options.{key}={value}" for key, value in {"begin": "now+3", "exclude": "node2\\,node4"}.items()
     ]
     where = [f"data_dir={root}/data", f"runs_dir={root}/runs", "name=real"]
-    done = slurm_words("submit", *TINY, *words, *later, *where, cwd=root, root=copied_code)
-    assert done.returncode == 0, done.stderr
+    env = os.environ | {"PYTHONPATH": str(copied_code), "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-m", "slurm", "submit", *TINY, *words, *later, *where]
+    shell = subprocess.Popen(command, cwd=root, env=env, stderr=subprocess.PIPE, text=True, process_group=0)
+    ledger_file, end = root / "runs" / "real" / "jobs" / LEDGER, time.monotonic() + 100
+    while not (ledger_file.exists() and '"compare"' in ledger_file.read_text()):
+        assert time.monotonic() < end and shell.poll() is None, shell.stderr.read()
+        time.sleep(0.02)
+    os.killpg(shell.pid, signal.SIGKILL)
+    shell.wait()
+    done = slurm_words("cancel", f"{root}/runs/real", "--job", "compare")
+    assert done.stdout.startswith("cancelled real/compare"), done.stderr
     for path in ("pipeline/__main__.py", "data_prep/__main__.py", "slurm/payload.py"):
         (copied_code / path).write_text("raise SystemExit('this was edited after the submission')\n")
     return launch_of_run(root / "runs" / "real")
@@ -142,8 +172,12 @@ def test_runs_on_the_same_latents_share_their_autoencoder_and_the_array_that_enc
     assert {n for n in ids[0] if ids[0][n] == ids[1][n]} == {"prepare", "autoencoder", "reconstruct", "encode"}
     assert len(ids[0]["encode"]) == 3
     wait_for(two, lambda now: now["autoencoder"].word == "running" and "step" in explain(two, now["autoencoder"]))
+    assert cancel.cancel([two], job="compare") == [f"cancelled two/compare ({ids[1]['compare'][0]})"]
     assert explain(two, states(two)["encode"]).startswith("0 of 3 parts done, Dependency")
+    assert sum(line.startswith("left alone") for line in cancel.cancel([one])) == 3  # two waits for these
+    wait_for(two, ended, seconds=200)
     for launch in (one, two):
+        submit_graph(launch)
         wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()), seconds=200)
     assert log_of(two, "encode")[1].parent == one.run.jobs / "encode"
     first = first_event(one, "reconstruct", "start")
@@ -200,13 +234,28 @@ def test_cancel_then_retry_ends_where_it_would_have(tmp_path):
     assert steps == list(range(1, 81))
 
 
+def test_what_slurm_holds_back_is_said_and_retry_puts_it_back(tmp_path):
+    later = stand_in(tmp_path, profile("testbed", options=CALM | {"begin": "now+600"}), only=("train", "sample"))
+    submit_graph(later)
+    (first,) = ledger.submissions(later.run)["train"].ids
+    subprocess.run(["scontrol", "hold", first], check=True)
+    now = wait_for(later, lambda now: now["train"].cause == "held")
+    assert now["train"].word == "failed" and "retry puts it back" in now["train"].advice
+    launch = stand_in(tmp_path, profile("testbed", options=CALM), only=("train", "sample"))
+    submit_graph(launch)  # what `retry` does
+    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+    queue = subprocess.run(["squeue", "-h", "-j", first, "-o", "%T"], capture_output=True, text=True, check=False)
+    assert queue.stdout.strip() in ("", "CANCELLED")
+
+
 def test_without_accounting_status_knows_from_disk_and_queue(tmp_path, cluster, monkeypatch):
     directory = Path(f"/tmp/mudi-plain-{os.getpid()}")
     up, down = HERE.parent / "cluster" / "up", HERE.parent / "cluster" / "down"
     subprocess.run([up, "--dir", directory, "--no-accounting"], check=True, capture_output=True)
     try:
         monkeypatch.setenv("SLURM_CONF", str(directory / "etc" / "slurm.conf"))
-        good = stand_in(tmp_path / "good", profile("testbed"), only=("train",))
+        array = profile("testbed", sample={"parts": 2, "cpus": 1, "memory_gb": 1})
+        good = stand_in(tmp_path / "good", array, only=("train", "sample"))
         bad = stand_in(
             tmp_path / "bad", profile("testbed"), only=("train", "sample"), options={"train": "--fail killed"}
         )
@@ -216,6 +265,14 @@ def test_without_accounting_status_knows_from_disk_and_queue(tmp_path, cluster, 
         now = wait_for(bad, ended)
         assert (now["train"].cause, now["sample"].cause) == ("killed", "upstream")
         assert subprocess.run(["sacct"], capture_output=True, check=False).returncode != 0
+        lost = stand_in(tmp_path / "lost", profile("testbed"), only=("train",), options={"train": "--steps 9 --hold"})
+        submit_graph(lost)
+        wait_for(lost, lambda _: begun(lost))
+        subprocess.run([down, "--dir", directory], check=True, capture_output=True)
+        shutil.rmtree(directory / "ctld")  # the controller's memory
+        subprocess.run([up, "--dir", directory], check=True, capture_output=True)
+        now = wait_for(lost, ended)
+        assert (now["train"].word, now["train"].cause) == ("failed", "vanished")
     finally:
         monkeypatch.setenv("SLURM_CONF", str(cluster / "etc" / "slurm.conf"))
         subprocess.run([down, "--dir", directory, "--wipe"], check=True, capture_output=True)
@@ -236,10 +293,21 @@ def test_preflight_is_green_in_a_minute(tmp_path):
         assert check in done.stdout
 
 
-def test_real_experiment_on_two_nodes_runs_the_code_that_was_submitted(real_run, copied_code):
-    wait_for(real_run, lambda now: all(s.word == "complete" for s in now.values()), seconds=200)
-    start = json.loads(real_run.run.starts.read_text().splitlines()[0])
-    assert start["world_size"] == 2
+def test_real_latent_diffusion_on_two_nodes_runs_the_code_that_was_submitted(real_run, copied_code):
+    path = str(real_run.run.path)
+    wait_for(real_run, lambda now: now["autoencoder"].starts, seconds=120)
+    followed = slurm_words("logs", path, "autoencoder", "-f")
+    assert "==> autoencoder: complete" in followed.stderr and "step" in followed.stdout
+    now = wait_for(real_run, ended, seconds=280)
+    assert {name: s.word for name, s in now.items() if s.word != "complete"} == {"compare": "cancelled"}
+    assert slurm_words("retry", path).returncode == 0
+    now = wait_for(real_run, lambda now: all(s.word == "complete" for s in now.values()), seconds=60)
+    assert list(now) == ["prepare", "autoencoder", "reconstruct", "encode", "train", "sample", "evaluate", "compare"]
+    for run in (real_run.run, real_run.autoencoder):
+        assert json.loads(run.starts.read_text().splitlines()[0])["world_size"] == 2
+    shell = slurm_words("status", path)
+    assert shell.returncode == 0 and shell.stdout.count("complete") == 8 and "psnr" in shell.stdout
+    assert "comparison.md" in shell.stdout and "| real |" in comparison(real_run).read_text()
     assert "edited" in (copied_code / "pipeline" / "__main__.py").read_text()
     snapshot = Path(ledger.submissions(real_run.run)["train"].snapshot)
     assert (snapshot / "pipeline" / "__main__.py").read_bytes() == (ROOT / "pipeline" / "__main__.py").read_bytes()
@@ -248,15 +316,15 @@ def test_real_experiment_on_two_nodes_runs_the_code_that_was_submitted(real_run,
 
 
 def test_sbatch_scripts_are_submitted_by_hand_and_need_no_launcher(tmp_path):
-    cluster = profile("testbed", options=CALM, sample={"parts": 2, "cpus": 1, "memory_gb": 1})
-    launch = stand_in(tmp_path, cluster, only=("train", "sample"), options={"train": "--steps 150 --pace 0.1"})
+    two = {"parts": 2, "cpus": 1, "memory_gb": 1}
+    launch = latent(tmp_path, site="testbed", options=CALM, encode=two, sample=two)
+    launch = with_stand_ins(launch, options={"train": "--steps 20 --pace 0.05 --hold"})
     *_, submit = sbatch_files.write(launch, tmp_path / "scripts")
     done = subprocess.run([submit], capture_output=True, text=True, check=True)
     ids = dict(line.split() for line in done.stdout.splitlines())
-    assert list(ids) == ["train", "sample"]
+    assert list(ids) == [job.name for job in launch.jobs]
     wait_for(launch, lambda _: (launch.run.path / "steps.txt").exists())
     # What Slurm sends before a time limit; the script queues itself again when training has saved.
     subprocess.run(["scancel", "--signal=USR2", ids["train"]], check=True)
-    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
-    steps = [int(line) for line in (launch.run.path / "steps.txt").read_text().split()]
-    assert steps == list(range(1, 151))
+    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()), seconds=200)
+    assert kept_steps(launch) == list(range(1, 21))
