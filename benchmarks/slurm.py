@@ -1,15 +1,17 @@
 """Two hundred jobs of a grid: how long submitting takes, what the controller does meanwhile, and nobody stays behind.
 
-    python benchmarks/slurm.py [--runs 200] [--at-once 32]      (with the test cluster up: tests/cluster/up)
+    python benchmarks/slurm.py [--runs 200] [--at-once 32] [--ways ...]     with the test cluster up: tests/cluster/up
 
-Every run is a graph of its own directory, as a sweep makes them; its one job is a small stand-in, so that what is
-measured is the launcher and the controller and not the training. Beside it, in the same run: the same number of jobs
-submitted one by one through submitit alone, and as one array by sbatch alone.
+submit    a graph for each run, one job each: what `slurm submit` of many runs does
+sweep     the same number of trials as one array: what `slurm sweep submit` does; each trains, samples and evaluates
+submitit  the same number of jobs, one by one through submitit alone
+array     one array by sbatch alone
+
+What the jobs do is small stand-ins', so that the launcher and the controller are measured and not the training.
 """
 
 # ruff: noqa: E402 (the path of the stand-ins comes before their import)
 import argparse
-import dataclasses
 import os
 import shutil
 import subprocess
@@ -23,13 +25,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "slurm")]
 os.environ["PYTHONPATH"] = str(ROOT / "tests" / "slurm")
 
 import submitit
-from launching import profile, stand_in
+from launching import profile, slurm_words, stand_in
 from rich.console import Console
 from rich.table import Table
+from sweeping import CALM, has_ended, submitted
 
 from slurm import status
 from slurm.queue import mine
 from slurm.submit import submit_all
+from slurm.sweep.folder import SweepDir
+
+WAYS = ("submit", "sweep", "submitit", "array")
 
 
 def controller_seconds() -> float:
@@ -64,6 +70,13 @@ def ours(folder: Path, runs: int) -> list:
     return [stand_in(folder / "grid", cluster, name=f"run{k:03d}", only=("train",), options=words) for k in range(runs)]
 
 
+def as_a_sweep(folder: Path, runs: int, at_once: int) -> SweepDir:
+    """A grid over the seed, submitted by a shell that then is gone."""
+    os.environ["TOY_PACE"] = "0.01"
+    words = ["cluster=testbed", CALM, f"seed=range(0,{runs})", f"sweep.at_once={at_once}"]
+    return submitted(folder, "grid", *words)
+
+
 def with_submitit(folder: Path, runs: int) -> None:
     """The plain way: one executor, one job after the other."""
     executor = submitit.SlurmExecutor(folder / "submitit")
@@ -83,27 +96,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--at-once", type=int, default=32)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     args = parser.parse_args()
     os.environ.setdefault("SLURM_CONF", "/tmp/mudi-cluster/etc/slurm.conf")
     folder = Path(tempfile.mkdtemp(prefix="mudi-grid-"))
     console = Console(width=120)
+    rows, notes = [], []
     try:
-        launches = ours(folder, args.runs)
-        rows = [measured(f"{args.runs} runs, slurm submit", lambda: submit_all(launches))]
-        began = time.monotonic()
-        complete = sum(s["train"].word == "complete" for s in status.states_of(launches))
-        asked = time.monotonic() - began
-        again = [dataclasses.replace(launch) for launch in launches]
-        rows.append(measured("submitted again (all complete)", lambda: submit_all(again)))
-        rows.append(measured(f"{args.runs} jobs, submitit alone", lambda: with_submitit(folder, args.runs)))
-        rows.append(measured(f"array of {args.runs}, sbatch alone", lambda: with_an_array(args.runs, args.at_once)))
+        if "submit" in args.ways:
+            launches = ours(folder, args.runs)
+            rows.append(measured(f"{args.runs} runs, slurm submit", lambda: submit_all(launches)))
+            began = time.monotonic()
+            complete = sum(s["train"].word == "complete" for s in status.states_of(launches))
+            notes.append(f"{complete} of {args.runs} complete; status of all took {time.monotonic() - began:.2f} s")
+            rows.append(measured("submitted again (all complete)", lambda: submit_all(launches)))
+        if "sweep" in args.ways:
+            rows.append(
+                measured(f"{args.runs} trials, slurm sweep", lambda: as_a_sweep(folder, args.runs, args.at_once))
+            )
+            sweep = SweepDir(folder / "sweeps" / "grid")
+            told = slurm_words("sweep", "status", str(sweep.path)).stdout
+            notes.append(f"sweep: {'ended' if has_ended(sweep) else 'not ended'}, {told.count('complete')} x complete")
+        if "submitit" in args.ways:
+            rows.append(measured(f"{args.runs} jobs, submitit alone", lambda: with_submitit(folder, args.runs)))
+        if "array" in args.ways:
+            rows.append(measured(f"array of {args.runs}, sbatch alone", lambda: with_an_array(args.runs, args.at_once)))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     table = Table("", "submitted after s", "all ended after s", "slurmctld CPU s")
     for name, *numbers in rows:
         table.add_row(name, *(f"{number:.1f}" for number in numbers))
     console.print(table)
-    console.print(f"{complete} of {args.runs} complete; status of all of them took {asked:.2f} s")
+    console.print("\n".join(notes))
 
 
 if __name__ == "__main__":

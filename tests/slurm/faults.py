@@ -18,7 +18,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[n]) for n in (0, 1, 2)]
 
 import tiny
-from launching import kept_steps, profile, real, stand_in
+from launching import PATIENCE, kept_steps, profile, real, stand_in
 
 from slurm import ledger
 from slurm.submit import submit_graph
@@ -147,7 +147,7 @@ def cut_all(root: Path) -> None:
     }
     together = {"dead_node": {"dead_node", "dead_node_for_good"}, "taken_node": {"preempted", "real"}}
     now: set[str] = set()
-    end = time.monotonic() + 150
+    end = time.monotonic() + 150 * PATIENCE
     while (waiting or together) and time.monotonic() < end:
         now |= {name for name, launch in found.items() if begun(launch)}
         for name in set(waiting) & now:

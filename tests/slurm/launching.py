@@ -23,6 +23,7 @@ from slurm.ledger import State
 from slurm.workflows import Launch, launch_for
 
 HERE = Path(__file__).resolve().parent
+PATIENCE = float(os.environ.get("MUDI_PATIENCE", "1"))  # how many times longer to wait, on a machine that is busy
 PROFILE = {"internet_probe": "127.0.0.1:9", "internet": False}  # nothing of a test reaches outside
 
 SMALL = (  # the autoencoder of `latent`
@@ -91,7 +92,7 @@ def states(launch: Launch) -> dict[str, State]:
 
 def wait_for(launch: Launch, good: Callable[[dict[str, State]], bool], *, seconds: float = 120.0) -> dict[str, State]:
     """Ask again and again until `good(states)`; fail with the states after `seconds`."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE * seconds
     while True:
         now = states(launch)
         if good(now):
@@ -133,4 +134,6 @@ def slurm_words(*words: str, cwd: Path | None = None, root: Path | None = None) 
     code = root or HERE.parents[1]
     env = os.environ | {"PYTHONPATH": f"{code}:{HERE}", "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", "slurm", *words]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd or code, env=env, timeout=240, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd or code, env=env, timeout=240 * PATIENCE, check=False
+    )

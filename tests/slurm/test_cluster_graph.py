@@ -14,6 +14,7 @@ import pytest
 from faults import begun
 from launching import (
     HERE,
+    PATIENCE,
     SMALL,
     ended,
     kept_steps,
@@ -35,7 +36,7 @@ from slurm.status import explain
 from slurm.submit import submit_all, submit_graph
 from slurm.workflows import comparison, launch_of_run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300 * PATIENCE)]
 CALM = {"exclude": "node2,node4"}  # where faults.py takes nodes away
 ROOT = HERE.parents[1]
 TINY = (
@@ -93,7 +94,7 @@ def real_run(copied_code, tmp_path_factory):
     env = os.environ | {"PYTHONPATH": str(copied_code), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", "slurm", "submit", *TINY, *words, *later, *where]
     shell = subprocess.Popen(command, cwd=root, env=env, stderr=subprocess.PIPE, text=True, process_group=0)
-    ledger_file, end = root / "runs" / "real" / "jobs" / LEDGER, time.monotonic() + 100
+    ledger_file, end = root / "runs" / "real" / "jobs" / LEDGER, time.monotonic() + 100 * PATIENCE
     while not (ledger_file.exists() and '"compare"' in ledger_file.read_text()):
         assert time.monotonic() < end and shell.poll() is None, shell.stderr.read()
         time.sleep(0.02)

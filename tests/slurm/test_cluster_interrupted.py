@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 import tiny
 from faults import CUT, REAL_STEPS, STEPS, scenarios
-from launching import ended, kept_steps, result, states, uninterrupted, wait_for
+from launching import PATIENCE, ended, kept_steps, result, states, uninterrupted, wait_for
 
 from pipeline.runtime.files import read_lines
 from slurm.ledger import LEDGER
 from slurm.payload import FAILURES
 from slurm.watching import tail_rows
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400 * PATIENCE)]
 
 
 @pytest.fixture(scope="module")
 def running(faults):
     """The scenarios, when all that is to be cut was cut."""
-    end = time.monotonic() + 200
+    end = time.monotonic() + 200 * PATIENCE
     while not (faults / CUT).exists():
         assert time.monotonic() < end and "Error" not in (faults / "faults.log").read_text(), "faults.py failed"
         time.sleep(0.5)

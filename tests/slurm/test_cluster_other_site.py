@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import tiny
 from faults import begun, preempt, real_training
-from launching import HERE, ended, kept_steps, profile, result, stand_in, uninterrupted, wait_for
+from launching import HERE, PATIENCE, ended, kept_steps, profile, result, stand_in, uninterrupted, wait_for
 
 from slurm.ledger import attempts, submissions
 from slurm.submit import submit_graph
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300 * PATIENCE)]
 STEPS = 150
 
 

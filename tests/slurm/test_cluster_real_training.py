@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import tiny
 from faults import kill_node
-from launching import ended, logs, profile, real, wait_for
+from launching import PATIENCE, ended, logs, profile, real, wait_for
 
 from slurm import ledger
 from slurm.submit import submit_graph
 from slurm.watching import tail_rows
 from slurm.workflows import Launch
 
-pytestmark = [pytest.mark.cluster, pytest.mark.full, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.full, pytest.mark.timeout(600 * PATIENCE)]
 STEPS = 4000
 
 
@@ -54,7 +54,7 @@ def equal(found: Launch, expected: Launch) -> None:
 
 def reached(launch: Launch, step: int) -> None:
     """Wait until a checkpoint of that step is committed."""
-    end = time.monotonic() + 300
+    end = time.monotonic() + 300 * PATIENCE
     while (launch.run.latest_step() or 0) < step:
         assert time.monotonic() < end, logs(launch)
         time.sleep(0.1)
