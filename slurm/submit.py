@@ -6,6 +6,7 @@ two submitters apart.
 
 import contextlib
 import fcntl
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -20,6 +21,8 @@ from slurm.payload import process_born
 from slurm.queue import Seen, look, mine
 from slurm.workflows import Launch
 
+TURN_SECONDS = 300.0  # how long a submitter waits for others that submit runs to the same folder
+
 
 @contextlib.contextmanager
 def locked(launch: Launch) -> Iterator[None]:
@@ -32,6 +35,22 @@ def locked(launch: Launch) -> Iterator[None]:
             raise UserError(
                 f"Another 'python -m slurm' is submitting {launch.run.path}. Wait for it, or end it."
             ) from error
+        yield
+
+
+@contextlib.contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """One submitter of a folder of runs after the other: else two would both queue what their runs share."""
+    with (folder / ".submitting").open("w") as file:
+        end = time.monotonic() + TURN_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise UserError(f"Others have been submitting to {folder} for {TURN_SECONDS:.0f} s.") from error
+                time.sleep(0.1)
         yield
 
 
@@ -49,6 +68,8 @@ def submit_all(launches: Sequence[Launch]) -> list[dict[str, State]]:
     with contextlib.ExitStack() as locks:
         for launch in launches:
             locks.enter_context(locked(launch))
+        for folder in sorted({launch.run.path.parent for launch in launches}):
+            locks.enter_context(in_turn(folder))
         queue = mine()
         for launch in launches:
             adopt_strays(launch, queue)

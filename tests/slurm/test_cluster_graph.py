@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -155,8 +156,8 @@ def test_two_runs_on_the_same_data_share_its_preparation(tmp_path):
     only, words = ("prepare", "train"), {"prepare": "--pace 4"}
     one = stand_in(tmp_path, cluster, name="one", only=only, options=words)
     two = stand_in(tmp_path, cluster, name="two", only=only, options=words)
-    submit_graph(one)
-    submit_graph(two)
+    with ThreadPoolExecutor() as pool:  # at the same time: one waits for the other
+        list(pool.map(submit_graph, (one, two)))
     assert ledger.submissions(one.run)["prepare"].ids == ledger.submissions(two.run)["prepare"].ids
     for launch in (one, two):
         wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
