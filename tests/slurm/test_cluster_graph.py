@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from faults import begun
+from faults import begun, kill_node
 from launching import (
     HERE,
     PATIENCE,
@@ -270,8 +270,10 @@ def test_without_accounting_status_knows_from_disk_and_queue(tmp_path, cluster, 
         lost = stand_in(tmp_path / "lost", profile("testbed"), only=("train",), options={"train": "--steps 9 --hold"})
         submit_graph(lost)
         wait_for(lost, lambda _: begun(lost))
-        subprocess.run([down, "--dir", directory], check=True, capture_output=True)
-        shutil.rmtree(directory / "ctld")  # the controller's memory
+        for node in range(1, 5):
+            kill_node(f"node{node}")
+        subprocess.run(["kill", "-9", (directory / "run" / "slurmctld.pid").read_text().split()[0]], check=True)
+        shutil.rmtree(directory / "ctld")  # a power cut, and the controller has lost its memory
         subprocess.run([up, "--dir", directory], check=True, capture_output=True)
         now = wait_for(lost, ended)
         assert (now["train"].word, now["train"].cause) == ("failed", "vanished")
