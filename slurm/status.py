@@ -1,5 +1,6 @@
 """How runs stand: every job of every run asked for, from disk, one squeue and one sacct."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,8 +43,15 @@ def last_words_of(run: Path) -> tuple[str, ...]:
 
 
 def launches(paths: Sequence[Path]) -> list[Launch]:
-    """The runs, each as it was submitted last."""
-    return [launch_of_run(path, last_words_of(path)) for path in runs_under(paths)]
+    """The runs, each as it was submitted last.
+
+    Relative paths in their settings are relative to where they were submitted: this process goes there.
+    """
+    runs = [path.resolve() for path in runs_under(paths)]
+    places = [Path(row["cwd"]) for run in runs for row in read_lines(run / "jobs" / LEDGER) if "cwd" in row]
+    if places and places[-1].is_dir():
+        os.chdir(places[-1])
+    return [launch_of_run(path, last_words_of(path)) for path in runs]
 
 
 def states_of(runs: Sequence[Launch]) -> list[dict[str, State]]:

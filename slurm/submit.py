@@ -140,6 +140,7 @@ def place(launch: Launch, job: Job, *, code: Path, waits_for: dict[str, tuple[st
         commit=snapshot.commit_of(code),
         record=str(record),
         words=launch.words,
+        cwd=str(Path.cwd()),
     )
     return ids
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -167,6 +168,16 @@ def test_ranks_that_do_not_divide_the_batch_are_refused_before_anything_is_queue
     done = slurm_words("submit", "experiment=glyphs16", "cluster.train.tasks=3", *where)
     assert done.returncode == 2 and "does not divide over 3 ranks" in done.stderr
     assert not list(tmp_path.glob("runs/*/jobs"))
+
+
+def test_a_shell_elsewhere_finds_relative_paths_where_they_were_submitted(tmp_path, monkeypatch):
+    home = tmp_path / "home"
+    (home / "elsewhere").mkdir(parents=True)
+    monkeypatch.chdir(home)
+    launch = stand_in(Path(), profile("local"), only=("prepare",))
+    assert not launch.cfg.data_dir.is_absolute() and run(launch)[0] == 0
+    done = slurm_words("status", "../runs/run", cwd=home / "elsewhere")
+    assert re.search(r"prepare +│ complete", done.stdout), done.stdout + done.stderr
 
 
 def test_logs_show_the_end_and_following_ends_with_the_job(tmp_path):
