@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+TINY = "--model unet_tiny --autoencoder kl_autoencoder_tiny"
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
         (["reader.py", "--images", "64", "--rounds", "1"], ["ours raw", "webdataset png", "target 1.5x"]),
+        (
+            f"latents.py {TINY} --size 16 --images 8 --batch 4 --steps 1 --rounds 1".split(),
+            ["cached latents", "encoding at every step", "target 2x"],
+        ),
         (["draws.py", "--batch", "1", "--steps", "1"], ["million numbers/s", "of a step"]),
     ],
 )
