@@ -1,6 +1,7 @@
 """Evaluation as a job: a sample set and a data set on disk in, numbers out; the same ones however it was run."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -150,6 +151,9 @@ def test_a_reference_of_other_images_is_refused(scored) -> None:
     assert reference_path(data_directory(cfg) / "reference", extractor, "train") == path
     with pytest.raises(UserError, match="reference of other images"):
         open_reference(path, extractor, images="0" * 64)
+    other = dataclasses.replace(extractor, protocol={**extractor.protocol, "version": 0})
+    with pytest.raises(UserError, match="reference of other protocol"):
+        open_reference(path, other, images=images["train"])
 
 
 def test_what_is_missing_is_named(tmp_path) -> None:

@@ -1,0 +1,54 @@
+"""What people read: every number once, in its place, and every caution once."""
+
+from pipeline.metrics.report import blocks, caution, usual_first
+
+METRICS = {
+    "fd-domain": 1.5,
+    "fd-domain@valid": 2.5,
+    "fd-domain-infinity": -0.1,
+    "kid-domain": -0.001,
+    "kid-domain@valid": -0.002,
+    "accuracy-attributes": 0.75,
+    "niqe": 4.0,
+}
+FACTS = {"reference": "train", "images": [500, 700], "dimensions": 64}
+DETAILS = {
+    "fd-domain": {**FACTS, "low": 1.0, "high": 2.0},
+    "fd-domain@valid": {**FACTS, "reference": "valid", "images": [500, 60]},
+    "fd-domain-infinity": {"points": [], "reference": "train"},
+    "kid-domain": {**FACTS, "std": 0.003},
+    "kid-domain@valid": {**FACTS, "std": 0.004},
+    "accuracy-attributes": {
+        "low": 0.7,
+        "high": 0.8,
+        "count": 500,
+        "by_attribute": {"Smiling": {"value": 0.75, "low": 0.7, "high": 0.8, "count": 500, "classifier": 0.9}},
+    },
+    "niqe": {"std": 1.0, "count": 500, "held_out": 3.5},
+}
+RESULT = {"metrics": METRICS, "details": DETAILS, "data": {"train": {"count": 700}, "valid": {"count": 60}}}
+
+
+def test_splits_stand_side_by_side_and_what_is_of_the_samples_alone_below() -> None:
+    compared, alone, attributes = blocks(RESULT)
+    assert compared.columns == ("metric", "against train, 700 images", "against valid, 60 images")
+    assert compared.rows[0] == ("fd-domain", "1.5 (1 to 2)", "2.5")
+    assert compared.rows[1] == ("kid-domain", "-0.001 ± 0.003", "-0.002 ± 0.004")
+    assert compared.rows[2] == ("fd-domain-infinity", "-0.1", "")
+    assert alone.rows[0][:2] == ("accuracy-attributes", "0.75 (0.7 to 0.8)")
+    assert alone.rows[1] == ("niqe", "4 ± 1", "500 images, held-out images: 3.5")
+    assert attributes.rows == (("Smiling", "0.75 (0.7 to 0.8)", "500", "0.9"),)
+
+
+def test_every_caution_comes_once_and_names_its_metrics() -> None:
+    few, singular, extrapolated, negative = caution(500, METRICS, DETAILS)
+    assert few.startswith("fd-domain, fd-domain@valid, fd-domain-infinity: measured on 500 images")
+    assert singular.startswith("fd-domain@valid: fewer images than dimensions on one side, 64")
+    assert extrapolated.startswith("fd-domain-infinity below 0")
+    assert negative.startswith("kid-domain, kid-domain@valid below 0")
+    assert caution(10_000, {"fid": 3.0}, {"fid": {"images": [10_000, 50_000], "dimensions": 2048}}) == []
+
+
+def test_the_usual_ones_come_first_then_distances() -> None:
+    found = usual_first(["coverage", "recall", "fid-768", "fid", "accuracy-domain"])
+    assert found == ["fid", "accuracy-domain", "recall", "fid-768", "coverage"]
