@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipeline.config.load import CONFIG_ROOT
 from pipeline.runtime.errors import UserError
 from slurm.sweep.check import check, configurations, size_of
 from slurm.sweep.command import extended
@@ -107,3 +108,20 @@ def test_extending_adds_values_and_trials_and_nothing_else():
     for word, said in (("train.flip=true,false", "incomparable"), ("sweep.metric=fid", "cannot be extended")):
         with pytest.raises(UserError, match=said):
             extended(old, [word])
+
+
+@pytest.mark.parametrize(
+    ("name", "trials"),
+    [
+        ("flowers102_table", 8),
+        ("celeba_table", 5),
+        ("bayes_embedding_batch_optimizer", 32),
+        ("batch_augment_levels_ablation", 8),
+    ],
+)
+def test_the_sweeps_of_configs_are_valid_and_say_what_they_cost(name, trials):
+    settings = settings_from([f"sweep={name}", "cluster=komondor", "cluster.train.gpus=1"])
+    assert size_of(settings) == trials
+    check(settings)
+    head = (CONFIG_ROOT / "sweep" / f"{name}.yaml").read_text()
+    assert "# Run:" in head and "# Cost:" in head and "Estimate, not measured" in head
