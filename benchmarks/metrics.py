@@ -129,7 +129,7 @@ def clean_fid(weights: Path, batch: int) -> Peer:
 
     def run(part: Tensor) -> Tensor:
         large = np.stack([resize(image) for image in part.permute(0, 2, 3, 1).numpy()])
-        return network(torch.from_numpy(large).permute(0, 3, 1, 2) / 256)[0].flatten(1)
+        return network(torch.from_numpy(large).permute(0, 3, 1, 2).contiguous() / 256)[0].flatten(1)
 
     return from_features(run, batch, "ours, clean")
 

@@ -256,6 +256,7 @@ def killed_until_done(words: list[str], watched: Path, *, kills: int, seed: int)
             return killed
 
 
+@pytest.mark.timeout(1800)  # every start of a job takes seconds, and a busy machine several times as long
 @pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.full)])
 def test_kills_change_no_number(tmp_path, scored, kills: int) -> None:
     _, done, _ = scored

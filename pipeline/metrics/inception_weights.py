@@ -32,7 +32,8 @@ def inception_extractor(cfg: InceptionConfig, *, device: str) -> Extractor:
             reach a feature that was asked for.
     """
     path = checked_file("evaluate.inception.weights", cfg.weights, cfg.sha256)
-    protocol = {"kind": "inception-2015-12-05", "sha256": sha256_file(path), "resize": cfg.resize, "version": 1}
+    version = {"clean": 2}.get(cfg.resize, 1)  # 1 of clean did not cut to 0 ... 255
+    protocol = {"kind": "inception-2015-12-05", "sha256": sha256_file(path), "resize": cfg.resize, "version": version}
     if path.suffix == ".pt":
         return _script(path, cfg, protocol, device=device)
     network = load_inception(path).to(device).eval()

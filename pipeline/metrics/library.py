@@ -29,7 +29,7 @@ def dinov2_extractor(cfg: LibraryConfig, *, device: str) -> Extractor:
     mean, std = _columns(_IMAGENET, device)
 
     def run(images: Tensor) -> dict[str, Tensor]:
-        x = (resize(images.expand(-1, 3, -1, -1), DINOV2_SIZE, "clean").clamp(0, 255) / 255 - mean) / std
+        x = (resize(images.expand(-1, 3, -1, -1), DINOV2_SIZE, "clean") / 255 - mean) / std
         return {"features": network(pixel_values=x).pooler_output}
 
     return Extractor("dinov2", _protocol(cfg, "dinov2", DINOV2_SIZE), ("features",), run)
@@ -42,7 +42,7 @@ def clip_extractor(cfg: LibraryConfig, *, device: str) -> Extractor:
     size = int(network.config.image_size)
 
     def run(images: Tensor) -> dict[str, Tensor]:
-        x = (resize(images.expand(-1, 3, -1, -1), size, "clean").clamp(0, 255) / 255 - mean) / std
+        x = (resize(images.expand(-1, 3, -1, -1), size, "clean") / 255 - mean) / std
         return {"features": network(pixel_values=x).image_embeds}
 
     return Extractor("clip", _protocol(cfg, "clip", size), ("features",), run)

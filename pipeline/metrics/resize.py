@@ -4,7 +4,8 @@ Each protocol is two matrices, one for rows and one for columns, so it is one wa
 agrees on every device. Pixels stay real numbers: none of the protocols rounds after resizing.
 
     tf1           TensorFlow 1's bilinear, corners not aligned, without half-pixel centres: what FID's graph does
-    clean         Pillow's bicubic with antialiasing in floating point (Parmar et al. 2022, clean-fid)
+    clean         Pillow's bicubic with antialiasing in floating point, then cut to 0 ... 255: a bicubic curve swings
+                  beyond its ends (Parmar et al. 2022, clean-fid)
     torchmetrics  bilinear with antialiasing, half-pixel centres: the default of torchmetrics from 1.8
 """
 
@@ -33,7 +34,8 @@ def resize(images: Tensor, size: int, protocol: str) -> Tensor:
     """Images [B, C, H, W] of any dtype, values 0 to 255 -> float32 [B, C, size, size]."""
     rows = matrix(images.shape[2], size, protocol).to(images.device)
     columns = matrix(images.shape[3], size, protocol).to(images.device)
-    return rows @ (images.to(torch.float32) @ columns.T)
+    found = rows @ (images.to(torch.float32) @ columns.T)
+    return found.clamp_(0, 255) if protocol == "clean" else found
 
 
 def _tensorflow(before: int, after: int) -> Tensor:

@@ -13,11 +13,12 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize(("before", "after"), SIZES)
-def test_clean_is_pillows_bicubic_in_floating_point(before: int, after: int) -> None:
+def test_clean_is_pillows_bicubic_in_floating_point_without_its_overshoot(before: int, after: int) -> None:
     pixels = RNG.integers(0, 256, (before, before)).astype(np.float32)
     expected = np.asarray(Image.fromarray(pixels, "F").resize((after, after), Image.Resampling.BICUBIC))
     found = resize(torch.from_numpy(pixels)[None, None], after, "clean")[0, 0]
-    np.testing.assert_allclose(found, expected, atol=2e-4)
+    np.testing.assert_allclose(found, expected.clip(0, 255), atol=2e-4)  # as clean-fid's resize ends
+    assert before >= after or expected.max() > 256
 
 
 @pytest.mark.parametrize(("before", "after"), SIZES)
