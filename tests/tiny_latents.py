@@ -50,7 +50,8 @@ def fit(network: KLAutoencoder, cfg: Config, *, steps: int) -> None:
     for _ in range(steps):
         images = from_uint8(reader.read(torch.randint(0, reader.count, (32,)).numpy()))
         noise = torch.randn(len(images), network.latent_channels, 4, 4)
-        restored, posterior = network(images, noise)
+        posterior = network.encode(images)
+        restored = network.decode(posterior.sample(noise))
         optimizer.zero_grad()
         ((restored - images).square().mean() + 1e-4 * posterior.kl().mean()).backward()
         optimizer.step()

@@ -25,6 +25,7 @@ from pipeline.data.latents import image_shape, latent_shape, spread_of
 from pipeline.data.pictures import from_uint8
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards, read_manifest, read_record
+from pipeline.models.build import build_network
 from pipeline.models.pretrained import load_autoencoder
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.run_dir import RunDir, create_run
@@ -278,6 +279,19 @@ def test_an_autoencoder_of_diffusers_encodes_as_diffusers_does(place: Path) -> N
     means, deviations, *_ = np.split(stored(cfg), 4, axis=1)
     assert np.abs(means - posterior.mean.numpy()).max() < 1e-5
     assert np.abs(deviations - posterior.std.numpy()).max() < 1e-5
+
+
+def test_codes_without_noise(place: Path) -> None:
+    """A bottleneck's code is its own mean: nothing is drawn, and all of its variance tells of the image."""
+    model = {"kind": "bottleneck_autoencoder", "width": 8, "multipliers": [1, 2], "latent_channels": 2, "groups": 4}
+    its = tiny.config(place, name="bottleneck", model=model)
+    torch.manual_seed(1)
+    run = tiny_latents.save(its, build_network(its.model, shape=(1, tiny.SIZE, tiny.SIZE)))
+    cfg = of(place, run=run.path)
+    receipt = encode.run(cfg, workers=1)
+    codes, deviations, *_ = np.split(stored(cfg), 4, axis=1)
+    assert codes.shape[1:] == (2, 4, 4) and codes.std() > 0 and np.abs(deviations).max() == 0
+    assert tuple(receipt["spread"]["informed"]) == (1.0, 1.0)
 
 
 def test_the_command_says_what_it_made(place: Path) -> None:
