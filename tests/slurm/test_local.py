@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from launching import HERE, kept_steps, profile, real, result, slurm_words, stand_in, states, uninterrupted
+from launching import HERE, PATIENCE, kept_steps, profile, real, result, slurm_words, stand_in, states, uninterrupted
 
 from pipeline.runtime.files import read_lines
 from slurm import ledger
@@ -52,7 +52,7 @@ def trained(launch) -> int:
 
 def wait(condition, *, seconds: float = 30.0) -> None:
     """Until a condition holds."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE * seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.05)
@@ -98,13 +98,13 @@ def test_ctrl_c_saves_ends_everything_and_the_next_call_goes_on(tmp_path):
     shell = in_a_terminal(tmp_path, words="--steps 100 --pace 0.05")
     wait(lambda: trained(launch) >= 5)
     os.killpg(shell.pid, signal.SIGINT)  # what a terminal sends to the whole foreground group
-    assert shell.wait(30) == 130
+    assert shell.wait(30 * PATIENCE) == 130
     assert 5 <= trained(launch) < 100
     starts = [json.loads(line) for line in (launch.run.jobs / "train" / ATTEMPTS).read_text().splitlines()]
     assert not any(Path(f"/proc/{row['pid']}").exists() for row in starts if row["event"] == "start")
     assert states(launch)["train"].word == "cancelled"
     again = in_a_terminal(tmp_path, words="--steps 100 --pace 0.01")
-    assert again.wait(60) == 0
+    assert again.wait(60 * PATIENCE) == 0
     assert kept_steps(launch) == list(range(1, 101))  # nothing was lost, nothing was done twice
     assert result(launch) == uninterrupted(100)
 
@@ -117,7 +117,7 @@ def test_a_submitter_that_is_killed_leaves_its_job_which_the_next_one_adopts(tmp
     shell.wait()
     assert states(launch)["train"].word == "running"
     again = in_a_terminal(tmp_path, words="--steps 100 --pace 0.05")
-    assert again.wait(60) == 0
+    assert again.wait(60 * PATIENCE) == 0
     assert kept_steps(launch) == list(range(1, 101))
     rows = [json.loads(line) for line in (launch.run.jobs / "train" / ATTEMPTS).read_text().splitlines()]
     assert sum(row["event"] == "start" for row in rows) == 1
