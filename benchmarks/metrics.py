@@ -12,8 +12,9 @@ never called. Their own networks, resizing and weights loader run; the normalisa
 
 Rounds take turns and time is the process's own, so a busy machine slows nobody more than the others.
 
-Measured on one thread of a busy two-core machine (64 px, batches of 8 to 12, four rounds): pytorch-fid 0.3.0 1.83x,
-clean-fid 0.1.35 1.74x, torch-fidelity 0.4.0 1.82x, torchmetrics 1.9.0 1.77x slower than ours, distances within 3e-7.
+Measured on one thread of a busy two-core machine (64 px, batches of 8 and 12, four rounds): pytorch-fid 0.3.0 is 1.83x
+slower than ours, clean-fid 0.1.35 1.74x, distances within 3e-7. Earlier, on a quiet one: torch-fidelity 1.82x,
+torchmetrics 1.77x.
 """
 
 import argparse
