@@ -129,7 +129,9 @@ def _run(run: Run, notes: Mapping[str, Any], value: float | None) -> RunMeasured
     launch = run.launch()
     note = notes.get("runs", {}).get(run.name, {"metrics": {}, "samples": ""})
     grid = Path(note["samples"]) / "grid.png"
-    losses = training_values(launch, VALIDATION) or training_values(launch, "loss")
+    losses: list[tuple[int, float]] = []
+    if launch.run.path == run.path.resolve():  # a sweep over one run's checkpoint trains nothing
+        losses = training_values(launch, VALIDATION) or training_values(launch, "loss")
     return RunMeasured(run, launch, value, note["metrics"], tuple(losses), grid if grid.is_file() else None)
 
 

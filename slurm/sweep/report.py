@@ -100,7 +100,8 @@ def _table(found: Sequence[Measured], settings: SweepSettings) -> str:
     keys = list(dict.fromkeys(key for m in done for key in m.params))
     names = [n for n in metric_names(done, settings) if _belongs(n, settings)]
     columns = {name: [m.value if name == settings.metric else m.metric(name) for m in done] for name in names}
-    columns["loss"] = [m.last_loss for m in done]
+    if any(m.last_loss is not None for m in done):
+        columns["loss"] = [m.last_loss for m in done]
     if settings.metric not in columns:
         columns = {settings.metric: [m.value for m in done], **columns}
     rows = []
@@ -151,7 +152,9 @@ def _search(sweep: SweepDir, settings: SweepSettings, found: Sequence[Measured])
     plots.draw_settings(sweep.path / "settings.png", found, varied, settings=settings)
     lines = ["## What matters\n"]
     shares = importances(sweep, settings)
-    if shares:
+    if len(varied) == 1:
+        lines = ["## The search\n"]
+    elif shares:
         lines += [markdown(["setting", "importance"], [[key, f"{share:.2f}"] for key, share in shares.items()])]
         lines += ["PED-ANOVA: the share of each setting in what tells the best trials from the others.\n"]
     else:
