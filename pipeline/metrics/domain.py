@@ -144,7 +144,8 @@ def train_classifier(
             since = 0 if now.loss < best.loss else since + 1
             if now.loss < best.loss:
                 best, state = now, {k: v.clone() for k, v in network.state_dict().items()}
-            if now.accuracy >= cfg.target_accuracy or since >= cfg.patience or seen >= cfg.max_images:
+            reached = min([now.accuracy, *now.by_attribute]) >= cfg.target_accuracy
+            if reached or since >= cfg.patience or seen >= cfg.max_images:
                 break
     network.load_state_dict(state)
     network.eval()

@@ -79,7 +79,8 @@ def _block(
     bound = worst.square() + SLACK * (squares[0][:, 0] + squares[1].max()).double()
     few = min(k + 4, len(c))  # a few more than asked: float32 may confuse near-equals
     local = rough.topk(few, dim=1, largest=False).indices.sort(dim=1).values
-    rows, places = (rough.gather(1, local).double() <= bound[:, None]).nonzero(as_tuple=True)
+    found = rough.gather(1, local).double()
+    rows, places = ((found <= bound[:, None]) & found.isfinite()).nonzero(as_tuple=True)
     exact = torch.full(local.shape, torch.inf, dtype=torch.float64, device=q.device)
     for some in torch.split(torch.arange(len(rows), device=q.device), PAIRS):
         r, p = rows[some], places[some]

@@ -5,6 +5,7 @@ and the tiny job finds nothing to do; where a run, its node or its own step dies
 """
 
 import json
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,8 @@ def submit(
     ids: list[str] = []
     known = settings.known_beforehand
     for group in _groups(wanted):
-        before = _after([i for o in active for i in o.ids] + ids) if known else []
+        # Whoever submits may be a run that has just ended: it is waited for too, so that never one too many runs.
+        before = _after([*(i for o in active for i in o.ids), *ids, *_own()]) if known else []
         words = [f"afterok:{':'.join(waits)}"] if waits else []
         words += [f"afterany:{':'.join(before)}"] if before else []
         dependency = ",".join(words) or None
@@ -64,6 +66,11 @@ def submit(
         running = [*(i for o in active for i in o.ids), *ids]
         chain(sweep, cluster, _after(running) if known else running)
     return ids
+
+
+def _own() -> list[str]:
+    """The job that this process is in, if it is in one."""
+    return [i for i in (os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID")),) if i]
 
 
 def _after(ids: Sequence[str]) -> list[str]:

@@ -49,7 +49,7 @@ def test_it_learns_attributes_alone_and_beside_labels() -> None:
     """Attribute 0 says whether the bar lies at the left, 1 is known of half of the images, 2 is a coin."""
 
     def told(count: int, seed: int) -> Examples:
-        plain, rng = bars(count, seed), np.random.default_rng(seed)
+        plain, rng = bars(count, seed), np.random.default_rng([seed, 1])  # not the labels' own numbers
         left, top, coin = plain.labels == 0, plain.labels == 1, rng.integers(0, 2, count)
         top = np.where(rng.random(count) < 0.5, top, -1)
         return Examples(plain.read, plain.labels, np.stack([left, top, coin], axis=1).astype(np.int8))

@@ -95,9 +95,9 @@ def test_weights_that_a_node_does_not_see_are_named(tmp_path):
 
 
 def test_what_jobs_make_is_not_needed_before(tmp_path):
-    weights = f"autoencoder.perceptual.weights={tmp_path}/squeeze.npz"
+    weights = f"evaluate.inception.weights={tmp_path}/inception.npz"
     trained = latent(tmp_path, overrides=(*SMALL, weights)).cfg
-    assert needed(trained)["autoencoder: autoencoder.perceptual.weights"] == tmp_path / "squeeze.npz"
+    assert needed(trained)["autoencoder: evaluate.inception.weights"] == tmp_path / "inception.npz"
     assert "latents.autoencoder" not in needed(trained)
     cfg = tiny_latents.config(tmp_path, tiny_latents.autoencoder(tiny.config(tmp_path)).path)
     assert "latents.autoencoder" in needed(cfg)
