@@ -1,6 +1,8 @@
 """What every test may ask for."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,18 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _threads_stay_as_they_are() -> Iterator[None]:
+    """Sums round differently with the number of threads: a test that changes it breaks another's equality of bits."""
+    torch = sys.modules.get("torch")
+    before = torch and torch.get_num_threads()
+    yield
+    if torch:
+        after = torch.get_num_threads()
+        torch.set_num_threads(before)
+        assert after == before, f"this test left torch with {after} threads instead of {before}"
 
 
 @pytest.fixture(scope="session")
