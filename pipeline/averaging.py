@@ -31,9 +31,9 @@ def gamma_of(width: float) -> float:
     """The exponent of the power function whose profile has relative standard deviation `width`.
 
     Solves width**2 = (gamma + 1) / ((gamma + 2)**2 (gamma + 3)) (Karras et al. 2024, equation 126; algorithm 2).
-    `width` is in (0, 0.28]; larger ones have no real solution with gamma >= 0.
+    `width` is in (0, 1 / sqrt(12)], where gamma >= 0: the profile of a wider one would fall towards the present.
     """
-    if not 0 < width <= 0.2886:
+    if not 0 < width <= 12**-0.5:
         raise ValueError(f"found a relative width of {width}, expected one in (0, 0.2886]")
     roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
     return float(max(root.real for root in roots if abs(root.imag) < 1e-8))

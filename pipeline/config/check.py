@@ -6,6 +6,7 @@ from pipeline.config.autoencoder import Facts
 from pipeline.config.check_autoencoder import check_autoencoder
 from pipeline.config.check_latents import check_latents
 from pipeline.config.check_model import check_model
+from pipeline.config.durations import to_images
 from pipeline.config.known_data import attribute_names, class_count
 from pipeline.config.schema import Config
 from pipeline.config.schema_diffusion import sampling_problems
@@ -36,6 +37,11 @@ def _schedule(cfg: Config) -> Iterator[str]:
         yield (
             f"train.optim.decay_share: found {optim.decay_share}, but train.optim.schedule={optim.schedule} has no "
             "constant tail. Use schedule=cosine_then_constant or leave decay_share at 1."
+        )
+    if optim.schedule == "inverse_sqrt" and not to_images(optim.warmup, batch=1, train_images=10**6):
+        yield (
+            "train.optim.warmup: found none, but train.optim.schedule=inverse_sqrt falls as sqrt(warmup / step): the "
+            "rate would be a tenth after 100 steps. Set a warm-up, such as '2 kimg'."
         )
 
 
@@ -117,8 +123,20 @@ def _average(cfg: Config) -> Iterator[str]:
         yield "sample.weights: found 'average', but train.average.half_life is null. Use sample.weights=network."
     elif weights.startswith("power:") and not average.power_widths:
         yield f"sample.weights: found '{weights}', but train.average.power_widths is empty: train with two widths."
-    elif not weights.startswith("power:") and weights not in ("average", "network"):
+    elif weights.startswith("power:"):
+        yield from _power(weights)
+    elif weights not in ("average", "network"):
         yield f"sample.weights: found '{weights}', expected average, network or power:<relative width>."
+
+
+def _power(weights: str) -> Iterator[str]:
+    text = weights.removeprefix("power:")
+    try:
+        fits = 0 < float(text) <= 0.288
+    except ValueError:
+        fits = False
+    if not fits:
+        yield f"sample.weights: found '{weights}', expected a relative width above 0 and at most 0.288: power:0.05."
 
 
 def _divisors(number: int) -> list[int]:

@@ -19,13 +19,15 @@ from pipeline.config.schema_latents import LatentsConfig
 from pipeline.config.schema_metrics import EvaluateConfig
 from pipeline.config.schema_model import ModelConfig
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
 
 class OptimConfig(Settings):
     """The optimiser. Its learning rate at a step is a function of the step: see `pipeline.train.optim`."""
 
     kind: Literal["sgd", "adam", "adamw"] = "adamw"
     lr: float = Field(1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Share, Share] = (0.9, 0.99)  # adam and adamw alone
     eps: float = Field(1e-8, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)  # sgd alone
     weight_decay: float = Field(0.0, ge=0)
@@ -41,7 +43,8 @@ class AverageConfig(Settings):
 
     half_life: Duration | None = "500 kimg"  # of the exponential average; None: no such average
     ramp_up: float | None = Field(0.05, gt=0)  # half-life is at most this share of images seen (EDM's ramp-up)
-    power_widths: tuple[float, ...] = ()  # EDM2 power-function averages, as relative widths, such as (0.05, 0.1)
+    # EDM2 power-function averages, as relative widths, such as (0.05, 0.1). Beyond 0.288 they would grow backwards.
+    power_widths: tuple[Annotated[float, Field(gt=0, le=0.288)], ...] = ()
 
 
 class EarlyStopConfig(Settings):

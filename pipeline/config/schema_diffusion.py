@@ -3,11 +3,11 @@
 All noise levels are sigma in x = x0 + sigma * noise, whatever a parametrisation calls its own time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.config import ddpm_tables
 from pipeline.config.base import Settings
@@ -143,6 +143,12 @@ class DiffusionConfig(Settings):
         vp = self.parametrisation in ("eps", "x0", "v")
         return "timestep" if vp and self.levels.kind == "ddpm" else "log_sigma"
 
+    @field_validator("levels", mode="before")
+    @classmethod
+    def _log_normal_unless_said(cls, levels: Any) -> Any:
+        """`levels.sigma_max=20` alone means the default kind, as it does for every other setting."""
+        return {"kind": "log_normal", **levels} if isinstance(levels, dict) else levels
+
     @model_validator(mode="after")
     def _range_holds(self) -> "DiffusionConfig":
         if not self.levels.sigma_max <= SIGMA_LARGEST:
@@ -174,7 +180,9 @@ class GuidanceConfig(Settings):
 
     kind: Literal["classifier_free", "autoguidance"] = "classifier_free"
     scale: float = 1.0
-    convention: Literal["cfg", "ho"] = "cfg"  # cfg: 1 is the conditional model; ho: 0 is, as in Ho & Salimans
+    # What w = scale means. cfg: w cond + (1 - w) uncond (Saharia et al. 2022: Imagen, equation 2), 1 is the conditional
+    # model; ho: (1 + w) cond - w uncond (Ho & Salimans 2022, equation 6), 0 is.
+    convention: Literal["cfg", "ho"] = "cfg"
     interval: tuple[float, float] | None = None  # noise levels with guidance; None: all (Kynkaanniemi et al. 2024)
     rescale: float = Field(0.0, ge=0, le=1)  # Lin et al. 2023: share of the conditional's contrast that is restored
     weak: str | None = None  # autoguidance: run directory or checkpoint of the weaker model
@@ -230,6 +238,8 @@ class GridConfig(Settings):
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "GridConfig":
         _refuse_unread(self, _GRID_READ_BY)
+        if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}: expected min < max")
         return self
 
 
@@ -240,6 +250,15 @@ class ChurnConfig(Settings):
     sigma_min: float = Field(0.0, ge=0)
     sigma_max: float = Field(1e6, gt=0)
     noise: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ChurnConfig":
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(
+                f"sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}: no noise level lies between,"
+                " expected min < max"
+            )
+        return self
 
 
 SamplerKind = Literal["euler", "heun", "ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "langevin"]
@@ -289,28 +308,65 @@ def sampling_problems(sampler: SamplerConfig, diffusion: DiffusionConfig, *, con
 
     `conditional`: whether the network is given classes or attributes.
     """
-    found: list[str] = []
-    discrete, low, high = diffusion.levels.kind == "ddpm", diffusion.levels.sigma_min, diffusion.levels.sigma_max
+    return [
+        *_variance_problems(sampler, diffusion),
+        *_grid_problems(sampler, diffusion),
+        *_guidance_problems(sampler.guidance, diffusion, conditional=conditional),
+    ]
+
+
+def _variance_problems(sampler: SamplerConfig, diffusion: DiffusionConfig) -> Iterator[str]:
     if sampler.variance == "learned" and not diffusion.learned_variance:
-        found.append("sampler.variance is learned, but the network has no variance: train with learned_variance=true")
-    if sampler.variance == "large" and not discrete:
-        found.append("sampler.variance=large is the beta of a DDPM process: use levels.kind=ddpm, or variance=small")
-    if sampler.grid.kind == "ddpm" and not discrete:
-        found.append(f"sampler.grid.kind=ddpm needs levels.kind=ddpm, found {diffusion.levels.kind}: use uniform_t")
-    timesteps = diffusion.levels.timesteps if isinstance(diffusion.levels, DDPMLevels) else sampler.steps
-    if sampler.grid.kind in ("ddpm", "uniform_t") and sampler.steps > timesteps:
-        found.append(f"sampler.steps is {sampler.steps}, more than the process's {timesteps} timesteps")
-    for name in ("sigma_min", "sigma_max"):
-        value = getattr(sampler.grid, name)
-        if value is not None and not low <= value <= high:
-            found.append(f"sampler.grid.{name} is {value}, outside the trained range [{low:.4g}, {high:.4g}]")
-    guidance = sampler.guidance
-    if guidance.active and guidance.kind == "classifier_free":
-        if not conditional:
-            found.append(
-                f"sampler.guidance.scale is {guidance.scale}, but the model is unconditional, so there is nothing to"
-                " guide: set model.condition, or kind=autoguidance, or leave the scale out"
-            )
-        elif diffusion.label_dropout == 0:
-            found.append("sampler.guidance needs a model that has seen images without labels: label_dropout is 0")
-    return found
+        yield (
+            "sampler.variance: found learned, but the network has no variance. Train with"
+            " diffusion.learned_variance=true, or use variance=small."
+        )
+    if sampler.variance == "large" and diffusion.levels.kind != "ddpm":
+        yield (
+            "sampler.variance: found large, the beta of a DDPM process, but diffusion.levels.kind is"
+            f" {diffusion.levels.kind}. Use levels.kind=ddpm, or variance=small."
+        )
+
+
+def _grid_problems(sampler: SamplerConfig, diffusion: DiffusionConfig) -> Iterator[str]:
+    grid, levels = sampler.grid, diffusion.levels
+    low, high = levels.sigma_min, levels.sigma_max
+    if grid.kind == "ddpm" and not isinstance(levels, DDPMLevels):
+        yield f"sampler.grid.kind: found ddpm, but diffusion.levels.kind is {levels.kind}. Use grid.kind=uniform_t."
+    if isinstance(levels, DDPMLevels) and grid.kind in ("ddpm", "uniform_t") and sampler.steps > levels.timesteps:
+        yield (
+            f"sampler.steps: found {sampler.steps}, more than the process's {levels.timesteps} timesteps. Use fewer,"
+            " or grid.kind=karras, which stands between them."
+        )
+    ends = {"sigma_min": grid.sigma_min, "sigma_max": grid.sigma_max}
+    outside = {name: value for name, value in ends.items() if value is not None and not low <= value <= high}
+    for name, value in outside.items():
+        yield f"sampler.grid.{name}: found {value}, outside the trained range [{low:.4g}, {high:.4g}]. Stay within it."
+    if not outside and (grid.sigma_min or low) >= (grid.sigma_max or high):
+        yield (
+            f"sampler.grid: found levels from {grid.sigma_max or high:.4g} down to {grid.sigma_min or low:.4g},"
+            " expected sigma_min < sigma_max. Leave one of them out: it is then that of the trained range."
+        )
+
+
+def _guidance_problems(guidance: GuidanceConfig, diffusion: DiffusionConfig, *, conditional: bool) -> Iterator[str]:
+    if not guidance.active:
+        return
+    low, high = diffusion.levels.sigma_min, diffusion.levels.sigma_max
+    if guidance.interval and not (guidance.interval[0] <= high and guidance.interval[1] >= low):
+        yield (
+            f"sampler.guidance.interval: found {guidance.interval}, but noise levels are in [{low:.4g}, {high:.4g}]:"
+            " guidance would never occur. Give noise levels sigma in that range."
+        )
+    if guidance.kind == "autoguidance":
+        return
+    if not conditional:
+        yield (
+            f"sampler.guidance.scale: found {guidance.scale}, but the model is unconditional, so there is nothing to"
+            " guide. Set model.condition, or guidance.kind=autoguidance, or leave the scale out."
+        )
+    elif diffusion.label_dropout == 0:
+        yield (
+            f"sampler.guidance.scale: found {guidance.scale}, but diffusion.label_dropout is 0: the model has never"
+            " seen an image without its label. Train with label_dropout=0.1, or leave the scale out."
+        )

@@ -38,7 +38,7 @@ class UNetConfig(Settings):
     resample: Literal["block", "conv"] = "block"  # up and down in a residual block (ADM), or by a convolution (DDPM)
     embedding: Literal["sinusoidal", "fourier"] = "sinusoidal"
     embedding_scale: float = Field(1.0, gt=0)  # multiplies the noise level; fourier: deviation of the frequencies
-    embedding_width: Positive | None = None  # features of the noise level; None: width
+    embedding_width: int | None = Field(None, ge=2)  # features of the noise level; None: width
     condition_width: Positive | None = None  # of the vector that tells blocks noise level and label; None: 4 * width
 
 

@@ -29,18 +29,20 @@ class FourierFeatures(nn.Module):
 
     Tancik et al. 2020, section 4, `cos(2 pi b value)` with b normal of deviation `scale`. It suits noise levels that
     move by about 1 (EDM's log(sigma) / 4, flow times), where a sinusoid's lower frequencies do not move at all.
+    An odd width ends in a zero.
     """
 
     frequencies: Tensor
 
     def __init__(self, width: int, scale: float) -> None:
         super().__init__()
+        self.odd = width % 2
         self.register_buffer("frequencies", torch.randn(width // 2) * scale)
 
     def forward(self, values: Tensor) -> Tensor:
         """[B] -> [B, width], in fp32."""
         angles = 2 * math.pi * values.float()[:, None] * self.frequencies.float()
-        return torch.cat([angles.cos(), angles.sin()], dim=1)
+        return nn.functional.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, self.odd))
 
 
 class NoiseEmbedding(nn.Module):

@@ -29,6 +29,13 @@ def test_a_process_that_cannot_be(settings: dict[str, Any], message: str) -> Non
         DiffusionConfig.model_validate(settings)
 
 
+def test_levels_are_log_normal_unless_said() -> None:
+    levels = DiffusionConfig.model_validate({"levels": {"sigma_max": 20.0}}).levels
+    assert (levels.kind, levels.sigma_max) == ("log_normal", 20.0)
+    with pytest.raises(ValidationError, match="expected min < max"):
+        DiffusionConfig.model_validate({"levels": {"sigma_min": 5.0, "sigma_max": 2.0}})
+
+
 def test_x0_holds_levels_that_others_cannot() -> None:
     levels = {"kind": "log_normal", "sigma_min": 1e-7}
     assert DiffusionConfig.model_validate({"parametrisation": "x0", "levels": levels}).levels.sigma_min == 1e-7
@@ -49,6 +56,8 @@ def test_every_published_table_fits(timesteps: int, schedule: str) -> None:
     ({"grid": {"kind": "karras", "shift": 2.0}}, "shift is set, but kind=karras"),
     ({"grid": {"kind": "ddpm", "sigma_max": 2.0}}, "sigma_max is set, but kind=ddpm"),
     ({"grid": {"kind": "flow", "sigma_min": 0.1}}, "sigma_min is set, but kind=flow"),
+    ({"grid": {"sigma_min": 2.0, "sigma_max": 1.0}}, "expected min < max"),
+    ({"churn": {"amount": 9.0, "sigma_min": 3.0, "sigma_max": 1.0}}, "no noise level lies between"),
     ({"guidance": {"scale": 2.0, "interval": [3.0, 1.0]}}, "low < high"),
     ({"guidance": {"kind": "autoguidance", "scale": 2.0}}, "set weak"),
     ({"guidance": {"weak": "runs/a"}}, "only kind=autoguidance reads"),
@@ -63,10 +72,12 @@ def test_a_sampler_that_cannot_be(settings: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(("sampler", "process", "conditional", "message"), [
     ({"kind": "ddpm", "variance": "learned"}, {"levels": DDPM}, True, "learned_variance=true"),
     ({"kind": "ddpm", "variance": "large"}, {}, True, "beta of a DDPM process"),
-    ({"kind": "ddpm", "grid": {"kind": "ddpm"}}, {"parametrisation": "flow"}, True, "needs levels.kind=ddpm"),
+    ({"kind": "ddpm", "grid": {"kind": "ddpm"}}, {"parametrisation": "flow"}, True, "found ddpm, but .* is log_normal"),
     ({"steps": 400, "grid": {"kind": "ddpm"}}, {"levels": DDPM | {"timesteps": 300}}, True, "more than the process's"),
     ({"grid": {"sigma_max": 500.0}}, {}, True, r"outside the trained range \[0.002, 80\]"),
-    ({"grid": {"sigma_min": 1e-4}}, {}, True, "sigma_min is 0.0001"),
+    ({"grid": {"sigma_min": 1e-4}}, {}, True, "sigma_min: found 0.0001"),
+    ({"grid": {"sigma_min": 80.0}}, {}, True, "found levels from 80 down to 80, expected sigma_min < sigma_max"),
+    ({"guidance": {"scale": 2.0, "interval": [90.0, 99.0]}}, {}, True, r"\[0.002, 80\]: guidance would never occur"),
     ({"steps": 40, "grid": {"kind": "uniform_t"}}, {"levels": DDPM | {"timesteps": 30}}, True, "than the process's 30"),
     ({"guidance": {"scale": 2.0}}, {}, False, "unconditional"),
     ({"guidance": {"scale": 2.0}}, {"label_dropout": 0.0}, True, "label_dropout is 0"),

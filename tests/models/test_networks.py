@@ -16,7 +16,7 @@ UNET = UNetConfig(kind="unet", width=16, multipliers=(1, 2), blocks=1, attention
 NETWORKS = {
     "unet": UNET,
     "unet_conv_fourier": UNET.model_copy(
-        update={"resample": "conv", "embedding": "fourier", "embedding_width": 6, "scale_shift": False}
+        update={"resample": "conv", "embedding": "fourier", "embedding_width": 7, "scale_shift": False}
     ),
     "simple_unet": SimpleUNetConfig(kind="simple_unet", width=8, multipliers=(1, 2), attention=(4,), heads=2),
     "dit": DiTConfig(kind="dit", width=32, depth=2, heads=2),
