@@ -42,7 +42,7 @@ class Cancel:
 
 def run_here(launch: Launch, board: Board) -> int:
     """Run what is not complete; the exit code: 0, 1 where a job failed, 130 where it was cancelled."""
-    with locked(launch), Cancel() as cancel, board:
+    with locked(launch.run), Cancel() as cancel, board:
         code: Path | None = None
         failed: set[str] = set()
         for job in ordered(launch.jobs):

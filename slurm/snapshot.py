@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import atomic_path, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,12 +33,17 @@ def take(folder: Path, *, root: Path = ROOT) -> Path:
     target = (folder / digest.hexdigest()[:12]).resolve()
     if (target / RECORD).is_file():
         return target
-    with atomic_path(target) as partial:
-        for path in files:
-            copy = partial / path.relative_to(root)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-        _record(partial, root, digest.hexdigest())
+    try:
+        with atomic_path(target) as partial:
+            for path in files:
+                copy = partial / path.relative_to(root)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+            _record(partial, root, digest.hexdigest())
+    except (Incomplete, OSError):
+        if not (target / RECORD).is_file():
+            raise
+        # Another submitter finished the same copy meanwhile.
     return target
 
 

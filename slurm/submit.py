@@ -1,7 +1,7 @@
 """Submit a graph to Slurm: at once, returning at once, and as often as one likes.
 
-What is complete is skipped, what waits or runs is adopted, the rest is queued. A lock per run keeps
-two submitters apart.
+What is complete is skipped, what waits or runs is adopted, the rest is queued. Submitters of one folder
+of runs take turns.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.run_dir import RunDir
 from slurm import ledger, snapshot
 from slurm.executor import Place, sbatch, submit
 from slurm.graph import ancestors, ordered
@@ -25,16 +26,14 @@ TURN_SECONDS = 300.0  # how long a submitter waits for others that submit runs t
 
 
 @contextlib.contextmanager
-def locked(launch: Launch) -> Iterator[None]:
-    """One submitter of a run at a time. Raises `UserError` where another one is at work."""
-    launch.run.jobs.mkdir(parents=True, exist_ok=True)
-    with (launch.run.jobs / ".lock").open("w") as file:
+def locked(run: RunDir) -> Iterator[None]:
+    """One at work on a run at a time. Raises `UserError` where somebody runs it in the foreground."""
+    run.jobs.mkdir(parents=True, exist_ok=True)
+    with (run.jobs / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
-                f"Another 'python -m slurm' is submitting {launch.run.path}. Wait for it, or end it."
-            ) from error
+            raise UserError(f"Another 'python -m slurm' is at work on {run.path}. Wait for it, or end it.") from error
         yield
 
 
@@ -66,10 +65,10 @@ def submit_all(launches: Sequence[Launch]) -> list[dict[str, State]]:
         UserError: sbatch's complaint; what was queued before it stays, and is adopted the next time.
     """
     with contextlib.ExitStack() as locks:
-        for launch in launches:
-            locks.enter_context(locked(launch))
         for folder in sorted({launch.run.path.parent for launch in launches}):
             locks.enter_context(in_turn(folder))
+        for launch in launches:
+            locks.enter_context(locked(launch.run))
         queue = mine()
         for launch in launches:
             adopt_strays(launch, queue)

@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+import sys
+import time
 
 import pytest
 
@@ -32,6 +34,33 @@ def test_same_code_is_the_same_snapshot_and_other_code_another(checkout, tmp_pat
     assert second != first
     assert (first / "slurm" / "a.py").read_text() == "# slurm\n"
     assert (second / "slurm" / "a.py").read_text() == "edited\n"
+
+
+def test_whoever_takes_the_same_snapshot_at_the_same_moment_gets_it(tmp_path):
+    """Of this checkout, by processes that wait for each other: all copy, one is first."""
+    script = f"""
+import sys, time
+from pathlib import Path
+from slurm import snapshot
+here = Path({str(tmp_path)!r})
+(here / f"ready-{{sys.argv[1]}}").touch()
+while not (here / "go").exists():
+    time.sleep(0.001)
+print(snapshot.take(here / "s"))
+"""
+    words = [sys.executable, "-c", script]
+    racers = [
+        subprocess.Popen([*words, str(k)], cwd=snapshot.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for k in range(4)
+    ]
+    while len(list(tmp_path.glob("ready-*"))) < len(racers):
+        time.sleep(0.01)
+    (tmp_path / "go").touch()
+    said = [racer.communicate(timeout=60) for racer in racers]
+    assert [racer.returncode for racer in racers] == [0] * 4, said
+    (taken,) = {out.strip() for out, _ in said}
+    assert [str(path) for path in (tmp_path / "s").iterdir()] == [taken]
+    assert snapshot.record_of(tmp_path / "s" / taken)["sha256"].startswith(taken.rpartition("/")[2])
 
 
 def test_commit_and_difference_are_recorded_and_rebuild_the_code(checkout, tmp_path):
