@@ -9,6 +9,8 @@ from rich.table import Table
 from pipeline.runtime.files import read_json
 from slurm.workflows import Launch, comparison, reconstruction_of, result_of, sample_set
 
+PICTURES = {"grid.png": "Picture", "strip.png": "Strip"}  # of a sample set: images, and how they came out of noise
+
 
 def summary(launch: Launch, console: Console) -> None:
     """Print results as a table, the pictures' paths, and the TensorBoard command."""
@@ -19,8 +21,9 @@ def summary(launch: Launch, console: Console) -> None:
         console.print(f"Picture:     {restored.with_suffix('.png')}", highlight=False, soft_wrap=True)
     if samples is not None and (path := result_of(launch, samples)).is_file():
         console.print(_table(path, "samples"))
-    if samples is not None and (samples / "grid.png").is_file():
-        console.print(f"Picture:     {samples / 'grid.png'}", highlight=False, soft_wrap=True)
+    for name, what in PICTURES.items():
+        if samples is not None and (samples / name).is_file():
+            console.print(f"{what + ':':12} {samples / name}", highlight=False, soft_wrap=True)
     if comparison(launch).is_file():
         console.print(f"Comparison:  {comparison(launch)}", highlight=False, soft_wrap=True)
     if launch.run.tensorboard.is_dir():
