@@ -20,6 +20,7 @@ from pipeline.config.load import config_from, run_named
 from pipeline.runtime.errors import UserError, did_you_mean
 from slurm import cancel, logs, plan, preflight, sbatch_files, status
 from slurm.board import Board
+from slurm.correct import correct
 from slurm.local import run_here
 from slurm.submit import submit_all, submit_graph
 from slurm.summary import summary
@@ -30,7 +31,14 @@ def submit(words: list[str]) -> int:
     """Submit an experiment, or a run directory again."""
     if not words:
         raise UserError("submit what? For example: python -m slurm submit experiment=glyphs16 cluster=local")
-    return _submit(launch_for(config_from(words), make=True))
+    return _submit(_made(words))
+
+
+def _made(words: list[str]) -> Launch:
+    cfg = config_from(words)
+    for line in correct(cfg):
+        print(line)
+    return launch_for(cfg, make=True)
 
 
 def _submit(launch: Launch) -> int:
@@ -56,7 +64,7 @@ def _submit(launch: Launch) -> int:
 def plan_(words: list[str]) -> int:
     """Print what `submit` would do; with --sbatch DIR, write it as scripts."""
     rest, options = options_of(words, values=("--sbatch",))
-    launch = launch_for(config_from(rest), make="--sbatch" in options)
+    launch = _made(rest) if "--sbatch" in options else launch_for(config_from(rest), make=False)
     plan.show(launch, console_for(sys.stdout.isatty()))
     if "--sbatch" in options:
         for path in sbatch_files.write(launch, Path(options["--sbatch"])):

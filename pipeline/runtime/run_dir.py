@@ -25,8 +25,9 @@ from pipeline.runtime.files import write_text
 COMMIT = "commit.json"  # written last into a checkpoint: without it there is no checkpoint
 FINISHED = "finished.json"  # written by training when the last step's checkpoint is committed
 _STEP = re.compile(r"^step-(\d{9})$")
-# What may differ between the config of a run and a later call on it: where jobs run and what is done with the result.
-_FREE = ("cluster", "sample", "evaluate", "runs_dir", "data_dir")
+# What may differ between the config of a run and a later call on it: where jobs run, what memory they have, and what is
+# done with the result.
+_FREE = ("cluster", "sample", "evaluate", "runs_dir", "data_dir", "train.micro_batch")
 
 
 def step_name(step: int) -> str:
@@ -111,9 +112,8 @@ def create_run(cfg: Config) -> RunDir:
     """
     run = RunDir(run_directory(cfg))
     if run.config.is_file():
-        differences = _differences(config_from([str(run.path)]), cfg)
-        if differences:
-            listed = "\n".join(f"  - {d}" for d in differences)
+        if found := differences(run, cfg):
+            listed = "\n".join(f"  - {d}" for d in found)
             raise UserError(
                 f"{run.path} was made with other settings:\n{listed}\n"
                 f"Give this experiment another name (name={cfg.name}-2), or take the setting back to continue that run."
@@ -134,7 +134,7 @@ def overrides_for(run: RunDir, cfg: Config) -> list[str]:
     return [
         f"{key}={json.dumps(value)}"
         for key, value in sorted(after.items())
-        if key.split(".")[0] in _FREE and (key not in before or before[key] != value)
+        if _free(key) and (key not in before or before[key] != value)
     ]
 
 
@@ -143,13 +143,20 @@ def open_run(path: Path) -> tuple[RunDir, Config]:
     return RunDir(path), config_from([str(path)])
 
 
-def _differences(old: Config, new: Config) -> list[str]:
-    before, after = _flat(old), _flat(new)
+def differences(run: RunDir, cfg: Config) -> list[str]:
+    """In what a config differs from the run's own, of all that decides what training makes; a line for each."""
+    if not run.config.is_file():
+        return []
+    before, after = _flat(config_from([str(run.path)])), _flat(cfg)
     return [
         f"{key}: the run has {before.get(key)!r}, this call has {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key.split(".")[0] not in _FREE
+        if before.get(key) != after.get(key) and not _free(key)
     ]
+
+
+def _free(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in _FREE)
 
 
 def _flat(cfg: Config) -> dict[str, object]:
