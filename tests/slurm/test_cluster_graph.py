@@ -40,10 +40,9 @@ from slurm.workflows import comparison, launch_of_run
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300 * PATIENCE)]
 CALM = {"exclude": "node2,node4"}  # where faults.py takes nodes away
 ROOT = HERE.parents[1]
-TINY = (
+PIXELS = (
     "data=glyphs16",
     "model=unet_tiny",
-    "model.attention=[4]",
     "data.source.alphabet=AB",
     "evaluate.domain.enabled=false",
     "diffusion.sigma_data=1",
@@ -53,9 +52,8 @@ TINY = (
     "sample.sampler.steps=2",
     "sample.sampler.clip=null",
     "sample.images_per_shard=4",
-    "latents.experiment=glyphs16",
-    "latents.images_per_shard=64",
 )
+TINY = (*PIXELS, "model.attention=[4]", "latents.experiment=glyphs16", "latents.images_per_shard=64")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -161,6 +159,30 @@ def test_two_runs_on_the_same_data_share_its_preparation(tmp_path):
     assert ledger.submissions(one.run)["prepare"].ids == ledger.submissions(two.run)["prepare"].ids
     for launch in (one, two):
         wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+
+
+def test_shells_that_submit_at_once_all_succeed_and_what_is_cancelled_may_be_corrected(
+    tmp_path,
+):
+    words = [*PIXELS, "cluster=testbed", "++cluster.options.begin=now+900"]
+    words += [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
+    with ThreadPoolExecutor() as pool:  # each waits for a process of its own
+        done = list(pool.map(lambda name: slurm_words("submit", *words, f"name={name}"), ("one", "one", "two")))
+    assert [shell.returncode for shell in done] == [0, 0, 0], done
+    one, two = (launch_of_run(tmp_path / "runs" / name) for name in ("one", "two"))
+    ids = {name: s.ids for name, s in ledger.submissions(one.run).items()}
+    assert len({i for part in ids.values() for i in part}) == len(ids) == 5
+    assert ledger.submissions(two.run)["prepare"].ids == ids["prepare"]
+    assert {s.id for s in mine() if s.active and str(one.run.path) in s.comment} <= {i for (i,) in ids.values()}
+    slower = [*words, "name=one", "train.optim.lr=7e-4"]
+    refused = slurm_words("submit", *slower)
+    assert refused.returncode == 2 and f"python -m slurm cancel {one.run.path}" in refused.stderr
+    cancel.cancel([one, two])
+    wait_for(one, ended)
+    done = slurm_words("submit", *slower)
+    assert done.returncode == 0 and "nothing is trained yet" in done.stdout, done
+    assert launch_of_run(one.run.path).cfg.train.optim.lr == 7e-4
+    cancel.cancel([one])
 
 
 def test_runs_on_the_same_latents_share_their_autoencoder_and_the_array_that_encodes(tmp_path):

@@ -157,8 +157,8 @@ def test_bad_input_says_what_and_what_to_do(tmp_path):
     assert slurm_words("sumbit").stderr.startswith("slurm: no command 'sumbit'. Did you mean 'submit'?")
     done = slurm_words("status", str(tmp_path / "nothing"))
     assert done.returncode == 2 and "is not a directory" in done.stderr
-    cfg = tiny.config(tmp_path)
-    launch_for(cfg, make=True)
+    launch = launch_for(tiny.config(tmp_path), make=True)
+    launch.run.checkpoint(3).mkdir(parents=True)  # what was trained with these settings keeps them
     done = slurm_words("submit", str(tmp_path / "runs" / "tiny"), "train.global_batch=12")
     assert done.returncode == 2 and "train.global_batch" in done.stderr and "name=" in done.stderr
 
