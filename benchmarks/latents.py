@@ -3,11 +3,17 @@
 Both train the same denoiser on the same visits with the same draws; one reads posterior means and deviations, the other
 reads images (raw, so that nothing is decoded) and asks the autoencoder's encoder first.
 
-Measured on one of two busy cores, in processor time: 5.6x with kl_autoencoder_f4 (12.7 to 64.2 img/s, batch 8), 1.6x
-with kl_autoencoder_small_f4 (48.1 to 81.5 img/s, batch 16).
+The ratio is 1 + the encoder's forward pass / the denoiser's step, so it says nothing without both networks. At 64 px, in
+processor time of one of two busy cores, batch 8 (4 for the last):
 
+    kl_autoencoder_f4, 1.2 M U-Net         112.2 against 16.4 img/s   6.9x   celeba64's first stage, a denoiser for CPUs
+    kl_autoencoder_small_f4, 1.2 M U-Net   108.9 against 64.2 img/s   1.7x   a first stage for CPUs: little is saved
+    celeba64_ldm_f4 (31 M denoiser)          5.7 against  4.4 img/s   1.3x   a GPU's pair: the denoiser is what costs
+
+The goal of 2x is one of the first pair, which is the default: the encoder that is worth having, and a denoiser that a CPU
+can train. 
     python benchmarks/latents.py                                           # 64 px, f4, a 1.2 M U-Net, one core
-    python benchmarks/latents.py --model unet_small --autoencoder kl_autoencoder_f4 --device cuda --batch 128
+    python benchmarks/latents.py --experiment celeba64_ldm_f4 --device cuda --batch 128
 """
 
 import argparse
@@ -25,7 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data_prep import encode
-from pipeline.config.load import validated
+from pipeline.config.load import config_from, validated
 from pipeline.config.paths import data_directory, protocol_hash, training_shards
 from pipeline.config.schema import Config
 from pipeline.data.batches import Batch, batches
@@ -47,9 +53,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="unet_photos32", help="of configs/model: the denoiser")
     parser.add_argument("--autoencoder", default="kl_autoencoder_f4", help="of configs/model")
+    parser.add_argument("--experiment", help="one on latents, whose two networks are taken instead")
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--images", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=1, help="of each of the two in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
@@ -60,11 +67,7 @@ def main() -> None:
 
 def compare(root: Path, options: argparse.Namespace) -> None:
     """Prepare noise as images, encode it once, and time both ways."""
-    model, autoencoder = (
-        yaml.safe_load((CONFIGS / f"{n}.yaml").read_text()) for n in (options.model, options.autoencoder)
-    )
-    if "attention" in model and model["kind"] == "unet":
-        model |= {"attention": [4], "multipliers": model["multipliers"][:3]}
+    model, autoencoder = of_experiment(options) if options.experiment else of_models(options)
     cfg = config(root, model, size=options.size, batch=options.batch)
     prepare(cfg, options.images)
     save(cfg, autoencoder)
@@ -85,12 +88,31 @@ def compare(root: Path, options: argparse.Namespace) -> None:
     speed = {name: options.batch * options.steps / statistics.median(values) for name, values in times.items()}
     ratios = [b / a for a, b in zip(times["cached"], times["encoding"], strict=True)]
     print(
-        f"{options.size} px, {options.autoencoder}, {options.model} of {count_parameters(network) / 1e6:.2f} M, batch "
+        f"{options.size} px, {options.experiment or f'{options.autoencoder}, {options.model}'}, "
+        f"denoiser of {count_parameters(network) / 1e6:.2f} M, batch "
         f"{options.batch}, {options.device}, {torch.get_num_threads()} threads:\n"
         f"cached latents {speed['cached']:.1f} img/s, encoding at every step {speed['encoding']:.1f} img/s, "
         f"ratio {statistics.median(ratios):.2f}x (rounds {min(ratios):.2f} to {max(ratios):.2f}; target {TARGET:g}x)\n"
         f"encoding once: {options.images / encoding:.1f} img/s with every core and loading included"
     )
+
+
+def of_models(options: argparse.Namespace) -> tuple[dict[str, object], dict[str, object]]:
+    """Settings of the two named networks, the denoiser with as many levels as the smallest latents have."""
+    model, autoencoder = (
+        yaml.safe_load((CONFIGS / f"{n}.yaml").read_text()) for n in (options.model, options.autoencoder)
+    )
+    if "attention" in model and model["kind"] == "unet":
+        model |= {"attention": [4], "multipliers": model["multipliers"][:3]}
+    return model, autoencoder
+
+
+def of_experiment(options: argparse.Namespace) -> tuple[dict[str, object], dict[str, object]]:
+    """Settings of both networks of an experiment on latents."""
+    cfg = config_from([f"experiment={options.experiment}", f"data.image_size={options.size}"])
+    assert cfg.latents is not None and cfg.latents.experiment is not None
+    first = config_from([f"experiment={cfg.latents.experiment}", f"data.image_size={options.size}"])
+    return cfg.model.model_dump(mode="json"), first.model.model_dump(mode="json")
 
 
 def config(root: Path, model: dict[str, object], *, size: int, batch: int) -> Config:

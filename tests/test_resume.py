@@ -45,6 +45,7 @@ def kill_at_random(cfg, *, kills, world_size=1, seed=0):
 MODELS = {"diffusion": tiny.UNET, "game": tiny.GAME, "autoencoder": tiny.AUTOENCODER}
 
 
+@pytest.mark.timeout(1800)  # each start takes seconds, and a busy machine several times as long
 @pytest.mark.parametrize(
     ("model", "world_size", "kills"),
     [("diffusion", 1, 4), ("diffusion", 2, 3), ("game", 1, 3), ("autoencoder", 1, 3)],
@@ -61,6 +62,7 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path, model, world_size, kills)
 
 
 @pytest.mark.full
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("model", MODELS)
 def test_twenty_random_kills(tmp_path, model, world_size):

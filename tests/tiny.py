@@ -2,9 +2,11 @@
 
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -20,6 +22,7 @@ from pipeline.data.shards import Layout, Sample, finish, shard_name, write_shard
 from pipeline.runtime.run_dir import COMMIT, RunDir, create_run
 
 SIZE, CLASSES = 8, 3
+STANDSTILL_SECONDS = 120  # a busy machine may take any time to the end, but not this long between two lines
 ATTRIBUTES = ("Large", "Left", "Top")
 
 
@@ -165,13 +168,17 @@ def start(cfg: Config, *, world_size: int = 1) -> Sequence[Any]:
 
 
 def run(cfg: Config, *, world_size: int = 1) -> RunDir:
-    """Train to the end on that many ranks."""
-    ranks = start(cfg, world_size=world_size)
-    for process in ranks:
-        process.join(120)
+    """Train to the end on that many ranks; an error where they write nothing for two minutes."""
+    ranks, found = start(cfg, world_size=world_size), RunDir(cfg.runs_dir / cfg.name)
+    written, since = 0, time.monotonic()
+    while any(process.is_alive() for process in ranks) and time.monotonic() - since < STANDSTILL_SECONDS:
+        multiprocessing.connection.wait([process.sentinel for process in ranks if process.is_alive()], timeout=1)
+        size = found.metrics.stat().st_size if found.metrics.exists() else 0
+        if size != written:
+            written, since = size, time.monotonic()
     codes = [process.exitcode for process in ranks]
     assert codes == [0] * world_size, (codes, (cfg.runs_dir / f"{cfg.name}.log").read_text())
-    return RunDir(cfg.runs_dir / cfg.name)
+    return found
 
 
 def fingerprint(run: RunDir, step: int) -> dict[str, str]:
