@@ -74,7 +74,7 @@ def plan_(words: list[str]) -> int:
 
 def status_(words: list[str]) -> int:
     """Show runs; 1 where a job of them failed."""
-    runs = status.launches([Path(w) for w in words] or [Path("runs")])
+    runs = status.launches([Path(w) for w in words] or [status.RUNS])
     console = console_for(sys.stdout.isatty())
     found = status.show(runs, console)
     if len(runs) == 1:

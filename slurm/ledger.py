@@ -157,7 +157,7 @@ def _part(submission: Submission, number: int, *, rows: list[dict[str, Any]], se
     if now is not None and now.runs:
         return State(job, "running", nodes=now.nodes)
     if now is not None and now.active:
-        return State(job, "waiting", message=now.reason)
+        return State(job, "waiting", message=now.why)
     if submission.cancelled:
         return State(job, "cancelled", cause="cancelled", message="cancelled here")
     if now is not None and (now.reason == NEVER or (now.state == "CANCELLED" and not mine)):

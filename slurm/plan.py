@@ -35,14 +35,18 @@ def show(launch: Launch, console: Console) -> None:
 
 def asked(resources: Resources) -> str:
     """Resources in words."""
-    words = [f"{resources.nodes} nodes x"] if resources.nodes > 1 else []
-    words.append(f"{resources.tasks_per_node} process{'es' if resources.tasks_per_node > 1 else ''}")
-    words += [f"{resources.gpus} GPUs"] if resources.gpus else []
-    words += [f"{resources.cpus} cores each"] if resources.cpus else []
+    nodes = f"{resources.nodes} nodes x " if resources.nodes > 1 else ""
+    words = [nodes + _counted(resources.tasks_per_node, "process", "processes")]
+    words += [_counted(resources.gpus, "GPU", "GPUs") + (" a node" if nodes else "")] if resources.gpus else []
+    words += [_counted(resources.cpus, "core", "cores") + " each"] if resources.cpus else []
     words += [f"{resources.memory_gb:g} GB"] if resources.memory_gb else []
     words.append(f"{duration(60 * resources.minutes)} at most")
     words += [f"{resources.parts} parts"] if resources.parts > 1 else []
     return ", ".join(words)
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def quantities(launch: Launch) -> dict[str, str]:

@@ -27,6 +27,11 @@ class Seen:
     comment: str = ""
 
     @property
+    def why(self) -> str:
+        """Slurm's word for why it waits, and when it expects to start it, where it says so."""
+        return self.reason + (f", expected to start {self.start.replace('T', ' ')}" if self.start[:1].isdigit() else "")
+
+    @property
     def waits(self) -> bool:
         """Whether it has yet to start (again)."""
         return self.state in WAITING

@@ -40,10 +40,12 @@ def script(launch: Launch, job: Job, *, code: Path) -> str:
     """One sbatch script: the same options, set-up and words as a submission has."""
     record = launch.run.jobs / job.name
     record.mkdir(parents=True, exist_ok=True)
-    place = Place(launch.cfg.cluster, record, code, f"{launch.run.path.name}.{job.name}", f"mudi {job.name}")
+    # By the comment, `slurm submit` recognises in the queue what was submitted by hand.
+    comment = f"mudi {launch.key(job.name)} {record}"
+    place = Place(launch.cfg.cluster, record, code, f"{launch.run.path.name}.{job.name}", comment)
     parameters = slurm_parameters(job, place) | {"teardown": _REQUEUE}
     parts = job.resources.parts
     words = shlex.join(("-u", "-m", *job.argv)) + (f" --part $SLURM_ARRAY_TASK_ID/{parts}" if parts > 1 else "")
     array = {"map_count": parts} if parts > 1 else {}
     text: str = _make_sbatch_string(f"{python_of(launch.cfg.cluster)} {words}", str(record), **parameters, **array)
-    return text.replace("export SUBMITIT_EXECUTOR=slurm\n", "")
+    return text.replace("export SUBMITIT_EXECUTOR=slurm\n", "").rstrip() + "\n"

@@ -15,7 +15,9 @@ from slurm.board import COLOURS
 from slurm.ledger import LEDGER, State
 from slurm.queue import look
 from slurm.watching import last_line, newest_log, training_of
-from slurm.workflows import Launch, launch_of_run
+from slurm.workflows import Launch, job_named, launch_of_run
+
+RUNS = Path("runs")  # where runs lie unless a config says otherwise
 
 
 def runs_under(paths: Sequence[Path]) -> list[Path]:
@@ -28,6 +30,7 @@ def runs_under(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.is_dir():
             near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
+            near = f" Did you mean {RUNS / path}?" if (RUNS / path).is_dir() else near
             raise UserError(f"{path} is not a directory. Give a run directory or a folder of them.{near}")
         inside = [path] if (path / "config.yaml").is_file() else sorted(p.parent for p in path.glob("*/config.yaml"))
         found += inside
@@ -98,16 +101,18 @@ def explain(launch: Launch, state: State) -> str:
     trained = launch.trains(state.job)
     training = training_of(trained) if trained is not None and state.word not in ("blocked", "not submitted") else None
     if training is not None:
-        told += [training.words()] if state.word != "complete" else []
+        told += [training.words(running=state.word == "running")] if state.word != "complete" else []
         told += [f"goodput {training.goodput:.0%}"] if training.goodput is not None else []
     if state.word == "running":
         log = None if told else newest_log(ledger.record_of(launch.run, state.job))
         told += [last_line(log)[:100]] if log is not None else []
-        return ", ".join(filter(None, told)) + (f" on {state.nodes}" if state.nodes else "")
+        return " ".join(filter(None, [", ".join(filter(None, told)), state.nodes and f"on {state.nodes}"]))
     if state.word == "waiting":
-        told += [state.message]
+        parents = ", ".join(job_named(launch, state.job).parents)
+        told += [f"waits for {parents}" if state.message == "Dependency" and parents else state.message]
     line = ", ".join(filter(None, told))
     if state.cause is None:
         return line
     last = state.message.strip().splitlines()[-1:] or [""]
-    return f"{line}{chr(10) if line else ''}{state.cause}: {last[0][:300]}\n-> {state.advice}"
+    why = last[0] if last[0].startswith(state.cause) else f"{state.cause}: {last[0]}"
+    return f"{line}{chr(10) if line else ''}{why[:300]}\n-> {state.advice}"

@@ -26,12 +26,12 @@ class Training:
     loss: float | None
     starts: int
 
-    def words(self) -> str:
-        """One line."""
+    def words(self, *, running: bool = True) -> str:
+        """One line: where it is and, while it runs, how fast."""
         parts = [f"step {self.step}" + (f"/{self.total}" if self.total else "")]
-        if self.images_per_second is not None:
+        if running and self.images_per_second is not None:
             parts.append(f"{self.images_per_second:.0f} images/s")
-        if self.eta_seconds is not None:
+        if running and self.eta_seconds is not None:
             parts.append(f"{duration(self.eta_seconds)} left")
         if self.loss is not None:
             parts.append(f"loss {self.loss:.4g}")

@@ -197,7 +197,7 @@ def test_runs_on_the_same_latents_share_their_autoencoder_and_the_array_that_enc
     assert len(ids[0]["encode"]) == 3
     wait_for(two, lambda now: now["autoencoder"].word == "running" and "step" in explain(two, now["autoencoder"]))
     assert cancel.cancel([two], job="compare") == [f"cancelled two/compare ({ids[1]['compare'][0]})"]
-    assert explain(two, states(two)["encode"]).startswith("0 of 3 parts done, Dependency")
+    assert explain(two, states(two)["encode"]).startswith("0 of 3 parts done, waits for autoencoder")
     assert sum(line.startswith("left alone") for line in cancel.cancel([one])) == 3  # two waits for these
     wait_for(two, ended, seconds=200)
     for launch in (one, two):
@@ -349,6 +349,10 @@ def test_sbatch_scripts_are_submitted_by_hand_and_need_no_launcher(tmp_path):
     done = subprocess.run([submit], capture_output=True, text=True, check=True)
     ids = dict(line.split() for line in done.stdout.splitlines())
     assert list(ids) == [job.name for job in launch.jobs]
+    submit_graph(launch)  # it finds them in the queue, and submits none of them twice
+    found = ledger.submissions(launch.run)
+    assert {name: ids[name] for name in found} == {name: ledger.one_word(s.ids) for name, s in found.items()}
+    assert "train" in found and str(launch.run.path) in " ".join(s.comment for s in mine() if s.id == ids["train"])
     wait_for(launch, lambda _: (launch.run.path / "steps.txt").exists())
     # What Slurm sends before a time limit; the script queues itself again when training has saved.
     subprocess.run(["scancel", "--signal=USR2", ids["train"]], check=True)
