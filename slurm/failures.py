@@ -32,7 +32,7 @@ POLICIES = {
     "node_failure": Policy("slurm", "it continues by itself on another node"),
     "held": Policy("never", "retry puts it back into the queue"),
     "cancelled": Policy("never", "retry queues it again; training continues from its last checkpoint"),
-    "upstream": Policy("never", "retry the job that it waits for; this one is queued again with it"),
+    "upstream": Policy("never", "retry queues it again, with the job that it waits for"),
     "vanished": Policy("never", "neither queue nor files tell how it ended; read the log, then retry"),
 }
 EXIT_CODES = {

@@ -29,7 +29,8 @@ class Seen:
     @property
     def why(self) -> str:
         """Slurm's word for why it waits, and when it expects to start it, where it says so."""
-        return self.reason + (f", expected to start {self.start.replace('T', ' ')}" if self.start[:1].isdigit() else "")
+        reason = "Slurm has yet to look at it" if self.reason == "None" else self.reason
+        return reason + (f", expected to start {self.start.replace('T', ' ')}" if self.start[:1].isdigit() else "")
 
     @property
     def waits(self) -> bool:
