@@ -5,9 +5,8 @@ of runs take turns.
 """
 
 import contextlib
-import fcntl
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from slurm.executor import Place, sbatch, submit
 from slurm.graph import ancestors, ordered
 from slurm.job import Job
 from slurm.ledger import State
+from slurm.locks import held
 from slurm.payload import process_born
 from slurm.queue import Seen, look, mine
 from slurm.workflows import Launch
@@ -25,32 +25,16 @@ from slurm.workflows import Launch
 TURN_SECONDS = 300.0  # how long a submitter waits for others that submit runs to the same folder
 
 
-@contextlib.contextmanager
-def locked(run: RunDir) -> Iterator[None]:
+def locked(run: RunDir) -> AbstractContextManager[None]:
     """One at work on a run at a time. Raises `UserError` where somebody runs it in the foreground."""
-    run.jobs.mkdir(parents=True, exist_ok=True)
-    with (run.jobs / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"Another 'python -m slurm' is at work on {run.path}. Wait for it, or end it.") from error
-        yield
+    refusal = f"Another 'python -m slurm' is at work on {run.path}. Wait for it, or end it."
+    return held(run.jobs / ".lock", refusal=refusal)
 
 
-@contextlib.contextmanager
-def in_turn(folder: Path) -> Iterator[None]:
+def in_turn(folder: Path) -> AbstractContextManager[None]:
     """One submitter of a folder of runs after the other: else two would both queue what their runs share."""
-    with (folder / ".submitting").open("w") as file:
-        end = time.monotonic() + TURN_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > end:
-                    raise UserError(f"Others have been submitting to {folder} for {TURN_SECONDS:.0f} s.") from error
-                time.sleep(0.1)
-        yield
+    refusal = f"Others have been submitting to {folder} for {TURN_SECONDS:.0f} s. Try again."
+    return held(folder / ".submitting", refusal=refusal, seconds=TURN_SECONDS)
 
 
 def submit_graph(launch: Launch) -> dict[str, State]:

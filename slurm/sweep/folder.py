@@ -9,10 +9,8 @@ sweeps/<name>/
   tensorboard/ report.md trials.csv plots
 """
 
-import contextlib
-import fcntl
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from pipeline.config.load import CONFIG_ROOT
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import write_text
 from pipeline.runtime.run_dir import RunDir
+from slurm.locks import held
 from slurm.sweep.settings import SweepSettings
 from slurm.sweep.space import dimension, is_sweep, word_of
 
@@ -94,25 +93,14 @@ class SweepDir:
         """Write the settings down."""
         write_text(self.settings_file, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
 
-    @contextlib.contextmanager
-    def lock(self, *, seconds: float = LOCK_SECONDS, of: str = "") -> Iterator[None]:
+    def lock(self, *, seconds: float = LOCK_SECONDS, of: str = "") -> AbstractContextManager[None]:
         """One at a time, of all jobs and people. Raises `UserError` where it cannot be had.
 
         Args:
             of: what is locked; "": the trials.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        end = time.monotonic() + seconds
-        with (self.path / f".lock{of}").open("w") as file:
-            while True:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if time.monotonic() > end:
-                        raise UserError(f"{self.path} is being worked on for {seconds:.0f} s. Try again.") from error
-                    time.sleep(0.1)
-            yield
+        refusal = f"{self.path} is being worked on for {seconds:.0f} s. Try again."
+        return held(self.path / f".lock{of}", refusal=refusal, seconds=seconds)
 
 
 def validated(values: Any) -> SweepSettings:
