@@ -119,10 +119,15 @@ def _process_disagrees(folder: Path, network: Network, cfg: Config) -> list[str]
     if network.diffusion is None:
         scheduler = scheduler_of(folder)
         return disagreements(scheduler, cfg.diffusion) if scheduler else []
-    fields = ("parametrisation", "sigma_data", "network_clock", "learned_variance")
-    return [
+    fields = ["parametrisation", "network_clock", "learned_variance"]
+    fields += ["sigma_data"] if network.diffusion.parametrisation == "edm" else []
+    found = [
         f"diffusion.{name}: found {getattr(cfg.diffusion, name)}, the network was trained with "
         f"{getattr(network.diffusion, name)}"
         for name in fields
         if getattr(cfg.diffusion, name) != getattr(network.diffusion, name)
     ]
+    ours, its = cfg.diffusion.levels, network.diffusion.levels
+    if not found and network.diffusion.network_clock == "timestep" and ours != its:
+        found.append(f"diffusion.levels: found {ours}, but the network knows noise by the timesteps of {its}")
+    return found

@@ -11,8 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import checkpoint
 from pipeline.adopt import adopt
+from pipeline.config.paths import training_shards
 from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
 from pipeline.config.schema_model import BottleneckAutoencoderConfig, DiTConfig, KLAutoencoderConfig, UNetConfig
+from pipeline.data.shards import read_manifest
 from pipeline.diffusion.build import build_process
 from pipeline.diffusion.build_sampler import build_generator, no_noise
 from pipeline.export import export
@@ -53,6 +55,44 @@ CASES = {
         },
     ),
     "v euler karras": (UNET, {"parametrisation": "v", "levels": DDPM}, {"kind": "euler", "steps": 10}),
+    "v heun karras": (UNET, {"parametrisation": "v", "levels": DDPM}, {"kind": "heun", "steps": 6}),
+    "v dpm++ timesteps": (
+        UNET,
+        {"parametrisation": "v", "levels": DDPM},
+        {"kind": "dpmpp_2m", "steps": 8, "grid": {"kind": "ddpm"}},
+    ),
+    "v euler exponential": (
+        UNET,
+        {"parametrisation": "v", "levels": DDPM},
+        {"kind": "euler", "steps": 8, "grid": {"kind": "exponential"}},
+    ),
+    "x0 unipc timesteps": (
+        UNET,
+        {"parametrisation": "x0", "levels": DDPM},
+        {"kind": "unipc", "steps": 8, "grid": {"kind": "ddpm"}},
+    ),
+    "v dpm++ sde": (
+        UNET,
+        {"parametrisation": "v", "levels": DDPM},
+        {"kind": "dpmpp_2m_sde", "steps": 8, "grid": {"kind": "ddpm"}},
+    ),
+    "v ddpm learned variance guided": (
+        UNET,
+        {"parametrisation": "v", "levels": DDPM, "learned_variance": True},
+        {
+            "kind": "ddpm",
+            "variance": "learned",
+            "steps": 8,
+            "clip": 1.0,
+            "grid": {"kind": "ddpm", "spacing": "leading"},
+            "guidance": {"scale": 3.0},
+        },
+    ),
+    "v ddim eta": (
+        UNET,
+        {"parametrisation": "v", "levels": DDPM},
+        {"kind": "ddim", "eta": 0.7, "steps": 8, "clip": 1.0, "grid": {"kind": "ddpm", "spacing": "leading"}},
+    ),
     "flow transformer": (
         DIT,
         {"parametrisation": "flow", "levels": {"kind": "uniform_flow"}},
@@ -64,7 +104,8 @@ CASES = {
 def network_of(model, diffusion=None, sampler=None) -> tuple[torch.nn.Module, Network]:
     """A network with random weights, small enough that its samples stay near [-1, 1], built and at rest."""
     torch.manual_seed(0)
-    module = build_network(model, shape=SHAPE, classes=CLASSES).eval()
+    outputs = 2 * SHAPE[0] if (diffusion or {}).get("learned_variance") else None
+    module = build_network(model, shape=SHAPE, classes=CLASSES, outputs=outputs).eval()
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.08)
     rest = Network(
@@ -73,6 +114,7 @@ def network_of(model, diffusion=None, sampler=None) -> tuple[torch.nn.Module, Ne
         weights=module.state_dict(),
         classes=CLASSES,
         class_names=("a", "b", "c", "d"),
+        outputs=outputs,
         diffusion=DiffusionConfig.model_validate(diffusion or {}),
         sampler=SamplerConfig.model_validate(sampler or {"kind": "euler", "steps": 4}),
     )
@@ -87,16 +129,18 @@ def test_an_exported_folder_gives_the_same_images_in_diffusers(case, tmp_path):
     notes = write_diffusers(tmp_path / "out", rest)
     assert [note for note in notes if "use_clipped_model_output" not in note] == []
     labels = torch.tensor([0, 3, 1]) if labelled else None
-    generator = torch.Generator().manual_seed(5)
+    generator, way = torch.Generator().manual_seed(5), torch.Generator().manual_seed(9)
     noise = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(5))
     process = build_process(rest.diffusion)
     hidden = torch.full((3,), CLASSES) if labelled else None
     with torch.no_grad():
-        ours = build_generator(rest.sampler, process, module, condition=labels, hidden=hidden)(noise, no_noise)
+        generate = build_generator(rest.sampler, process, module, condition=labels, hidden=hidden)
+        ours = generate(noise, lambda _: torch.randn(noise.shape, generator=way))
     pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     if labelled:
-        theirs = pipe(class_labels=labels.tolist(), noise=noise, output_type="pt").images
+        way.manual_seed(9)
+        theirs = pipe(class_labels=labels.tolist(), noise=noise, generator=way, output_type="pt").images
     else:  # diffusers' own pipeline, which draws the same noise from the same generator
         theirs = pipe(
             batch_size=3, generator=generator, num_inference_steps=10, use_clipped_model_output=True, output_type="np"
@@ -276,11 +320,65 @@ def test_the_scheduler_of_a_foreign_folder_is_compared_with_the_settings():
     assert "sigma_data" in disagreements(edm, DiffusionConfig(sigma_data=0.7))[0]
 
 
+def test_betas_of_a_foreign_scheduler_are_compared_by_the_name_of_their_schedule():
+    """Another program's file names its schedule and lists no betas: here diffusers' defaults, as it saves them."""
+    cosine = diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2").config
+    linear = diffusers.DDPMScheduler().config
+    settings = {"linear": {}, "squaredcos_cap_v2": {"schedule": "cosine"}}
+    for config in (cosine, linear):
+        for name, levels in settings.items():
+            ours = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": {**DDPM, **levels}})
+            config = {**config, "_class_name": "DDPMScheduler"}
+            assert (disagreements(config, ours) == []) == (name == config["beta_schedule"])
+    eps = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": DDPM})
+    laplace = {**linear, "_class_name": "DDPMScheduler", "beta_schedule": "laplace"}
+    assert "the folder's is laplace" in disagreements(laplace, eps)[0]
+
+
+def test_a_network_that_is_told_timesteps_is_refused_other_timesteps(trained, tmp_path):
+    cfg, _ = trained
+    process = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": DDPM})
+    _, rest = network_of(cfg.model)
+    manifest = read_manifest(training_shards(cfg) / "train")
+    rest = replace(rest, shape=(1, 8, 8), classes=3, class_names=tuple(manifest.classes), diffusion=process)
+    module = build_network(cfg.model, shape=rest.shape, classes=3)
+    write_safetensors(tmp_path / "out", replace(rest, weights=module.state_dict()))
+    again = cfg.model_copy(update={"name": "timesteps", "diffusion": process})
+    fewer = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": {**DDPM, "timesteps": 300}})
+    with pytest.raises(
+        UserError, match=r"diffusion\.levels: found .*timesteps=300.* by the timesteps of .*timesteps=1000"
+    ):
+        adopt(tmp_path / "out", again.model_copy(update={"diffusion": fewer}))
+    assert adopt(tmp_path / "out", again).steps() == [0]
+
+
 def test_what_diffusers_cannot_do_is_said():
     with pytest.raises(UserError, match=r"no scheduler for diffusion\.parametrisation=eps"):
         scheduling(DiffusionConfig(parametrisation="eps"), SamplerConfig())
     notes = scheduling(DiffusionConfig(), SamplerConfig(kind="heun", clip=1.0)).notes
     assert any("no heun" in note for note in notes) and any("not clipped" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "message"),
+    [
+        ({"kind": "dpmpp_2m"}, "DPMSolverMultistepScheduler rounds the timesteps"),
+        (
+            {"kind": "unipc", "grid": {"kind": "ddpm", "spacing": "leading"}},
+            "understands grid.spacing=leading otherwise",
+        ),
+        ({"kind": "dpmpp_2m_sde", "eta": 0.5, "grid": {"kind": "ddpm"}}, "eta=1, not 0.5"),
+        ({"kind": "heun", "grid": {"sigma_max": 20.0}}, "its own sigma_max"),
+        ({"kind": "heun", "grid": {"kind": "uniform_t"}}, "not uniform_t"),
+        ({"kind": "ddpm", "variance": "large", "grid": {"kind": "ddpm"}}, "adds noise to the finished image"),
+        ({"kind": "langevin", "grid": {"kind": "ddpm"}}, "no langevin sampler"),
+        ({"kind": "heun", "churn": {"amount": 3.0}}, "churn is left out"),
+    ],
+)
+def test_what_diffusers_samples_otherwise_is_noted(sampler, message):
+    eps = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": DDPM})
+    (note,) = scheduling(eps, SamplerConfig.model_validate(sampler)).notes
+    assert message in note
 
 
 def test_damaged_and_strange_folders_are_refused(tmp_path):

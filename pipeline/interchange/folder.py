@@ -191,7 +191,8 @@ def _index(name: str, config: Mapping[str, Any], *, network: Network, plan: Sche
     if network.latents is not None:
         parts["vae"] = ["diffusers", foreign_autoencoder.CLASS_NAME]
     own = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}.get(plan.config["_class_name"])
-    plain = network.model.condition == "none" and network.latents is None
+    eta = network.sampler.eta if network.sampler.kind == "ddim" else None
+    plain = network.model.condition == "none" and network.latents is None and not eta
     if own and name == "unet" and plain and network.outputs in (None, network.shape[0]):
         return {"_class_name": own, **parts}  # one of theirs does it
     return {
@@ -202,6 +203,7 @@ def _index(name: str, config: Mapping[str, Any], *, network: Network, plan: Sche
         "flow_start": plan.flow_start,
         "steps": network.sampler.steps,
         "guidance": network.sampler.guidance.factor,
+        "eta": eta or 0.0,
     }
 
 

@@ -5,6 +5,7 @@ pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
 pipe(class_labels=[0, 1, 2], guidance_scale=2.0).images[0].save("image.png")
 """
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,14 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers knows
         flow_start: float | None = None,
         steps: int = 50,
         guidance: float = 1.0,
+        eta: float = 0.0,
     ) -> None:
-        """`classes` is also the number of the label "unknown"; `start` the deviation of the first x."""
+        """`classes` is also the number of the label "unknown"; `start` the deviation of the first x; `eta` DDIM's."""
         super().__init__()
         self.register_modules(scheduler=scheduler, unet=unet, transformer=transformer, vae=vae)
-        self.register_to_config(classes=classes, start=start, flow_start=flow_start, steps=steps, guidance=guidance)
+        self.register_to_config(
+            classes=classes, start=start, flow_start=flow_start, steps=steps, guidance=guidance, eta=eta
+        )
 
     @torch.no_grad()
     def __call__(
@@ -53,6 +57,7 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers knows
             class_labels: a class number for each image; the number of classes means any.
             guidance_scale: 1 is the model itself; None as it was exported with.
             num_inference_steps: None as it was exported with.
+            generator: of the noise at the start, and of what a scheduler adds on the way.
             noise: standard normal [B, C, H, W] to start from; None draws it from `generator`.
             output_type: "pil", "np" [B, H, W, C] in [0, 1] or "pt" [B, C, H, W] in [-1, 1], not clipped.
         """
@@ -70,11 +75,13 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers knows
         x = noise.to(self._execution_device, model.dtype) * self.config.start
         self._set_steps(num_inference_steps or self.config.steps)
         # A clipped estimate of the image then also says in which direction the noise lies.
-        clipped = {"use_clipped_model_output": True} if "DDIM" in type(self.scheduler).__name__ else {}
+        offered = {"use_clipped_model_output": True, "eta": self.config.eta, "generator": generator}
+        read = inspect.signature(self.scheduler.step).parameters
+        extra = {name: value for name, value in offered.items() if name in read}
         for t in self.progress_bar(self.scheduler.timesteps):
             told = t.to(x.device).expand(batch_size)
             output = self._predict(model, self.scheduler.scale_model_input(x, t), told, labels=labels, scale=scale)
-            x = self.scheduler.step(output, t, x, **clipped).prev_sample
+            x = self.scheduler.step(output, t, x, **extra).prev_sample
         return ImagePipelineOutput(images=self._finish(x, output_type))
 
     def _set_steps(self, steps: int) -> None:
@@ -85,14 +92,15 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers knows
         self.scheduler.set_timesteps(sigmas=self.config.flow_start * (1 - np.arange(steps) / steps))
 
     def _predict(self, model: Any, x: Any, t: Any, *, labels: torch.Tensor | None, scale: float) -> Any:
-        """The network's output, led away from that without a label."""
+        """The network's output, led away from that without a label; variance channels stay as the label has them."""
         if labels is None:
             return model(x, t).sample
         output = model(x, t, class_labels=labels).sample
         if scale == 1:
             return output
         unknown = model(x, t, class_labels=torch.full_like(labels, self.config.classes)).sample
-        return unknown + scale * (output - unknown)
+        led, variance = unknown + scale * (output - unknown), output[:, x.shape[1] :]
+        return torch.cat([led[:, : x.shape[1]], variance], dim=1)
 
     def _finish(self, x: Any, output_type: str) -> Any:
         if self.vae is not None:

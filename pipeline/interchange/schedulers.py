@@ -12,9 +12,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config.schema_diffusion import DDPMLevels, DiffusionConfig, SamplerConfig
+from pipeline.config import ddpm_tables
+from pipeline.config.schema_diffusion import DDPMLevels, DiffusionConfig, GridConfig, SamplerConfig
 from pipeline.runtime.errors import UserError
 
+SCHEDULES: dict[str, ddpm_tables.Schedule] = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "squaredcos_cap_v2": "cosine",
+}
 PREDICTION = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 DISCRETE = {
     "ddpm": "DDPMScheduler",
@@ -98,10 +104,20 @@ def _levels_disagree(scheduler: Mapping[str, Any], diffusion: DiffusionConfig) -
         return [f"diffusion.levels.kind: found {diffusion.levels.kind}, the folder's is ddpm with {total} timesteps"]
     if diffusion.levels.timesteps != total:
         return [f"diffusion.levels.timesteps: found {diffusion.levels.timesteps}, the folder's is {total}"]
-    betas = scheduler.get("trained_betas")
-    if betas is not None and not all(map(_near, betas, diffusion.levels.betas)):
+    betas = scheduler.get("trained_betas") or _betas_by_name(scheduler, total)
+    if betas is None:
+        return [f"diffusion.levels.schedule: the folder's is {scheduler.get('beta_schedule')}, which ours are not"]
+    if not all(map(_near, betas, diffusion.levels.betas)):
         return ["diffusion.levels: the folder's betas are others. Set schedule, beta_start and beta_end as it has them"]
     return []
+
+
+def _betas_by_name(scheduler: Mapping[str, Any], total: int) -> list[float] | None:
+    """The betas that diffusers makes of its settings, [T]; None for a schedule that we have not."""
+    name = SCHEDULES.get(scheduler.get("beta_schedule", "linear"))
+    if name is None or scheduler.get("rescale_betas_zero_snr"):
+        return None
+    return ddpm_tables.betas(name, total, start=scheduler.get("beta_start", 1e-4), end=scheduler.get("beta_end", 0.02))
 
 
 def _near(a: float, b: float) -> bool:
@@ -137,10 +153,13 @@ def _discrete(
             notes.append(f"the grid is {name}'s own timesteps, not {sampler.grid.kind}")
     else:
         config["use_karras_sigmas"] = sampler.grid.kind == "karras"
-        notes += ["x0 estimates are not clipped"] if sampler.clip else []
+        config["use_exponential_sigmas"] = sampler.grid.kind == "exponential"
+        notes += [*_own_grid(name, sampler.grid), *(["x0 estimates are not clipped"] if sampler.clip else [])]
     if name == "DDPMScheduler":
         learned = diffusion.learned_variance and sampler.variance == "learned"
         config["variance_type"] = "learned_range" if learned else f"fixed_{sampler.variance}"
+        if sampler.variance != "small" and config["timestep_spacing"] == "trailing":
+            notes.append("DDPMScheduler adds noise to the finished image: use grid.spacing=leading, which ends at 0")
     elif diffusion.learned_variance:
         raise UserError(
             f"{name} cannot read the variance channels of a network with diffusion.learned_variance: use "
@@ -149,6 +168,7 @@ def _discrete(
     if name == "DPMSolverMultistepScheduler":
         sde = sampler.kind == "dpmpp_2m_sde"
         config |= {"algorithm_type": "sde-dpmsolver++" if sde else "dpmsolver++", "final_sigmas_type": "zero"}
+        notes += [f"fresh noise is that of eta=1, not {sampler.eta:g}"] if sde and sampler.eta not in (None, 1) else []
     if name == "UniPCMultistepScheduler":
         config |= {"solver_order": sampler.order, "final_sigmas_type": "zero"}
     if name == "DDIMScheduler" and sampler.clip:
@@ -157,6 +177,19 @@ def _discrete(
         notes.append(f"diffusers has no {sampler.kind} sampler: DDIM stands in")
     exploding = name in ("EulerDiscreteScheduler", "HeunDiscreteScheduler")  # x0 + sigma * noise; others have x as DDPM
     return Scheduling(config, start=math.hypot(_first(levels, sampler), 1.0) if exploding else 1.0, notes=notes)
+
+
+def _own_grid(name: str, grid: GridConfig) -> list[str]:
+    """In what a scheduler of DDPM's timesteps stands elsewhere than `grid`."""
+    multistep = "Multistep" in name
+    if grid.kind not in ("ddpm", "karras", "exponential"):
+        return [f"the grid is even in timesteps, not {grid.kind}"]
+    if multistep and grid.kind == "ddpm" and grid.spacing != "trailing":
+        return [f"{name} understands grid.spacing={grid.spacing} otherwise: use trailing for the same timesteps"]
+    if multistep and grid.kind != "ddpm":
+        return [f"{name} rounds the timesteps that the network is told on a grid of {grid.kind}: use grid.kind=ddpm"]
+    moved = [n for n in ("rho", "sigma_min", "sigma_max") if getattr(grid, n) != type(grid).model_fields[n].default]
+    return [f"the grid has its own {' and '.join(moved)}: rho=7, over the whole range of levels"] if moved else []
 
 
 def _first(levels: DDPMLevels, sampler: SamplerConfig) -> float:
