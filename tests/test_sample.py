@@ -107,6 +107,15 @@ def test_autoguidance_by_an_earlier_checkpoint(trained, elsewhere):
     assert np.abs(sets[9].astype(int) - plain).max() > 1
 
 
+def test_a_preview_in_training_does_without_the_weaker_model(tmp_path):
+    """Which may be trained later: the run that will be its own weaker model has no checkpoint yet."""
+    cfg = tiny.config(tmp_path, duration="2 steps", preview_every="2 steps")
+    tiny.prepare(cfg)
+    guidance = {"kind": "autoguidance", "scale": 2.0, "weak": str(tmp_path / "later")}
+    guided = tiny.revalidated(cfg, sample={"sampler": {"steps": 3, "guidance": guidance}})
+    assert tiny.run(guided).finished()
+
+
 def test_a_class_that_does_not_exist(trained, elsewhere):
     with pytest.raises(UserError, match=r"sample.classes: found \[7\], but the data has classes 0 to 2"):
         sample(changed(trained[0], classes=(0, 7)), elsewhere("wrong"))

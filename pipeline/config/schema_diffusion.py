@@ -295,6 +295,11 @@ class SamplerConfig(Settings):
             self.kind, self.steps
         )
 
+    @property
+    def alone(self) -> "SamplerConfig":
+        """Without a second model: how training shows itself, when the one for autoguidance may not be there yet."""
+        return self if self.guidance.kind != "autoguidance" else self.model_copy(update={"guidance": GuidanceConfig()})
+
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "SamplerConfig":
         _refuse_unread(self, _READ_BY)

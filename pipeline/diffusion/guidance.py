@@ -1,7 +1,5 @@
 """Guidance and limits as wrappers of denoisers: samplers never know of them."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -60,17 +58,6 @@ def remembered(denoise: Denoise) -> Denoise:
 def clipped(denoise: Denoise, *, bound: float) -> Denoise:
     """Estimates of x0 limited to [-bound, bound], where pixels lie (Ho et al. 2020)."""
     return lambda x, sigma: denoise(x, sigma).clamp(-bound, bound)
-
-
-def composed(unconditional: Denoise, conditionals: Sequence[Denoise], *, factors: Sequence[float]) -> Denoise:
-    """All conditions at once, each with its own factor (Liu et al. 2022: composable diffusion)."""
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        base = unconditional(x, sigma)
-        parts = (factor * (one(x, sigma) - base) for one, factor in zip(conditionals, factors, strict=True))
-        return base + sum(parts, torch.zeros_like(base))
-
-    return denoise
 
 
 def hide_labels(condition: Tensor, u: Tensor, *, share: float, unknown: int) -> Tensor:

@@ -52,7 +52,7 @@ class Judge:
     def _block(self, s: Session, networks: Networks, seeds: Tensor) -> Tensor:
         """[B, D + 2]: features, right answers, questions asked."""
         labels, attributes = self._asked(s, seeds.numpy())
-        device, sampler = s.accelerator.device, s.cfg.sample.sampler
+        device, sampler = s.accelerator.device, s.cfg.sample.sampler.alone
         told = None if attributes is None else attributes.to(device)
         images = s.objective.generate(networks, seeds.to(device), labels.to(device), attributes=told, sampler=sampler)
         pixels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).to(device)

@@ -86,7 +86,7 @@ def _samples(s: Session) -> npt.NDArray[np.uint8]:
     labels = seeds % classes if classes else torch.full_like(seeds, -1)
     mine = slice(s.world.rank, None, s.world.size)
     device = s.accelerator.device
-    sampler = s.cfg.sample.sampler
+    sampler = s.cfg.sample.sampler.alone
     rows = s.train_data.attributes(seeds.numpy() % s.train_data.count)
     attributes = None if rows is None else torch.from_numpy(rows[mine]).to(device)
     with averaged(s) as networks:

@@ -72,13 +72,6 @@ def test_autoguidance_extrapolates_between_two_qualities() -> None:
     torch.testing.assert_close(guided(cfg, CLASS, blurred)(X, SIGMA), 2 * CLASS(X, SIGMA) - blurred(X, SIGMA))
 
 
-def test_composition_of_one_condition_is_classifier_free_guidance() -> None:
-    one = guidance.composed(ALL, [CLASS], factors=[3.0])
-    torch.testing.assert_close(one(X, SIGMA), _guided(scale=3.0))
-    halves = guidance.composed(ALL, [CLASS, CLASS], factors=[1.0, 2.0])
-    torch.testing.assert_close(halves(X, SIGMA), _guided(scale=3.0))
-
-
 def test_guided_samples_move_away_from_what_is_not_the_class() -> None:
     def network(z: Tensor, cond: Tensor, labels: Tensor | None) -> Tensor:
         """Exact for class 0 (mean 0.7) and for unknown (label 1: the whole mixture), in edm's scales."""

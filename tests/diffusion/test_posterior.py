@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config.schema_diffusion import DDPMLevels, DiffusionConfig, SamplerConfig
+from pipeline.config.schema_diffusion import DDPMLevels, DiffusionConfig, GuidanceConfig, SamplerConfig
 from pipeline.diffusion import posterior, preconditioning
 from pipeline.diffusion.build import build_process
 from pipeline.diffusion.build_sampler import build_generator
@@ -63,5 +63,28 @@ def test_a_network_that_says_small_or_large_samples_as_the_fixed_variance(raw: f
             noise[20], lambda k: noise[k]
         )
         for variance in ("learned", fixed)
+    ]
+    torch.testing.assert_close(images[0], images[1])
+
+
+def test_guidance_leads_the_mean_and_leaves_the_variance_of_the_condition() -> None:
+    """Here the means agree, so guidance changes nothing; a variance that it moved, or took from the other, would."""
+    process = build_process(DiffusionConfig(parametrisation="v", levels=LEVELS, learned_variance=True))
+
+    def network(x: Tensor, _: Tensor, labels: Tensor | None) -> Tensor:
+        assert labels is not None
+        raw = torch.where(labels == 0, -1.0, 1.0).to(x).view(-1, 1, 1, 1).expand_as(x)
+        return torch.cat([x.tanh(), raw], dim=1)
+
+    noise, label = torch.randn(21, 2, 1, 4, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
+    images = [
+        build_generator(
+            SamplerConfig(kind="ddpm", steps=20, variance=variance, guidance=GuidanceConfig(scale=scale)),
+            process,
+            network,
+            condition=label,
+            hidden=label + 1,
+        )(noise[20], lambda k: noise[k])
+        for variance, scale in (("learned", 3.0), ("small", 1.0))
     ]
     torch.testing.assert_close(images[0], images[1])

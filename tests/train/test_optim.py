@@ -3,9 +3,10 @@
 import math
 
 import pytest
+import torch
 
 from pipeline.config.schema import OptimConfig
-from pipeline.train.optim import lr_at
+from pipeline.train.optim import build_optimizer, lr_at
 
 
 def lr(step, *, total=1000, warmup=100, **cfg):
@@ -37,3 +38,26 @@ def test_cosine_then_constant_stays_where_it_ended():
     cfg = {"schedule": "cosine_then_constant", "decay_share": 0.5, "final_lr": 0.25}
     assert lr(550, **cfg) == pytest.approx(0.5)
     assert lr(900, **cfg) == pytest.approx(0.5)
+
+
+def stepped(*gradients, **cfg):
+    """A weight of 1 after steps with these gradients."""
+    network = torch.nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    torch.nn.init.ones_(network.weight)
+    optimizer = build_optimizer(network, OptimConfig(lr=0.1, **cfg))
+    for gradient in gradients:
+        network.weight.grad = torch.full_like(network.weight, gradient)
+        optimizer.step()
+    return network.weight.item()
+
+
+def test_one_step_of_each_kind_has_its_closed_form():
+    assert stepped(0.5, kind="sgd", weight_decay=0.2) == pytest.approx(1 - 0.1 * (0.5 + 0.2))
+    assert stepped(0.5, 0.5, kind="sgd", momentum=0.8) == pytest.approx(1 - 0.1 * 0.5 * (1 + 1.8))
+    # The first step of Adam is lr in the gradient's direction, with decay (Adam) in it or (AdamW) beside it.
+    assert stepped(-0.5, kind="adam", weight_decay=0.2) == pytest.approx(1 + 0.1)
+    assert stepped(-0.5, kind="adam", weight_decay=0.8) == pytest.approx(1 - 0.1)
+    assert stepped(-0.5, kind="adamw", weight_decay=0.8) == pytest.approx(1 * (1 - 0.1 * 0.8) + 0.1)
+    first, second = (1 - 0.6) * 0.5 * 0.6 + 0.4 * 0.1, (1 - 0.9) * 0.5**2 * 0.9 + 0.1 * 0.1**2
+    last = 0.1 * (first / (1 - 0.6**2)) / (second / (1 - 0.9**2)) ** 0.5
+    assert stepped(0.5, 0.1, kind="adam", betas=(0.6, 0.9)) == pytest.approx(1 - 0.1 - last)
