@@ -3,15 +3,16 @@
 Both train the same denoiser on the same visits with the same draws; one reads posterior means and deviations, the other
 reads images (raw, so that nothing is decoded) and asks the autoencoder's encoder first.
 
-The ratio is 1 + the encoder's forward pass / the denoiser's step, so it says nothing without both networks. At 64 px, in
-processor time of one of two busy cores, batch 8 (4 for the last):
+The ratio is 1 + the encoder's forward pass / the denoiser's step, so it says nothing without both networks. At 64 px,
+in processor time of one of two busy cores, batch 8 (4 for the last):
 
     kl_autoencoder_f4, 1.2 M U-Net         112.2 against 16.4 img/s   6.9x   celeba64's first stage, a denoiser for CPUs
     kl_autoencoder_small_f4, 1.2 M U-Net   108.9 against 64.2 img/s   1.7x   a first stage for CPUs: little is saved
     celeba64_ldm_f4 (31 M denoiser)          5.7 against  4.4 img/s   1.3x   a GPU's pair: the denoiser is what costs
 
-The goal of 2x is one of the first pair, which is the default: the encoder that is worth having, and a denoiser that a CPU
-can train. 
+The goal of 2x is one of the first pair, which is the default: the encoder that is worth having, and a denoiser that a
+CPU can train.
+
     python benchmarks/latents.py                                           # 64 px, f4, a 1.2 M U-Net, one core
     python benchmarks/latents.py --experiment celeba64_ldm_f4 --device cuda --batch 128
 """
