@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("MUDI_SHARED", ROOT.parent / "shared"))
 AUTOENCODER_SHARE = 1 / 3  # of the minutes of the side with latents
-BATCH = {"pixels": 128, "latents": 128, "autoencoder": 32}
+BATCH = {"pixels": 128, "latents": 128, "autoencoder": 16}
 
 
 def main() -> None:
