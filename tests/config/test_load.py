@@ -1,8 +1,11 @@
 """Words to a config: what is wrong is said at once, in full, with what was probably meant."""
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
-from pipeline.config.load import CONFIG_ROOT, config_from, groups, run_named, to_yaml
+from pipeline.config.load import CONFIG_ROOT, composed, config_from, groups, run_named, to_yaml
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import create_run
@@ -25,6 +28,39 @@ def test_every_experiment_is_complete(name):
 def test_an_override_reaches_its_field():
     cfg = config_from(["experiment=glyphs16", "train.optim.lr=1e-4", "train.global_batch=64", "model.attention=[]"])
     assert (cfg.train.optim.lr, cfg.train.global_batch, cfg.model.attention) == (1e-4, 64, ())
+
+
+PUT = (
+    "model.attention=[8,16]",
+    "data.source={kind: folder, path: /images}",  # a mapping is merged into what is there
+    "train.optim={betas: [0.8, 0.9]}",
+    "train.optim.lr=1e-4",
+    "train.optim.lr=2e-4",  # of two, the later
+    "train.duration='3 kimg'",
+    "data.source.path='/a=b/it\\'s here'",
+    "runs_dir=/runs/${name}",
+    "name=a-1.b",
+    "model.new.key=null",
+    "seed=007",
+    "sample.count=1_000",
+    "evaluate.domain.enabled=false",
+    "train.compile=yes",
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_what_is_put_into_a_composed_config_is_what_hydra_would_have_composed(name):
+    GlobalHydra.instance().clear()
+    words = [f"experiment={name}", "cluster=komondor"]
+    with initialize_config_dir(config_dir=str(CONFIG_ROOT), version_base="1.3"):
+        theirs = compose("config", overrides=[*words, *(f"++{word}" for word in PUT)])
+    before = OmegaConf.to_container(composed(words))
+    assert OmegaConf.to_container(composed([*PUT, *words])) == OmegaConf.to_container(theirs)
+    assert OmegaConf.to_container(composed(words)) == before  # nothing of it stays
+
+
+def test_several_values_are_for_a_sweep():
+    assert "python -m slurm sweep" in refused("train.optim.lr=1e-3,2e-3")
 
 
 def test_a_misspelt_key_names_the_nearest():
