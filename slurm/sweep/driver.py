@@ -149,11 +149,14 @@ class Step:
         if state.active:
             outcome.word, outcome.ids = "active", state.ids
             return
+        if state.word == "blocked":
+            ledger.note(run.records, "blocked", job=state.job, ids=state.ids)
         if state.word != "failed" and not (state.word == "cancelled" and state.message != "cancelled here"):
             return  # never submitted, cancelled with its sweep, or its data could not be prepared
         rows = read_lines(run.records.jobs / LEDGER)
-        ended = {i for r in rows if r["event"] == "cancelled" for i in r["ids"]}
-        tries = len({r["batch"] for r in rows if "batch" in r and not set(r["ids"]) & ended})
+        # What was cancelled, or waited for data that never came, was not a try.
+        idle = {i for r in rows if r["event"] in ("cancelled", "blocked") for i in r["ids"]}
+        tries = len({r["batch"] for r in rows if "batch" in r and not set(r["ids"]) & idle})
         cause = state.cause or "error"
         if (cause in PASSING and tries <= self.settings.retries) or (self.by_hand and cause == "cancelled"):
             return

@@ -114,7 +114,8 @@ def toy_value(settings: SweepSettings, trial: FrozenTrial) -> float:
 
 
 class Killer:
-    """Kills processes of a sweep's jobs, of a run at most `each` times; of the tiny jobs as often as it meets them."""
+    """Kills processes of a sweep's jobs: of a run, and of each tiny job, at most `each` times; of the shared
+    preparation twice, which is as often as it is tried again."""
 
     def __init__(self, sweep: SweepDir, *, seed: int, each: int = 1, most: int = 8) -> None:
         self._sweep, self._each, self._most = sweep, each, most
@@ -123,7 +124,11 @@ class Killer:
 
     def strike(self) -> None:
         """Kill one process, if there is one that may be."""
-        victims = [(pid, what) for pid, what in self._processes() if self.killed.count(what) < self._each]
+        victims = [
+            (pid, what)
+            for pid, what in self._processes()
+            if self.killed.count(what) < (2 if what == "prepare" else self._each)
+        ]
         if victims and len(self.killed) < self._most:
             pid, what = self._random.choice(victims)
             try:
@@ -147,7 +152,8 @@ class Killer:
             place = next((e.partition("=")[2] for e in env if e.startswith("SLURM_ARRAY_TASK_ID=")), "")
             job = next((e.partition("=")[2] for e in env if e.startswith("SLURM_ARRAY_JOB_ID=")), "")
             alone = next((e.partition("=")[2] for e in env if e.startswith("SLURM_JOB_ID=")), "")
-            found.append((int(entry.name), f"{job or alone}_{place}"))
+            shared = "/jobs/prepare" in " ".join(words)
+            found.append((int(entry.name), "prepare" if shared else f"{job or alone}_{place}"))
         return found
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -12,7 +13,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from slurm.ledger import State, note
 from slurm.sweep import trials
+from slurm.sweep.driver import Outcome, Step
+from slurm.sweep.folder import SweepDir
+from slurm.sweep.runs import Run
 from slurm.sweep.settings import SweepSettings
 from slurm.sweep.space import Dimension, Params, dimension
 
@@ -140,6 +145,22 @@ def test_a_journal_whose_writers_are_killed_has_every_trial_whole_or_not_at_all(
         assert all(set(t.params) == {"lr", "width", "kind"} for t in found)
         assert sum(t.state == TrialState.RUNNING for t in found[numbers:]) <= 1
         numbers = len(found)
+
+
+def test_what_waited_for_data_that_never_came_was_not_a_try(tmp_path):
+    how = settings("random", retries=1)
+    sweep = SweepDir(tmp_path)
+    run, step = Run(sweep, 0, 0), Step(sweep, how, by_hand=False, local=False)
+    blocked = State("train", "blocked", cause="upstream")
+    words = []
+    for number, state in enumerate([blocked, blocked, *[State("train", "failed", cause="killed")] * 2]):
+        submitted = {"job": "train", "batch": f"batch-{number:04d}", "ids": [str(number)], "born": [], "snapshot": ""}
+        note(run.records, "submitted", executor="slurm", **submitted)
+        outcome = Outcome(run, "open")
+        step._judge(outcome, replace(state, ids=(str(number),)))
+        words.append(outcome.word)
+    assert words == ["open", "open", "open", "failed"]
+    assert run.final()["tries"] == 2
 
 
 def test_median_pruning_ends_the_worse_half(tmp_path):
