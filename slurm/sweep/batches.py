@@ -130,25 +130,34 @@ def _found(batch: Batch, queue: Sequence[Seen]) -> tuple[str, ...]:
     return batch.ids_from(started[0]["id"]) if started else ()
 
 
-def gpu_hours(sweep: SweepDir, names: Sequence[str] | None = None) -> float:
-    """GPU hours that runs (all, or those named) have held so far, from their starts and ends."""
-    return sum(hours * batch.asks.nodes * batch.asks.gpus for batch, hours in _held(sweep, names))
+@dataclass(frozen=True)
+class Held:
+    """What jobs have held so far, from their starts and ends."""
+
+    hours: float = 0.0  # however many processes and GPUs
+    gpu_hours: float = 0.0
+
+    def __add__(self, other: "Held") -> "Held":
+        """Both together."""
+        return Held(self.hours + other.hours, self.gpu_hours + other.gpu_hours)
 
 
-def job_hours(sweep: SweepDir, names: Sequence[str] | None = None) -> float:
-    """Hours that jobs of runs have run, however many processes and GPUs they have."""
-    return sum(hours for _, hours in _held(sweep, names))
-
-
-def _held(sweep: SweepDir, names: Sequence[str] | None) -> list[tuple[Batch, float]]:
-    found = []
+def held(sweep: SweepDir) -> dict[str, Held]:
+    """By the name of the run, what its jobs have held."""
+    found: dict[str, Held] = {}
     for batch in batches(sweep):
-        ids = batch.ids() or ()
-        rows = read_lines(batch.folder / ATTEMPTS)
-        for name, job in zip(batch.runs, ids, strict=False):
-            if names is None or name in names:
-                found.append((batch, _seconds([r for r in rows if r["id"] == job]) / 3600))
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for row in read_lines(batch.folder / ATTEMPTS):
+            rows.setdefault(row["id"], []).append(row)
+        for name, job in zip(batch.runs, batch.ids() or (), strict=False):
+            hours = _seconds(rows.get(job, [])) / 3600
+            found[name] = found.get(name, Held()) + Held(hours, hours * batch.asks.nodes * batch.asks.gpus)
     return found
+
+
+def total(held: Mapping[str, Held], names: Sequence[str] | None = None) -> Held:
+    """Of all runs, or of those named."""
+    return sum((h for name, h in held.items() if names is None or name in names), Held())
 
 
 def _seconds(rows: Sequence[Mapping[str, Any]]) -> float:

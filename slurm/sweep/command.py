@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError, did_you_mean
 from slurm.sweep import ending, here
 from slurm.sweep.check import check, size_of
@@ -40,7 +41,8 @@ def submit(words: list[str]) -> int:
     if "=" not in words[0]:
         if len(words) > 1:
             raise UserError(f"submit {words[0]} takes no more words. To change a sweep: python -m slurm sweep extend")
-        return _go(opened(words[0]))
+        sweep = opened(words[0])
+        return _go(sweep, check(sweep.settings()))
     settings = settings_from(words)
     cfg = check(settings)
     if "at_once" not in settings.model_fields_set and cfg.cluster.executor == "local":
@@ -51,7 +53,7 @@ def submit(words: list[str]) -> int:
     else:
         sweep.write(settings)
     print(f"{sweep.path}: {size_of(settings)} trials of {settings.seeds} seed(s), {settings.at_once} runs at once")
-    return _go(sweep)
+    return _go(sweep, cfg)
 
 
 def _refuse_another(sweep: SweepDir, settings: SweepSettings) -> None:
@@ -66,9 +68,7 @@ def _refuse_another(sweep: SweepDir, settings: SweepSettings) -> None:
         )
 
 
-def _go(sweep: SweepDir) -> int:
-    settings = sweep.settings()
-    cfg = check(settings)
+def _go(sweep: SweepDir, cfg: Config) -> int:
     sweep.finished.unlink(missing_ok=True)
     if cfg.cluster.executor == "local":
         progress, code = here.run_here(sweep)
@@ -128,9 +128,9 @@ def extend(words: list[str]) -> int:
     sweep = opened(words[0])
     with sweep.lock():
         settings = extended(sweep.settings(), words[1:])
-        check(settings)
+        cfg = check(settings)
         sweep.write(settings)
-    return _go(sweep)
+    return _go(sweep, cfg)
 
 
 def extended(settings: SweepSettings, words: list[str]) -> SweepSettings:

@@ -85,6 +85,7 @@ class Step:
         self.dimensions = dimensions_of(settings)
         self.all_at_once = settings.known_beforehand and not local  # all runs go into the queue, which holds them back
         self.open: dict[int, list[Outcome]] = {}
+        self.held: dict[str, batches.Held] = {}
 
     def take(self) -> Progress:
         """Look, tell, choose, submit, chain."""
@@ -124,6 +125,7 @@ class Step:
                     done = closing[outcome.run.name]
                     self._judge(outcome, ledger.states(outcome.run.records, done, seen)[list(done)[-1]])
             self.open[number] = outcomes
+        self.held = batches.held(self.sweep)
 
     def _runs(self, trial: FrozenTrial) -> Sequence[Run]:
         return runs_of(self.sweep, trial.number, self.settings.seeds)
@@ -172,11 +174,12 @@ class Step:
         word = next((w for w in ("failed", "pruned") if w in words), "complete")
         values = [o.value for o in outcomes if o.value is not None]
         names = [o.run.name for o in outcomes]
+        cost = batches.total(self.held, names)
         notes: dict[str, Any] = {
             "values": values,
             "runs": {o.run.name: kept(o.launch) for o in outcomes if o.launch is not None and o.word == "complete"},
-            "gpu_hours": batches.gpu_hours(self.sweep, names),
-            "hours": batches.job_hours(self.sweep, names),
+            "gpu_hours": cost.gpu_hours,
+            "hours": cost.hours,
         }
         notes |= next(({k: o.note[k] for k in ("cause", "message")} for o in outcomes if o.word == word and o.note), {})
         trial = self.study.get_trials(deepcopy=False)[number]
@@ -221,7 +224,7 @@ class Step:
         """Whether one more trial, of the mean cost so far, fits into the budget beside those that run."""
         ended = [t for t in all_trials if t.state.is_finished()]
         mean = sum(t.user_attrs.get("gpu_hours", 0.0) for t in ended) / max(len(ended), 1)
-        spent = batches.gpu_hours(self.sweep)
+        spent = batches.total(self.held).gpu_hours
         running = len(all_trials) - len(ended)
         return bool(spent + mean * (running + 1) <= most)
 

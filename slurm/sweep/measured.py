@@ -12,7 +12,7 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import t as student
 
-from slurm.sweep.batches import gpu_hours, job_hours
+from slurm.sweep.batches import Held, held, total
 from slurm.sweep.driver import trials_of
 from slurm.sweep.folder import SweepDir
 from slurm.sweep.runs import Run, runs_of, training_values
@@ -104,21 +104,22 @@ def mean(get: Callable[[RunMeasured], float | None], runs: Sequence[RunMeasured]
 
 def measured(sweep: SweepDir) -> list[Measured]:
     """Every trial, in order."""
-    settings = sweep.settings()
-    return [_trial(sweep, settings, trial) for trial in trials_of(sweep)]
+    settings, cost = sweep.settings(), held(sweep)
+    return [_trial(sweep, settings, trial, cost=cost) for trial in trials_of(sweep)]
 
 
-def _trial(sweep: SweepDir, settings: SweepSettings, trial: FrozenTrial) -> Measured:
+def _trial(sweep: SweepDir, settings: SweepSettings, trial: FrozenTrial, *, cost: Mapping[str, Held]) -> Measured:
     runs = [run for run in runs_of(sweep, trial.number, settings.seeds) if run.path.is_dir()]
     names, notes = [run.name for run in runs], trial.user_attrs
     values = [*notes.get("values", []), *[None] * len(runs)]
+    spent = total(cost, names)
     return Measured(
         number=trial.number,
         word=WORDS.get(trial.state, "running"),
         params=trial.params,
         runs=tuple(_run(run, notes, value) for run, value in zip(runs, values, strict=False)),
-        hours=job_hours(sweep, names),
-        gpu_hours=gpu_hours(sweep, names),
+        hours=spent.hours,
+        gpu_hours=spent.gpu_hours,
         cause=str(notes.get("cause", "")),
         message=str(notes.get("message", "")),
         intermediate=dict(trial.intermediate_values) if trial.state != TrialState.RUNNING else {},

@@ -7,7 +7,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from slurm import ledger
 from slurm.queue import look
-from slurm.sweep.batches import gpu_hours, job_hours
+from slurm.sweep.batches import Held, held, total
 from slurm.sweep.driver import trials_of
 from slurm.sweep.folder import SweepDir
 from slurm.sweep.runs import Run, runs_of, stages, value_of
@@ -33,8 +33,8 @@ def standing(sweep: SweepDir) -> list[Row]:
     settings = sweep.settings()
     found = trials_of(sweep)
     opened = [run for t in found if t.state == TrialState.RUNNING for run in runs_of(sweep, t.number, settings.seeds)]
-    words = _words(settings, opened)
-    return [_row(sweep, t, settings=settings, words=words) for t in found]
+    words, cost = _words(settings, opened), held(sweep)
+    return [_row(sweep, t, settings=settings, words=words, cost=cost) for t in found]
 
 
 def _words(settings: SweepSettings, runs: Sequence[Run]) -> dict[str, str]:
@@ -56,7 +56,9 @@ def _words(settings: SweepSettings, runs: Sequence[Run]) -> dict[str, str]:
     return words
 
 
-def _row(sweep: SweepDir, trial: FrozenTrial, *, settings: SweepSettings, words: dict[str, str]) -> Row:
+def _row(
+    sweep: SweepDir, trial: FrozenTrial, *, settings: SweepSettings, words: dict[str, str], cost: dict[str, Held]
+) -> Row:
     name, said = f"{trial.number:04d}", words_of(trial.params)
     names = [run.name for run in runs_of(sweep, trial.number, settings.seeds)]
     if trial.state != TrialState.RUNNING:
@@ -67,7 +69,7 @@ def _row(sweep: SweepDir, trial: FrozenTrial, *, settings: SweepSettings, words:
         return Row(name, WORDS[trial.state], said, value, hours, f"{cause}: {last[0]}" if cause else "")
     running = [words.get(n, "waiting") for n in names]
     word = "running" if any(w in ("train", "sample", "evaluate", "complete") for w in running) else "waiting"
-    return Row(name, word, said, None, job_hours(sweep, names), ", ".join(running))
+    return Row(name, word, said, None, total(cost, names).hours, ", ".join(running))
 
 
 def totals(sweep: SweepDir, rows: Sequence[Row]) -> str:
@@ -76,7 +78,8 @@ def totals(sweep: SweepDir, rows: Sequence[Row]) -> str:
     counts = {word: sum(row.word == word for row in rows) for word in dict.fromkeys(row.word for row in rows)}
     said = ", ".join(f"{n} {word}" for word, n in counts.items())
     limit = f" of {settings.gpu_hours:g}" if settings.gpu_hours is not None else ""
-    lines = [f"{said or 'no trial yet'}; {gpu_hours(sweep):.2f}{limit} GPU hours, {job_hours(sweep):.2f} hours of jobs"]
+    cost = total(held(sweep))
+    lines = [f"{said or 'no trial yet'}; {cost.gpu_hours:.2f}{limit} GPU hours, {cost.hours:.2f} hours of jobs"]
     best = best_of(rows, settings)
     if best is not None and best.value is not None:
         lines.append(f"best: {best.name} with {settings.metric} = {best.value:.4g} ({' '.join(best.words)})")

@@ -137,11 +137,9 @@ def next_params(
     """
     number = len(trials)
     if settings.strategy.kind == "grid":
-        seen = {content_hash(dict(t.params)) for t in trials}
-        rest = (
-            p for p in grid(dimensions_of_space(settings, dimensions), settings.rows) if content_hash(p) not in seen
-        )
-        return next(rest, None)
+        seen = {frozenset(t.params.items()) for t in trials}
+        every = grid(dimensions_of_space(settings, dimensions), settings.rows)
+        return next((p for p in every if frozenset(p.items()) not in seen), None)
     seed = int(content_hash([settings.strategy.seed, number])[:8], 16)
     if settings.strategy.kind == "random":
         study = remade([], settings, dimensions, sampler=optuna.samplers.RandomSampler(seed=seed))
