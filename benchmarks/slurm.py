@@ -1,6 +1,6 @@
 """Two hundred jobs of a grid: how long submitting takes, what the controller does meanwhile, and nobody stays behind.
 
-    python benchmarks/slurm.py [--runs 200] [--at-once 32] [--ways ...]     with the test cluster up: tests/cluster/up
+    python benchmarks/slurm.py [--runs 200] [--at-once 32] [--ways ...] [--no-wait]     after tests/cluster/up
 
 submit    a graph for each run, one job each: what `slurm submit` of many runs does
 sweep     the same number of trials as one array: what `slurm sweep submit` does; each trains, samples and evaluates
@@ -8,6 +8,8 @@ submitit  the same number of jobs, one by one through submitit alone
 array     one array by sbatch alone
 
 What the jobs do is small stand-ins', so that the launcher and the controller are measured and not the training.
+With --no-wait they are cancelled as soon as they are submitted. Processor seconds are those of the submitter and of
+whatever it starts: a busy machine does not add to them.
 """
 
 # ruff: noqa: E402 (the path of the stand-ins comes before their import)
@@ -54,13 +56,22 @@ def drained(*, seconds: float = 900.0) -> float:
     return time.monotonic() - began
 
 
-def measured(name: str, act) -> tuple[str, float, float, float]:
-    """Name, seconds to submit, seconds until all have ended, CPU seconds of the controller."""
-    cpu, began = controller_seconds(), time.monotonic()
+def own_seconds() -> float:
+    """CPU seconds of this process and of those it started and waited for, so far."""
+    return sum(os.times()[:4])
+
+
+def measured(name: str, act, *, wait: bool) -> tuple[str, float, float, float, float]:
+    """Name, seconds to submit, CPU seconds of that, seconds until all have ended, CPU seconds of the controller."""
+    before = {seen.id for seen in mine()}
+    theirs, cpu, began = controller_seconds(), own_seconds(), time.monotonic()
     act()
-    submitted = time.monotonic() - began
+    submitted, cpu = time.monotonic() - began, own_seconds() - cpu
+    if not wait:
+        new = sorted({seen.id.partition("_")[0] for seen in mine() if seen.id not in before})
+        subprocess.run(["scancel", *new], check=True)
     drained()
-    return name, submitted, time.monotonic() - began, controller_seconds() - cpu
+    return name, submitted, cpu, time.monotonic() - began, controller_seconds() - theirs
 
 
 def ours(folder: Path, runs: int) -> list:
@@ -96,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=200)
     parser.add_argument("--at-once", type=int, default=32)
+    parser.add_argument("--no-wait", dest="wait", action="store_false", help="cancel what was submitted")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     args = parser.parse_args()
     os.environ.setdefault("SLURM_CONF", "/tmp/mudi-cluster/etc/slurm.conf")
@@ -105,25 +117,28 @@ def main() -> None:
     try:
         if "submit" in args.ways:
             launches = ours(folder, args.runs)
-            rows.append(measured(f"{args.runs} runs, slurm submit", lambda: submit_all(launches)))
+            rows.append(measured(f"{args.runs} runs, slurm submit", lambda: submit_all(launches), wait=args.wait))
             began = time.monotonic()
             complete = sum(s["train"].word == "complete" for s in status.states_of(launches))
             notes.append(f"{complete} of {args.runs} complete; status of all took {time.monotonic() - began:.2f} s")
-            rows.append(measured("submitted again (all complete)", lambda: submit_all(launches)))
+            if args.wait:
+                rows.append(measured("submitted again (all complete)", lambda: submit_all(launches), wait=True))
         if "sweep" in args.ways:
-            rows.append(
-                measured(f"{args.runs} trials, slurm sweep", lambda: as_a_sweep(folder, args.runs, args.at_once))
-            )
+            name = f"{args.runs} trials, slurm sweep"
+            rows.append(measured(name, lambda: as_a_sweep(folder, args.runs, args.at_once), wait=args.wait))
             sweep = SweepDir(folder / "sweeps" / "grid")
             told = slurm_words("sweep", "status", str(sweep.path)).stdout
             notes.append(f"sweep: {'ended' if has_ended(sweep) else 'not ended'}, {told.count('complete')} x complete")
         if "submitit" in args.ways:
-            rows.append(measured(f"{args.runs} jobs, submitit alone", lambda: with_submitit(folder, args.runs)))
+            name = f"{args.runs} jobs, submitit alone"
+            rows.append(measured(name, lambda: with_submitit(folder, args.runs), wait=args.wait))
         if "array" in args.ways:
-            rows.append(measured(f"array of {args.runs}, sbatch alone", lambda: with_an_array(args.runs, args.at_once)))
+            name = f"array of {args.runs}, sbatch alone"
+            rows.append(measured(name, lambda: with_an_array(args.runs, args.at_once), wait=args.wait))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    table = Table("", "submitted after s", "all ended after s", "slurmctld CPU s")
+    ended = "all ended after s" if args.wait else "all cancelled after s"
+    table = Table("", "submitted after s", "CPU s of that", ended, "slurmctld CPU s")
     for name, *numbers in rows:
         table.add_row(name, *(f"{number:.1f}" for number in numbers))
     console.print(table)

@@ -41,7 +41,7 @@ def check(settings: SweepSettings) -> Config:
         raise UserError(f"run: {settings.run} has no finished training. Submit it first, or wait for it.")
     tried = configurations(settings)
     found: dict[str, list[Params]] = {}
-    first: Config | None = None
+    valid: list[Config] = []
     for params in tried:
         try:
             cfg = config_from(run_words(settings, params))
@@ -49,13 +49,12 @@ def check(settings: SweepSettings) -> Config:
         except UserError as error:
             found.setdefault(str(error), []).append(params)
             continue
-        first = first or cfg
+        valid.append(cfg)
         for problem in _rules(settings, cfg):
             found.setdefault(problem, []).append(params)
     if found:
         raise UserError("\n".join(_said(problem, who, of=len(tried)) for problem, who in [*found.items()][:MOST_SHOWN]))
-    assert first is not None
-    return first
+    return valid[0]
 
 
 def _said(problem: str, who: Sequence[Params], *, of: int) -> str:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.runtime.files import atomic_path
 from slurm.sweep.measured import Measured
@@ -15,6 +16,7 @@ from slurm.sweep.space import Dimension, number_of
 
 _COLUMNS = 3
 _MOST_TICKS = 8
+_WIDE = 20.0  # largest value over the smallest
 
 
 def draw_search(path: Path, found: Sequence[Measured], settings: SweepSettings) -> None:
@@ -28,10 +30,13 @@ def draw_search(path: Path, found: Sequence[Measured], settings: SweepSettings) 
     axes.plot(numbers, better.accumulate(values), drawstyle="steps-post", color="C1", label="best so far")
     for word, mark in (("pruned", "|"), ("failed", "x")):
         gone = [m.number for m in found if m.word == word]
-        if gone:
-            axes.plot(gone, [max(values)] * len(gone), mark, color="C3", label=word)
+        if gone:  # on the frame, where nobody takes them for values
+            above = axes.get_xaxis_transform()
+            axes.plot(gone, [1.0] * len(gone), mark, color="C3", label=word, transform=above, clip_on=False)
     axes.set_xlabel("trial")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(settings.metric)
+    _scale(axes, values)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     _save(figure, path)
@@ -51,6 +56,7 @@ def draw_settings(
     for place, d in zip(places.flat, dimensions, strict=False):
         _panel(place, done, d)
         place.set_ylabel(settings.metric, fontsize=8)
+        _scale(place, [m.value or 0.0 for m in done])
     _save(figure, path)
 
 
@@ -94,8 +100,15 @@ def draw_losses(path: Path, found: Sequence[Measured], settings: SweepSettings) 
         axes.annotate(str(number), (loss, value), textcoords="offset points", xytext=(4, 3), fontsize=6)
     axes.set_xlabel("validation loss at the end of training")
     axes.set_ylabel(settings.metric)
+    _scale(axes, [value for _, _, value in done])
     axes.grid(alpha=0.3)
     _save(figure, path)
+
+
+def _scale(axes: Axes, values: Sequence[float]) -> None:
+    """Logarithmic where one bad trial would press all others onto a line."""
+    if min(values) > 0 and max(values) > _WIDE * min(values):
+        axes.set_yscale("log")
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -1,8 +1,9 @@
 """The report of a sweep: markdown, a table for other programs, plots, and the pictures of the best and the worst."""
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
+
+from PIL import Image
 
 from pipeline.runtime.files import atomic_path, write_text
 from slurm.failures import POLICIES
@@ -16,6 +17,7 @@ from slurm.sweep.space import Params, number_of, shown
 
 BEST = 10  # trials in the first table
 FEW_IMAGES = 10_000
+WIDTH = 1200  # of pictures, about; smaller ones are enlarged
 
 
 def write(sweep: SweepDir, found: Sequence[Measured]) -> Path:
@@ -60,22 +62,18 @@ def _head(settings: SweepSettings, found: Sequence[Measured]) -> str:
         f"- {settings.strategy.kind} search for the {settings.direction.removesuffix('imize')}imum of {settings.metric}"
         f"{seeds}{pruning}\n"
         f"- trials: {states}\n"
-        f"- cost: {gpu:.2f} GPU hours; {hours:.2f} hours of jobs\n"
+        f"- cost: {gpu:.3g} GPU hours; {hours:.3g} hours of jobs\n"
     )
 
 
 def _best(best: Sequence[Measured], settings: SweepSettings) -> str:
-    rows = []
+    rows, on_gpus = [], any(m.gpu_hours for m in best)
     for m in best[:BEST]:
         spread = "" if m.spread is None else f" ± {m.spread:.2g}"
-        words = said(m.params)
-        rows.append(
-            [f"{m.number:04d}", f"{m.value:.4g}{spread}", f"`{words}`", _shown(m.last_loss), f"{m.gpu_hours:.2f}"]
-        )
-    lines = [
-        "## Best trials\n",
-        markdown(["trial", settings.metric, "configuration", "validation loss", "GPU hours"], rows),
-    ]
+        words, hours = said(m.params), m.gpu_hours if on_gpus else m.hours
+        rows.append([f"{m.number:04d}", f"{m.value:.4g}{spread}", f"`{words}`", _shown(m.last_loss), f"{hours:.3g}"])
+    head = ["trial", settings.metric, "configuration", "validation loss", "GPU hours" if on_gpus else "hours"]
+    lines = ["## Best trials\n", markdown(head, rows)]
     return "\n".join([*lines, _certainty(best, settings)])
 
 
@@ -177,7 +175,7 @@ def _pictures(sweep: SweepDir, settings: SweepSettings, best: Sequence[Measured]
     for word, m in (("best", best[0]), ("worst", best[-1])):
         if m.pictures and not (word == "worst" and len(best) == 1):
             with atomic_path(sweep.path / f"{word}.png") as partial:
-                shutil.copyfile(m.pictures[0], partial)
+                _enlarged(m.pictures[0]).save(partial, format="png")
             words = said(m.params)
             lines += [
                 f"The {word}, trial {m.number:04d}, {settings.metric} {m.value:.4g}: `{words}`\n",
@@ -186,12 +184,19 @@ def _pictures(sweep: SweepDir, settings: SweepSettings, best: Sequence[Measured]
     return "\n".join(["## Samples of the best and the worst\n", *lines]) if lines else ""
 
 
+def _enlarged(path: Path) -> Image.Image:
+    """A grid of small images, each pixel several times as wide, so that it can be looked at."""
+    with Image.open(path) as image:
+        times = max(WIDTH // image.width, 1)
+        return image.convert("RGB").resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+
+
 def _ended_badly(found: Sequence[Measured]) -> str:
     rows = []
     for m in found:
         if m.word in ("failed", "pruned"):
-            told = m.message.strip().splitlines()[-1:] or [""]
             advice = POLICIES[m.cause].advice if m.cause in POLICIES else ""
+            told = [line for line in m.message.strip().splitlines() if not advice or advice not in line][-1:] or [""]
             words = said(m.params)
             rows.append([f"{m.number:04d}", m.cause, f"`{words}`", told[0][:200].replace("|", "/"), advice])
     if not rows:

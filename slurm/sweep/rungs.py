@@ -45,14 +45,13 @@ class Rungs:
         rows = training_values(self._launch, self._settings.pruning.metric)
         return any(self._pruned(images, value) for images, value in rows if images not in self._known)
 
-    def paused(self, job: str) -> bool:
-        """Whether a stage that stopped did so for a rung."""
-        return job == "train" and self._pausing is not None
-
-    def measure(self, run_words: Callable[[Sequence[str]], int]) -> int:
-        """Sample and evaluate the rung's checkpoint and compare; 0, or the code of words that failed."""
+    def paused(self) -> int | None:
+        """The step at which training was stopped for a rung, told once; None where it stopped for another reason."""
         step, self._pausing = self._pausing, None
-        assert step is not None
+        return step
+
+    def measure(self, step: int, run_words: Callable[[Sequence[str]], int]) -> int:
+        """Sample and evaluate a rung's checkpoint and compare; 0, or the code of words that failed."""
         run, name = self._launch.run, sample_set_name(self._launch.cfg)
         words = ["sample", str(run.path), "--step", str(step), f"sample.count={self._settings.pruning.images}"]
         code = run_words(words)

@@ -62,7 +62,10 @@ def dimension(key: str, grammar: str) -> Dimension:
     if isinstance(value, IntervalSweep):
         return _interval(key, value)
     if isinstance(value, ChoiceSweep | RangeSweep):
-        return Dimension(key, choices=tuple(dict.fromkeys(word_of(v) for v in override.sweep_iterator())))
+        choices = tuple(dict.fromkeys(word_of(v) for v in override.sweep_iterator()))
+        if not choices:
+            raise UserError(f"{key}: found '{grammar}', which has no values.")
+        return Dimension(key, choices=choices)
     if override.is_sweep_override():
         raise UserError(f"{key}: found '{grammar}'; expected values (1,2), choice(), range() or interval().")
     return Dimension(key, choices=(word_of(value),))

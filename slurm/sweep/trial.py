@@ -72,13 +72,13 @@ class Chain:
         with Stop() as stop:
             for job in self.launch.jobs:
                 while is_own(job.name) and not self._complete(job) and not self.run.final():
-                    code = self._stage(job, stop)
+                    code, rung = self._stage(job, stop), self.rungs.paused()
                     if stop.asked:
                         return stop.hand_over()
                     if self.run.final():
                         return 0
-                    if code == STOPPED and self.rungs.paused(job.name):
-                        if rank() == 0 and (failed := self.rungs.measure(self._wait_for)):
+                    if code == STOPPED and rung is not None:
+                        if failed := self.rungs.measure(rung, self._wait_for):
                             return failed
                         continue
                     if code:

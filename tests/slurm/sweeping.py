@@ -99,7 +99,7 @@ def accounted(sweep: SweepDir, *, count: int) -> list[FrozenTrial]:
     found = trials_of(sweep)
     assert [t.number for t in found] == list(range(count)), said(sweep)
     assert {t.state for t in found} == {TrialState.COMPLETE}, said(sweep)
-    assert sorted(p.name for p in sweep.trials.iterdir()) == [Run(sweep, n, 0).name for n in range(count)]
+    assert sorted(p.name for p in sweep.trials.glob("[!.]*")) == [Run(sweep, n, 0).name for n in range(count)]
     for _ in range(60):
         if not jobs_of(sweep):
             break
