@@ -72,7 +72,8 @@ class Rungs:
         return list(range(first, images + 1, every))
 
     def _reached(self) -> int | None:
-        """The step of the checkpoint to measure next, if its rung is reached and training has not ended."""
+        """The step of the checkpoint to measure next, if its rung is reached and training has not ended: of the last
+        rung the first checkpoint, which is the same however late this looks."""
         run, batch = self._launch.run, self._launch.cfg.train.global_batch
         due = [
             (rung, step)
@@ -80,7 +81,7 @@ class Rungs:
             for rung in self._rungs(step * batch)[-1:]
             if rung not in self._known and not run.finished()
         ]
-        return max(due)[1] if due else None
+        return min((step for rung, step in due if rung == max(due)[0]), default=None)
 
     def _pruned(self, images: int, value: float) -> bool:
         with self._run.sweep.lock():

@@ -7,10 +7,11 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import toy
 from faults import environment
-from launching import slurm_words
+from launching import PATIENCE, slurm_words
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.config.load import config_from
@@ -26,6 +27,23 @@ from slurm.sweep.settings import SweepSettings
 from slurm.workflows import Launch
 
 CALM = 'cluster.options.exclude="node2,node4"'  # where faults.py takes nodes away
+
+REAL = (  # what `toy` is not: a U-Net that is trained, sampled from and judged by a classifier
+    "sweep.program=pipeline",
+    "model.width=8",
+    "model.groups=4",
+    "model.head_channels=8",
+    "data.source.alphabet=AB",
+    "evaluate.domain.max_images=3000",
+    "evaluate.kid_subsets=4",
+    "evaluate.kid_subset_size=32",
+    "train.duration=20 steps",
+    "train.validate_every=10 steps",
+    "train.validate_images=24",
+    "sample.count=64",
+    "sample.sampler.steps=3",
+    "sample.images_per_shard=64",
+)
 
 
 def base(root: Path) -> list[str]:
@@ -100,11 +118,7 @@ def accounted(sweep: SweepDir, *, count: int) -> list[FrozenTrial]:
     assert [t.number for t in found] == list(range(count)), said(sweep)
     assert {t.state for t in found} == {TrialState.COMPLETE}, said(sweep)
     assert sorted(p.name for p in sweep.trials.glob("[!.]*")) == [Run(sweep, n, 0).name for n in range(count)]
-    for _ in range(60):
-        if not jobs_of(sweep):
-            break
-        time.sleep(0.5)
-    assert jobs_of(sweep) == []
+    wait_until(lambda: not jobs_of(sweep), sweep, seconds=30 * PATIENCE)  # the last tiny job finds nothing to do
     return found
 
 
@@ -114,21 +128,20 @@ def toy_value(settings: SweepSettings, trial: FrozenTrial) -> float:
 
 
 class Killer:
-    """Kills processes of a sweep's jobs: of a run, and of each tiny job, at most `each` times; of the shared
-    preparation twice, which is as often as it is tried again."""
+    """Kills processes of a sweep's jobs: each run once, the shared preparation twice, which is as often as it is tried
+    again, and three of the tiny jobs, so that enough is left for the runs."""
 
-    def __init__(self, sweep: SweepDir, *, seed: int, each: int = 1, most: int = 8) -> None:
-        self._sweep, self._each, self._most = sweep, each, most
+    _LIMITS: ClassVar = {"prepare": 2, "advance": 3}
+
+    def __init__(self, sweep: SweepDir, *, seed: int, most: int = 8) -> None:
+        self._sweep, self._most = sweep, most
         self._random = random.Random(seed)
         self.killed: list[str] = []
 
     def strike(self) -> None:
         """Kill one process, if there is one that may be."""
-        victims = [
-            (pid, what)
-            for pid, what in self._processes()
-            if self.killed.count(what) < (2 if what == "prepare" else self._each)
-        ]
+        found = self._processes()
+        victims = [(pid, what) for pid, what in found if self.killed.count(what) < self._LIMITS.get(what, 1)]
         if victims and len(self.killed) < self._most:
             pid, what = self._random.choice(victims)
             try:
@@ -152,8 +165,8 @@ class Killer:
             place = next((e.partition("=")[2] for e in env if e.startswith("SLURM_ARRAY_TASK_ID=")), "")
             job = next((e.partition("=")[2] for e in env if e.startswith("SLURM_ARRAY_JOB_ID=")), "")
             alone = next((e.partition("=")[2] for e in env if e.startswith("SLURM_JOB_ID=")), "")
-            shared = "/jobs/prepare" in " ".join(words)
-            found.append((int(entry.name), "prepare" if shared else f"{job or alone}_{place}"))
+            kind = next((k for k in self._LIMITS if f"/jobs/{k}" in " ".join(words)), None)
+            found.append((int(entry.name), kind or f"{job or alone}_{place}"))
         return found
 
 

@@ -7,16 +7,23 @@ import os
 import subprocess
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 from faults import kill_node
-from launching import HERE
-from sweeping import Killer, accounted, expected_search, has_ended, submitted, toy_value, wait_until
+from launching import HERE, PATIENCE
+from sweeping import REAL, Killer, accounted, expected_search, has_ended, submitted, toy_value, wait_until
 
 from pipeline.runtime.files import read_lines
 from slurm.sweep.folder import SweepDir
 
-pytestmark = [pytest.mark.full, pytest.mark.cluster, pytest.mark.timeout(7200), pytest.mark.usefixtures("cluster")]
+MINUTES = 50 * PATIENCE  # for a sweep
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.cluster,
+    pytest.mark.timeout(130 * MINUTES),
+    pytest.mark.usefixtures("cluster"),
+]
 GRID = ("train.optim.lr=1e-4,1e-3,1e-2,1e-1", "train.global_batch=32,64,128")
 SEARCH = (
     "train.optim.lr=tag(log,interval(1e-5,1e-1))",
@@ -25,32 +32,17 @@ SEARCH = (
     "sweep.trials=20",
 )
 ONE_A_NODE = ("cluster=testbed", "cluster.train.memory_gb=10", "sweep.at_once=4")  # so that the dead node has a trial
-REAL = (  # what `toy` is not: a U-Net that is trained, sampled from and judged by a classifier
-    "sweep.program=pipeline",
-    "model.width=8",
-    "model.groups=4",
-    "model.head_channels=8",
-    "data.source.alphabet=AB",
-    "evaluate.domain.max_images=3000",
-    "evaluate.kid_subsets=4",
-    "evaluate.kid_subset_size=32",
-    "train.duration=20 steps",
-    "train.validate_every=10 steps",
-    "train.validate_images=24",
-    "sample.count=64",
-    "sample.sampler.steps=3",
-    "sample.images_per_shard=64",
-)
 
 
-def disturbed(sweep: SweepDir, *, seed: int, minutes: float) -> tuple[list[str], bool]:
+def disturbed(sweep: SweepDir, *, seed: int, minutes: float, often: float) -> tuple[list[str], bool]:
     """Wait for the end while processes are killed and node4 dies with a trial on it; what was killed, and whether
-    a start on the dead node was lost."""
-    killer, dead = Killer(sweep, seed=seed, most=10), False
+    a start on the dead node was lost. `often`: the probability of a kill every two seconds."""
+    killer, pause, dead = Killer(sweep, seed=seed, most=10), Random(seed), False
 
     def ended() -> bool:
         nonlocal dead
-        killer.strike()
+        if pause.random() < often:
+            killer.strike()
         if not dead and len(killer.killed) >= 3 and any(s["node"] == "node4" for s in under_way(sweep)):
             dead = True
             kill_node("node4")
@@ -82,12 +74,12 @@ def _node_comes_back(cluster):
 def test_every_trial_is_there_once_and_the_best_is_the_same(tmp_path: Path, program, kind):
     words = (*(GRID if kind == "grid" else SEARCH), *ONE_A_NODE, *(REAL if program == "pipeline" else ()))
     sweep = submitted(tmp_path, kind, *words)
-    killed, dead = disturbed(sweep, seed=len(kind), minutes=50)
+    killed, dead = disturbed(sweep, seed=len(kind), minutes=MINUTES, often=0.1 if program == "pipeline" else 1)
     found = accounted(sweep, count=12 if kind == "grid" else 20)
     assert len(killed) >= 4 and dead, (killed, dead)
     if program == "pipeline":
         peace = submitted(tmp_path, "peace", *words)
-        wait_until(lambda: has_ended(peace), peace, seconds=50 * 60)
+        wait_until(lambda: has_ended(peace), peace, seconds=60 * MINUTES)
         expected = [(t.params, t.value) for t in accounted(peace, count=len(found))]
     elif kind == "search":
         settings = sweep.settings()
