@@ -8,8 +8,8 @@ submitit  the same number of jobs, one by one through submitit alone
 array     one array by sbatch alone
 
 What the jobs do is small stand-ins', so that the launcher and the controller are measured and not the training.
-With --no-wait they are cancelled as soon as they are submitted. Processor seconds are those of the submitter and of
-whatever it starts: a busy machine does not add to them.
+With --no-wait none of them starts (the partition is down meanwhile) and they are cancelled once they are submitted.
+Processor seconds are those of the submitter and of whatever it starts: a busy machine does not add to them.
 """
 
 # ruff: noqa: E402 (the path of the stand-ins comes before their import)
@@ -48,6 +48,11 @@ def controller_seconds() -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def partition(state: str) -> None:
+    """Whether queued jobs start."""
+    subprocess.run(["scontrol", "update", "PartitionName=main", f"State={state}"], check=True)
+
+
 def drained(*, seconds: float = 900.0) -> float:
     """Wait until the queue is empty; how long that took."""
     began = time.monotonic()
@@ -64,12 +69,14 @@ def own_seconds() -> float:
 def measured(name: str, act, *, wait: bool) -> tuple[str, float, float, float, float]:
     """Name, seconds to submit, CPU seconds of that, seconds until all have ended, CPU seconds of the controller."""
     before = {seen.id for seen in mine()}
+    partition("UP" if wait else "DOWN")
     theirs, cpu, began = controller_seconds(), own_seconds(), time.monotonic()
     act()
     submitted, cpu = time.monotonic() - began, own_seconds() - cpu
     if not wait:
         new = sorted({seen.id.partition("_")[0] for seen in mine() if seen.id not in before})
         subprocess.run(["scancel", *new], check=True)
+        partition("UP")
     drained()
     return name, submitted, cpu, time.monotonic() - began, controller_seconds() - theirs
 

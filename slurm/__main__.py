@@ -7,7 +7,7 @@ logs      RUN_DIR [JOB] [-f] [-n LINES]                  the newest log of a job
 cancel    RUN_DIR|FOLDER ... [--job JOB]                 end what is under way; training saves first
 retry     RUN_DIR|FOLDER ...                             queue again what failed, with the words of its submission
 preflight cluster=... [experiment=...] [--wait SECONDS]  a minute on the partition: GPUs, network, disks, signals
-sweep     submit|status|report|extend|cancel ...         grids and searches: python -m slurm sweep --help
+sweep     submit|plan|status|report|extend|cancel ...    grids and searches: python -m slurm sweep --help
 """
 
 import sys

@@ -43,14 +43,17 @@ def test_the_commands_run_one_after_the_other(tmp_path):
     where = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
     ran = 0
     for command in COMMANDS:
-        words = [
-            w.replace("runs/", f"{tmp_path}/runs/").replace("/my/images", str(images)) for w in shlex.split(command)
-        ]
+        command = command.replace("runs/", f"{tmp_path}/runs/").replace("sweeps/", f"{tmp_path}/sweeps/")
+        words = shlex.split(command.replace("/my/images", str(images)))
         if words[:2] != ["python", "-m"]:
             continue
         extra = []
         if any(w.startswith("experiment=") for w in words):
             extra = [*where, *(SMALL if "experiment=glyphs16" in words else photos)]
+        if "sweep" in words and words[4] in ("submit", "plan"):
+            varied = [w.partition("=")[0] for w in words if "=" in w]
+            extra = [w for w in extra if w.partition("=")[0] not in varied]
+            extra += [f"sweep.folder={tmp_path}/sweeps", "sweep.trials=2"]
         mudi(words[2], *words[3:], *extra)
         ran += 1
     assert ran >= 8

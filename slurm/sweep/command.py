@@ -3,6 +3,7 @@
 submit  experiment=... name=NAME key=1,2 key=interval(0,1) [sweep.key=value ...]    or  sweep=NAME [key=value ...]
 submit  run=RUN_DIR name=NAME sample.sampler.guidance.scale=0,1,2                   over one run's checkpoint
 submit  SWEEP_DIR                                                                   go on with a sweep, repair it
+plan    ...              as submit: what it would run, and what that can cost; nothing is written
 status  SWEEP_DIR        every trial: where it stands, what came of it
 report  SWEEP_DIR        report.md, trials.csv, plots, the TensorBoard page
 extend  SWEEP_DIR sweep.trials=40 key=512,1024                                      more trials, more values
@@ -20,7 +21,7 @@ from rich.table import Table
 
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError, did_you_mean
-from slurm.sweep import ending, here
+from slurm.sweep import ending, here, planning
 from slurm.sweep.check import check, size_of
 from slurm.sweep.driver import Progress, advance
 from slurm.sweep.folder import SweepDir, settings_from, validated
@@ -43,10 +44,7 @@ def submit(words: list[str]) -> int:
             raise UserError(f"submit {words[0]} takes no more words. To change a sweep: python -m slurm sweep extend")
         sweep = opened(words[0])
         return _go(sweep, check(sweep.settings()))
-    settings = settings_from(words)
-    cfg = check(settings)
-    if "at_once" not in settings.model_fields_set and cfg.cluster.executor == "local":
-        settings = settings.model_copy(update={"at_once": 1})
+    settings, cfg = _meant(words)
     sweep = SweepDir(settings.path.resolve())
     if sweep.settings_file.is_file():
         _refuse_another(sweep, settings)
@@ -54,6 +52,23 @@ def submit(words: list[str]) -> int:
         sweep.write(settings)
     print(f"{sweep.path}: {size_of(settings)} trials of {settings.seeds} seed(s), {settings.at_once} runs at once")
     return _go(sweep, cfg)
+
+
+def _meant(words: list[str]) -> tuple[SweepSettings, Config]:
+    """The sweep that a command line means, checked; on one's own machine, one run at a time unless told otherwise."""
+    settings = settings_from(words)
+    cfg = check(settings)
+    if "at_once" not in settings.model_fields_set and cfg.cluster.executor == "local":
+        settings = settings.model_copy(update={"at_once": 1})
+    return settings, cfg
+
+
+def plan(words: list[str]) -> int:
+    """Show what submitting would do."""
+    if not words:
+        raise UserError("plan what? The words of submit, such as experiment=glyphs16 name=lr train.optim.lr=1e-3,2e-3")
+    planning.show(*_meant(words), Console(width=None if sys.stdout.isatty() else 140))
+    return 0
 
 
 def _refuse_another(sweep: SweepDir, settings: SweepSettings) -> None:
@@ -178,6 +193,7 @@ def opened(*words: str) -> SweepDir:
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "submit": submit,
+    "plan": plan,
     "status": status,
     "report": report,
     "extend": extend,

@@ -223,7 +223,8 @@ class Step:
     def _affordable(self, all_trials: Sequence[FrozenTrial], most: float) -> bool:
         """Whether one more trial, of the mean cost so far, fits into the budget beside those that run."""
         ended = [t for t in all_trials if t.state.is_finished()]
-        mean = sum(t.user_attrs.get("gpu_hours", 0.0) for t in ended) / max(len(ended), 1)
+        names = [run.name for t in ended for run in self._runs(t)]
+        mean = batches.total(self.held, names).gpu_hours / max(len(ended), 1)
         spent = batches.total(self.held).gpu_hours
         running = len(all_trials) - len(ended)
         return bool(spent + mean * (running + 1) <= most)

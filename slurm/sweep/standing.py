@@ -61,15 +61,15 @@ def _row(
 ) -> Row:
     name, said = f"{trial.number:04d}", words_of(trial.params)
     names = [run.name for run in runs_of(sweep, trial.number, settings.seeds)]
+    hours = total(cost, names).hours
     if trial.state != TrialState.RUNNING:
-        note, hours = str(trial.user_attrs.get("message", "")), float(trial.user_attrs.get("hours", 0.0))
-        last = note.strip().splitlines()[-1:] or [""]
+        last = str(trial.user_attrs.get("message", "")).strip().splitlines()[-1:] or [""]
         cause = trial.user_attrs.get("cause", "")
         value = trial.value if trial.state == TrialState.COMPLETE else None
         return Row(name, WORDS[trial.state], said, value, hours, f"{cause}: {last[0]}" if cause else "")
     running = [words.get(n, "waiting") for n in names]
     word = "running" if any(w in ("train", "sample", "evaluate", "complete") for w in running) else "waiting"
-    return Row(name, word, said, None, total(cost, names).hours, ", ".join(running))
+    return Row(name, word, said, None, hours, ", ".join(running))
 
 
 def totals(sweep: SweepDir, rows: Sequence[Row]) -> str:
