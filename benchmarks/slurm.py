@@ -53,12 +53,11 @@ def partition(state: str) -> None:
     subprocess.run(["scontrol", "update", "PartitionName=main", f"State={state}"], check=True)
 
 
-def drained(*, seconds: float = 900.0) -> float:
-    """Wait until the queue is empty; how long that took."""
+def drain(before: set[str], *, seconds: float = 900.0) -> None:
+    """Wait until nothing is under way but what was before."""
     began = time.monotonic()
-    while any(seen.active for seen in mine()) and time.monotonic() - began < seconds:
+    while any(seen.active and seen.id not in before for seen in mine()) and time.monotonic() - began < seconds:
         time.sleep(1.0)
-    return time.monotonic() - began
 
 
 def own_seconds() -> float:
@@ -77,7 +76,7 @@ def measured(name: str, act, *, wait: bool) -> tuple[str, float, float, float, f
         new = sorted({seen.id.partition("_")[0] for seen in mine() if seen.id not in before})
         subprocess.run(["scancel", *new], check=True)
         partition("UP")
-    drained()
+    drain(before)
     return name, submitted, cpu, time.monotonic() - began, controller_seconds() - theirs
 
 
