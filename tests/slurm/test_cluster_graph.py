@@ -314,7 +314,7 @@ def test_preflight_is_green_in_a_minute(tmp_path):
     ]
     done = slurm_words("preflight", *words, "cluster.internet=false", f"runs_dir={tmp_path}", f"data_dir={tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 60 * PATIENCE
     for check in ("2 of 2 on node1, node3", "every rank sees every rank's file", "GB/s", "SIGUSR2"):
         assert check in done.stdout
 
