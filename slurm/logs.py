@@ -30,9 +30,27 @@ def log_of(launch: Launch, job: str | None) -> tuple[str, Path]:
     return name, log
 
 
+def _log_once_started(launch: Launch, job: str | None) -> tuple[str, Path]:
+    said = False
+    while True:
+        try:
+            return log_of(launch, job)
+        except UserError:
+            states = states_of([launch])[0]
+            if not any(state.active for name, state in states.items() if job in (None, name)):
+                raise
+        if not said:
+            print(f"==> {job or launch.run.path} has yet to start: waiting", file=sys.stderr)
+            said = True
+        time.sleep(ASK_SECONDS)
+
+
 def show(launch: Launch, job: str | None, *, follow: bool, lines: int) -> None:
-    """Print the last `lines` of a log and, with `follow`, what comes until the job has ended."""
-    name, log = log_of(launch, job)
+    """Print the last `lines` of a log and, with `follow`, what comes until the job has ended.
+
+    What has yet to start has no log: with `follow`, it is waited for.
+    """
+    name, log = _log_once_started(launch, job) if follow else log_of(launch, job)
     print(f"==> {log} <==", file=sys.stderr)
     with log.open(errors="replace") as file:
         print("".join(file.readlines()[-lines:]), end="", flush=True)

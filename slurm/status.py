@@ -109,7 +109,7 @@ def explain(launch: Launch, state: State) -> str:
         return " ".join(filter(None, [", ".join(filter(None, told)), state.nodes and f"on {state.nodes}"]))
     if state.word == "waiting":
         parents = ", ".join(job_named(launch, state.job).parents)
-        told += [f"waits for {parents}" if state.message == "Dependency" and parents else state.message]
+        told += [f"waits for {parents}" if state.message.startswith("Dependency") and parents else state.message]
     line = ", ".join(filter(None, told))
     if state.cause is None:
         return line
