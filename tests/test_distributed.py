@@ -40,6 +40,20 @@ def test_float64_weights_are_those_of_one_process(tmp_path, single, world_size):
     assert largest_difference(expected, found) < 1e-9
 
 
+def test_the_balance_of_losses_is_learned_by_all_ranks(tmp_path):
+    """It is trained along with the network but called outside of it, where a DDP wrapper sees only its gradients."""
+
+    def balanced(name):
+        return tiny.revalidated(
+            tiny.config(tmp_path, name=name, precision="fp64"), diffusion={"learned_uncertainty": True}
+        )
+
+    tiny.prepare(balanced("one"))
+    one, several = tiny.run(balanced("one")), tiny.run(balanced("several"), world_size=2)
+    assert largest_difference(one, several) < 1e-9
+    assert load_file(one.checkpoint(STEPS) / "network.denoiser.safetensors")["balance.head.weight"].abs().max() > 0
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_float32_losses_are_those_of_one_process(tmp_path, single, world_size):
     expected = tiny.history(single(log_every="1 steps"))

@@ -26,6 +26,10 @@ def _sentence(item: Any, model: type[BaseModel]) -> str:
         expected = str(item["ctx"]["expected_tags"]).replace("'", "")
         found = item["ctx"]["tag"]
         return f"{name}.kind: found '{found}', expected one of {expected}.{did_you_mean(found, expected.split(', '))}"
+    if item["type"] == "union_tag_not_found":
+        fields = [m.model_fields[str(place[-1])] for m in holders]
+        kinds = ", ".join(str(_tag(m)) for field in fields for m in _classes(field.annotation))
+        return f"{name}.kind: missing, expected one of {kinds}. Set it, or choose a config group that does."
     message = str(item["msg"]).removeprefix("Value error, ")
     if message.startswith("found "):
         return f"{name}: {message}."

@@ -63,6 +63,8 @@ def clipped(denoise: Denoise, *, bound: float) -> Denoise:
 def hide_labels(condition: Tensor, u: Tensor, *, share: float, unknown: int) -> Tensor:
     """`condition` with a `share` of entries replaced by `unknown`: the training half of classifier-free guidance.
 
+    Ho & Salimans 2022, algorithm 1, with p_uncond = share.
+
     condition: classes [B], or attributes [B, A]. u: uniform in (0, 1), [B] hides whole conditions, [B, A] single
     attributes. An entry is hidden where u < share, so each image keeps its fate wherever it is computed.
     """

@@ -90,6 +90,11 @@ def test_what_a_config_leaves_open_is_asked_for():
         config_from(["experiment=photos16"])
 
 
+def test_a_kind_that_is_left_open_is_asked_for():
+    with pytest.raises(UserError, match=r"model\.kind: missing, expected one of simple_unet, unet, dit"):
+        config_from(["data=glyphs16", "name=open", "model.width=32"])
+
+
 def test_an_unknown_choice_names_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'glyphs16'"):
         config_from(["experiment=glyph16"])
