@@ -45,6 +45,7 @@ LATENT = (
 )
 
 
+@pytest.mark.full
 def test_trials_of_one_and_of_two_ranks_share_an_autoencoder_and_its_latents_and_come_to_the_same(tmp_path):
     words = (*REAL, *LATENT, f"latents.autoencoder={tmp_path / 'runs' / 'autoencoder'}")
     words = (*words, "cluster=testbed", CALM, "cluster.train.tasks=1,2", "sweep.metric=fd-domain")
