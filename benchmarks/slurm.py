@@ -12,8 +12,8 @@ With --no-wait none of them starts (the partition is down meanwhile) and they ar
 Processor seconds are those of the submitter and of whatever it starts: a busy machine does not add to them.
 
 Measured with --ways sweep --no-wait on two cores that others used too (load 35 to 40): a sweep of 200 trials is
-submitted in 28.8 s, 7.3 s of them processor time. Before groups were composed once and configs read in C it took 262.7 s
-and 59.6 s.
+submitted in 28.8 s, 7.3 s of them processor time. Before groups were composed once and configs read in C it took
+262.7 s and 59.6 s.
 """
 
 # ruff: noqa: E402 (the path of the stand-ins comes before their import)

@@ -54,8 +54,9 @@ class Progress:
         """One line."""
         counts = ", ".join(f"{n} {word}" for word, n in self.words_by_state.items() if n)
         more = f"; submitted {self.submitted} runs" if self.submitted else ""
-        stalled = f"; {self.stalled}" if self.stalled else ""
-        return f"sweep: {counts or 'no trial yet'}{more}{'; it has ended' if self.ended else ''}{stalled}"
+        stalled = [self.stalled] if self.stalled else []
+        told = f"{counts or 'no trial yet'}{more}{'; it has ended' if self.ended else ''}"
+        return f"sweep: {'; '.join([told, *stalled] if counts or not stalled else stalled)}"
 
 
 def advance(sweep: SweepDir, *, by_hand: bool = False, local: bool = False) -> Progress:

@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 
 from pipeline.runtime.errors import UserError
 from slurm import ledger
@@ -12,8 +13,10 @@ from slurm.sweep import driver
 from slurm.sweep.driver import Progress
 from slurm.sweep.folder import SweepDir
 from slurm.sweep.runs import STAGES, Run
+from slurm.watching import last_line
 
 POLL_SECONDS = 0.2
+SAID_SECONDS = 10.0  # between lines on what runs
 
 
 def run_here(sweep: SweepDir) -> tuple[Progress, int]:
@@ -28,12 +31,32 @@ def run_here(sweep: SweepDir) -> tuple[Progress, int]:
                 return progress, int(bool(progress.stalled))
             if not progress.active:
                 raise UserError(f"{sweep.path} has trials that are open, and nothing of them runs.")
-            before = len(running(sweep))
-            while before and len(running(sweep)) >= before and not cancel.asked:
+            before, said = len(running(sweep)), Said()
+            while before and len(alive := running(sweep)) >= before and not cancel.asked:
+                said.show(alive)
                 time.sleep(POLL_SECONDS)
             if cancel.asked:
                 end(sweep)
                 return progress, 130
+
+
+class Said:
+    """What runs, told now and then: the last line of the log of each."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._time = time.monotonic()
+
+    def show(self, alive: Sequence[tuple[Run, Submission]]) -> None:
+        """Print what is new, if the last time was a while ago."""
+        if time.monotonic() - self._time < SAID_SECONDS:
+            return
+        logs = [(run.name, s.record / f"{i}_0_log.out") for run, s in alive for i in s.ids]
+        lines = [f"{name}: {last_line(log).removeprefix(f'{name}: ')[:110]}" for name, log in logs if log.is_file()]
+        for line in lines:
+            if line not in self._lines:
+                print(line, file=sys.stderr, flush=True)
+        self._lines, self._time = lines, time.monotonic()
 
 
 def running(sweep: SweepDir) -> list[tuple[Run, Submission]]:

@@ -201,6 +201,6 @@ def _ended_badly(found: Sequence[Measured]) -> str:
             rows.append([f"{m.number:04d}", m.cause, f"`{words}`", told[0][:200].replace("|", "/"), advice])
     if not rows:
         return ""
-    return "\n".join(
-        ["## Trials without a value\n", markdown(["trial", "why", "configuration", "said", "advice"], rows)]
-    )
+    head = ["trial", "why", "configuration", "said", "advice"]
+    shown = len(head) if any(row[-1] for row in rows) else len(head) - 1
+    return "\n".join(["## Trials without a value\n", markdown(head[:shown], [row[:shown] for row in rows])])

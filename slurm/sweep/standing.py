@@ -8,6 +8,7 @@ from optuna.trial import FrozenTrial, TrialState
 from slurm import ledger
 from slurm.queue import look
 from slurm.sweep.batches import Held, held, total
+from slurm.sweep.check import size_of
 from slurm.sweep.driver import trials_of
 from slurm.sweep.folder import SweepDir
 from slurm.sweep.runs import Run, runs_of, stages, value_of
@@ -76,7 +77,8 @@ def totals(sweep: SweepDir, rows: Sequence[Row]) -> str:
     """Counts, cost and the best so far, in lines."""
     settings = sweep.settings()
     counts = {word: sum(row.word == word for row in rows) for word in dict.fromkeys(row.word for row in rows)}
-    said = ", ".join(f"{n} {word}" for word, n in counts.items())
+    counts["not begun"] = size_of(settings) - len(rows)
+    said = ", ".join(f"{n} {word}" for word, n in counts.items() if n > 0)
     limit = f" of {settings.gpu_hours:g}" if settings.gpu_hours is not None else ""
     cost = total(held(sweep))
     lines = [f"{said or 'no trial yet'}; {cost.gpu_hours:.2f}{limit} GPU hours, {cost.hours:.2f} hours of jobs"]
