@@ -89,6 +89,7 @@ def _go(sweep: SweepDir, cfg: Config) -> int:
         progress, code = here.run_here(sweep)
         if progress.ended:
             print(ending.write(sweep).read_text())
+            print(where(sweep))
         return code
     progress = advance(sweep, by_hand=True)
     print(progress.words())
@@ -127,13 +128,22 @@ def status(words: list[str]) -> int:
         table.add_row(row.name, row.word, " ".join(row.words), value, f"{row.hours:.2f}", row.note)
     console.print(table)
     console.print(totals(sweep, rows), highlight=False, soft_wrap=True)
+    if sweep.finished.is_file():
+        console.print(where(sweep), highlight=False, soft_wrap=True)
     return int(any(row.word == "failed" for row in rows))
 
 
 def report(words: list[str]) -> int:
     """Write and print the report."""
-    print(ending.write(opened(*words), finished=False).read_text())
+    sweep = opened(*words)
+    print(ending.write(sweep, finished=False).read_text())
+    print(where(sweep))
     return 0
+
+
+def where(sweep: SweepDir) -> str:
+    """Where what a sweep came to can be looked at."""
+    return f"Report: {sweep.path / 'report.md'}\nPage:   tensorboard --logdir {sweep.tensorboard}"
 
 
 def extend(words: list[str]) -> int:
