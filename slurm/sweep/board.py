@@ -22,7 +22,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from pipeline.runtime.files import atomic_path, content_hash, read_lines
 from slurm.sweep.driver import dimensions_of
 from slurm.sweep.folder import SweepDir
-from slurm.sweep.measured import Measured, RunMeasured, measured
+from slurm.sweep.measured import Measured, RunMeasured, measured, metric_names
 from slurm.sweep.settings import SweepSettings
 from slurm.sweep.space import Dimension, number_of
 
@@ -42,11 +42,11 @@ def write(sweep: SweepDir, found: Sequence[Measured] | None = None) -> None:
 
 
 def _metrics(found: Sequence[Measured], settings: SweepSettings) -> list[str]:
-    names = [f"final/{settings.metric}"]
-    for trial in found:
-        for run in trial.runs:
-            names += list(_summary_of(run))
-    return list(dict.fromkeys(names))
+    """The columns of numbers; TensorBoard shows the first five unless asked for more."""
+    first = [] if "/" in settings.metric else [f"final/{settings.metric}"]
+    losses = ["best/loss", "final/loss"] if any(r.best_loss is not None for m in found for r in m.runs) else []
+    others = [f"final/{name}" for name in metric_names(found, settings)]
+    return list(dict.fromkeys([*first, *losses, *others]))
 
 
 def _summary_of(run: RunMeasured) -> dict[str, float]:
