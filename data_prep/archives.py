@@ -1,6 +1,7 @@
 """What lies in a folder, zip or tar, as places that any process can read from without the archive's help."""
 
 import gzip
+import os
 import struct
 import tarfile
 import zipfile
@@ -45,7 +46,8 @@ def members(path: Path, *, root: Path) -> Iterator[Member]:
     `root`: what places are relative to; what lies elsewhere has its absolute path.
     """
     if path.is_dir():
-        yield from _folder_members(path, root)
+        inside = place(path, root)
+        yield from _folder_members(str(path), "" if inside == "." else f"{inside}/", "")
     elif path.suffix == ".zip":
         check_archive(path)
         yield from _zip_members(path, place(path, root))
@@ -59,15 +61,17 @@ def place(path: Path, root: Path) -> str:
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path.resolve())
 
 
-def _folder_members(path: Path, root: Path) -> Iterator[Member]:
-    for entry in sorted(path.iterdir()):
+def _folder_members(path: str, start: str, name: str) -> Iterator[Member]:
+    """`start` comes before the places, `name` before the names of what lies in `path`."""
+    with os.scandir(path) as found:
+        entries = sorted(found, key=lambda entry: entry.name)
+    for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
-            inner = _folder_members(entry, root)
-            yield from (Member(f"{entry.name}/{member.name}", member.at) for member in inner)
+        if Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir():
+            yield from _folder_members(entry.path, f"{start}{entry.name}/", f"{name}{entry.name}/")
         else:
-            yield Member(entry.name, ("file", place(entry, root)))
+            yield Member(name + entry.name, ("file", start + entry.name))
 
 
 def _zip_members(path: Path, name: str) -> Iterator[Member]:

@@ -7,7 +7,7 @@ what all items have in common; `rejected.jsonl` what was already found unusable.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +86,19 @@ class Items:
 
 
 def _parsed(line: bytes) -> Item:
-    value = json.loads(line)
+    value = json.loads(line.decode())
     value["at"], value["attributes"] = tuple(value["at"]), tuple(value.get("attributes", ()))
     return Item(**value)
 
 
-def _line(item: Item) -> bytes:
-    value = {name: part for name, part in asdict(item).items() if part not in (None, "", (), {})}
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+_EMPTY: tuple[Any, ...] = (None, "", (), {})
+_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
+def _lines(item: Item) -> tuple[bytes, bytes]:
+    """An item in JSON with sorted keys, which "at" is the first of, and the same without it."""
+    rest = _json({name: part for name, part in vars(item).items() if name != "at" and part not in _EMPTY})
+    return f'{{"at":{_json(item.at)},{rest[1:]}\n'.encode(), f"{rest}\n".encode()
 
 
 def write_items(directory: Path, listing: Listing) -> tuple[int, str]:
@@ -105,12 +110,13 @@ def write_items(directory: Path, listing: Listing) -> tuple[int, str]:
     starts, position, keys, digest = [0], 0, set[int](), hashlib.sha256()
     with (directory / "items.jsonl").open("wb") as file:
         for item in listing.items:
-            if hash(item.key) in keys:  # hashes, not the keys: three million keys are a gigabyte
+            if (known := hash(item.key)) in keys:  # hashes, not the keys: three million keys are a gigabyte
                 listing.rejected.append(Rejected(item.key, "duplicate_key", "another image has the same key"))
                 continue
-            keys.add(hash(item.key))
-            position += file.write(_line(item))
-            digest.update(_line(replace(item, at=())))
+            keys.add(known)
+            line, identity = _lines(item)
+            position += file.write(line)
+            digest.update(identity)
             starts.append(position)
     np.save(directory / "items.npy", np.array(starts, dtype=np.uint64))
     write_json(

@@ -5,21 +5,36 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
-_EXIF, _LOOK = b"Exif\0\0", 1 << 16  # where a rotation would stand: in one of the first segments
+_EXIF = b"Exif\0\0"  # where a rotation would stand
+_APP1, _SCAN = 0xE1, 0xDA
 
 
 def jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) of a colour JPEG that nothing has to be done to but decoding; None for anything else."""
-    if data[:2] != b"\xff\xd8" or data.find(_EXIF, 0, _LOOK) >= 0:
+    if not _without_exif(data):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    too_large = (
-        Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS
-    )  # Pillow warns or refuses
+    most = Image.MAX_IMAGE_PIXELS
+    too_large = most is not None and width * height > most  # Pillow warns or refuses
     return None if too_large or colours not in ("YCbCr", "RGB") else (width, height)
+
+
+def _without_exif(data: bytes) -> bool:
+    """Whether the segments before the image (ITU T.81, B.1.1.4) are whole and none of them is EXIF's."""
+    if data[:2] != b"\xff\xd8":
+        return False
+    place, end = 2, len(data) - 4
+    while place < end and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == _SCAN:
+            return True
+        if marker == _APP1 and data.startswith(_EXIF, place + 4):
+            return False
+        place += 2 + (data[place + 2] << 8 | data[place + 3])
+    return False
 
 
 def decode_jpeg(data: bytes) -> npt.NDArray[np.uint8] | None:

@@ -1,6 +1,9 @@
 """The first stage: what images there are. Makes `source/`, which the shard stage reads and nothing else."""
 
-from collections.abc import Mapping
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +52,20 @@ def fingerprint(path: Path | None) -> dict[str, int] | None:
     """Number, bytes and latest change of all files: enough to notice that a source is not what it was."""
     if path is None or not path.exists():
         return None
-    stats = [file.stat() for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
-    newest = max((stat.st_mtime_ns for stat in stats), default=0) // 10**9
-    return {"files": len(stats), "bytes": sum(stat.st_size for stat in stats), "newest": newest}
+    files, size, newest = 0, 0, 0
+    for found in [path.stat()] if path.is_file() else _stats(path):
+        files, size, newest = files + 1, size + found.st_size, max(newest, found.st_mtime_ns)
+    return {"files": files, "bytes": size, "newest": newest // 10**9}
+
+
+def _stats(folder: Path) -> Iterator[os.stat_result]:
+    """Of every file below a folder; links are followed to files, not to folders."""
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # a link that leads nowhere
+                found = Path(directory, name).stat()
+                if stat.S_ISREG(found.st_mode):
+                    yield found
 
 
 def _write(cfg: Config, directory: Path) -> Mapping[str, Any]:

@@ -26,7 +26,8 @@ def read_bytes(at: tuple[Any, ...], root: Path) -> bytes:
     kind, name = at[0], at[1]
     if kind == "file":
         try:
-            return Path(root, name).read_bytes()
+            with Path(root, name).open("rb", buffering=0) as file:
+                return file.readall()
         except OSError as error:
             raise Unusable("unreadable", f"cannot be read: {error.strerror}") from error
     if kind == "range":

@@ -2,7 +2,8 @@
 
 Pillow weighs 8-bit pixels with whole numbers of 22 fractional bits and rounds after each of its two passes. Such sums
 stay below 2^53, so float64 matrix products hold them exactly whatever the order of summation: a BLAS may do the work,
-and the result is Pillow's on every machine (`tests/data_prep/test_resample.py` holds the two side by side).
+and the result is Pillow's on every machine (`tests/data_prep/test_jpeg.py` holds the two side by side). The weights
+are stored as these numbers over 2^22, which changes exponents alone.
 """
 
 import functools
@@ -17,7 +18,7 @@ Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
 _BITS = 22  # Pillow's PRECISION_BITS: 32 less 8 for the pixel and 2 for overshoot
-_ROWS = 64  # of one product: what lies in float64 at a time stays in the cache
+_TOGETHER = 1 << 16  # pixels of one product: what lies in float64 at a time stays in the cache
 
 
 def _sinc(x: float) -> float:
@@ -47,11 +48,12 @@ CURVES: dict[str, tuple[float, Callable[[float], float]]] = {
 
 @dataclass(frozen=True)
 class Taps:
-    """Weights of output pixels `first` ... as a matrix [inputs, outputs] over the input pixels from `start` on."""
+    """Weights of the outputs in `to` as a matrix [inputs, outputs] over the inputs in `span`, and its transpose."""
 
-    first: int
-    start: int
+    to: slice
+    span: slice
     weights: Floats
+    across: Floats
 
 
 def resample(pixels: Pixels, size: int, *, curve: str) -> Pixels:
@@ -65,29 +67,25 @@ def resample(pixels: Pixels, size: int, *, curve: str) -> Pixels:
     if side == size:
         return pixels
     taps = _taps(side, size, curve)
-    columns = np.empty((channels, side, size))
-    inputs, outputs = np.empty((channels * _ROWS, side)), np.empty((channels * _ROWS, size))  # new pages cost more
-    for top in range(0, side, _ROWS):
-        rows = pixels[top : top + _ROWS]
-        planes, part = inputs[: channels * len(rows)], outputs[: channels * len(rows)]
-        planes.reshape(channels, -1, side)[...] = rows.transpose(2, 0, 1)
+    step = min(max(_TOGETHER // side, 16), side)
+    planes, sums = np.empty((channels * step, side)), np.empty((channels * step, size))  # new pages cost more
+    columns = np.empty((side, size, channels))
+    for top in range(0, side, step):
+        rows = pixels[top : top + step]
+        wide, narrow = planes[: channels * len(rows)], sums[: channels * len(rows)]
+        wide.reshape(channels, -1, side)[...] = rows.transpose(2, 0, 1)
         for tap in taps:
-            part_out = part[:, tap.first : tap.first + tap.weights.shape[1]]
-            np.matmul(planes[:, tap.start : tap.start + len(tap.weights)], tap.weights, out=part_out)
-        columns[:, top : top + _ROWS] = _rounded(part).reshape(channels, -1, size)
-    small = np.empty((channels, size, size))
+            np.matmul(wide[:, tap.span], tap.weights, out=narrow[:, tap.to])
+        narrow += 0.5
+        np.floor(narrow, out=narrow)
+        out = columns[top : top + step].transpose(2, 0, 1)
+        np.clip(narrow.reshape(out.shape), 0, 255, out=out)
+    small, flat = np.empty((size, size * channels)), columns.reshape(side, -1)
     for tap in taps:
-        band = columns[:, tap.start : tap.start + len(tap.weights)]
-        np.matmul(tap.weights.T, band, out=small[:, tap.first : tap.first + tap.weights.shape[1]])
-    return np.ascontiguousarray(_rounded(small).transpose(1, 2, 0), dtype=np.uint8)
-
-
-def _rounded(sums: Floats) -> Floats:
-    """To the nearest of 0 ... 255, halves up; in place. Every step is exact."""
-    sums += 1 << (_BITS - 1)
-    sums *= 2.0**-_BITS
-    np.floor(sums, out=sums)
-    return np.clip(sums, 0, 255, out=sums)
+        np.matmul(tap.across, flat[tap.span], out=small[tap.to])
+    small += 0.5
+    np.clip(small, 0, 255, out=small)
+    return small.astype(np.uint8).reshape(size, size, channels)  # from 0 on, this is the floor
 
 
 @functools.lru_cache(maxsize=256)
@@ -102,7 +100,9 @@ def _taps(before: int, after: int, curve: str) -> tuple[Taps, ...]:
         matrix = np.zeros((end - start, len(members)))
         for column, (begin, weights) in enumerate(members):
             matrix[begin - start : begin - start + len(weights), column] = weights
-        groups.append(Taps(first, start, matrix))
+        matrix *= 2.0**-_BITS
+        across = np.ascontiguousarray(matrix.T)
+        groups.append(Taps(slice(first, first + len(members)), slice(start, end), matrix, across))
     return tuple(groups)
 
 

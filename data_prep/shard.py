@@ -5,9 +5,10 @@ and restarts after a kill may make them in any order. Whoever finds every shard 
 """
 
 import functools
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,17 @@ from pipeline.config.schema_data import DataConfig
 from pipeline.config.schema_sources import GlyphSource
 from pipeline.data.images import Pixels, encode
 from pipeline.data.png import deflate_version
-from pipeline.data.shards import Layout, Manifest, Sample, ShardRecord, finish, read_manifest, read_record, write_shard
+from pipeline.data.shards import (
+    BATCH,
+    Layout,
+    Manifest,
+    Sample,
+    ShardRecord,
+    finish,
+    read_manifest,
+    read_record,
+    write_shard,
+)
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import atomic_path, read_lines
 from pipeline.runtime.progress import progress
@@ -114,17 +125,27 @@ def layout(data: DataConfig) -> Layout:
 def _samples(job: ShardJob, items: Items, data: DataConfig, notes: list[dict[str, str]]) -> Iterator[Sample]:
     """The usable images of a shard, in order. Keys are item numbers: unique, short, and without dots."""
     extension = layout(data).extension
-    for number, item in zip(job.items, items.take(job.items), strict=True):
+    usable = _usable(zip(job.items, items.take(job.items), strict=True), items, data, notes)
+    while batch := list(itertools.islice(usable, BATCH)):
+        encoded = [encode(pixels, data.encoding, data.quality) for _, _, pixels in batch]
+        for (number, item, pixels), content in zip(batch, encoded, strict=True):
+            meta = {**item.meta, "source": item.key}
+            known = None if data.encoding == "jpeg" else pixels  # a JPEG's statistics are those of what it decodes to
+            yield Sample(f"{number:08d}", content, extension, item.label, meta, item.attributes, known)
+
+
+def _usable(
+    numbered: Iterable[tuple[int, Item]], items: Items, data: DataConfig, notes: list[dict[str, str]]
+) -> Iterator[tuple[int, Item, Pixels]]:
+    """Items with their pixels; notes of those that have none, and of what was converted."""
+    for number, item in numbered:
         try:
             pixels, converted = image_pixels(item, data, items.root)
         except Unusable as why:
             notes.append(asdict(Rejected(item.key, why.kind, why.reason)))
             continue
         notes.extend({"key": item.key, "converted": kind} for kind in converted)
-        meta = {**item.meta, "source": item.key}
-        content = encode(pixels, data.encoding, data.quality)
-        known = None if data.encoding == "jpeg" else pixels  # a JPEG's statistics are those of what it decodes to
-        yield Sample(f"{number:08d}", content, extension, item.label, meta, item.attributes, known)
+        yield number, item, pixels
 
 
 def image_pixels(item: Item, data: DataConfig, root: Path) -> tuple[Pixels, list[str]]:

@@ -24,6 +24,9 @@ from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import atomic_path, read_json, sha256_file, write_json, write_text
 
 FORMAT = 1
+BATCH = 16  # images that one step is done to before the next step: its code and tables stay in the cache
+_BUFFER = 1 << 20  # bytes of a shard that are written at a time
+_json = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 INDEX = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])
 
 
@@ -147,19 +150,39 @@ def shard_name(number: int) -> str:
     return f"{number:06d}.tar"
 
 
-def _sums(sample: Sample, layout: Layout) -> tuple[list[float], list[float]]:
-    """Sum and sum of squares per channel; exact integers for images."""
-    values = sample.pixels if sample.pixels is not None else layout.decode(sample.data)
-    if layout.kind == "latents":
-        wide = values.astype(np.float64)
-        return wide.sum(axis=(1, 2)).tolist(), (wide**2).sum(axis=(1, 2)).tolist()
-    height, width, channels = values.shape
-    # Whole numbers: sums are exact in float32 up to 2**24, which 258 squares of 255 do not reach.
-    rows: npt.NDArray[Any] = values.reshape(height, -1).astype(np.float32 if height <= 258 else np.float64)
-    ones = np.ones(height, rows.dtype)
-    first, second = ones @ rows, ones @ (rows * rows)
-    sums, squares = (part.astype(np.float64).reshape(width, channels).sum(0).tolist() for part in (first, second))
-    return sums, squares
+class _Sums:
+    """Sum and sum of squares per channel of what is added; exact integers for images, which are summed in batches."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.sums: list[float] = [0] * layout.shape[0]
+        self.squares: list[float] = [0] * layout.shape[0]
+        self._waiting: list[npt.NDArray[Any]] = []
+
+    def add(self, values: npt.NDArray[Any]) -> None:
+        self._waiting.append(values)
+        if self.layout.kind == "latents" or len(self._waiting) == BATCH:
+            self.finish()
+
+    def finish(self) -> None:
+        """Take in what waits."""
+        if not self._waiting:
+            return
+        values = np.stack(self._waiting)
+        self._waiting.clear()
+        if self.layout.kind == "latents":
+            wide = values.astype(np.float64)
+            first, second = wide.sum(axis=(2, 3))[0], (wide**2).sum(axis=(2, 3))[0]
+        else:
+            number, height, width, channels = values.shape
+            # Whole numbers: sums are exact in float32 up to 2**24, which 258 squares of 255 do not reach.
+            exact = np.float32 if height <= 258 else np.float64
+            rows: npt.NDArray[Any] = values.reshape(number, height, -1).astype(exact)
+            ones = np.ones(height, exact)
+            columns = (ones @ rows).astype(np.float64), (ones @ (rows * rows)).astype(np.float64)
+            first, second = (part.reshape(number * width, channels).sum(0) for part in columns)
+        self.sums = [a + b for a, b in zip(self.sums, first.tolist(), strict=True)]
+        self.squares = [a + b for a, b in zip(self.squares, second.tolist(), strict=True)]
 
 
 def write_shard(
@@ -174,23 +197,25 @@ def write_shard(
     header = array_header(layout.stored, layout.array_shape) if layout.extension == "npy" else b""
     rows: list[tuple[int, int, int]] = []
     attributes: list[tuple[int, ...]] = []
-    sums: list[float] = [0] * layout.shape[0]
-    squares: list[float] = [0] * layout.shape[0]
-    keys: set[str] = set()
-    position = 0
-    with atomic_path(path) as partial, partial.open("wb") as file:
+    sums, keys, digest, position = _Sums(layout), set[str](), hashlib.sha256(), 0
+    with atomic_path(path) as partial, partial.open("wb", buffering=_BUFFER) as file:
         for sample in samples:
             _check_key(sample.key, keys)
             label = -1 if sample.label is None else sample.label
             rows.append((len(sample.data), position + BLOCK + len(header), label))
             attributes.append(sample.attributes)
-            position += file.write(member(f"{sample.key}.{sample.extension}", header + sample.data))
-            position += file.write(member(f"{sample.key}.json", _sample_json(sample)))
-            first, second = _sums(sample, layout)
-            sums = [a + b for a, b in zip(sums, first, strict=True)]
-            squares = [a + b for a, b in zip(squares, second, strict=True)]
+            content = header + sample.data if header else sample.data
+            piece = member(f"{sample.key}.{sample.extension}", content)
+            piece += member(f"{sample.key}.json", _sample_json(sample))
+            digest.update(piece)
+            position += file.write(piece)
+            sums.add(sample.pixels if sample.pixels is not None else layout.decode(sample.data))
+        digest.update(END)
         position += file.write(END)
-    record = ShardRecord(path.name, sha256_file(path), position, rows, attributes, sums, squares, notes or [])
+    sums.finish()
+    record = ShardRecord(
+        path.name, digest.hexdigest(), position, rows, attributes, sums.sums, sums.squares, notes or []
+    )
     write_text(_record_path(path), json.dumps(asdict(record)))
     return record
 
@@ -206,7 +231,7 @@ def _sample_json(sample: Sample) -> bytes:
     value: dict[str, Any] = {**sample.meta, "label": sample.label}
     if sample.attributes:
         value["attributes"] = list(sample.attributes)
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    return _json(value).encode()
 
 
 def _record_path(path: Path) -> Path:
@@ -360,17 +385,16 @@ def reopen(path: Path) -> None:
     layout = directory.manifest.layout
     for number, entry in enumerate(directory.manifest.shards):
         mine = np.flatnonzero(directory.index["shard"] == number)
-        sums, squares = np.zeros(layout.shape[0]), np.zeros(layout.shape[0])
+        sums = _Sums(layout)
         with (path / entry["name"]).open("rb") as file:
             for row in directory.index[mine]:
                 file.seek(int(row["offset"]))
-                pixels = layout.decode(file.read(int(row["size"])))
-                first, second = _sums(Sample("", b"", "", pixels=pixels), layout)
-                sums, squares = sums + first, squares + second
+                sums.add(layout.decode(file.read(int(row["size"]))))
+        sums.finish()
         rows = [(int(r["size"]), int(r["offset"]), int(r["label"])) for r in directory.index[mine]]
         attributes = [() if directory.attributes is None else tuple(map(int, directory.attributes[k])) for k in mine]
         record = ShardRecord(
-            entry["name"], entry["sha256"], entry["bytes"], rows, attributes, sums.tolist(), squares.tolist(), []
+            entry["name"], entry["sha256"], entry["bytes"], rows, attributes, sums.sums, sums.squares, []
         )
         write_text(_record_path(path / entry["name"]), json.dumps(asdict(record)))
     (path / "manifest.json").unlink(missing_ok=True)

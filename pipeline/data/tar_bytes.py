@@ -7,6 +7,9 @@ import numpy as np
 BLOCK = 512  # tar's
 BLANK_CHECKSUM = 8 * 32  # a tar checksum counts its own eight bytes as spaces
 END = bytes(2 * BLOCK)  # of an archive
+_OWNER = b"".join((b"0000644\0", b"0000000\0", b"0000000\0"))  # mode, user, group
+_TYPE = (b"0" + bytes(100) + b"ustar\x0000").ljust(BLOCK - 156, b"\0")
+_FIXED = sum(_OWNER) + BLANK_CHECKSUM + sum(_TYPE)
 
 
 def tar_header(name: str, size: int) -> bytes:
@@ -14,11 +17,9 @@ def tar_header(name: str, size: int) -> bytes:
     encoded = name.encode()
     if len(encoded) > 100:
         raise ValueError(f"'{name}' is longer than the 100 bytes of a tar name")
-    fields = [encoded.ljust(100, b"\0"), b"0000644\0", b"0000000\0", b"0000000\0", b"%011o\0" % size, b"%011o\0" % 0]
-    start = b"".join(fields)
-    rest = b"0" + bytes(100) + b"ustar\x0000"
-    checksum = sum(start) + BLANK_CHECKSUM + sum(rest)
-    return (start + b"%06o\0 " % checksum + rest).ljust(BLOCK, b"\0")
+    length_time = b"%011o\0%011o\0" % (size, 0)
+    checksum = sum(encoded) + sum(length_time) + _FIXED
+    return b"".join((encoded.ljust(100, b"\0"), _OWNER, length_time, b"%06o\0 " % checksum, _TYPE))
 
 
 def array_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
@@ -31,4 +32,4 @@ def array_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 def member(name: str, content: bytes) -> bytes:
     """A file of an archive: header, content, zeros up to the next block."""
-    return tar_header(name, len(content)) + content + bytes(-len(content) % BLOCK)
+    return b"".join((tar_header(name, len(content)), content, bytes(-len(content) % BLOCK)))
