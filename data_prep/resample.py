@@ -31,9 +31,12 @@ def _bicubic(x: float) -> float:
     return (1.5 * x - 2.5) * x * x + 1 if x < 1 else (((x - 5) * x + 8) * x - 4) * -0.5 if x < 2 else 0.0
 
 
+_LEVEL, _SWING = float(np.float32(0.54)), float(np.float32(0.46))  # Pillow writes 0.54f and 0.46f
+
+
 def _hamming(x: float) -> float:
     x = abs(x)
-    return 0.0 if x >= 1 else _sinc(x) * (0.54 + 0.46 * math.cos(x * math.pi))
+    return 0.0 if x >= 1 else _sinc(x) * (_LEVEL + _SWING * math.cos(x * math.pi))
 
 
 # name: half of the width at scale 1, and the curve, term by term as Pillow computes it
