@@ -50,10 +50,11 @@ def train(cfg: Config, run: RunDir) -> int:
             loss = metric(cfg) + 5.0 * 0.5**step
             append_line(run.metrics, {"step": step, "images": step * batch, "loss": loss})
             append_line(run.metrics, {"step": step, "valid/loss": loss})
-            if stop.asked or step == STEPS:
+            asked = stop.asked  # once: a signal between two looks would end it without its state
+            if asked or step == STEPS:
                 write_json(state, {"step": step})
             write_json(run.checkpoint(step) / COMMIT, {"step": step})
-            if stop.asked and step < STEPS:
+            if asked and step < STEPS:
                 return stop.hand_over()
     write_json(run.checkpoints / FINISHED, {"step": STEPS})
     return 0
