@@ -70,14 +70,29 @@ def launch_for(cfg: Config, *, make: bool) -> Launch:
     so is the autoencoder's, where the graph trains one.
 
     Raises:
-        UserError: where a run directory was made with other settings, or there is no autoencoder to encode with.
+        UserError: where a run directory was made with other settings, there is no autoencoder to encode with, or there
+            are no images to prepare.
     """
+    if make:
+        _check_source(cfg)
     if make and cfg.latents is not None:
         _make_autoencoder(cfg)
     run = create_run(cfg) if make else RunDir(run_directory(cfg))
     run = RunDir(run.path.resolve())
     words = overrides_for(run, cfg) if run.config.is_file() else []
     return Launch(cfg, run, tuple(graph_of(cfg, run, words)), tuple(words))
+
+
+def _check_source(cfg: Config) -> None:
+    """Images that are not there are said now, not by a job that has waited hours in a queue."""
+    path = getattr(cfg.data.source, "path", None)
+    if path is None or path.expanduser().exists() or (data_directory(cfg) / "shards" / RECEIPT).is_file():
+        return
+    raise UserError(
+        f"data.source.path: '{path}' does not exist on this machine (looked at {path.expanduser().resolve()}), and "
+        f"{data_directory(cfg)} holds nothing prepared from it. Give the folder or archive of the images, on a file "
+        "system that the nodes see too: data.source.path=/path/to/images."
+    )
 
 
 def _make_autoencoder(cfg: Config) -> None:

@@ -1,5 +1,6 @@
 """Settings of a cluster: everything that is particular to a machine stands here and in configs/cluster, not in code."""
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -44,9 +45,11 @@ class RetryConfig(Settings):
 
 
 class ClusterConfig(Settings):
-    """Where and how jobs run."""
+    """Where and how jobs run. `data_dir` and `runs_dir` stand in for the experiment's own where those are not said."""
 
     name: str
+    data_dir: Path | None = None  # such as /scratch/<project>/mudi/data: seen by all nodes, room for the shards
+    runs_dir: Path | None = None  # such as /project/<project>/mudi/runs: seen by all nodes, kept
     executor: Literal["local", "slurm"] = "local"
     account: str | None = None
     partition: str | None = None

@@ -156,6 +156,20 @@ def test_every_experiment_says_what_it_is_and_how_to_run_it():
         assert any(line.startswith("# Run:") for line in head), path
 
 
+@pytest.mark.parametrize(
+    ("words", "data", "runs"),
+    [
+        ([], "data", "runs"),
+        (["cluster.data_dir=/scratch/data"], "/scratch/data", "runs"),
+        (["cluster.data_dir=/scratch/data", "cluster.runs_dir=/kept", "data_dir=mine"], "mine", "/kept"),
+    ],
+)
+def test_a_profile_may_say_where_data_and_runs_stand(words, data, runs):
+    cfg = config_from(["experiment=celeba64_ldm_f4", "cluster=komondor", *words])
+    assert (str(cfg.data_dir), str(cfg.runs_dir)) == (data, runs)
+    assert cfg.latents is not None and cfg.latents.autoencoder == cfg.runs_dir / "celeba64_kl_f4"
+
+
 def test_paths_may_hold_equals_signs(tmp_path):
     runs = tmp_path / "lr=1e-4"
     cfg = config_from(["experiment=glyphs16", f"runs_dir={runs}", f"data_dir={tmp_path}/it's=x"])

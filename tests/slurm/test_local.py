@@ -14,6 +14,8 @@ import pytest
 import tiny
 from launching import HERE, PATIENCE, kept_steps, profile, real, result, slurm_words, stand_in, states, uninterrupted
 
+from pipeline.config.load import config_from
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_lines
 from slurm import ledger
 from slurm.board import Board
@@ -70,6 +72,16 @@ def test_graph_runs_in_order_with_a_log_each_and_then_there_is_nothing_to_do(tmp
     code, board = run(launch)
     assert code == 0 and all("skipped" in row.detail for row in board.rows.values())
     assert {name: s.ids for name, s in ledger.submissions(launch.run).items()} == ids
+
+
+def test_images_that_are_not_there_are_said_before_anything_is_queued(tmp_path):
+    there = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs", f"data.source.path={tmp_path}/images"]
+    cfg = config_from(["experiment=photos16", *there])
+    with pytest.raises(UserError, match=r"data\.source\.path: .*images' does not exist on this machine"):
+        launch_for(cfg, make=True)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "images").mkdir()
+    assert launch_for(cfg, make=True).run.config.is_file()
 
 
 def test_a_failure_is_named_and_what_comes_after_does_not_run(tmp_path):
