@@ -43,7 +43,7 @@ from pipeline.runtime.files import read_json, sweep_partial
 from pipeline.runtime.progress import progress
 from pipeline.runtime.run_dir import COMMIT, RunDir, step_of
 
-GRID_COLUMNS = 16
+GRID_COLUMNS, GRID_ROWS = 16, 32  # images
 STRIP = 8  # seeds, and frames of each
 
 
@@ -206,15 +206,16 @@ def _end(cfg: Config, run: RunDir, directory: Path, *, step: int) -> None:
 
 
 def grid(directory: Path) -> Path:
-    """`grid.png` of a sample set: a row for each class, or in order of the seeds where there are none."""
+    """`grid.png` of a sample set: a row for each class, of many classes several in a row, and without any by seed."""
     shards = open_shards(directory)
     labels = np.asarray(shards.index["label"])
-    by_class = [np.flatnonzero(labels == c)[:GRID_COLUMNS] for c in range(len(shards.manifest.classes))]
-    rows = [chosen for chosen in by_class if len(chosen)]
-    columns = min((len(row) for row in rows), default=GRID_COLUMNS)
-    chosen = np.concatenate([r[:columns] for r in rows]) if rows else np.arange(min(GRID_COLUMNS**2, len(labels)))
+    by_class = [np.flatnonzero(labels == c) for c in range(len(shards.manifest.classes))]
+    classes = [images for images in by_class if len(images)]
+    beside = max(-(-len(classes) // GRID_ROWS), 1)  # classes in one row
+    each = min([max(GRID_COLUMNS // beside, 1), *map(len, classes)])
+    chosen = np.concatenate([c[:each] for c in classes]) if classes else np.arange(min(GRID_COLUMNS**2, len(labels)))
     images: Pixels = np.stack([_pixels(shards, int(k)) for k in chosen])
-    return write_picture(directory / "grid.png", images, columns=columns)
+    return write_picture(directory / "grid.png", images, columns=each * beside)
 
 
 def _pixels(shards: ShardDirectory, k: int) -> Pixels:

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from PIL import Image
 
 from pipeline import sample as job
+from pipeline.data.images import encode
 from pipeline.data.reader import Reader
-from pipeline.data.shards import open_shards, read_manifest
+from pipeline.data.shards import Layout, Sample, finish, open_shards, read_manifest, shard_name, write_shard
 from pipeline.inference import labels_for
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import RunDir
@@ -137,6 +139,25 @@ def test_what_a_kill_after_the_manifest_left_is_done(trained, elsewhere):
     (directory / "grid.png").unlink()
     (directory / "000000.record.json").write_text("{}")
     assert digest(sample(cfg, RunDir(directory.parents[2]))) == expected
+
+
+@pytest.mark.parametrize(("classes", "each", "columns"), [(0, 1, 16), (3, 5, 5), (40, 5, 10), (102, 4, 16)])
+def test_the_grid_is_of_a_shape_to_look_at(tmp_path, classes, each, columns):
+    """Five images of each class, as bright as their class: whole classes in their order, several in a row if many."""
+    layout, samples = Layout(encoding="raw", shape=(1, 8, 8)), []
+    for k in range(5 * classes or 300):
+        label = k % classes if classes else None
+        plane = np.full((8, 8, 1), k % 250 if label is None else label, np.uint8)
+        samples.append(Sample(f"{k:04d}", encode(plane, "raw"), "npy", label=label, pixels=plane))
+    record = write_shard(tmp_path / shard_name(0), samples, layout)
+    names, protocol = [str(c) for c in range(classes)], {"name": "plain", "hash": "0"}
+    finish(tmp_path, [record], layout, classes=names, protocol=protocol, split="samples")
+    with Image.open(job.grid(tmp_path)) as picture:
+        page = np.asarray(picture)
+    side = page.shape[1] // columns  # of an image and the gap beside it
+    shown = page[side // 2 :: side, side // 2 :: side, 0].ravel()[: each * (classes or 256)]
+    assert shown.tolist() == [k // each % 250 for k in range(each * (classes or 256))]
+    assert page.shape[0] < 2 * page.shape[1]
 
 
 def _in_a_process(cfg, path):
