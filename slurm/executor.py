@@ -101,7 +101,8 @@ def slurm_parameters(job: Job, place: Place) -> dict[str, Any]:
         "array_parallelism": asked.at_once,
         "wckey": None,
         "stderr_to_stdout": True,
-        "srun_args": ["--kill-on-bad-exit=1"],
+        # srun of Slurm 22.05 and later does not take the cores of a task from sbatch: a rank would be bound to one.
+        "srun_args": ["--kill-on-bad-exit=1", *([f"--cpus-per-task={asked.cpus}"] if asked.cpus else [])],
         "setup": setup_lines(cluster, asked, place.snapshot),
         "teardown": teardown_lines(cluster, python_of(cluster), place.record),
         "additional_parameters": more | dict(cluster.options),

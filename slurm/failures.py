@@ -19,17 +19,32 @@ class Policy:
     advice: str
 
 
+_NOT_AGAIN = "Slurm was not to queue it again (cluster.requeue=false): retry goes on from what was saved"
 POLICIES = {
     "bad_config": Policy("never", "correct the setting that the message names and submit again"),
-    "out_of_memory": Policy("never", "train.micro_batch smaller, or more memory_gb, then retry"),
-    "non_finite": Policy("never", "a lower train.optim.lr, or precision bf16 instead of fp16, then retry"),
-    "disk_full": Policy("never", "free space or point runs_dir and data_dir elsewhere, then retry"),
-    "rendezvous": Policy("limited", "look at the named nodes; cluster.retry.rendezvous more attempts are made"),
+    "out_of_memory": Policy(
+        "never",
+        "submit the run again with a smaller train.micro_batch (results stay the same), sample.batch or "
+        "evaluate.batch, or with more cluster.<job>.memory_gb",
+    ),
+    "non_finite": Policy(
+        "never",
+        "submit it under another name with a lower train.optim.lr, or with train.precision=bf16 instead of fp16: "
+        "what a run was trained with stays",
+    ),
+    "disk_full": Policy("never", "free space, then retry; or submit it with runs_dir and data_dir on another disk"),
+    "rendezvous": Policy(
+        "limited",
+        "every attempt of cluster.retry.rendezvous failed: look at the named nodes, then retry, or submit the run "
+        "again without them: '++cluster.options.exclude=NODE'",
+    ),
     "error": Policy("limited", "read the log; if it was the file system or the network, retry"),
     "killed": Policy("limited", "something killed the process from outside; read the log, then retry"),
-    "time_limit": Policy("slurm", "longer cluster.<job>.minutes, or a longer cluster.signal_lead_s, then retry"),
-    "preempted": Policy("slurm", "it continues by itself when there is room"),
-    "node_failure": Policy("slurm", "it continues by itself on another node"),
+    "time_limit": Policy(
+        "slurm", "submit the run again with more cluster.<job>.minutes, or more cluster.signal_lead_s to save in"
+    ),
+    "preempted": Policy("slurm", _NOT_AGAIN),
+    "node_failure": Policy("slurm", _NOT_AGAIN),
     "held": Policy("never", "retry puts it back into the queue"),
     "cancelled": Policy("never", "retry queues it again; training continues from its last checkpoint"),
     "upstream": Policy("never", "retry queues it again, with the job that it waits for"),

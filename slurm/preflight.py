@@ -1,5 +1,6 @@
 """A minute on the partition before the real job: GPUs, network, disks, signals. A table of green and red."""
 
+import math
 import shutil
 import time
 import uuid
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from pipeline.config.paths import data_directory, run_directory, training_shards
 from pipeline.config.schema import Config
+from pipeline.config.schema_cluster import RetryConfig
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
 from pipeline.runtime.run_dir import RunDir
@@ -24,7 +26,7 @@ from slurm.queue import look
 from slurm.watching import tail_rows
 from slurm.workflows import RECEIPT, trained_autoencoder
 
-MINUTES = 5  # the job's limit; it takes less than one
+MINUTES = 5  # the job's limit before the signal; it takes less than one
 NEEDED_GIB = 10.0  # less room than this is red
 SAVE_MARGIN = 2.0  # the signal should come this many times a save before the end
 
@@ -70,7 +72,7 @@ def show(findings: Sequence[Finding], console: Console) -> None:
 
 
 def _run(cfg: Config, folder: Path, console: Console, *, wait_s: float) -> list[dict[str, Any]]:
-    asked = cfg.cluster.train.model_copy(update={"minutes": MINUTES})
+    asked = cfg.cluster.train.model_copy(update={"minutes": MINUTES + math.ceil(cfg.cluster.signal_lead_s / 60)})
     write_json(
         folder / ASKED,
         {
@@ -81,7 +83,9 @@ def _run(cfg: Config, folder: Path, console: Console, *, wait_s: float) -> list[
     )
     job = Job("preflight", ("slurm.preflight_rank", str(folder)), asked)
     code = snapshot.take(folder / "code")
-    place = Place(cfg.cluster, folder / "job", code, "mudi.preflight", "mudi preflight")
+    once = {"retry": RetryConfig(error=0, rendezvous=0, killed=0), "requeue": False}  # what fails is what is asked
+    cluster = cfg.cluster.model_copy(update=once)
+    place = Place(cluster, folder / "job", code, "mudi.preflight", "mudi preflight")
     handle = submit(job, place)[0]
     console.print(f"preflight: job {handle.job_id} on cluster={cfg.cluster.name}, {_asked(cfg)}", highlight=False)
     ranks = asked.nodes * asked.tasks_per_node
@@ -90,10 +94,10 @@ def _run(cfg: Config, folder: Path, console: Console, *, wait_s: float) -> list[
         if time.monotonic() > end or _ended(cfg, handle):
             break
         time.sleep(0.3)
+    if cfg.cluster.executor == "slurm":  # whatever of it is left: its folder goes
+        sbatch(["scancel", "--quiet", str(handle.job_id)])
     if not found:
         text = "\n".join(p.read_text()[-1500:] for p in sorted((folder / "job").glob("*_log.out")))
-        if cfg.cluster.executor == "slurm":
-            sbatch(["scancel", "--quiet", str(handle.job_id)])
         raise UserError(f"preflight: job {handle.job_id} left nothing within {wait_s:.0f} s. Its log:\n{text or '-'}")
     return [read_json(path) for path in sorted(found)]
 
@@ -149,6 +153,8 @@ def judged(cfg: Config, reports: list[dict[str, Any]]) -> Iterator[Finding]:
         "read the job's log: a node that did not start is named there (cluster.options={exclude: NODE})",
     )
     yield _gpus(asked.gpus, reports)
+    if asked.cpus:
+        yield _cores(asked.cpus, reports)
     seen = [r for r in reports if _failed(r["met"]) or len(r["met"]) < len(reports)]
     yield Finding(
         "shared directory",
@@ -158,9 +164,8 @@ def judged(cfg: Config, reports: list[dict[str, Any]]) -> Iterator[Finding]:
     )
     yield from _files(cfg, reports)
     if ranks > 1:
-        yield _network(reports)
-    free = min(d["free_gib"] for r in reports for d in r["disks"])
-    yield Finding("room on disks", free > NEEDED_GIB, f"{free} GiB free", "free space, or point runs_dir elsewhere")
+        yield _network(cfg, reports)
+    yield _room(reports)
     local = [r for r in reports if not _failed(r["cache"]) and r["cache"]["local"]]
     kinds = sorted({str(r["cache"].get("type", r["cache"])) for r in reports})
     advice = "set cluster.node_local to a folder on the node's own disk"
@@ -202,13 +207,31 @@ def _gpus(asked: int, reports: list[dict[str, Any]]) -> Finding:
     return Finding("GPUs", enough, words, f"cluster.train.gpus={asked}: ask for what a node has; check cluster.setup")
 
 
-def _network(reports: list[dict[str, Any]]) -> Finding:
+def _cores(asked: int, reports: list[dict[str, Any]]) -> Finding:
+    """A rank that is bound to fewer cores than it was given reads its images with those alone."""
+    found = {r["host"]: 0 if _failed(r["threads"]) else int(r["threads"]["cores"]) for r in reports}
+    least = min(found.values())
+    advice = f"cluster.train.cpus={asked} is more than Slurm lets a rank use: ask for less, or ask the site about srun"
+    return Finding("cores", least >= asked, f"each rank may use {least}, cluster.train.cpus={asked}", advice)
+
+
+def _room(reports: list[dict[str, Any]]) -> Finding:
+    if bad := [f"{r['host']}: {r['disks']['failed']}" for r in reports if _failed(r["disks"])]:
+        advice = "runs_dir and data_dir must be on a file system that all nodes mount"
+        return Finding("room on disks", False, bad[0], advice)
+    free = min(d["free_gib"] for r in reports for d in r["disks"])
+    return Finding("room on disks", free > NEEDED_GIB, f"{free} GiB free", "free space, or point runs_dir elsewhere")
+
+
+def _network(cfg: Config, reports: list[dict[str, Any]]) -> Finding:
     bad = [f"rank {r['rank']} on {r['host']}: {r['reduce']['failed']}" for r in reports if _failed(r["reduce"])]
     if bad:
         advice = "check the network between the nodes (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME in cluster.setup)"
         return Finding("all-reduce", False, bad[0][:200], advice)
-    slowest = min(r["reduce"]["gb_per_s"] for r in reports)
-    return Finding("all-reduce", True, f"{slowest} GB/s of bus bandwidth ({reports[0]['reduce']['backend']})")
+    slowest, least = min(r["reduce"]["gb_per_s"] for r in reports), cfg.cluster.least_all_reduce_gb_s
+    found = f"{slowest} GB/s of bus bandwidth ({reports[0]['reduce']['backend']}), least_all_reduce_gb_s={least}"
+    advice = "NCCL took a slow network: export NCCL_DEBUG=INFO in cluster.setup tells which, NCCL_SOCKET_IFNAME chooses"
+    return Finding("all-reduce", slowest >= least, found, advice)
 
 
 def _internet(cfg: Config, reports: list[dict[str, Any]]) -> Finding:
@@ -226,18 +249,18 @@ def _signals(cfg: Config, reports: list[dict[str, Any]]) -> Iterator[Finding]:
         silent = [str(r["rank"]) for r in reports if not isinstance(r["signal_s"], float)]
         found = f"not on ranks {', '.join(silent)}" if silent else f"{max(r['signal_s'] for r in reports)} s to arrive"
         yield Finding("SIGUSR2 reaches ranks", not silent, found, "jobs must run through srun: see cluster.python")
-    speed = next(r["written_mib_per_s"] for r in reports if r["rank"] == 0)
+    speed = next((r["written_mib_per_s"] for r in reports if r["rank"] == 0), None)
     run = RunDir(run_directory(cfg))
     rows = tail_rows(run.metrics)
     saves = [row[k] for row in rows for k in ("save/seconds_from_signal", "save/stall_seconds") if k in row]
     lead = cfg.cluster.signal_lead_s
     if saves:
         good, found = lead >= SAVE_MARGIN * max(saves), f"lead {lead} s, slowest save of {run.path} {max(saves):.1f} s"
+    elif isinstance(speed, float):
+        gib = speed * lead / SAVE_MARGIN / 1024
+        good, found = lead >= 10, f"lead {lead} s: enough for {gib:.1f} GiB at {speed} MiB/s"
     else:
-        good, found = (
-            lead >= 10,
-            f"lead {lead} s: enough for {speed * lead / SAVE_MARGIN / 1024:.1f} GiB at {speed} MiB/s",
-        )
+        good, found = False, f"rank 0 could not write to {cfg.runs_dir}: {speed['failed'] if speed else 'no report'}"
     yield Finding(
         "signal lead", good, found, f"cluster.signal_lead_s={max(30, round(SAVE_MARGIN * max(saves, default=30)))}"
     )

@@ -67,6 +67,7 @@ class ClusterConfig(Settings):
     python: str | None = None  # the command that starts Python in a job; None: the Python that submits
     node_local: str = "/tmp"  # a folder that is each node's own, for compile caches
     internet: bool = False  # whether jobs may reach the internet; preflight tells when the answer is another one
+    least_all_reduce_gb_s: float = Field(0.2, ge=0)  # preflight is red below: gigabit Ethernet has 0.1, InfiniBand 10
     internet_probe: str = "huggingface.co:443"  # the host:port that preflight tries to reach: where weights come from
     prepare: Resources = Resources()
     train: Resources = Resources()
@@ -75,3 +76,20 @@ class ClusterConfig(Settings):
     sample: Resources = Resources()
     evaluate: Resources = Resources()
     compare: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _signal_within_limit(self) -> Self:
+        """A signal that comes as a job starts would end each start at once, and queue it again for ever."""
+        if self.executor == "local":
+            return self
+        kinds = {name: asked for name in type(self).model_fields if isinstance(asked := getattr(self, name), Resources)}
+        short = [f"{name}.minutes={asked.minutes}" for name, asked in kinds.items() if self._cut(asked)]
+        if short:
+            raise ValueError(
+                f"found {', '.join(short)} with signal_lead_s={self.signal_lead_s}, expected time limits "
+                "that are longer than the lead of the signal before them"
+            )
+        return self
+
+    def _cut(self, asked: Resources) -> bool:
+        return 60 * asked.minutes <= self.signal_lead_s

@@ -38,11 +38,19 @@ def test_komondor_asks_for_what_the_site_has(tmp_path):
     ):
         assert f"#SBATCH --{option}" in train
     assert not any("CUDA_VISIBLE_DEVICES" in line for line in train)
+    (srun,) = (line for line in train if line.startswith("srun "))
+    assert "--cpus-per-task=16" in srun  # which srun does not take from the lines above
     sample = script_of(tmp_path, cluster, "sample")
     assert "#SBATCH --array=0-3%4" in sample and "#SBATCH --gres=gpu:1" in sample
     assert any(line.endswith("--part $SLURM_ARRAY_TASK_ID/4") for line in sample)
     prepare = script_of(tmp_path, cluster, "prepare")
     assert "#SBATCH --partition=cpu" in prepare and not any("gres" in line for line in prepare)
+
+
+def test_a_signal_that_would_come_at_the_start_is_refused():
+    with pytest.raises(ValueError, match=r"found train\.minutes=3 with signal_lead_s=180"):
+        profile("komondor", train={"minutes": 3})
+    assert profile("local", train={"minutes": 1}, signal_lead_s=180)  # there, no signal comes
 
 
 def test_gpu_options_and_site_options(tmp_path):

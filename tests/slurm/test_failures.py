@@ -1,5 +1,6 @@
 """Classes of failure: told from exceptions and exit codes as they really come, and the cause told from its echoes."""
 
+import re
 import subprocess
 import sys
 
@@ -55,6 +56,14 @@ def test_only_passing_troubles_are_tried_again_and_every_class_says_what_to_do()
         "rendezvous": 5,
     }
     assert all(policy.advice for policy in POLICIES.values())
+
+
+def test_advice_can_be_followed():
+    """It is shown where a job has failed: nothing goes on by itself then, and `retry` takes no settings."""
+    for name, policy in POLICIES.items():
+        assert "by itself" not in policy.advice, name
+        if re.search(r"(smaller|lower|more|fewer) \w+\.|=", policy.advice):
+            assert "submit" in policy.advice, name
 
 
 def test_last_words_are_the_end_of_a_log_of_any_size(tmp_path):
