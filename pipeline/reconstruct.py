@@ -3,7 +3,8 @@
     python -m pipeline reconstruct RUN_DIR [--step N] [key=value ...]
 
 All images of the validation split (of the training split where there is none) go through the weights that
-`sample.weights` names, by the posterior's mean. Killed and started again it makes the shards that are missing.
+`sample.weights` names, by the posterior's mean, in float32 as `data_prep encode` and the decoding of samples are.
+Killed and started again it makes the shards that are missing.
 """
 
 import argparse
@@ -38,13 +39,14 @@ from pipeline.data.shards import (
     tidy,
     write_shard,
 )
-from pipeline.inference import autocast, loaded_objective
+from pipeline.inference import loaded_objective
 from pipeline.metrics.board import write_board
 from pipeline.metrics.latent_sums import DEAD_NATS, DEAD_SPREAD, LatentSums, dead_channels
 from pipeline.metrics.provenance import versions
 from pipeline.metrics.report import caution, show
 from pipeline.metrics.restoration import RANGE, psnr
 from pipeline.metrics.suite import Measured
+from pipeline.models.posterior import Posterior
 from pipeline.objectives.autoencoder import Autoencoding
 from pipeline.objectives.measuring import Standards, measure_restoration, open_standards, pixels
 from pipeline.runtime import distributed
@@ -89,7 +91,7 @@ def reconstruct(cfg: Config, run: RunDir, *, step: int | None = None) -> Path:
     if not (result.exists() and read_json(result).get("key") == key):
         value = _result(cfg, standards, objective, originals=originals, restored=restored)
         write_board(run.tensorboard / "reconstruction", value, {"autoencoder": cfg.autoencoder.model_dump(mode="json")})
-        _picture(cfg, objective, originals, path=result.with_suffix(".png"))
+        _picture(objective, originals, path=result.with_suffix(".png"))
         write_json(result, {"key": key, **value})
     return result
 
@@ -169,7 +171,7 @@ def _samples(
     for first in range(places.start, places.stop, cfg.sample.batch):
         indices = np.arange(first, min(first + cfg.sample.batch, places.stop), dtype=np.int64)
         batch = _batch(reader, indices).to(device)
-        with torch.inference_mode(), autocast(cfg, device):
+        with torch.inference_mode():
             restored = objective.networks["autoencoder"](batch.images)
         posterior = restored.posterior
         shape = tuple(posterior.mean.shape[1:])
@@ -179,8 +181,8 @@ def _samples(
                 "not finite: this checkpoint is of no use. Choose an earlier one with --step, or train with "
                 "train.precision=fp32 or a lower train.optim.lr."
             )
-        divergence = posterior.kl() if objective.has_noise else None
-        sums.append(LatentSums.of(posterior.mean, posterior.std, divergence))
+        wide = Posterior(posterior.mean.double(), posterior.std.double())
+        sums.append(LatentSums.of(wide.mean, wide.std, wide.kl() if objective.has_noise else None))
         labels = reader.labels(indices).tolist()
         for k, label, image in zip(indices.tolist(), labels, to_uint8(restored.images), strict=True):
             told = None if label < 0 else label
@@ -268,21 +270,21 @@ def _repaired(cfg: Config, objective: Autoencoding, originals: ShardDirectory) -
     reader, out = Reader(originals), Measured()
     device, sums = next(objective.networks["autoencoder"].parameters()).device, np.zeros(2)
     for batch in validation_batches(reader, count=reader.count, batch=cfg.sample.batch):
-        with torch.inference_mode(), autocast(cfg, device):
+        with torch.inference_mode():
             clean, given, made = objective.restorations(objective.networks, batch.to(device))
-        sums += [float(psnr(images.float(), clean).double().sum()) for images in (given, made)]
+        sums += [float(psnr(images, clean).double().sum()) for images in (given, made)]
     for name, total in zip(("psnr-degraded", "psnr-repaired"), sums, strict=True):
         out.add(name, total / reader.count, count=reader.count, degradation=cfg.autoencoder.degradation.model_dump())
     return out
 
 
-def _picture(cfg: Config, objective: Autoencoding, originals: ShardDirectory, *, path: Path) -> None:
+def _picture(objective: Autoencoding, originals: ShardDirectory, *, path: Path) -> None:
     """Images spread over the split; below each what the network was given, where that is another, and what it made."""
     reader = Reader(originals)
     count, device = min(SHOWN, reader.count), next(objective.networks["autoencoder"].parameters()).device
     (batch,) = validation_batches(reader, count=count, batch=count)
-    with torch.inference_mode(), autocast(cfg, device):
-        shown = torch.stack([x.float() for x in objective.restorations(objective.networks, batch.to(device))])
+    with torch.inference_mode():
+        shown = torch.stack(objective.restorations(objective.networks, batch.to(device)))
     columns = min(count, 8)
     rows_of = [to_uint8(part) for start in range(0, count, columns) for part in shown[:, start : start + columns]]
     picture = tile(np.concatenate(rows_of), columns=columns)

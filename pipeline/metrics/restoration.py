@@ -20,11 +20,11 @@ def psnr(restored: Tensor, originals: Tensor) -> Tensor:
 def ssim(restored: Tensor, originals: Tensor) -> Tensor:
     """Structural similarity [B] of images [B, C, H, W] in [-1, 1], by torchmetrics (Wang et al. 2004).
 
+    Of values from 0 to 1, as it is published: its comparison of means is one of light, of which there is none below 0.
     NaN where the images are no larger than half the window, which cannot be mirrored into a border then.
     """
     if min(originals.shape[2:]) <= SSIM_WINDOW // 2:
         return originals.new_full((len(originals),), torch.nan)
-    found: Tensor = structural_similarity_index_measure(
-        restored.clamp(-1, 1), originals, data_range=RANGE, reduction="none"
-    )
+    light = ((images.clamp(-1, 1) + 1) / 2 for images in (restored, originals))
+    found: Tensor = structural_similarity_index_measure(*light, data_range=1.0, reduction="none")
     return found.reshape(len(originals))

@@ -23,6 +23,7 @@ from pipeline.metrics.suite import Measured, spaces_of
 from pipeline.objectives.perceptual import Perceptual, reference_hashes
 from pipeline.runtime.progress import progress
 
+VERSION = 2  # raised when the same images would give other numbers; 2: SSIM of values from 0 to 1
 CLIP = "clip"  # whose features are compared by another distance
 
 
@@ -37,7 +38,11 @@ class Standards:
     def identity(self) -> dict[str, Any]:
         """Everything that decides a number, as JSON."""
         about = None if self.perceptual is None else self.perceptual.about
-        return {"perceptual": about, "extractors": {e.name: dict(e.protocol) for e in self.extractors}}
+        return {
+            "version": VERSION,
+            "perceptual": about,
+            "extractors": {e.name: dict(e.protocol) for e in self.extractors},
+        }
 
 
 def open_standards(cfg: Config) -> Standards:

@@ -99,6 +99,12 @@ def test_errors_and_psnr_of_a_known_difference():
     assert psnr(originals + 1 + 5, originals + 1) == 100  # what cannot be shown is clipped
 
 
+def test_ssim_of_flat_images_compares_their_light_from_0_to_1():
+    """Equation 6 of Wang et al. 2004, of what a screen shows: 51 and 102 of 255 are 0.2 and 0.4."""
+    a, b = (torch.full((1, 3, 16, 16), byte / 127.5 - 1, dtype=torch.float64) for byte in (51, 102))
+    assert ssim(a, b).item() == pytest.approx((2 * 0.2 * 0.4 + 1e-4) / (0.2**2 + 0.4**2 + 1e-4), rel=1e-9)
+
+
 def test_ssim_is_of_each_image_and_absent_where_the_window_does_not_fit():
     torch.manual_seed(0)
     a, b = torch.rand(3, 1, 16, 16) * 2 - 1, torch.rand(3, 1, 16, 16) * 2 - 1
