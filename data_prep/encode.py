@@ -73,6 +73,7 @@ class Encoding:
     """How images become latents, and where."""
 
     latents: LatentsConfig
+    sha256: str  # of the autoencoder's weights
     mirrored: bool
     source: Path  # the image shards' splits
     target: Path
@@ -102,7 +103,7 @@ def run(cfg: Config, *, workers: int | None = None, part: tuple[int, int] = (0, 
         "protocol": {**cfg.latents.identity(), "mirrored": cfg.train.flip},
     }
     layout = latent_layout(cfg)
-    encoding = Encoding(cfg.latents, cfg.train.flip, source, latents_directory(cfg), layout)
+    encoding = Encoding(cfg.latents, autoencoder["sha256"], cfg.train.flip, source, latents_directory(cfg), layout)
     return run_stage(
         "encode",
         encoding.target,
@@ -170,7 +171,7 @@ def encode_shard(job: EncodeJob, encoding: Encoding) -> int:
     """Write one shard of latents. Returns how many images it holds."""
     device = device_for(world_from(dict(os.environ)))
     latents = encoding.latents
-    network = _loaded(latents.autoencoder, latents.weights, latents.step, str(device))
+    network = _loaded(latents.autoencoder, latents.weights, latents.step, sha256=encoding.sha256, device=str(device))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     notes = [{"torch": torch.__version__, "device": name}]  # for the manifest: other devices round differently
     with one_thread(), torch.inference_mode(), _exact():
@@ -180,8 +181,8 @@ def encode_shard(job: EncodeJob, encoding: Encoding) -> int:
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(folder: Path, weights: str, step: int | None, device: str) -> Autoencoder:
-    return load_autoencoder(folder, weights=weights, step=step).to(device)
+def _loaded(folder: Path, weights: str, step: int | None, *, sha256: str, device: str) -> Autoencoder:
+    return load_autoencoder(folder, weights=weights, step=step, sha256=sha256).to(device)
 
 
 def _exact() -> Any:

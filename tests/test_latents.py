@@ -208,6 +208,14 @@ def test_latents_of_another_autoencoder_are_refused(place):
         sample(cfg, run)
 
 
+def test_an_autoencoder_that_changes_while_a_job_runs_does_not_decode(place):
+    cfg = tiny_latents.config(place, place / "runs" / "squares_f2", flip=True)
+    space = space_of(cfg, reader_of(cfg).manifest)
+    another_autoencoder(place, cfg)
+    with pytest.raises(UserError, match="another autoencoder than when this job began"):
+        space.images(torch.zeros(1, 3, 4, 4))
+
+
 def test_images_that_changed_since_they_were_encoded(place):
     cfg = tiny_latents.config(place, place / "runs" / "squares_f2", flip=True)
     shutil.rmtree(data_directory(cfg) / "shards")

@@ -11,7 +11,7 @@ from pipeline.models.autoencoder import BottleneckAutoencoder, KLAutoencoder
 from pipeline.models.build import build_network
 from pipeline.models.foreign import from_foreign, read_weights, understood
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import read_json
+from pipeline.runtime.files import read_json, sha256_file
 from pipeline.runtime.run_dir import RunDir
 
 Autoencoder = KLAutoencoder | BottleneckAutoencoder
@@ -38,14 +38,23 @@ def weights_file(folder: Path, *, weights: str = "average", step: int | None = N
     return ours if ours.is_file() else theirs
 
 
-def load_autoencoder(folder: Path, *, weights: str = "average", step: int | None = None) -> Autoencoder:
+def load_autoencoder(
+    folder: Path, *, weights: str = "average", step: int | None = None, sha256: str | None = None
+) -> Autoencoder:
     """The network with its weights, in evaluation mode, without gradients, on the CPU.
+
+    `sha256`: of the file of weights that is expected; None takes any.
 
     Raises:
         UserError: for a folder that holds something else, or an autoencoder that has no equal among ours.
         Incomplete: for files that are missing or damaged.
     """
     path = weights_file(folder, weights=weights, step=step)
+    if sha256 is not None and (found := sha256_file(path)) != sha256:
+        raise UserError(
+            f"{path} has sha256 {found}, expected {sha256}: it is another autoencoder than when this job began. "
+            "Restore that one, or encode and train anew."
+        )
     tensors = read_weights(path)
     if (folder / CONFIG_FILE).is_file():
         cfg = config_from([str(folder)])

@@ -71,6 +71,7 @@ class LatentSpace:
         self._cfg, self._seed = cfg.latents, cfg.seed
         self.shape = latent_shape(manifest)
         self._spread = spread_of(manifest)
+        self._hash = autoencoder_hash(manifest)
         self._autoencoder: Autoencoder | None = None
         _check_autoencoder(cfg, manifest)
         _check_images(cfg, manifest)
@@ -87,7 +88,9 @@ class LatentSpace:
         """Decoded [B, C, H, W], in float32 whatever runs around it, a few images at a time."""
         if self._autoencoder is None:
             where = self._cfg
-            self._autoencoder = load_autoencoder(where.autoencoder, weights=where.weights, step=where.step)
+            self._autoencoder = load_autoencoder(
+                where.autoencoder, weights=where.weights, step=where.step, sha256=self._hash
+            )
         self._autoencoder.to(x.device)
         mean, std = self._scales(x.float())
         with torch.autocast(x.device.type, enabled=False):

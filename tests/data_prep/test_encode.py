@@ -231,6 +231,19 @@ def test_another_autoencoder_at_the_same_place(place: Path) -> None:
         encode.run(cfg, workers=1)
 
 
+def test_the_weights_that_encode_are_those_of_the_receipt(place: Path) -> None:
+    """Also where this process has encoded before, with those that lay there then."""
+    cfg, again = of(place), of(place, latents={"name": "again"})
+    encode.run(cfg, workers=1)
+    before = stored(cfg)
+    run = spoilt(cfg, lambda network: network.to_moments.bias[:3].add_(1))
+    shutil.rmtree(cfg.latents.autoencoder)
+    run.path.rename(cfg.latents.autoencoder)
+    encode.run(again, workers=1)
+    means, deviations, *_ = np.split(stored(again) - before, 4, axis=1)
+    assert np.abs(means - 1).max() < 1e-5 and np.abs(deviations).max() == 0
+
+
 def test_images_that_have_changed_since(place: Path) -> None:
     cfg = of(place)
     encode.run(cfg, workers=1)
