@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline import checkpoint, drawing
 from pipeline.config.autoencoder import require_latents
 from pipeline.config.load import config_from, run_named
-from pipeline.config.paths import run_directory, sample_set_name
+from pipeline.config.paths import run_directory, sample_set_name, tiling
 from pipeline.config.schema import Config
 from pipeline.data.pictures import Pixels, write_picture
 from pipeline.drawing import Model, Way
@@ -127,5 +127,6 @@ def _given(path: Path | None, model: Model) -> Tensor:
 def _name(cfg: Config, wish: Wish) -> str:
     """Readable, and a hash of all that decides the picture."""
     files = [sha256_file(path) for path in (wish.image, wish.mask) if path is not None]
-    decides = [wish.seeds, wish.frames, wish.way, list(wish.sigmas), files, cfg.sample.model_dump(mode="json")]
+    settings = {**cfg.sample.model_dump(mode="json"), **tiling(cfg)}
+    decides = [wish.seeds, wish.frames, wish.way, list(wish.sigmas), files, settings]
     return f"{wish.kind}-{sample_set_name(cfg).rsplit('-', 1)[0]}-{content_hash(decides)[:6]}.png"

@@ -35,12 +35,17 @@ def run_directory(cfg: Config) -> Path:
     return cfg.runs_dir / cfg.name
 
 
+def tiling(cfg: Config) -> dict[str, int]:
+    """{"tile": side} where latents are decoded in tiles, which gives other pixels than decoding at once; else {}."""
+    return {} if cfg.latents is None or cfg.latents.tile is None else {"tile": cfg.latents.tile}
+
+
 def sample_set_name(cfg: Config) -> str:
     """Name of a set of samples: readable, and a hash of all that decides an image given its seed.
 
     Count, batch and cluster are not part of it: more images of the same kind belong to the same set.
     """
-    settings = cfg.sample.model_dump(mode="json", exclude={"count", "batch"})
+    settings = {**cfg.sample.model_dump(mode="json", exclude={"count", "batch"}), **tiling(cfg)}
     sampler = cfg.sample.sampler
     words = f"{sampler.kind}{sampler.steps}-w{sampler.guidance.scale:g}-{cfg.sample.weights.replace(':', '')}"
     return f"{words}-{content_hash(settings)[:6]}"

@@ -27,7 +27,8 @@ FINISHED = "finished.json"  # written by training when the last step's checkpoin
 _STEP = re.compile(r"^step-(\d{9})$")
 # What may differ between the config of a run and a later call on it: where jobs run, what memory they have, and what is
 # done with the result.
-_FREE = ("cluster", "sample", "evaluate", "runs_dir", "data_dir", "train.micro_batch")
+_MEMORY = ("train.micro_batch", "latents.decode_batch", "latents.tile")
+_FREE = ("cluster", "sample", "evaluate", "runs_dir", "data_dir", *_MEMORY)
 
 
 def step_name(step: int) -> str:

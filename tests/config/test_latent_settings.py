@@ -6,8 +6,9 @@ import pytest
 
 from pipeline.config.autoencoder import missing_autoencoder
 from pipeline.config.load import autoencoder_config, config_from, to_yaml
-from pipeline.config.paths import data_directory, latents_directory, training_shards
+from pipeline.config.paths import data_directory, latents_directory, sample_set_name, training_shards
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.run_dir import create_run, overrides_for
 
 OF_LETTERS = ["model=kl_autoencoder_tiny", "sample.sampler.guidance.scale=1", "train.duration=3 kimg"]
 
@@ -64,6 +65,18 @@ def test_latents_have_a_place_that_depends_on_how_they_are_stored(tmp_path):
         assert latents_directory(config_from(words(folder, other))) != latents_directory(cfg)
     for same in ("latents.decode_batch=2", "train.global_batch=64"):
         assert latents_directory(config_from(words(folder, same))) == latents_directory(cfg)
+
+
+def test_tiles_make_another_set_of_samples_of_the_same_run(tmp_path):
+    """They see one tile of the latents at a time, so pixels differ; how many images are decoded at once does not."""
+    folder = foreign(tmp_path / "vae")
+    run = create_run(config_from(words(folder, f"runs_dir={tmp_path}/runs")))
+    cfg, tiles, few = (
+        config_from([str(run.path), *more]) for more in ([], ["latents.tile=8"], ["latents.decode_batch=2"])
+    )
+    assert sample_set_name(tiles) != sample_set_name(cfg) == sample_set_name(few)
+    assert create_run(tiles) == create_run(few) == run
+    assert overrides_for(run, tiles) == ["latents.tile=8"] and overrides_for(run, few) == ["latents.decode_batch=2"]
 
 
 def test_a_network_is_measured_against_the_latents(tmp_path):
