@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.config.autoencoder import KINDS, missing_autoencoder
+from pipeline.config.check_autoencoder import missing_weights
 from pipeline.config.load import autoencoder_config, config_from
 from pipeline.config.paths import data_directory, latents_directory, run_directory, sample_set_name
 from pipeline.config.schema import Config
@@ -70,11 +71,12 @@ def launch_for(cfg: Config, *, make: bool) -> Launch:
     so is the autoencoder's, where the graph trains one.
 
     Raises:
-        UserError: where a run directory was made with other settings, there is no autoencoder to encode with, or there
-            are no images to prepare.
+        UserError: where a run directory was made with other settings, there is no autoencoder to encode with, no images
+            to prepare, or no weights for the perceptual loss.
     """
     if make:
         _check_source(cfg)
+        _check_perceptual(cfg)
     if make and cfg.latents is not None:
         _make_autoencoder(cfg)
     run = create_run(cfg) if make else RunDir(run_directory(cfg))
@@ -93,6 +95,14 @@ def _check_source(cfg: Config) -> None:
         f"{data_directory(cfg)} holds nothing prepared from it. Give the folder or archive of the images, on a file "
         "system that the nodes see too: data.source.path=/path/to/images."
     )
+
+
+def _check_perceptual(cfg: Config) -> None:
+    """The same of the weights that an autoencoder is trained with."""
+    own = cfg if cfg.model.kind in KINDS else trained_autoencoder(cfg)
+    if own is not None and not RunDir(run_directory(own)).finished():
+        for problem in missing_weights(own):
+            raise UserError(problem)
 
 
 def _make_autoencoder(cfg: Config) -> None:

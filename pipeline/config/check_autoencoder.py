@@ -21,6 +21,22 @@ def check_autoencoder(cfg: Config) -> Iterator[str]:
         yield from _critic(cfg)
 
 
+def missing_weights(cfg: Config) -> Iterator[str]:
+    """Files of the perceptual distance that are not where the settings say, and what to do. Looks at the disk."""
+    perceptual = cfg.autoencoder.perceptual
+    for name, path in (("weights", perceptual.weights), ("heads", perceptual.heads)):
+        if path is not None and not path.is_file():
+            yield (
+                f"{_HERE}.perceptual.{name}: found no file {path}, expected the weights there. Copy them to it, give "
+                f"another path, or set {_HERE}.perceptual.{name}=null "
+                + (
+                    "for the features of the data's own classifier."
+                    if name == "weights"
+                    else "to count channels alike."
+                )
+            )
+
+
 def _perceptual(cfg: Config) -> Iterator[str]:
     perceptual = cfg.autoencoder.perceptual
     if perceptual.weights is None:

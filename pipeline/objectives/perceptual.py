@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pipeline.config.check_autoencoder import missing_weights
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.config.schema_autoencoder import PerceptualConfig
@@ -82,7 +83,7 @@ class Perceptual:
             self.about = {"network": "domain classifier", "sha256": sha256_file(self._classifier)}
         else:
             self.name = "squeezenet" if self._cfg.heads is None else "lpips-squeezenet"
-            self.about = {"network": "SqueezeNet", "scale": self._cfg.scale, **_checked(self._cfg)}
+            self.about = {"network": "SqueezeNet", "scale": self._cfg.scale, **_checked(cfg)}
 
     def __call__(self, one: Tensor, other: Tensor) -> Tensor:
         """The distance of images [B, C, H, W] in [-1, 1], [B]. In float32 or wider, whatever runs around it."""
@@ -102,20 +103,17 @@ class Perceptual:
         return self._network.to(like.device, like.dtype)
 
 
-def _checked(cfg: PerceptualConfig) -> dict[str, str]:
+def _checked(cfg: Config) -> dict[str, str]:
     """Hashes of the files, by name."""
-    found: dict[str, str] = {}
-    for name, path, expected in (("sha256", cfg.weights, cfg.sha256), ("heads_sha256", cfg.heads, cfg.heads_sha256)):
+    for problem in missing_weights(cfg):
+        raise UserError(problem)
+    its, found = cfg.autoencoder.perceptual, dict[str, str]()
+    for name, path, expected in (("sha256", its.weights, its.sha256), ("heads_sha256", its.heads, its.heads_sha256)):
         if path is None:
             continue
-        setting = f"{_SETTING}.{'weights' if name == 'sha256' else 'heads'}"
-        if not path.is_file():
-            raise UserError(
-                f"{setting}: found no file {path}, expected the weights there. Copy them to it, give another path, or "
-                f"set {_SETTING}.weights=null for the features of the data's own classifier."
-            )
         found[name] = sha256_file(path)
         if expected is not None and found[name] != expected:
+            setting = f"{_SETTING}.{'weights' if name == 'sha256' else 'heads'}"
             raise UserError(
                 f"{setting}: {path} has sha256 {found[name]}, expected {expected} ({_SETTING}.{name}). It is another "
                 "file or a damaged one: fetch it again, or set the hash to the one of this file."

@@ -1,5 +1,6 @@
 """Graphs of autoencoders and of models of latents: which jobs, in which order, shared by whom."""
 
+import json
 import re
 
 import pytest
@@ -57,6 +58,20 @@ def test_one_that_is_not_there_is_refused_before_anything_is_made(tmp_path):
     with pytest.raises(UserError, match=r"latents.autoencoder: found .*nowhere, which does not exist"):
         launch_for(cfg, make=True)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["weights", "heads"])
+def test_weights_of_a_loss_that_are_not_there_are_said_before_anything_is_made(tmp_path, name):
+    (tmp_path / "there").touch()
+    files = {"weights": tmp_path / "there", "heads": tmp_path / "there"} | {name: tmp_path / "none"}
+    overrides = json.dumps([f"autoencoder.perceptual.{key}={path}" for key, path in files.items()])
+    words = [f"data.source.path={tmp_path}", f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
+    cfg = config_from(["experiment=photos32_ldm_f4", "cluster=local", *words, f"latents.overrides={overrides}"])
+    with pytest.raises(UserError, match=rf"autoencoder\.perceptual\.{name}: found no file .*none"):
+        launch_for(cfg, make=True)
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "none").touch()
+    assert launch_for(cfg, make=True).run.config.is_file()
 
 
 def test_other_settings_of_the_autoencoder_are_refused_and_touch_nothing(tmp_path):
