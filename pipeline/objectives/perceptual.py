@@ -125,13 +125,16 @@ def _squeezenet(path: Path, cfg: PerceptualConfig) -> SqueezeNet:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return SqueezeNet(dict(arrays), scale=cfg.scale)
-    except (UserError, ValueError, OSError) as error:
+    except Exception as error:  # damaged bytes make decoders raise all sorts: the name is what matters
         raise UserError(f"{_SETTING}.weights: {path}: {error}") from error
 
 
 def _heads(path: Path, network: SqueezeNet) -> list[Tensor]:
     """The linear layers of LPIPS v0.1, `lin0.model.1.weight` [1, C, 1, 1] and so on."""
-    stored = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # likewise
+        raise UserError(f"{_SETTING}.heads: {path} cannot be read: {error}. Fetch the file again.") from error
     shapes = {f"lin{k}.model.1.weight": (1, c, 1, 1) for k, c in enumerate(network.channels)}
     found = {name: tuple(stored[name].shape) if name in stored else None for name in shapes}
     wrong = [f"{name} is {found[name]}, not {shape}" for name, shape in shapes.items() if found[name] != shape]

@@ -157,6 +157,24 @@ def _unit(x: torch.Tensor) -> torch.Tensor:
     return x / x.norm(dim=1, keepdim=True).clamp_min(1e-10)
 
 
+@pytest.mark.parametrize("kept", [30, 3_000, 2_500_000])
+def test_a_file_that_was_cut_is_named(tmp_path, kept):
+    np.savez(tmp_path / "whole.npz", **random_weights("1.1"))
+    layers = {
+        f"lin{k}.model.1.weight": torch.ones(1, c, 1, 1) for k, c in enumerate((64, 128, 256, 384, 384, 512, 512))
+    }
+    torch.save(layers, tmp_path / "whole.pth")
+    for name in ("whole.npz", "whole.pth"):
+        (tmp_path / f"cut-{name}").write_bytes((tmp_path / name).read_bytes()[:kept])
+    images = torch.zeros(1, 3, 64, 64)
+    with pytest.raises(UserError, match=r"perceptual\.weights: .*cut-whole\.npz"):
+        Perceptual(config(tmp_path, weights=str(tmp_path / "cut-whole.npz")))(images, images)
+    if kept < (tmp_path / "whole.pth").stat().st_size:
+        heads = str(tmp_path / "cut-whole.pth")
+        with pytest.raises(UserError, match=r"perceptual\.heads: .*cut-whole\.pth"):
+            Perceptual(config(tmp_path, weights=str(tmp_path / "whole.npz"), heads=heads))(images, images)
+
+
 def test_missing_and_wrong_files_are_said_before_anything_is_trained(tmp_path):
     with pytest.raises(UserError, match=r"autoencoder\.perceptual\.weights: found no file"):
         Perceptual(config(tmp_path, weights=str(tmp_path / "none.npz")))
