@@ -208,6 +208,18 @@ def test_latents_of_another_autoencoder_are_refused(place):
         sample(cfg, run)
 
 
+def test_the_same_weights_in_another_network_are_refused(place):
+    """Groups of a norm have no weights: the file's hash does not tell."""
+    cfg = tiny_latents.config(place, place / "runs" / "squares_f2", flip=True)
+    settings = cfg.latents.autoencoder / "config.yaml"
+    text = settings.read_text()
+    settings.write_text(text.replace("  groups: 4\n", "  groups: 8\n", 1))
+    assert settings.read_text() != text
+    load_autoencoder(cfg.latents.autoencoder)
+    with pytest.raises(UserError, match="settings of its network have changed"):
+        space_of(cfg, reader_of(cfg).manifest)
+
+
 def test_an_autoencoder_that_changes_while_a_job_runs_does_not_decode(place):
     cfg = tiny_latents.config(place, place / "runs" / "squares_f2", flip=True)
     space = space_of(cfg, reader_of(cfg).manifest)

@@ -41,13 +41,14 @@ def facts_in(folder: Path) -> Facts | None:
         if (folder / "config.yaml").is_file():
             return _facts(yaml.safe_load((folder / "config.yaml").read_text()))
         if (folder / "settings.json").is_file():
-            settings = read_json(folder / "settings.json")
-            return _facts({"model": settings["model"], "data": {"channels": settings["shape"][0]}})
+            ours = read_json(folder / "settings.json")
+            return _facts({"model": ours["model"], "data": {"channels": ours["shape"][0]}})
         if (folder / "config.json").is_file():
             theirs = read_json(folder / "config.json")
             halvings = len(theirs["block_out_channels"]) - 1
             kind = KINDS[0] if theirs.get("_class_name", FOREIGN) == FOREIGN else str(theirs["_class_name"])
-            return Facts(kind, theirs["in_channels"], 2**halvings, theirs["latent_channels"], content_hash(theirs))
+            settings = content_hash({key: value for key, value in theirs.items() if not key.startswith("_")})
+            return Facts(kind, theirs["in_channels"], 2**halvings, theirs["latent_channels"], settings)
     except (Incomplete, KeyError, TypeError, yaml.YAMLError):
         return None
     return None

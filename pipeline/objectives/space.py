@@ -5,7 +5,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.config.autoencoder import missing_autoencoder
+from pipeline.config.autoencoder import facts_in, missing_autoencoder
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.data.batches import Batch
@@ -145,6 +145,12 @@ def _check_autoencoder(cfg: Config, manifest: Manifest) -> None:
             f"latents.autoencoder: {path} has sha256 {found}, but the latents were made by weights with sha256 "
             f"{expected}. Neither training on them nor decoding fits another autoencoder: restore that one, or encode "
             f"anew (delete the folder of latents, then python -m data_prep encode with the same words)."
+        )
+    known, recorded = facts_in(latents.autoencoder), manifest.made_from["autoencoder"]["config"]
+    if known is None or known.settings != recorded:
+        raise UserError(
+            f"latents.autoencoder: the weights of {latents.autoencoder} are those that made the latents, but the "
+            "settings of its network have changed since, so it would decode otherwise. Restore its config."
         )
 
 
