@@ -35,7 +35,7 @@ def train_step(s: Session, micro_batches: list[Batch], *, stop_asked: bool, save
         agreed = _agree(sums, norm, flags=(stop_asked, save_asked))
         values = {name: agreed[name] / cfg.global_batch for name in sums} | {"grad_norm": norm}
         finite = agreed["bad"] == 0 and math.isfinite(values["loss"])
-        _update(s, player, lr=lr, finite=finite)
+        _update(s, player, lr=lr, norm=norm, finite=finite)
         prefix = f"{player}/" if len(s.objective.players) > 1 else ""
         outcome.values |= {f"{prefix}{name}": value for name, value in values.items()}
         outcome.finite &= finite
@@ -86,8 +86,10 @@ def _agree(sums: dict[str, Tensor], norm: float, *, flags: tuple[bool, bool]) ->
     return dict(zip(names, everyone.tolist(), strict=True))
 
 
-def _update(s: Session, player: str, *, lr: float, finite: bool) -> None:
+def _update(s: Session, player: str, *, lr: float, norm: float, finite: bool) -> None:
     optimizer, scaler = s.optimizers[player], s.accelerator.scaler
+    if norm == 0:  # a player who has yet to join: without gradients no weight decays and no average of them begins
+        optimizer.zero_grad(set_to_none=True)
     if finite or scaler is not None:  # a loss scaler skips by itself, and learns from it
         for group in optimizer.param_groups:
             group["lr"] = lr

@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 
+from pipeline import checkpoint
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.data.batches import batches
@@ -54,6 +55,21 @@ def test_before_it_plays_the_critic_does_not_learn(tmp_path, reader):
     objective = built(tiny.config(tmp_path, model=tiny.AUTOENCODER), reader)
     objective.loss("critic", objective.networks, batch_at(reader, 0))["loss"].mean().backward()
     assert {float(p.grad.abs().max()) for p in objective.networks["critic"].parameters()} == {0.0}
+
+
+def test_a_critic_that_joins_late_begins_as_one_that_plays_from_the_start(tmp_path):
+    """Adam's first step is at most the learning rate, and nothing decays before: its averages begin with the game."""
+    optim = {"kind": "adamw", "lr": 3e-3, "betas": [0.9, 0.999], "weight_decay": 0.5, "clip": None}
+    often = {"optim": optim, "duration": "7 steps", "checkpoint_every": "1 steps", "keep_last": 9}
+    cfg = tiny.config(tmp_path, model=tiny.AUTOENCODER, **often)
+    cfg = changed(cfg, adversarial_start="6 steps")
+    tiny.prepare(cfg)
+    run = tiny.run(cfg)
+    first, before, after = (checkpoint.read(run.checkpoint(step)).tensors["network.critic"] for step in (0, 6, 7))
+    assert all(torch.equal(first[name], before[name]) for name in first)
+    decayed = {name: value * (1 - 3e-3 * 0.5) for name, value in before.items()}
+    largest = max(float((after[name] - decayed[name]).abs().max()) for name in after)
+    assert largest == pytest.approx(3e-3, rel=0.01)
 
 
 def test_a_loss_belongs_to_its_visit(tmp_path, reader):
