@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+import scipy.linalg
 import tiny
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -14,8 +15,11 @@ from pipeline.config.paths import data_directory
 from pipeline.data.pictures import from_uint8
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards, verify_shards
+from pipeline.metrics.domain import load_classifier, to_input
+from pipeline.metrics.extractors import CLASSIFIER
 from pipeline.models.posterior import Posterior
 from pipeline.models.pretrained import load_autoencoder
+from pipeline.objectives.degradation import degraded
 from pipeline.reconstruct import reconstruct
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
@@ -73,6 +77,38 @@ def test_latents_are_measured_in_full_precision(trained):
     facts = result["details"]["latents"]
     assert facts["kl_nats"] == pytest.approx(wide.kl().mean((0, 2, 3)).tolist(), rel=1e-5)
     assert facts["posterior_deviation"] == pytest.approx(wide.std.square().mean((0, 2, 3)).sqrt().tolist(), rel=1e-5)
+
+
+def test_distances_between_features_are_those_of_the_bytes(trained):
+    """By numpy and scipy, from the classifier's features of originals and restored images."""
+    restored, result = made(trained)
+    cfg, _ = trained
+    originals = open_shards(data_directory(cfg) / "shards" / "valid")
+    network = load_classifier(next((data_directory(cfg) / "reference").rglob(CLASSIFIER)))
+    found = []
+    for shards in (originals, restored):
+        pixels = torch.from_numpy(Reader(shards).read(np.arange(IMAGES))).permute(0, 3, 1, 2)
+        with torch.no_grad():
+            found.append(network(to_input(pixels))["features"].double().numpy())
+    means, covariances = [f.mean(0) for f in found], [np.cov(f.T) for f in found]
+    root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert result["metrics"]["rfd-domain"] == pytest.approx(expected, rel=1e-3) and expected > 0
+
+
+def test_what_degrading_costs_and_restoring_returns(trained):
+    _, result = made(trained)
+    cfg, run = trained
+    images = from_uint8(Reader(open_shards(data_directory(cfg) / "shards" / "valid")).read(np.arange(IMAGES)))
+    spoilt = degraded(images, torch.arange(IMAGES), seed=cfg.seed, cfg=cfg.autoencoder.degradation, draw=1)
+    with torch.no_grad():
+        network = load_autoencoder(run.path)
+        repaired = network.decode(network.encode(spoilt).mean).clamp(-1, 1)
+    for name, shown in (("degraded", spoilt.clamp(-1, 1)), ("repaired", repaired)):
+        squared = (shown - images).square().mean((1, 2, 3)).clamp_min(4e-10)
+        assert result["metrics"][f"psnr-{name}"] == pytest.approx(
+            (10 * torch.log10(4 / squared)).mean().item(), rel=1e-4
+        )
 
 
 def test_training_shows_reconstructions_of_held_out_images_and_how_near_they_are(trained):

@@ -7,7 +7,7 @@ import torch
 from pipeline import checkpoint
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
-from pipeline.data.batches import batches
+from pipeline.data.batches import batches, validation_batches
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
 from pipeline.metrics.restoration import psnr
@@ -96,6 +96,26 @@ def test_a_handful_of_images_is_learned_by_heart(tmp_path, reader, model):
         found = objective.validate(objective.networks, one)
     known = psnr(one.images.mean(dim=0, keepdim=True).expand_as(one.images), one.images).mean()
     assert found["psnr" if "psnr" in found else "mean_psnr"].mean() > known + 3  # dB above what they have in common
+
+
+def test_a_bottleneck_that_saw_degraded_images_repairs_others(tmp_path, reader):
+    """Nearer to the originals, of held-out images, than what it was given."""
+    spoiling = {"noise": 0.6, "mask": 0.3}
+    settings = {"reconstruction": "l2", "adversarial_weight": 0.0, "degradation": spoiling}
+    objective = built(changed(tiny.config(tmp_path, model={**BOTTLENECK, "width": 16}), **settings), reader)
+    network = objective.networks["autoencoder"]
+    optimiser = torch.optim.Adam(network.parameters(), lr=5e-3)
+    for step in range(200):
+        loss = objective.loss("autoencoder", objective.networks, batch_at(reader, step, size=24))["loss"].mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    valid = Reader(open_shards(reader.path.parent / "valid"))
+    (batch,) = validation_batches(valid, count=valid.count)
+    with torch.no_grad():
+        clean, given, made = objective.restorations(objective.networks, batch)
+    before, after = (psnr(images, clean).mean().item() for images in (given, made))
+    assert after > before + 2  # dB
 
 
 def test_a_vae_is_trained_on_its_elbo_and_samples_by_seed_and_class(tmp_path, reader):
