@@ -266,15 +266,20 @@ def _latents(about: dict[str, Any], shape: tuple[int, int, int]) -> Measured:
 
 
 def _repaired(cfg: Config, objective: Autoencoding, originals: ShardDirectory) -> Measured:
-    """PSNR of degraded images, and of what is restored from them: what the degradation was trained for."""
+    """PSNR of degraded images, and of what is restored from them: what the degradation was trained for.
+
+    Of those that were changed at all: an untouched one has no error, which would hide what the others lost.
+    """
     reader, out = Reader(originals), Measured()
-    device, sums = next(objective.networks["autoencoder"].parameters()).device, np.zeros(2)
+    device, sums, count = next(objective.networks["autoencoder"].parameters()).device, np.zeros(2), 0
     for batch in validation_batches(reader, count=reader.count, batch=cfg.sample.batch):
         with torch.inference_mode():
             clean, given, made = objective.restorations(objective.networks, batch.to(device))
-        sums += [float(psnr(images, clean).double().sum()) for images in (given, made)]
-    for name, total in zip(("psnr-degraded", "psnr-repaired"), sums, strict=True):
-        out.add(name, total / reader.count, count=reader.count, degradation=cfg.autoencoder.degradation.model_dump())
+        changed = (given != clean).flatten(1).any(dim=1)
+        count += int(changed.sum())
+        sums += [float((psnr(images, clean).double() * changed).sum()) for images in (given, made)]
+    for name, total in zip(("psnr-degraded", "psnr-repaired"), sums, strict=True) if count else ():
+        out.add(name, total / count, count=count, degradation=cfg.autoencoder.degradation.model_dump())
     return out
 
 

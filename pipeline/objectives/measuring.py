@@ -23,7 +23,7 @@ from pipeline.metrics.suite import Measured, spaces_of
 from pipeline.objectives.perceptual import Perceptual, reference_hashes
 from pipeline.runtime.progress import progress
 
-VERSION = 2  # raised when the same images would give other numbers; 2: SSIM of values from 0 to 1
+VERSION = 3  # raised when the same images would give other numbers; 3: SSIM from 0 to 1, PSNR of degraded ones alone
 CLIP = "clip"  # whose features are compared by another distance
 
 
