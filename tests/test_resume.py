@@ -47,12 +47,19 @@ MODELS = {"diffusion": tiny.UNET, "game": tiny.GAME, "autoencoder": tiny.AUTOENC
 
 @pytest.mark.timeout(1800)  # each start takes seconds, and a busy machine several times as long
 @pytest.mark.parametrize(
-    ("model", "world_size", "kills"),
-    [("diffusion", 1, 4), ("diffusion", 2, 3), ("game", 1, 3), ("autoencoder", 1, 3)],
+    ("model", "optimizer", "world_size", "kills"),
+    [
+        ("diffusion", "adamw", 1, 3),
+        ("diffusion", "muon", 1, 2),
+        ("diffusion", "adamw", 2, 3),
+        ("game", "adamw", 1, 3),
+        ("autoencoder", "adamw", 1, 3),
+    ],
 )
-def test_killed_and_resumed_is_uninterrupted(tmp_path, model, world_size, kills):
-    whole = tiny.config(tmp_path, name="whole", model=MODELS[model], **OFTEN)
-    cut = tiny.config(tmp_path, name="cut", model=MODELS[model], **OFTEN)
+def test_killed_and_resumed_is_uninterrupted(tmp_path, model, optimizer, *, world_size, kills):
+    train = {**OFTEN, "optim": {"kind": optimizer, "lr": 3e-3, "warmup": "4 steps"}}
+    whole = tiny.config(tmp_path, name="whole", model=MODELS[model], **train)
+    cut = tiny.config(tmp_path, name="cut", model=MODELS[model], **train)
     tiny.prepare(whole)
     expected = tiny.run(whole, world_size=world_size)
     assert kill_at_random(cut, kills=kills, world_size=world_size) >= 1

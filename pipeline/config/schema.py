@@ -25,11 +25,11 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class OptimConfig(Settings):
     """The optimiser. Its learning rate at a step is a function of the step: see `pipeline.train.optim`."""
 
-    kind: Literal["sgd", "adam", "adamw"] = "adamw"
+    kind: Literal["sgd", "adam", "adamw", "muon"] = "adamw"  # muon: AdamW for what is not a matrix
     lr: float = Field(1e-4, gt=0)
-    betas: tuple[Share, Share] = (0.9, 0.99)  # adam and adamw alone
+    betas: tuple[Share, Share] = (0.9, 0.99)  # not of sgd
     eps: float = Field(1e-8, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)  # sgd alone
+    momentum: float | None = Field(None, ge=0, lt=1)  # of sgd and muon; None: 0.9 and 0.95
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "linear", "cosine", "cosine_then_constant", "inverse_sqrt"] = "constant"
     final_lr: float = Field(0.0, ge=0)  # where linear and cosine end, as a share of lr

@@ -53,7 +53,7 @@ def derived(cfg: Config) -> dict[str, str]:
         networks = build_objective(cfg, manifest).networks
     parameters = sum(p.numel() for network in networks.values() for p in network.parameters())
     copies = 1 + bool(cfg.train.average.half_life) + len(cfg.train.average.power_widths)
-    moments = 1 if cfg.train.optim.kind == "sgd" else 2
+    moments = 1 if cfg.train.optim.kind in ("sgd", "muon") else 2
     images = plan.total_steps * cfg.train.global_batch
     return {
         "data": f"{manifest.count} training images, {len(manifest.classes)} classes, shape {manifest.layout.shape}",

@@ -1,23 +1,33 @@
 """Optimisers, and the learning rate as a function of the step. There is no scheduler object: nothing to restore."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline.config.schema import OptimConfig
+from pipeline.train.muon import Muon, matrices_of
+
+_MOMENTUM = {"sgd": 0.9, "muon": 0.95}
 
 
 def build_optimizer(network: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser of one network; `fused` on a GPU. Its learning rate is set before every step."""
+    """The optimiser of one network; `fused` on a GPU where it can be. Its learning rate is set before every step."""
     parameters = [p for p in network.parameters() if p.requires_grad]
     fused = bool(parameters) and all(p.is_cuda for p in parameters)
+    momentum = _MOMENTUM.get(cfg.kind, 0.0) if cfg.momentum is None else cfg.momentum
     if cfg.kind == "sgd":
         return torch.optim.SGD(
-            parameters, lr=cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=fused or None
+            parameters, lr=cfg.lr, momentum=momentum, weight_decay=cfg.weight_decay, fused=fused or None
         )
+    adam: dict[str, Any] = {"lr": cfg.lr, "betas": cfg.betas, "eps": cfg.eps, "weight_decay": cfg.weight_decay}
+    if cfg.kind == "muon":
+        matrices = list(matrices_of(network))
+        known = set(map(id, matrices))
+        return Muon(matrices, [p for p in parameters if id(p) not in known], momentum=momentum, **adam)
     kind = torch.optim.Adam if cfg.kind == "adam" else torch.optim.AdamW
-    return kind(parameters, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, weight_decay=cfg.weight_decay, fused=fused or None)
+    return kind(parameters, fused=fused or None, **adam)
 
 
 def lr_at(step: int, *, cfg: OptimConfig, total_steps: int, warmup_steps: int) -> float:
