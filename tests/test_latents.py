@@ -1,5 +1,6 @@
 """Training on latents: the noise of the posterior belongs to the visit, and kills and ranks change nothing."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 import tiny
 import tiny_latents
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_distributed import largest_difference
 from test_resume import kill_at_random
 from test_sample import pixels
@@ -176,6 +179,10 @@ def test_previews_and_samples_are_images(encoded):
     directory = sample(cfg, run)
     images, labels = pixels(directory)
     assert images.shape == (24, 8, 8, 1) and np.bincount(labels).tolist() == [8, 8, 8]
+    (picture,) = EventAccumulator(str(run.tensorboard)).Reload().Images("samples")
+    assert min(picture.width, picture.height) >= 8 * 8
+    shown = np.asarray(Image.open(io.BytesIO(picture.encoded_image_string)))
+    assert (shown == shown[..., :1]).all()  # grey as the images are; latents have three channels, and 4 px
     manifest = json.loads((directory / "manifest.json").read_text())
     latents = open_shards(latents_directory(cfg) / "train").manifest
     assert manifest["made_from"]["latents"]["autoencoder"] == latents.made_from["autoencoder"]
