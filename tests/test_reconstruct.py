@@ -11,8 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data_prep import reference
 from pipeline import checkpoint
+from pipeline.adopt import adopt
+from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
-from pipeline.data.pictures import from_uint8
+from pipeline.data.pictures import from_uint8, to_uint8
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards, verify_shards
 from pipeline.metrics.domain import load_classifier, to_input
@@ -184,6 +186,33 @@ def test_without_a_validation_split_training_images_are_named(trained, tmp_path)
     assert result["samples"]["count"] == 60 and result["data"].keys() == {"train"}
     assert any("no validation split" in sentence for sentence in result["words"])
     assert "rfd-domain" not in result["metrics"] and "perceptual-domain" not in result["metrics"]
+
+
+def test_an_autoencoder_of_diffusers_is_imported_and_measured(trained, tmp_path):
+    """One made for larger images, as pretrained ones are: an autoencoder takes any size that its factor divides."""
+    diffusers = pytest.importorskip("diffusers", reason="the extra 'export' is not installed")
+    cfg, _ = trained
+    torch.manual_seed(3)
+    theirs = diffusers.AutoencoderKL(
+        in_channels=1,
+        out_channels=1,
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[8, 16],
+        norm_num_groups=4,
+        sample_size=256,
+    ).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    run = adopt(tmp_path / "theirs", tiny.revalidated(cfg, name="theirs", runs_dir=str(tmp_path)))
+    result = read_json(reconstruct(config_from([str(run.path)]), run))
+    images = from_uint8(Reader(open_shards(data_directory(cfg) / "shards" / "valid")).read(np.arange(IMAGES)))
+    with torch.no_grad():
+        posterior = theirs.encode(images).latent_dist
+        restored = from_uint8(to_uint8(theirs.decode(posterior.mean).sample))
+    squared = (restored - images).square().mean((1, 2, 3))
+    assert result["metrics"]["psnr"] == pytest.approx((10 * torch.log10(4 / squared)).mean().item(), abs=1e-3)
+    nats = posterior.kl().sum() / posterior.mean.numel()
+    assert result["metrics"]["kl-per-dimension"] == pytest.approx(nats.item(), rel=1e-4)
 
 
 def test_a_model_that_restores_nothing_is_refused(tmp_path):
