@@ -55,7 +55,8 @@ def _submit(launch: Launch) -> int:
     before = submit_graph(launch)
     for name, state in before.items():
         said = {"complete": "complete: skipped", "running": "running: left alone", "waiting": "in the queue already"}
-        console.print(f"{name}: {said.get(state.word, 'queued')}", highlight=False)
+        words = f"queued, to start when {', '.join(state.ids)} has ended" if state.leaving else said.get(state.word)
+        console.print(f"{name}: {words or 'queued'}", highlight=False)
     status.show([launch], console)
     console.print(f"Nothing needs to stay here. Later: python -m slurm status {launch.run.path}", soft_wrap=True)
     return 0

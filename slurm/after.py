@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pipeline.runtime.files import append_line, read_lines
-from slurm.failures import POLICIES, class_of_exit, last_words, outgrown, root_cause
+from slurm.failures import POLICIES, class_of_exit, last_words, lost_rank, outgrown, root_cause
 from slurm.payload import ATTEMPTS, failures_of
 
 
@@ -62,8 +62,10 @@ def explain(record: Path, code: int, *, limits: Mapping[str, int], backoff: floa
     log = record / f"{name}_0_log.out"
     cause = str(told["class"]) if told else class_of_exit(code, log)
     message = str(told["message"]) if told else last_words(log, size=500)
-    if cause in ("error", "killed") and (line := outgrown(log)):
+    if cause in ("error", "killed", "cancelled") and (line := outgrown(log)):
         cause, message = "out_of_memory", line
+    elif cause in ("error", "cancelled") and (lost := lost_rank(log)):
+        cause, message = lost
     print(f"slurm: {record.name} failed ({cause}, exit code {code}): {message.splitlines()[-1] if message else ''}")
     before = sum(row["event"] == "retry" and row["class"] == cause for row in rows)
     if before >= limits.get(cause, 0):

@@ -10,8 +10,8 @@ from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_text
 from pipeline.runtime.run_dir import RunDir, differences
+from slurm.adopt import locked
 from slurm.status import last_words_of, states_of
-from slurm.submit import locked
 from slurm.workflows import launch_of_run, trained_autoencoder
 
 EARLIER = "earlier"  # a folder of what a run's starts with other settings left: curves, the settings themselves

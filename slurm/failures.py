@@ -62,8 +62,9 @@ EXIT_CODES = {
 # A secondary failure (a peer lost its partner) says less than the one that caused it.
 _TELLING = ("non_finite", "out_of_memory", "disk_full", "bad_config", "rendezvous", "error", "killed", "cancelled")
 _MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|not enough memory", re.IGNORECASE)
-
-_OUTGROWN = re.compile(r"^(srun|slurmstepd\S*): error: .*(Out Of Memory|oom-kill event)", re.MULTILINE)
+_OUTGROWN = re.compile(r"^(srun|slurmstepd\S*): error: .*(Out Of Memory|oom.kill event)", re.MULTILINE)
+_ENDED = re.compile(r"^srun: error: \S+: tasks? \S+: (\w+).*", re.MULTILINE)
+_STARTING = "Starting with JobEnvironment"  # submitit's first line of each start
 
 
 def class_of(error: BaseException) -> str:
@@ -91,6 +92,17 @@ def outgrown(log: Path | None) -> str | None:
     """
     found = _OUTGROWN.search(last_words(log)) if log is not None else None
     return found[0] if found else None
+
+
+def lost_rank(log: Path) -> tuple[str, str] | None:
+    """Class and Slurm's own line, where the first rank that a start lost was ended by a signal from outside.
+
+    srun then ends the others, which know nothing better than that they were asked to, or have lost a partner.
+    """
+    first = _ENDED.search(last_words(log).rpartition(_STARTING)[2])
+    if first is None or first[1] in ("Terminated", "Exited", "Out"):
+        return None
+    return ("killed" if first[1] == "Killed" else "error"), first[0]
 
 
 def class_of_exit(code: int, log: Path | None = None) -> str:

@@ -2,14 +2,14 @@
 
 import getpass
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.files import append_line, read_lines
 from pipeline.runtime.run_dir import RunDir
-from slurm.failures import POLICIES, class_of_exit, last_words, outgrown, root_cause
+from slurm.failures import POLICIES, class_of_exit, last_words, lost_rank, outgrown, root_cause
 from slurm.payload import ATTEMPTS, failures_of, process_born
 from slurm.queue import HELD, NEVER, Seen, look
 
@@ -35,6 +35,7 @@ class Submission:
     snapshot: str
     time: float
     record: Path
+    dependency: str = ""  # Slurm's --dependency
     cancelled: bool = False
 
     def alive(self, number: int) -> bool:
@@ -54,6 +55,7 @@ class State:
     starts: int = 0
     nodes: str = ""
     ended: int = 0  # parts that ended well, of an array
+    leaving: bool = False  # it was cancelled, and has yet to save and end
 
     @property
     def active(self) -> bool:
@@ -78,7 +80,14 @@ def submissions(run: RunDir) -> dict[str, Submission]:
         if row["event"] == "submitted":
             record = Path(row.get("record") or run.jobs / row["job"])
             found[row["job"]] = Submission(
-                row["job"], tuple(row["ids"]), row["executor"], tuple(row["born"]), row["snapshot"], row["time"], record
+                row["job"],
+                tuple(row["ids"]),
+                row["executor"],
+                tuple(row["born"]),
+                row["snapshot"],
+                row["time"],
+                record,
+                row.get("dependency") or "",
             )
         elif row["event"] == "cancelled" and row["job"] in found:
             old = found[row["job"]]
@@ -98,28 +107,71 @@ def record_of(run: RunDir, job: str) -> Path:
     return known.record if known is not None else run.jobs / job
 
 
+def ids_of(run: RunDir) -> set[str]:
+    """Every id that was ever written down for a run."""
+    return {i for row in read_lines(run.jobs / LEDGER) if row["event"] == "submitted" for i in row["ids"]}
+
+
 def open_ids(runs: Iterable[tuple[RunDir, Mapping[str, bool]]]) -> list[str]:
     """The ids at Slurm of everything that is submitted and not complete: what there is to ask Slurm about."""
-    return [
-        i
-        for run, complete in runs
-        for s in submissions(run).values()
-        if s.executor == "slurm" and not complete.get(s.job)
-        for i in s.ids
-    ]
+    return [i for run, complete in runs for i in _open(submissions(run), complete)]
 
 
-def states(run: RunDir, complete: Mapping[str, bool], seen: Mapping[str, Seen] | None = None) -> dict[str, State]:
+def _open(known: Mapping[str, Submission], complete: Mapping[str, bool]) -> list[str]:
+    return [i for s in known.values() if s.executor == "slurm" and not complete.get(s.job) for i in s.ids]
+
+
+def states(
+    run: RunDir,
+    complete: Mapping[str, bool],
+    seen: Mapping[str, Seen] | None = None,
+    *,
+    known: Mapping[str, Submission] | None = None,
+) -> dict[str, State]:
     """Where every job of a run stands.
 
     Args:
         complete: the graph's jobs in order, and whether what each makes is on the disk.
         seen: what Slurm says, where it was asked for many runs at once; None: ask now, if anything was sent there.
+        known: what had been submitted when Slurm was asked; None: what has been submitted now.
     """
-    known = submissions(run)
+    known = submissions(run) if known is None else known
     if seen is None:
         seen = look(open_ids([(run, complete)]))
-    return {job: _state(job, known.get(job), done=done, seen=seen) for job, done in complete.items()}
+    found: dict[str, State] = {}
+    for job, done in complete.items():
+        state = _state(job, known.get(job), done=done, seen=seen)
+        found[job] = _upstream(state, known[job], found) if state.cause == "vanished" and not state.starts else state
+    return found
+
+
+def states_of_all(
+    runs: Sequence[tuple[RunDir, Callable[[], Mapping[str, bool]]]],
+    known: Sequence[Mapping[str, Submission]],
+    queue: Sequence[Seen],
+) -> list[dict[str, State]]:
+    """Where every job of many runs stands.
+
+    Order matters, as all of it moves: what is known was read before the queue, so that nothing is known that the queue
+    has yet to show; the disk is looked at last, so that what ends meanwhile is complete, and not something that has
+    ended without what it should make.
+
+    Args:
+        runs: each with a look at the disk, as the `complete` of `states`.
+        known: the submissions of each.
+        queue: from `slurm.queue.mine`.
+    """
+    seen = look([i for mine, (_, complete) in zip(known, runs, strict=True) for i in _open(mine, complete())], queue)
+    return [states(run, complete(), seen, known=mine) for mine, (run, complete) in zip(known, runs, strict=True)]
+
+
+def _upstream(state: State, submission: Submission, before: Mapping[str, State]) -> State:
+    """Slurm forgets a job that it cancelled because another ended badly; where there is no accounting, in minutes."""
+    bad = {one_word(s.ids) for s in before.values() if s.ids and s.word in ("failed", "blocked", "cancelled")}
+    waited = {word.partition(":")[2] for word in submission.dependency.split(",") if word.startswith("afterok:")}
+    if not waited & bad:
+        return state
+    return State(state.job, "blocked", cause="upstream", message=_UPSTREAM, ids=state.ids)
 
 
 def attempts(record: Path, ids: Sequence[str]) -> list[dict[str, Any]]:
@@ -138,12 +190,14 @@ def _state(job: str, submission: Submission | None, *, done: bool, seen: Mapping
     worst = min(parts, key=lambda part: _ORDER.index(part.word))
     nodes = ",".join(sorted({part.nodes for part in parts if part.nodes}))
     ended = sum(part.word == "ended" for part in parts)
+    leaving = submission.cancelled and worst.active
     if worst.word == "ended":
         message = "it ended well, but what it should make is not complete"
         worst = State(job, "failed", cause="error", message=message)
-    return State(job, worst.word, worst.cause, worst.message, submission.ids, starts, nodes, ended)
+    return State(job, worst.word, worst.cause, worst.message, submission.ids, starts, nodes, ended, leaving)
 
 
+_UPSTREAM = "a job that it waits for did not end well"
 _ORDER = ("running", "waiting", "failed", "blocked", "cancelled", "ended")
 
 
@@ -160,33 +214,31 @@ def _part(submission: Submission, number: int, *, rows: list[dict[str, Any]], se
         return State(job, "waiting", message=now.why)
     if submission.cancelled:
         return State(job, "cancelled", cause="cancelled", message="cancelled here")
-    if now is not None and (now.reason == NEVER or (now.state == "CANCELLED" and not mine)):
-        return State(job, "blocked", cause="upstream", message="a job that it waits for did not end well")
+    if now is not None and now.reason == NEVER and (now.waits or not mine):
+        return State(job, "blocked", cause="upstream", message=_UPSTREAM)
     if now is not None and now.reason in HELD:
         return State(job, "failed", cause="held", message=f"Slurm holds it back: {now.reason}")
-    return _ended(submission, mine, now=now)
+    return _ended(submission, mine, now=now, log=submission.record / f"{job_id}_0_log.out")
 
 
-def _ended(submission: Submission, rows: list[dict[str, Any]], *, now: Seen | None) -> State:
+def _ended(submission: Submission, rows: list[dict[str, Any]], *, now: Seen | None, log: Path) -> State:
     job = submission.job
     start = next((row for row in reversed(rows) if row["event"] == "start" and row["rank"] == 0), None)
     last = rows[-1] if rows else None
-    log = Path(start["log"]) if start else None
+    log = Path(start["log"]) if start else log
     if (now is not None and now.state == "COMPLETED") or (last and last["event"] == "end" and last["code"] == 0):
         return State(job, "ended")
     cause, message = _cause(submission, rows, now=now, log=log)
     return State(job, "cancelled" if cause == "cancelled" else "failed", cause=cause, message=message)
 
 
-def _cause(
-    submission: Submission, rows: list[dict[str, Any]], *, now: Seen | None, log: Path | None
-) -> tuple[str, str]:
+def _cause(submission: Submission, rows: list[dict[str, Any]], *, now: Seen | None, log: Path) -> tuple[str, str]:
     """The class of a failure and its message: the ranks' own words first, then Slurm's, then the end of the log."""
     failures = failures_of(submission.record, rows[-1]["id"]) if rows else []
     same_start = [f for f in failures if rows and f["restart"] == rows[-1]["restart"]]
     told = root_cause(same_start)
     by_slurm = _BY_STATE.get(now.state) or _BY_STATE.get(now.reason) if now else None
-    words = last_words(log) if log else ""
+    words = last_words(log)
     if told is not None and str(told["class"]) != "error":
         return str(told["class"]), str(told["message"])
     if line := outgrown(log):
@@ -195,6 +247,8 @@ def _cause(
         return by_slurm, f"Slurm says {now.state if now else ''}"
     if now is not None and now.state == "CANCELLED":
         return "cancelled", "cancelled with scancel"
+    if submission.executor == "slurm" and (lost := lost_rank(log)):
+        return lost
     if told is not None:
         return str(told["class"]), str(told["message"])
     ended = next((row for row in reversed(rows) if row["event"] in ("batch", "end")), None)
@@ -204,4 +258,6 @@ def _cause(
         return "cancelled", "it was asked to end (SIGTERM)"
     if now is not None and now.reason.partition(":")[0].isdigit() and now.state == "FAILED":
         return class_of_exit(int(now.reason.partition(":")[0]), log), words
+    if now is not None and now.state == "FAILED":
+        return class_of_exit(1, log), words
     return ("killed" if submission.executor == "local" and rows else "vanished"), words

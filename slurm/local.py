@@ -8,13 +8,14 @@ from pathlib import Path
 from types import FrameType
 
 from slurm import ledger, snapshot
+from slurm.adopt import locked
 from slurm.board import Board
 from slurm.failures import retries_allowed
 from slurm.graph import ordered
 from slurm.job import Job
 from slurm.ledger import State, Submission
 from slurm.payload import process_born
-from slurm.submit import locked, place
+from slurm.submit import place
 from slurm.watching import last_line, newest_log, training_of
 from slurm.workflows import Launch
 

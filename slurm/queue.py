@@ -2,7 +2,7 @@
 
 import shutil
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from pipeline.runtime.errors import UserError
@@ -48,13 +48,22 @@ class Seen:
         return (self.waits and self.reason not in (NEVER, *HELD)) or self.runs
 
 
-def look(ids: Collection[str]) -> dict[str, Seen]:
-    """The jobs with these ids, by id; one that neither the queue nor the accounting knows is left out."""
+def look(ids: Collection[str], queue: Sequence[Seen] | None = None) -> dict[str, Seen]:
+    """The jobs with these ids, by id; one that neither the queue nor the accounting knows is left out.
+
+    `queue`: what `mine` said a moment ago; None: ask now.
+    """
     if not ids:
         return {}
-    accounted, queued = _accounting(ids), {s.id: s for s in mine()}
-    # The accounting lags by seconds; the queue knows better what still is there.
-    return {i: found for i in ids if (found := queued.get(i) or accounted.get(i))}
+    accounted, queued = _accounting(ids), {s.id: s for s in (mine() if queue is None else queue)}
+    return {i: found for i in ids if (found := _newer(queued.get(i), accounted.get(i)))}
+
+
+def _newer(queued: Seen | None, accounted: Seen | None) -> Seen | None:
+    """The accounting lags by seconds: the queue knows better what still is there. But it does not tell exit codes."""
+    if queued is None or (queued.state == "FAILED" and accounted is not None and accounted.state == "FAILED"):
+        return accounted
+    return queued
 
 
 def mine() -> list[Seen]:
@@ -80,7 +89,8 @@ def _accounting(ids: Collection[str]) -> dict[str, Seen]:
     found: dict[str, Seen] = {}
     for line in _run(words).stdout.splitlines():
         name, state, code, nodes, start = line.split("|")[:5]
-        state = state.split()[0]  # "CANCELLED by 0"
+        state, _, by = state.partition(" ")  # "CANCELLED by 0": Slurm itself, whose reason is a dependency, has no "by"
+        code = NEVER if state == "CANCELLED" and not by else code
         job, _, step = name.partition(".")
         if not step:
             found[job] = Seen(job, state, code, nodes, start)

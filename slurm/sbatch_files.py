@@ -6,7 +6,8 @@ from pathlib import Path
 from submitit.slurm.slurm import _make_sbatch_string
 
 from pipeline.runtime.files import write_text
-from slurm import snapshot
+from slurm import ledger, snapshot
+from slurm.adopt import SCRIPTS
 from slurm.executor import Place, python_of, slurm_parameters
 from slurm.graph import ordered
 from slurm.job import Job
@@ -19,7 +20,8 @@ _REQUEUE = ["code=$?", 'if [ $code = 75 ] || [ $code = 140 ]; then scontrol requ
 def write(launch: Launch, folder: Path) -> list[Path]:
     """Write one script for each job, and `submit.sh`, which submits them with their dependencies.
 
-    The code is copied to `folder/code`; the run's config must have been written.
+    The code is copied to `folder/code`; the run's config must have been written. The run's ledger says that there are
+    scripts: `status` then looks for what was submitted of them.
     """
     folder = folder.resolve()
     code = snapshot.take(folder / "code")
@@ -33,6 +35,7 @@ def write(launch: Launch, folder: Path) -> list[Path]:
         lines += [f"{job.name}=$(sbatch --parsable{option} {shlex.quote(str(path))})", f'echo "{job.name} ${job.name}"']
     write_text(folder / "submit.sh", "\n".join(lines) + "\n")
     (folder / "submit.sh").chmod(0o755)
+    ledger.note(launch.run, SCRIPTS, folder=str(folder), words=launch.words, cwd=str(Path.cwd()))
     return [*written, folder / "submit.sh"]
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,9 +12,10 @@ from rich.text import Text
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import read_lines
 from slurm import ledger
+from slurm.adopt import adopt_its_own, written_by_hand
 from slurm.board import COLOURS
 from slurm.ledger import LEDGER, State
-from slurm.queue import look
+from slurm.queue import mine
 from slurm.watching import last_line, newest_log, training_of
 from slurm.workflows import Launch, job_named, launch_of_run
 
@@ -41,8 +43,14 @@ def runs_under(paths: Sequence[Path]) -> list[Path]:
 
 def last_words_of(run: Path) -> tuple[str, ...]:
     """The overrides that the newest submission of a run was made with."""
+    row = _submitted_last(run)
+    return tuple(row["words"]) if row else ()
+
+
+def _submitted_last(run: Path) -> dict[str, Any] | None:
+    """The ledger's newest row of a submission with words of its own; else of scripts that were written."""
     rows = [row for row in read_lines(run / "jobs" / LEDGER) if "words" in row]
-    return tuple(rows[-1]["words"]) if rows else ()
+    return max(rows, key=lambda row: (row["event"] == "submitted", row["time"]), default=None)
 
 
 def launches(paths: Sequence[Path]) -> list[Launch]:
@@ -51,17 +59,22 @@ def launches(paths: Sequence[Path]) -> list[Launch]:
     Relative paths in their settings are relative to where they were submitted: this process goes there.
     """
     runs = [path.resolve() for path in runs_under(paths)]
-    places = [Path(row["cwd"]) for run in runs for row in read_lines(run / "jobs" / LEDGER) if "cwd" in row]
+    places = [Path(row["cwd"]) for run in runs if (row := _submitted_last(run))]
     if places and places[-1].is_dir():
         os.chdir(places[-1])
     return [launch_of_run(path, last_words_of(path)) for path in runs]
 
 
 def states_of(runs: Sequence[Launch]) -> list[dict[str, State]]:
-    """The states of every job of every run; Slurm is asked once for all of them."""
-    complete = [launch.complete() for launch in runs]
-    seen = look(ledger.open_ids((launch.run, done) for launch, done in zip(runs, complete, strict=True)))
-    return [ledger.states(launch.run, done, seen) for launch, done in zip(runs, complete, strict=True)]
+    """The states of every job of every run; Slurm is asked once for all of them, where anything may be there."""
+    complete = [(launch, launch.complete()) for launch in runs]
+    known = [ledger.submissions(launch.run) for launch in runs]
+    by_hand = any(written_by_hand(launch.run) for launch, done in complete if not all(done.values()))
+    queue = mine() if by_hand or ledger.open_ids((launch.run, done) for launch, done in complete) else []
+    for number, launch in enumerate(runs):
+        if adopt_its_own(launch, queue):
+            known[number] = ledger.submissions(launch.run)
+    return ledger.states_of_all([(launch.run, launch.complete) for launch in runs], known, queue)
 
 
 def show(runs: Sequence[Launch], console: Console) -> list[dict[str, State]]:
@@ -103,6 +116,7 @@ def explain(launch: Launch, state: State) -> str:
     if training is not None:
         told += [training.words(running=state.word == "running")] if state.word != "complete" else []
         told += [f"goodput {training.goodput:.0%}"] if training.goodput is not None else []
+    told += ["cancelled: it saves and ends"] if state.leaving else []
     if state.word == "running":
         log = None if told else newest_log(ledger.record_of(launch.run, state.job))
         told += [last_line(log)[:100]] if log is not None else []

@@ -6,35 +6,19 @@ of runs take turns.
 
 import contextlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import cache
 from pathlib import Path
 
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.run_dir import RunDir
 from slurm import ledger, snapshot
+from slurm.adopt import Stray, adopt, in_turn, locked, strays
 from slurm.executor import Place, sbatch, submit
 from slurm.graph import ancestors, ordered
 from slurm.job import Job
 from slurm.ledger import State
-from slurm.locks import held
 from slurm.payload import process_born
-from slurm.queue import Seen, look, mine
+from slurm.queue import mine
 from slurm.workflows import Launch
-
-TURN_SECONDS = 300.0  # how long a submitter waits for others that submit runs to the same folder
-
-
-def locked(run: RunDir) -> AbstractContextManager[None]:
-    """One at work on a run at a time. Raises `UserError` where somebody runs it in the foreground."""
-    refusal = f"Another 'python -m slurm' is at work on {run.path}. Wait for it, or end it."
-    return held(run.jobs / ".lock", refusal=refusal)
-
-
-def in_turn(folder: Path) -> AbstractContextManager[None]:
-    """One submitter of a folder of runs after the other: else two would both queue what their runs share."""
-    refusal = f"Others have been submitting to {folder} for {TURN_SECONDS:.0f} s. Try again."
-    return held(folder / ".submitting", refusal=refusal, seconds=TURN_SECONDS)
 
 
 def submit_graph(launch: Launch) -> dict[str, State]:
@@ -55,10 +39,10 @@ def submit_all(launches: Sequence[Launch]) -> list[dict[str, State]]:
             locks.enter_context(locked(launch.run))
         queue = mine()
         for launch in launches:
-            adopt_strays(launch, queue)
-        complete = [launch.complete() for launch in launches]
-        seen = look(ledger.open_ids([(launch.run, done) for launch, done in zip(launches, complete, strict=True)]))
-        found = [ledger.states(launch.run, done, seen) for launch, done in zip(launches, complete, strict=True)]
+            for stray in strays(launch, queue):
+                adopt(launch, stray)
+        known = [ledger.submissions(launch.run) for launch in launches]
+        found = ledger.states_of_all([(launch.run, launch.complete) for launch in launches], known, queue)
         code = cache(lambda folder: snapshot.take(folder))
         left = {s.id for s in queue if s.waits or s.runs}
         made: dict[str, tuple[tuple[str, ...], Path]] = {}  # ids and record of what this call queued, by key
@@ -78,26 +62,34 @@ def _submit(
     queued: dict[str, tuple[str, ...]] = {}
     for job in ordered(launch.jobs):
         state = states[job.name]
-        if state.word == "complete" or (state.active and not ancestors(launch.jobs, job.name) & set(queued)):
+        stays = state.active and not state.leaving and not ancestors(launch.jobs, job.name) & set(queued)
+        if state.word == "complete" or stays:
             continue
         _refuse_two_places(launch, state)
-        if stale := left & set(state.ids):  # held, or waiting for a job that is being replaced
+        stale = left & set(state.ids)  # held, or waiting for a job that is being replaced
+        if stale and not state.leaving:
             sbatch(["scancel", *sorted(stale)])
         key = launch.key(job.name)
         if key in made:  # another run of this call prepares the same data
             queued[job.name], record = made[key]
-            _adopt(launch, job.name, queued[job.name], record)
+            adopt(launch, Stray(job.name, queued[job.name], record))
             continue
-        waits_for = {**{n: s.ids for n, s in states.items() if s.active}, **queued}
-        queued[job.name] = place(launch, job, code=code(launch.run.path.parent / snapshot.FOLDER), waits_for=waits_for)
+        waits_for = {**{n: s.ids for n, s in states.items() if s.active and not s.leaving}, **queued}
+        folder, ending = launch.run.path.parent / snapshot.FOLDER, state.ids if state.leaving else ()
+        queued[job.name] = place(launch, job, code=code(folder), waits_for=waits_for, ending=ending)
         made[key] = queued[job.name], launch.run.jobs / job.name
 
 
-def place(launch: Launch, job: Job, *, code: Path, waits_for: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+def place(
+    launch: Launch, job: Job, *, code: Path, waits_for: dict[str, tuple[str, ...]], ending: tuple[str, ...] = ()
+) -> tuple[str, ...]:
     """Submit one job and write it into the ledger; the ids of its parts.
 
-    `waits_for`: ids of the jobs that are under way, by name; parents that are not in it are complete.
+    Args:
+        waits_for: ids of the jobs that are under way, by name; parents that are not in it are complete.
+        ending: ids of this job's own earlier submission, where that was cancelled and is still saving.
     """
+    waits = [dependency_of(job, waits_for, launch.jobs), f"afterany:{ledger.one_word(ending)}" if ending else None]
     record = launch.run.jobs / job.name
     where = Place(
         cluster=launch.cfg.cluster,
@@ -105,7 +97,7 @@ def place(launch: Launch, job: Job, *, code: Path, waits_for: dict[str, tuple[st
         snapshot=code,
         label=f"{launch.run.path.name}.{job.name}",
         comment=f"mudi {launch.key(job.name)} {record}",
-        dependency=dependency_of(job, waits_for, launch.jobs),
+        dependency=",".join(filter(None, waits)) or None,
     )
     ids = tuple(str(j.job_id) for j in submit(job, where))
     born = tuple(process_born(int(i)) for i in ids) if launch.cfg.cluster.executor == "local" else ()
@@ -141,22 +133,6 @@ def dependency_of(job: Job, waits_for: dict[str, tuple[str, ...]], jobs: Sequenc
     words = [f"afterok:{ledger.one_word(waits_for[n])}" for n in ok if n in waits_for]
     words += [f"afterany:{ledger.one_word(waits_for[n])}" for n in job.after_any if n in waits_for]
     return ",".join(words) or None
-
-
-def adopt_strays(launch: Launch, seen: Sequence[Seen]) -> None:
-    """Write jobs into the ledger that are in the queue but not in it: the submitter died between the two, or another
-    run prepares the same data."""
-    known = {i for s in ledger.submissions(launch.run).values() for i in s.ids}
-    queue = [s for s in seen if s.active and s.id not in known and s.comment.startswith("mudi ")]
-    for job in launch.jobs:
-        found = [s for s in queue if s.comment.split(" ", 2)[1] == launch.key(job.name)]
-        if found:
-            _adopt(launch, job.name, tuple(s.id for s in found), Path(found[0].comment.split(" ", 2)[2]))
-
-
-def _adopt(launch: Launch, job: str, ids: tuple[str, ...], record: Path) -> None:
-    row = {"executor": "slurm", "born": [], "snapshot": "", "adopted": True}
-    ledger.note(launch.run, "submitted", job=job, ids=ids, record=str(record), **row)
 
 
 def _refuse_two_places(launch: Launch, state: State) -> None:

@@ -35,8 +35,8 @@ class Stop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
     def _set(self, number: int, _: FrameType | None) -> None:
         # A flag and nothing else: whatever the interpreter was in the middle of goes on as if nothing had happened.
@@ -51,9 +51,15 @@ class Stop:
         return self.asked_at is not None
 
     def hand_over(self) -> int:
-        """Call the launcher's own handler for the signal, which may requeue and exit; else return the exit code."""
-        handler = self._previous.get(self.signal or 0)
+        """Call the launcher's own handler for the signal, which may requeue and exit; else return the exit code.
+
+        In a step of Slurm where nobody handles SIGTERM, nothing heeds it from here on: srun sends it to the other ranks
+        as soon as one has left with that code, and whoever was still on the way out would leave with another one.
+        """
+        handler, alone = self._previous.get(self.signal or 0), self._previous.get(signal.SIGTERM) == signal.SIG_DFL
         self.__exit__()
+        if alone and "SLURM_PROCID" in os.environ:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if callable(handler) and handler is not signal.default_int_handler:
             print("state saved; handing over to the launcher", file=sys.stderr, flush=True)
             handler(self.signal, None)

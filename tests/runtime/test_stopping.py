@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -33,6 +35,22 @@ def test_without_a_launcher_the_exit_code_says_it_wants_to_go_on():
             assert stop.hand_over() == 75
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+@pytest.mark.parametrize(("inside", "code"), [({"SLURM_PROCID": "1"}, STOPPED), ({}, -signal.SIGTERM)], ids=str)
+def test_a_rank_on_its_way_out_is_not_hurried_by_srun(inside, code):
+    """As soon as one rank has left with 75, srun sends SIGTERM to the others: their code, 143, would be the step's."""
+    script = """
+import os, signal, sys
+from pipeline.runtime.stopping import Stop
+with Stop() as stop:
+    os.kill(os.getpid(), signal.SIGUSR2)
+    code = stop.hand_over()
+os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(code)
+"""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")} | inside
+    assert subprocess.run([sys.executable, "-c", script], env=env, check=False).returncode == code
 
 
 def test_the_end_of_the_job_asks_too(monkeypatch):

@@ -76,6 +76,10 @@ def fail(kind: str) -> None:
     if kind == "disk_full":
         with Path("/dev/full").open("w") as full:
             full.write("x" * 10_000)
+    if kind == "lost":  # rank 1 is killed from outside; its partner hangs
+        if os.environ.get("SLURM_PROCID") == "1":
+            os.kill(os.getpid(), 9)
+        time.sleep(900)
     if kind == "error":
         raise RuntimeError("the file system went away for a moment")
 
