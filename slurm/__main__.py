@@ -100,9 +100,9 @@ def logs_(words: list[str]) -> int:
     rest, options = options_of(words, values=("-n",), flags=("-f", "--follow"))
     if not 1 <= len(rest) <= 2:
         raise UserError("logs of which run? For example: python -m slurm logs runs/glyphs16 train -f")
+    follow, lines = bool({"-f", "--follow"} & options.keys()), int(number_of(options, "-n", 40))
     launch = status.launches([Path(rest[0])])[0]
-    follow = bool({"-f", "--follow"} & options.keys())
-    logs.show(launch, rest[1] if len(rest) == 2 else None, follow=follow, lines=int(options.get("-n", "40")))
+    logs.show(launch, rest[1] if len(rest) == 2 else None, follow=follow, lines=lines)
     return 0
 
 
@@ -121,7 +121,7 @@ def preflight_(words: list[str]) -> int:
     rest, options = options_of(words, values=("--wait",))
     if run_named(rest) is None and not any(w.startswith(("experiment=", "data=", "model=")) for w in rest):
         rest = ["data=glyphs16", "model=unet_tiny", "name=preflight", *rest]
-    wait_s = float(options.get("--wait", "300"))
+    wait_s = number_of(options, "--wait", 300)
     return int(not preflight.preflight(config_from(rest), console_for(sys.stdout.isatty()), wait_s=wait_s))
 
 
@@ -146,6 +146,21 @@ def options_of(
         else:
             rest.append(word)
     return rest, found
+
+
+def number_of(options: dict[str, str], name: str, default: float) -> float:
+    """An option's value as a number.
+
+    Raises:
+        UserError: where it is none, or below 0.
+    """
+    try:
+        value = float(options.get(name, default))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise UserError(f"{name}: found '{options[name]}', expected a number.")
+    return value
 
 
 def sweep(words: list[str]) -> int:

@@ -2,7 +2,9 @@
 
 import sys
 import time
+from collections import deque
 from pathlib import Path
+from typing import TextIO
 
 from pipeline.runtime.errors import UserError
 from slurm.ledger import record_of
@@ -50,18 +52,36 @@ def show(launch: Launch, job: str | None, *, follow: bool, lines: int) -> None:
 
     What has yet to start has no log: with `follow`, it is waited for.
     """
-    name, log = _log_once_started(launch, job) if follow else log_of(launch, job)
-    print(f"==> {log} <==", file=sys.stderr)
-    with log.open(errors="replace") as file:
-        print("".join(file.readlines()[-lines:]), end="", flush=True)
-        asked = 0.0
-        while follow:
-            text = file.read()
-            print(text, end="", flush=True)
-            if not text and time.monotonic() - asked > ASK_SECONDS:
-                asked = time.monotonic()
-                state = states_of([launch])[0][name]
-                if not state.active:
-                    print(f"==> {name}: {state.word} {state.cause or ''}", file=sys.stderr)
-                    return
-            time.sleep(POLL_SECONDS)
+    name, newest = _log_once_started(launch, job) if follow else log_of(launch, job)
+    log: Path | None = newest
+    first: int | None = lines
+    while log is not None:
+        print(f"==> {log} <==", file=sys.stderr)
+        with log.open(errors="replace") as file:
+            print("".join(deque(file, maxlen=first)), end="", flush=True)
+            log = _followed(launch, name, file, log=log) if follow else None
+        first = None
+
+
+def _followed(launch: Launch, job: str, file: TextIO, *, log: Path) -> Path | None:
+    """Print what is added to a log; the log of the job's next submission, or None when nothing of it is under way."""
+    asked = 0.0
+    while True:
+        text = file.read()
+        print(text, end="", flush=True)
+        newest = newest_log(record_of(launch.run, job))
+        if not text and newest is not None and _submission_of(newest) != _submission_of(log):
+            return newest
+        if not text and time.monotonic() - asked > ASK_SECONDS:
+            asked = time.monotonic()
+            state = states_of([launch])[0][job]
+            if not state.active:
+                print(file.read(), end="", flush=True)
+                print(f"==> {job}: {state.word} {state.cause or ''}", file=sys.stderr)
+                return None
+        time.sleep(POLL_SECONDS)
+
+
+def _submission_of(log: Path) -> str:
+    """The id of the job, or of the array, that writes it."""
+    return log.name.partition("_")[0]

@@ -101,12 +101,17 @@ def test_scripts_of_two_ranks_go_on_though_srun_ends_the_slower_one(tmp_path):
     assert launch.run.latest_step() == 150 and len(launch.run.starts.read_text().splitlines()) == 2
 
 
-def test_a_rank_that_is_killed_is_not_taken_for_a_cancelled_job(tmp_path):
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_of_two_ranks_one_is_killed_and_the_other_ended_for_it(tmp_path, by_hand):
     cluster = profile("testbed", options=CALM, train={"tasks": 2})
     launch = stand_in(tmp_path, cluster, only=("train", "sample"), options={"train": "--fail lost"})
-    submit_graph(launch)
+    if by_hand:  # both ranks are ended by a signal, and the larger one is the job's: SIGTERM
+        wait_until_gone(submitted(scripts_of(launch, tmp_path / "scripts")).values())
+        states_of([launch])
+    else:
+        submit_graph(launch)
     now = wait_for(launch, ended)
-    assert (now["train"].word, now["train"].cause, now["train"].starts) == ("failed", "killed", 1)
+    assert (now["train"].word, now["train"].cause) == ("failed", "killed")
     assert "task 1: Killed" in now["train"].message and now["sample"].cause == "upstream"
 
 

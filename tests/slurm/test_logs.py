@@ -1,0 +1,53 @@
+"""Following a log: from one submission of a job to its next, until nothing of it is under way."""
+
+import subprocess
+import threading
+import time
+
+import pytest
+from launching import profile, stand_in
+
+from slurm import logs
+from slurm.__main__ import main
+from slurm.ledger import note
+from slurm.payload import process_born
+
+
+def test_following_goes_over_to_the_log_of_the_next_submission(tmp_path, capfd, monkeypatch):
+    """A job failed, was submitted again and waits: its old log is all there is, and then there is another."""
+    monkeypatch.setattr(logs, "ASK_SECONDS", 0.2)
+    launch = stand_in(tmp_path, profile("local"), only=("train",))
+    record = launch.run.jobs / "train"
+    record.mkdir(parents=True)
+    (record / "1_0_log.out").write_text("earlier\nthe first try failed\n")
+    job = subprocess.Popen(["sleep", "60"])
+    row = {"executor": "local", "snapshot": "", "ids": [str(job.pid)], "born": [process_born(job.pid)]}
+    note(launch.run, "submitted", job="train", **row)
+    follower = threading.Thread(target=logs.show, args=(launch, "train"), kwargs={"follow": True, "lines": 1})
+    follower.start()
+    said = ""
+    try:
+        for expected, add in (("the first try failed\n", "the second try\n"), ("the second try\n", "its last words\n")):
+            said += seen(capfd, expected)
+            with (record / f"{job.pid}_0_log.out").open("a") as log:
+                log.write(add)
+    finally:
+        job.kill()
+        job.wait()
+        follower.join(30)
+    assert said + capfd.readouterr().out == "the first try failed\nthe second try\nits last words\n"
+
+
+def seen(capfd, text: str) -> str:
+    """What was printed until a text came."""
+    said, end = "", time.monotonic() + 30
+    while text not in said:
+        assert time.monotonic() < end, said
+        said += capfd.readouterr().out
+        time.sleep(0.05)
+    return said
+
+
+@pytest.mark.parametrize("words", [["logs", "runs/x", "-n", "many"], ["preflight", "cluster=local", "--wait", "-1"]])
+def test_a_number_that_is_none_is_said(words, capsys):
+    assert main(words) == 2 and "expected a number" in capsys.readouterr().err
