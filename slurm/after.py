@@ -2,7 +2,8 @@
 
     python -m slurm.after RECORD CODE --retries error=1,rendezvous=3 --backoff 60
 
-It runs after `srun`, outside of the ranks, so it is there whatever became of them. Its exit code is the job's.
+It runs after `srun`, outside of the ranks, so it is there whatever became of them. Its exit code is the job's, or AGAIN
+where the batch script is to queue the job again, as Slurm's commands are not where Python is.
 """
 
 import argparse
@@ -16,11 +17,13 @@ from pathlib import Path
 
 from pipeline.runtime.files import append_line, read_lines
 from slurm.failures import POLICIES, class_of_exit, last_words, lost_rank, outgrown, root_cause
-from slurm.payload import ATTEMPTS, failures_of
+from slurm.payload import ATTEMPTS, contained, failures_of
+
+AGAIN = 85
 
 
 def main(words: list[str]) -> int:
-    """Look at how this start of the job ended; returns the code that it was given."""
+    """Look at how this start of the job ended; returns the code that it was given, or `AGAIN`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("record", type=Path)
     parser.add_argument("code", type=int)
@@ -31,8 +34,8 @@ def main(words: list[str]) -> int:
     if args.code and all_ended_well(args.record):
         print(f"slurm: srun says {args.code}, but every rank had ended well before: that is what counts")
         return 0
-    if args.code:
-        explain(args.record, args.code, limits=limits, backoff=args.backoff)
+    if args.code and explain(args.record, args.code, limits=limits, backoff=args.backoff) and contained():
+        return AGAIN
     return int(args.code)
 
 
@@ -50,13 +53,13 @@ def job_id() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
-def explain(record: Path, code: int, *, limits: Mapping[str, int], backoff: float) -> None:
-    """Print class, message and what to do; note the end; queue the job again where the limits allow."""
+def explain(record: Path, code: int, *, limits: Mapping[str, int], backoff: float) -> bool:
+    """Print class, message and what to do; note the end; queue the job again where limits allow: whether they do."""
     name, restart = job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     rows = [row for row in read_lines(record / ATTEMPTS) if row["id"] == name]
     here = {"id": name, "restart": restart, "rank": -1, "time": time.time()}
     if any(row["event"] == "requeued" and row["restart"] == restart for row in rows):
-        return  # rank 0 has saved its state and is in the queue again
+        return True  # rank 0 has saved its state and is in the queue again, or asks to be
     append_line(record / ATTEMPTS, {"event": "batch", "code": code, **here})
     told = root_cause([f for f in failures_of(record, name) if f["restart"] == restart])
     log = record / f"{name}_0_log.out"
@@ -70,11 +73,13 @@ def explain(record: Path, code: int, *, limits: Mapping[str, int], backoff: floa
     before = sum(row["event"] == "retry" and row["class"] == cause for row in rows)
     if before >= limits.get(cause, 0):
         print(f"slurm: {POLICIES[cause].advice}", flush=True)
-        return
-    wait = backoff * 2**before
+        return False
+    wait = 0.0 if contained() else backoff * 2**before
     print(f"slurm: queued again in {wait:.0f} s, attempt {before + 1} of {limits[cause]} for {cause}", flush=True)
     append_line(record / ATTEMPTS, {"event": "retry", "class": cause, **here})
-    requeue(name, wait)
+    if not contained():
+        requeue(name, wait)
+    return True
 
 
 def requeue(name: str, wait: float) -> None:

@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 from pipeline.config.schema_cluster import ClusterConfig, Resources
+from slurm.after import AGAIN
 from slurm.failures import POLICIES, retries_allowed
 from slurm.snapshot import commit_of
 
@@ -47,4 +48,11 @@ def teardown_lines(cluster: ClusterConfig, python: str, record: Path) -> list[st
     allowed = ",".join(f"{name}={retries_allowed(name, retry)}" for name in POLICIES if retries_allowed(name, retry))
     limits = f"--retries '{allowed}' --backoff {retry.backoff_s}"
     after = f"{python} -m slurm.after {shlex.quote(str(record))} $code {limits}"
-    return ["code=$?", f"if [ $code != 0 ]; then {after}; code=$?; fi", 'rm -rf "$MUDI_NODE_CACHE"', "exit $code"]
+    again = f'if [ $code = {AGAIN} ]; then scontrol requeue "$SLURM_JOB_ID"; fi  # Python is in a container'
+    return [
+        "code=$?",
+        f"if [ $code != 0 ]; then {after}; code=$?; fi",
+        'rm -rf "$MUDI_NODE_CACHE"',
+        again,
+        "exit $code",
+    ]

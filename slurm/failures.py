@@ -19,7 +19,7 @@ class Policy:
     advice: str
 
 
-_NOT_AGAIN = "Slurm was not to queue it again (cluster.requeue=false): retry goes on from what was saved"
+_NOT_AGAIN = "Slurm was not to queue it again (cluster.requeue is off): retry goes on from what was saved"
 POLICIES = {
     "bad_config": Policy("never", "correct the setting that the message names and submit again"),
     "out_of_memory": Policy(

@@ -47,6 +47,8 @@ class Words:
         code = here.run(self.argv)
         if code == STOPPED and here.rank == 0 and self.requeue:
             here.requeue()  # leaves, where a launcher queues the job again
+        elif code == STOPPED and contained():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun's, as soon as rank 0 has left to be queued again
         here.end(code)
         if code and not (code == STOPPED and here.rank > 0):  # another rank's bad end would cut rank 0's requeue short
             raise SystemExit(code)
@@ -93,6 +95,8 @@ class Attempt:
         if "SLURM_JOB_ID" not in os.environ:
             os.setpgid(0, 0)  # Ctrl-C in the submitting terminal is the submitter's to handle
         signal.signal(signal.SIGTERM, self._terminated)
+        if contained():
+            signal.signal(signal.SIGUSR2, self._cut)
         if self.rank == 0:  # left by a kill in the middle of submitit's own checkpoint, which would refuse ever after
             for left in self.log.parent.glob(f"{self.id}_submitted.pkl*.save_tmp"):
                 left.unlink(missing_ok=True)
@@ -131,7 +135,9 @@ class Attempt:
     def requeue(self) -> None:
         """Ask the launcher to queue this job again, unless the job is being cancelled or has ended."""
         handler = signal.getsignal(signal.SIGUSR2)
-        if callable(handler) and self._still_wanted():
+        if contained():
+            self.note("requeued")  # `slurm.after` reads it, and the batch script does it
+        elif callable(handler) and self._still_wanted():
             handler(signal.SIGUSR2, None)
 
     def _failed(self, name: str, message: str, code: int) -> None:
@@ -150,8 +156,15 @@ class Attempt:
         self.note("terminated", signal=number)
         raise SystemExit(TERMINATED)
 
+    def _cut(self, _: int, __: FrameType | None) -> None:
+        """SIGUSR2 where only the batch script can queue the job again: it sees the code that rank 0 leaves with."""
+        if self.rank == 0:
+            raise SystemExit(STOPPED)
+
     def _preempted(self) -> bool:
         """Whether Slurm is taking the nodes away: srun sends the same signal when another rank has failed."""
+        if contained():
+            return False
         words = ["scontrol", "show", "job", "-o", os.environ["SLURM_JOB_ID"]]
         done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
         found = re.search(r" PreemptTime=(\S+)", done.stdout)
@@ -163,6 +176,11 @@ class Attempt:
         words = ["squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-t", "all", "-o", "%T"]
         done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
         return done.returncode != 0 or done.stdout.strip() in ("RUNNING", "PREEMPTED", "SIGNALING")
+
+
+def contained() -> bool:
+    """Whether we are in a job, but Slurm's commands are not here: Python runs in a container."""
+    return "SLURM_JOB_ID" in os.environ and shutil.which("scontrol") is None
 
 
 def leave_group() -> None:

@@ -21,12 +21,13 @@ from pipeline.runtime.run_dir import RunDir
 from slurm import snapshot
 from slurm.executor import Place, sbatch, submit
 from slurm.job import Job
-from slurm.preflight_rank import ASKED
+from slurm.preflight_rank import ASKED, SIGNAL_ASKED
 from slurm.queue import look
 from slurm.watching import tail_rows
 from slurm.workflows import RECEIPT, trained_autoencoder
 
 MINUTES = 5  # the job's limit before the signal; it takes less than one
+ASK_SECONDS = 3.0  # how often Slurm is asked whether the job still lasts
 NEEDED_GIB = 10.0  # less room than this is red
 SAVE_MARGIN = 2.0  # the signal should come this many times a save before the end
 
@@ -89,10 +90,15 @@ def _run(cfg: Config, folder: Path, console: Console, *, wait_s: float) -> list[
     handle = submit(job, place)[0]
     console.print(f"preflight: job {handle.job_id} on cluster={cfg.cluster.name}, {_asked(cfg)}", highlight=False)
     ranks = asked.nodes * asked.tasks_per_node
-    end = time.monotonic() + wait_s
-    while len(found := list(folder.glob("rank-*.json"))) < ranks:
-        if time.monotonic() > end or _ended(cfg, handle):
-            break
+    end, asked_at = time.monotonic() + wait_s, time.monotonic()
+    while len(found := list(folder.glob("rank-*.json"))) < ranks and time.monotonic() < end:
+        if (asking := folder / SIGNAL_ASKED).exists():
+            asking.unlink()
+            sbatch(["scancel", "--signal=USR2", str(handle.job_id)])
+        if time.monotonic() > asked_at + ASK_SECONDS:
+            if _ended(cfg, handle):
+                break
+            asked_at = time.monotonic()
         time.sleep(0.3)
     if cfg.cluster.executor == "slurm":  # whatever of it is left: its folder goes
         sbatch(["scancel", "--quiet", str(handle.job_id)])

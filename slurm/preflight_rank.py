@@ -27,6 +27,7 @@ from pipeline.runtime.files import read_json, write_json, write_text
 WAIT_SECONDS = 30.0  # for other ranks' files and connections
 PROBE_SECONDS = 5.0
 ASKED = "asked.json"
+SIGNAL_ASKED = "signal"  # a file: the submitter is to send the signal
 REDUCED_MIB, REPEATS = 32, 5
 WRITTEN_MIB = 64
 NETWORK_DISKS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "fuse.glusterfs", "panfs", "afs")
@@ -183,8 +184,10 @@ def signal_seconds(folder: Path, rank: int, size: int) -> float | None:
     while time.monotonic() < end and not all((folder / f"ready-{r}").exists() for r in range(size)):
         time.sleep(0.05)
     sent = time.monotonic()
-    if rank == 0:
+    if rank == 0 and shutil.which("scancel"):
         subprocess.run(["scancel", "--signal=USR2", os.environ["SLURM_JOB_ID"]], check=True, timeout=10)
+    elif rank == 0:  # Python is in a container
+        write_text(folder / SIGNAL_ASKED, "")
     while time.monotonic() < sent + 10 and not arrived:
         time.sleep(0.05)
     time.sleep(0.5)  # so that nobody restores the launcher's handler before everybody has heard

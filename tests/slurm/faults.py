@@ -70,10 +70,12 @@ def scenarios(root: Path) -> dict[str, Launch]:
     return found
 
 
-def real_training(root: Path, options: dict[str, str], *, steps: int = REAL_STEPS, **train: object) -> Launch:
+def real_training(
+    root: Path, options: dict[str, str], *, steps: int = REAL_STEPS, python: str | None = None, **train: object
+) -> Launch:
     """The pipeline's own training, two ranks, on data that is there."""
     settings = {"duration": f"{steps} steps", "checkpoint_every": f"{steps} steps", "log_every": "25 steps"}
-    launch = real(root, profile("testbed", options=options, train={"tasks": 2, **train}), **settings)
+    launch = real(root, profile("testbed", options=options, python=python, train={"tasks": 2, **train}), **settings)
     tiny.prepare(launch.cfg)
     jobs = tuple(dataclasses.replace(job, after=()) for job in launch.jobs if job.name == "train")
     return dataclasses.replace(launch, jobs=jobs)
