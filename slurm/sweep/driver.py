@@ -6,7 +6,7 @@ wherever it was cut: what is there already is found, never made twice.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_lines, write_json
 from slurm import ledger
 from slurm.ledger import LEDGER, State
-from slurm.queue import look, mine
+from slurm.queue import Seen, look, mine
 from slurm.sweep import batches, chained, trials
 from slurm.sweep.folder import SweepDir
 from slurm.sweep.runs import FAILED, Run, kept, make, runs_of, stages, value_of
@@ -120,12 +120,8 @@ class Step:
         batches.adopt(self.sweep, mine() if on_slurm else [], launches)
         closing = {name: stages(launch) for name, (_, launch) in launches.items()}
         seen = look(ledger.open_ids((run.records, closing[name]) for name, (run, _) in launches.items()))
-        for number, outcomes in pairs.items():
-            for outcome in outcomes:
-                if outcome.launch is not None and outcome.word == "open":
-                    done = closing[outcome.run.name]
-                    self._judge(outcome, ledger.states(outcome.run.records, done, seen)[list(done)[-1]])
-            self.open[number] = outcomes
+        for trial in opened:
+            self.open[trial.number] = [self._judged(o, trial, seen=seen) for o in pairs[trial.number]]
         self.held = batches.held(self.sweep)
 
     def _runs(self, trial: FrozenTrial) -> Sequence[Run]:
@@ -145,6 +141,16 @@ class Step:
         if value is not None:
             return Outcome(run, "complete", launch, value)
         return Outcome(run, final["word"] if final else "open", launch, note=final or {})
+
+    def _judged(self, outcome: Outcome, trial: FrozenTrial, *, seen: Mapping[str, Seen]) -> Outcome:
+        """A run as it stands. The disk is looked at again: what ended while Slurm was asked has its value by now."""
+        if outcome.launch is None or outcome.word != "open":
+            return outcome
+        done = stages(outcome.launch)
+        if all(done.values()):
+            return self._made(outcome.run, trial)
+        self._judge(outcome, ledger.states(outcome.run.records, done, seen)[list(done)[-1]])
+        return outcome
 
     def _judge(self, outcome: Outcome, state: State) -> None:
         """From the queue's and the ledger's word: under way, to be submitted (again), or failed for good."""

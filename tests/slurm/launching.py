@@ -20,6 +20,7 @@ from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import ClusterConfig
 from slurm import ledger
 from slurm.ledger import State
+from slurm.queue import mine
 from slurm.workflows import Launch, launch_for
 
 HERE = Path(__file__).resolve().parent
@@ -87,7 +88,9 @@ def with_stand_ins(
 
 def states(launch: Launch) -> dict[str, State]:
     """How every job of a launch stands now."""
-    return ledger.states(launch.run, launch.complete())
+    known = ledger.submissions(launch.run)
+    queue = mine() if ledger.open_ids([(launch.run, launch.complete())]) else []
+    return ledger.states_of_all([(launch.run, launch.complete)], [known], queue)[0]
 
 
 def wait_for(launch: Launch, good: Callable[[dict[str, State]], bool], *, seconds: float = 120.0) -> dict[str, State]:

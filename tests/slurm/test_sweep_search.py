@@ -12,12 +12,14 @@ from statistics import median
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sweeping import base, toy_value, work
 
 from slurm.ledger import State, note
-from slurm.sweep import trials
-from slurm.sweep.driver import Outcome, Step
-from slurm.sweep.folder import SweepDir
-from slurm.sweep.runs import Run
+from slurm.queue import Seen
+from slurm.sweep import driver, trials
+from slurm.sweep.driver import Outcome, Step, dimensions_of
+from slurm.sweep.folder import SweepDir, settings_from
+from slurm.sweep.runs import Run, make, runs_of, stages
 from slurm.sweep.settings import SweepSettings
 from slurm.sweep.space import Dimension, Params, dimension
 
@@ -161,6 +163,29 @@ def test_what_waited_for_data_that_never_came_was_not_a_try(tmp_path):
         words.append(outcome.word)
     assert words == ["open", "open", "open", "failed"]
     assert run.final()["tries"] == 2
+
+
+def test_a_run_that_ends_while_slurm_is_asked_has_its_value_and_has_not_failed(tmp_path, monkeypatch):
+    how = settings_from([*base(tmp_path), "cluster=local", "name=one", "train.optim.lr=1e-3,2e-3", "sweep.retries=0"])
+    sweep = SweepDir(how.path)
+    sweep.write(how)
+    study, space = trials.open_study(sweep.journal, how), dimensions_of(how)
+    trial = trials.add(study, trials.next_params([], how, space) or {}, space)
+    (run,) = runs_of(sweep, trial.number, how.seeds)
+    launch = make(sweep, how, trial.params, run=run)
+    row = {"executor": "slurm", "born": [], "snapshot": "", "batch": "batch-0000", "ids": ["7"]}
+    for stage in stages(launch):
+        note(run.records, "submitted", job=stage, **row)
+
+    def ends_meanwhile(_ids):
+        work(launch)
+        return {"7": Seen("7", "COMPLETED")}
+
+    monkeypatch.setattr(driver, "look", ends_meanwhile)
+    step = Step(sweep, how, by_hand=False, local=True)
+    step._look()
+    (outcome,) = step.open[trial.number]
+    assert (outcome.word, outcome.value) == ("complete", pytest.approx(toy_value(how, trial)))
 
 
 def test_median_pruning_ends_the_worse_half(tmp_path):
