@@ -254,9 +254,10 @@ def _theirs(folder: Path, known: Mapping[str, Any]) -> Network:
         like = build_network(model, shape=shape, classes=classes, outputs=outputs).state_dict()
     if isinstance(model, DiTConfig):
         ours = foreign_dit.from_foreign(weights, model.depth, like)
+    elif isinstance(model, UNetConfig):
+        ours = foreign.from_foreign(weights, foreign_unet.theirs, like)
     else:
-        table = foreign_unet.theirs if isinstance(model, UNetConfig) else foreign_autoencoder.theirs
-        ours = foreign.from_foreign(weights, table, like)
+        ours = foreign_autoencoder.from_weights(weights, config, like)
     if known:  # it also knows what their settings do not hold, such as a transformer's dropout
         return _with(known, None, ours)
     return _with({"shape": shape, "classes": classes, "outputs": outputs}, model, ours)

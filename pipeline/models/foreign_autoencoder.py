@@ -3,8 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pipeline.config.schema_model import KLAutoencoderConfig
-from pipeline.models.foreign import differences, renamed
+from pipeline.models.foreign import differences, from_foreign, renamed
 from pipeline.runtime.errors import UserError
 
 CLASS_NAME = "AutoencoderKL"
@@ -26,6 +29,21 @@ theirs = renamed(
         (r"\.skip\.", ".conv_shortcut."),
     )
 )
+
+
+def from_weights(
+    state: Mapping[str, Tensor], config: Mapping[str, Any], like: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Their weights as ours; `like` is our network's own state.
+
+    Where their config.json leaves out the convolutions at the latent (Stable Diffusion 3, Flux), ours are the identity.
+    """
+    depth = int(config["latent_channels"])
+    filled = dict(state)
+    for name, channels in (("quant_conv", 2 * depth), ("post_quant_conv", depth)):
+        if not config.get(f"use_{name}", True):
+            filled |= {f"{name}.weight": torch.eye(channels)[..., None, None], f"{name}.bias": torch.zeros(channels)}
+    return from_foreign(filled, theirs, like)
 
 
 def to_config(cfg: KLAutoencoderConfig, shape: tuple[int, int, int], *, scaling: float = 1.0) -> dict[str, Any]:
@@ -67,7 +85,8 @@ def from_config(theirs: Mapping[str, Any]) -> tuple[KLAutoencoderConfig, tuple[i
         attention=theirs.get("mid_block_add_attention", True),
     )
     shape = (theirs["in_channels"], size, size)
-    differing = differences(theirs, to_config(cfg, shape, scaling=theirs.get("scaling_factor", 1.0)))
+    ours = to_config(cfg, shape, scaling=theirs.get("scaling_factor", 1.0))
+    differing = differences(theirs, {key: value for key, value in ours.items() if not key.endswith("quant_conv")})
     if differing:
         raise UserError("This AutoencoderKL has no equal among our networks: " + "; ".join(differing) + ".")
     return cfg, shape

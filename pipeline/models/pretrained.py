@@ -9,7 +9,7 @@ from pipeline.config.schema_model import ModelConfig
 from pipeline.models import foreign_autoencoder
 from pipeline.models.autoencoder import BottleneckAutoencoder, KLAutoencoder
 from pipeline.models.build import build_network
-from pipeline.models.foreign import from_foreign, read_weights, understood
+from pipeline.models.foreign import read_weights, understood
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, sha256_file
 from pipeline.runtime.run_dir import RunDir
@@ -67,7 +67,8 @@ def load_autoencoder(
         network.load_state_dict(tensors)
     else:
         network = _built(*understood(foreign_autoencoder.from_config, folder / THEIR_CONFIG))
-        network.load_state_dict(from_foreign(tensors, foreign_autoencoder.theirs, network.state_dict()))
+        config = read_json(folder / THEIR_CONFIG)
+        network.load_state_dict(foreign_autoencoder.from_weights(tensors, config, network.state_dict()))
     return network.eval().requires_grad_(False)
 
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from pipeline.config.schema_model import BottleneckAutoencoderConfig, KLAutoencoderConfig
+from pipeline.interchange.folder import read
 from pipeline.models import foreign_autoencoder
 from pipeline.models.autoencoder import BottleneckAutoencoder, KLAutoencoder
 from pipeline.models.foreign import from_foreign, to_foreign
 from pipeline.models.posterior import from_moments
+from pipeline.models.pretrained import load_autoencoder
 from pipeline.models.tiles import sliced, tiled
 from pipeline.runtime.errors import UserError
 
@@ -56,6 +58,24 @@ def test_same_weights_encode_and_decode_as_diffusers(variant, direction):
     assert (posterior.std - expected.std).abs().max() < 1e-5
     assert (decoded - expected_images).abs().max() < 1e-5
     assert torch.allclose(posterior.kl().sum((1, 2, 3)), expected.kl(), rtol=1e-4)
+
+
+@pytest.mark.parametrize("missing", [("use_quant_conv", "use_post_quant_conv"), ("use_quant_conv",)], ids=len)
+def test_one_without_convolutions_at_the_latent_is_the_same_too(tmp_path, missing):
+    """As those of Stable Diffusion 3 and Flux are: ours has the identity there."""
+    diffusers = pytest.importorskip("diffusers", reason="the extra 'export' is not installed")
+    config = foreign_autoencoder.to_config(SMALL, SHAPE) | dict.fromkeys(missing, False) | {"shift_factor": 0.06}
+    torch.manual_seed(0)
+    theirs = diffusers.AutoencoderKL.from_config(config).eval()
+    theirs.save_pretrained(tmp_path)
+    ours, images = load_autoencoder(tmp_path), torch.randn(2, *SHAPE)
+    with torch.no_grad():
+        expected = theirs.encode(images).latent_dist
+        assert (ours.encode(images).mean - expected.mean).abs().max() < 1e-5
+        assert (ours.encode(images).std - expected.std).abs().max() < 1e-5
+        assert (ours.decode(expected.mean) - theirs.decode(expected.mean).sample).abs().max() < 1e-5
+    read_back = read(tmp_path).weights
+    assert all(torch.equal(read_back[name], tensor) for name, tensor in ours.state_dict().items())
 
 
 def test_an_autoencoder_of_another_make_is_refused_with_its_settings():
