@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import torch._functorch.config as functorch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
@@ -133,6 +134,8 @@ def _state(cfg: Config, objective: Objective, device: torch.device) -> State:
 def _prepared(network: nn.Module, cfg: Config, accelerator: Accelerator) -> nn.Module:
     """In place where it can be: the bare network, which validation calls, gets autocast and compilation too."""
     if cfg.train.compile:
+        # A backward pass then leaves what it needs, as an adaptive weight takes gradients before the step does.
+        functorch.donated_buffer = False
         network.compile()
     prepared: nn.Module = accelerator.prepare_model(network)
     return prepared

@@ -1,5 +1,7 @@
 """Autoencoders and the VAE as objectives: when the critic plays, what is learned, what is refused."""
 
+import shutil
+
 import pytest
 import tiny
 import torch
@@ -70,6 +72,23 @@ def test_a_critic_that_joins_late_begins_as_one_that_plays_from_the_start(tmp_pa
     decayed = {name: value * (1 - 3e-3 * 0.5) for name, value in before.items()}
     largest = max(float((after[name] - decayed[name]).abs().max()) for name in after)
     assert largest == pytest.approx(3e-3, rel=0.01)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU: none found")
+def test_compiled_players_learn_the_same(tmp_path):
+    """Also where the adaptive weight asks for gradients through the compiled critic before the step does."""
+    steps = {"duration": "4 steps", "checkpoint_every": "4 steps"}
+    plain, compiled = (
+        tiny.config(tmp_path, name=f"compile-{on}", model=tiny.AUTOENCODER, compile=on, **steps) for on in (False, True)
+    )
+    tiny.prepare(plain)
+    histories = [[row for row in tiny.history(tiny.run(cfg)) if "critic/loss" in row] for cfg in (plain, compiled)]
+    assert [row["step"] for row in histories[0]] == [2, 4]
+    for player in ("autoencoder", "critic"):
+        expected, found = ([row[f"{player}/loss"] for row in rows] for rows in histories)
+        assert found == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_loss_belongs_to_its_visit(tmp_path, reader):
