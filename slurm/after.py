@@ -58,10 +58,11 @@ def explain(record: Path, code: int, *, limits: Mapping[str, int], backoff: floa
     name, restart = job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     rows = [row for row in read_lines(record / ATTEMPTS) if row["id"] == name]
     here = {"id": name, "restart": restart, "rank": -1, "time": time.time()}
-    if any(row["event"] == "requeued" and row["restart"] == restart for row in rows):
+    told = root_cause([f for f in failures_of(record, name) if f["restart"] == restart])
+    refused = told is not None and told["class"] in ("time_limit", "preempted")  # by submitit, after it had said so
+    if not refused and any(row["event"] == "requeued" and row["restart"] == restart for row in rows):
         return True  # rank 0 has saved its state and is in the queue again, or asks to be
     append_line(record / ATTEMPTS, {"event": "batch", "code": code, **here})
-    told = root_cause([f for f in failures_of(record, name) if f["restart"] == restart])
     log = record / f"{name}_0_log.out"
     cause = str(told["class"]) if told else class_of_exit(code, log)
     message = str(told["message"]) if told else last_words(log, size=500)

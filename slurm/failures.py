@@ -41,7 +41,9 @@ POLICIES = {
     "error": Policy("limited", "read the log; if it was the file system or the network, retry"),
     "killed": Policy("limited", "something killed the process from outside; read the log, then retry"),
     "time_limit": Policy(
-        "slurm", "submit the run again with more cluster.<job>.minutes, or more cluster.signal_lead_s to save in"
+        "slurm",
+        "retry goes on from what was saved; where nothing was, submit the run again with more cluster.<job>.minutes or "
+        "more cluster.signal_lead_s to save in",
     ),
     "preempted": Policy("slurm", _NOT_AGAIN),
     "node_failure": Policy("slurm", _NOT_AGAIN),

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 import submitit
-from submitit.core.utils import DelayedSubmission
+from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
 from pipeline.runtime.files import append_line, read_lines
 from slurm.failures import class_of, class_of_exit, last_words
@@ -118,6 +118,9 @@ class Attempt:
                 sys.stderr.flush()
                 self._failed(class_of_exit(code, self.log), last_words(self.log), code)
             return code % 256
+        except UncompletedJobError as error:  # submitit's: it was cut, and is not to be queued again
+            self._failed("preempted" if self._preempted() else "time_limit", str(error), 1)
+            return 1
         except BaseException as error:
             traceback.print_exc()
             self._failed(class_of(error), f"{type(error).__name__}: {error}", 1)

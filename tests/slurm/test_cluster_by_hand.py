@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from faults import begun, real_training
-from launching import PATIENCE, ended, kept_steps, profile, slurm_words, stand_in, wait_for
+from launching import PATIENCE, ended, kept_steps, logs, profile, slurm_words, stand_in, wait_for
 
 from slurm import cancel, ledger, sbatch_files
 from slurm.queue import NEVER, look
@@ -141,3 +141,20 @@ def test_cancel_and_submit_again_at_once_starts_when_the_first_has_saved(tmp_pat
     assert second != first
     wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
     assert kept_steps(launch) == list(range(1, 81))  # never two at once
+
+
+@pytest.mark.parametrize(
+    "settings", [{"requeue": False}, {"max_timeouts": 0, "train": {"minutes": 10}}], ids=["never", "not so often"]
+)
+def test_what_is_cut_and_may_not_go_on_says_so_and_goes_on_when_asked_to(tmp_path, settings):
+    words = {"train": "--steps 40 --hold"}
+    launch = stand_in(tmp_path, profile("testbed", options=CALM, **settings), only=("train",), options=words)
+    submit_graph(launch)
+    wait_for(launch, lambda _: begun(launch))
+    subprocess.run(["scancel", "--signal=USR2", ledger.submissions(launch.run)["train"].ids[0]], check=True)
+    now = wait_for(launch, ended)
+    assert (now["train"].word, now["train"].cause, now["train"].starts) == ("failed", "time_limit", 1), now
+    assert "slurm: train failed (time_limit, exit code 1): Job not requeued because" in logs(launch)
+    submit_graph(launch)  # what `retry` does
+    wait_for(launch, lambda now: now["train"].word == "complete")
+    assert kept_steps(launch) == list(range(1, 41))
