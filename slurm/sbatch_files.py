@@ -47,6 +47,8 @@ def script(launch: Launch, job: Job, *, code: Path) -> str:
     comment = f"mudi {launch.key(job.name)} {record}"
     place = Place(launch.cfg.cluster, record, code, f"{launch.run.path.name}.{job.name}", comment)
     parameters = slurm_parameters(job, place) | {"teardown": _REQUEUE}
+    # Relative paths of the config are relative to here, wherever sbatch is typed.
+    parameters["additional_parameters"] |= {"chdir": str(Path.cwd())}
     parts = job.resources.parts
     words = shlex.join(("-u", "-m", *job.argv)) + (f" --part $SLURM_ARRAY_TASK_ID/{parts}" if parts > 1 else "")
     array = {"map_count": parts} if parts > 1 else {}

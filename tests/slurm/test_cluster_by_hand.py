@@ -55,13 +55,23 @@ def test_what_failed_by_hand_while_nobody_looked_is_explained(tmp_path):
         tmp_path, profile("testbed", options=CALM), only=("train", "sample"), options={"train": "--fail non_finite"}
     )
     ids = submitted(scripts_of(launch, tmp_path / "scripts"))
-    wait_until_gone(ids.values())
+    wait_until_gone(list(ids.values()))
     now = states_of([launch])[0]
     assert {name: (s.word, s.cause) for name, s in now.items()} == {
         "train": ("failed", "non_finite"),
         "sample": ("blocked", "upstream"),
     }
     assert now["train"].ids == (ids["train"],) and "the loss was not finite" in now["train"].message
+
+
+def test_a_script_finds_relative_paths_wherever_it_is_submitted(tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    launch = stand_in(Path(), profile("testbed", options=CALM), only=("prepare",))
+    assert not launch.cfg.data_dir.is_absolute()
+    script = sbatch_files.write(launch, tmp_path / "scripts")[0]
+    subprocess.run(["sbatch", "-W", script], cwd="/", check=True, capture_output=True, timeout=120 * PATIENCE)
+    assert launch.complete()["prepare"]
 
 
 def wait_until_gone(ids) -> None:
