@@ -24,6 +24,10 @@ class Muon(torch.optim.AdamW):
         super().__init__([{"params": matrices}, {"params": others}], **adamw)
         self.momentum = momentum
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As it is: Adam's own wants a step count in the state of every parameter, which matrices have none of."""
+        torch.optim.Optimizer.__setstate__(self, state)
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # none of our losses is computed again
         """One update of everything that has a gradient."""

@@ -119,11 +119,11 @@ from test_sweep_search import SPACE, settings
 from slurm.sweep import trials
 how = settings("random", at_once=1)
 study = trials.open_study(Path(sys.argv[1]), how, repair=True)
-print("ready", flush=True)
 while True:
     params = trials.next_params(study.get_trials(deepcopy=False), how, SPACE)
     trial = trials.add(study, params, SPACE)
     trials.tell(study, trial, "complete", value=1.0, notes={"values": [1.0]})
+    print("told", flush=True)
 """
 
 
@@ -135,7 +135,7 @@ def test_a_journal_whose_writers_are_killed_has_every_trial_whole_or_not_at_all(
         words = [sys.executable, "-c", WRITER, str(journal), str(here.parent), str(here.parents[2])]
         env = os.environ | {"PYTHONPATH": f"{here.parents[2]}:{here.parents[1]}:{here.parent}"}
         writer = subprocess.Popen(words, stdout=subprocess.PIPE, env=env)
-        writer.stdout.readline()
+        assert writer.stdout.readline() == b"told\n"
         with pytest.raises(subprocess.TimeoutExpired):
             writer.wait(0.1 + 0.07 * cut)
         writer.send_signal(signal.SIGKILL)
