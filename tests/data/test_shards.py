@@ -140,7 +140,7 @@ def test_webdataset_opens_the_tars(tmp_path: Path, encoding: str) -> None:
 
 def test_datasets_opens_the_tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     layout, samples = some_images(5)
     write(tmp_path / "shards", layout, [samples])
     files = str(tmp_path / "shards" / "*.tar")

@@ -16,7 +16,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @pytest.fixture(scope="session")
 def fonts() -> Path:
-    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 

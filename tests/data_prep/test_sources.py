@@ -166,7 +166,7 @@ def test_a_cifar_pickle_that_would_run_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_lsun_s_database_zip_of_it_and_folder_of_images_agree(shared: Path, tmp_path: Path) -> None:
-    lmdb = pytest.importorskip("lmdb")
+    lmdb = pytest.importorskip("lmdb", reason="lmdb is not installed")
     with tarfile.open(shared / "data" / "lsun_bedroom2500_64.tar") as archive:
         members = [archive.next() for _ in range(30)]
         images = {member.name[:-4]: archive.extractfile(member).read() for member in members if member.isfile()}
@@ -259,7 +259,7 @@ def test_webdataset_tars_give_labels_captions_and_our_own_shards_back(tmp_path: 
 @pytest.mark.parametrize("form", ["parquet", "imagefolder"])
 def test_the_hub_s_forms_give_the_same_images(tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
     root = folder_of_pictures(tmp_path / "images", 10)
     if form == "parquet":
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["u", "v"])})
