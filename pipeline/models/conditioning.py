@@ -95,10 +95,12 @@ class AttributeEmbedding(nn.Module):
     """A learned row for each attribute and each of its values no, yes, unknown: int [B, A] -> [B, width].
 
     Any subset may be unknown: all unknown is the unconditional model. The sum of A rows is divided by sqrt(A), so that
-    the embedding is as large as a class's, however many attributes there are.
+    the embedding is as large as a class's, however many attributes there are. Rows begin small: nearly every image has
+    its own set of attributes, so large ones begin as noise that no two images share, and a network first learns to
+    ignore them (faces at 32 px after 16,000 images: validation loss 0.252 from 0.1, 0.262 from 1.0).
     """
 
-    def __init__(self, attributes: int, width: int, *, deviation: float = 1.0) -> None:
+    def __init__(self, attributes: int, width: int, *, deviation: float = 0.1) -> None:
         super().__init__()
         self.attributes = attributes
         self.rows = nn.Embedding(3 * attributes, width)
@@ -113,11 +115,15 @@ class AttributeEmbedding(nn.Module):
 
 
 def build_condition(
-    kind: str, width: int, *, classes: int, attributes: int, deviation: float = 1.0
+    kind: str, width: int, *, classes: int, attributes: int, deviation: float | None = None
 ) -> nn.Module | None:
-    """The embedding of `model.condition`, or None for an unconditional network."""
+    """The embedding of `model.condition`, or None for an unconditional network.
+
+    `deviation` is that of its first rows; None takes each kind's own.
+    """
+    begin = {} if deviation is None else {"deviation": deviation}
     if kind == "class":
-        return ClassEmbedding(classes, width, deviation=deviation)
+        return ClassEmbedding(classes, width, **begin)
     if kind == "attributes":
-        return AttributeEmbedding(attributes, width, deviation=deviation)
+        return AttributeEmbedding(attributes, width, **begin)
     return None
