@@ -3,18 +3,18 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import BeforeValidator
 
 _PATTERN = re.compile(r"^\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(epochs?|steps?|kimg|images?)\s*$")
 
 
-def _checked(text: str) -> str:
-    if not _PATTERN.match(text):
+def _checked(text: object) -> str:
+    if not isinstance(text, str) or not _PATTERN.match(text):
         raise ValueError(f"found '{text}', expected a number and a unit: '100 epochs', '50000 steps' or '2000 kimg'")
     return text
 
 
-Duration = Annotated[str, AfterValidator(_checked)]
+Duration = Annotated[str, BeforeValidator(_checked)]
 
 
 def needs_images(text: str) -> bool:

@@ -3,8 +3,9 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config.durations import to_images, to_steps
+from pipeline.config.durations import Duration, to_images, to_steps
 from pipeline.config.plan import plan_for
 from pipeline.runtime.errors import UserError
 
@@ -24,6 +25,12 @@ def test_steps_and_images_are_inverse(steps, batch):
 def test_epochs_need_the_size_of_the_data():
     with pytest.raises(ValueError, match="prepare the data first"):
         to_steps("3 epochs", batch=8, train_images=None)
+
+
+@pytest.mark.parametrize("found", [64, "64", "64 miles"])
+def test_a_duration_without_its_unit_says_which_there_are(found):
+    with pytest.raises(ValidationError, match=f"found '{found}', expected a number and a unit: '100 epochs'"):
+        TypeAdapter(Duration).validate_python(found)
 
 
 @pytest.fixture
