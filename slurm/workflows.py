@@ -19,6 +19,7 @@ from pipeline.config.load import autoencoder_config, config_from
 from pipeline.config.paths import data_directory, latents_directory, run_directory, sample_set_name
 from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import ClusterConfig
+from pipeline.config.schema_latents import LatentsConfig
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import content_hash, read_json
 from pipeline.runtime.run_dir import RunDir, create_run, overrides_for
@@ -78,7 +79,7 @@ def launch_for(cfg: Config, *, make: bool) -> Launch:
         _check_source(cfg)
         _check_perceptual(cfg)
     if make and cfg.latents is not None:
-        _make_autoencoder(cfg)
+        _make_autoencoder(cfg, cfg.latents)
     run = create_run(cfg) if make else RunDir(run_directory(cfg))
     run = RunDir(run.path.resolve())
     words = overrides_for(run, cfg) if run.config.is_file() else []
@@ -105,11 +106,20 @@ def _check_perceptual(cfg: Config) -> None:
             raise UserError(problem)
 
 
-def _make_autoencoder(cfg: Config) -> None:
-    if missing := missing_autoencoder(cfg) if trained_autoencoder(cfg) is None else None:
-        raise UserError(missing)
+def _make_autoencoder(cfg: Config, latents: LatentsConfig) -> None:
+    """The run of the autoencoder that the graph trains; where it trains none, one that can encode must be there."""
     if (own := trained_autoencoder(cfg)) is not None:
         create_run(own)
+        return
+    if missing := missing_autoencoder(cfg):
+        raise UserError(missing)
+    theirs, step = RunDir(latents.autoencoder), latents.step
+    if theirs.config.is_file() and step is None and not theirs.finished():
+        raise UserError(
+            f"latents.autoencoder: the training of {theirs.path} has not ended (checkpoints of steps "
+            f"{theirs.steps() or 'none'}). Submit again when it has, name its experiment in latents.experiment so that "
+            "this graph waits for it, or choose one of its steps by latents.step."
+        )
 
 
 def trained_autoencoder(cfg: Config) -> Config | None:

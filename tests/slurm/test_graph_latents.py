@@ -60,6 +60,19 @@ def test_one_that_is_not_there_is_refused_before_anything_is_made(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_one_whose_training_has_not_ended_is_refused_unless_a_step_is_chosen(tmp_path):
+    plain = tiny.config(tmp_path)
+    there = tiny_latents.autoencoder(plain)
+    (there.checkpoints / "finished.json").unlink()
+    cfg = tiny_latents.config(tmp_path, there.path)
+    step = there.latest_step()
+    with pytest.raises(UserError, match=rf"latents.autoencoder: .* has not ended .*\[{step}\].*latents.step"):
+        launch_for(cfg, make=True)
+    assert not (tmp_path / "runs" / cfg.name).exists()
+    chosen = cfg.latents.model_copy(update={"step": step})
+    assert launch_for(cfg.model_copy(update={"latents": chosen}), make=True).run.config.is_file()
+
+
 @pytest.mark.parametrize("name", ["weights", "heads"])
 def test_weights_of_a_loss_that_are_not_there_are_said_before_anything_is_made(tmp_path, name):
     (tmp_path / "there").touch()
