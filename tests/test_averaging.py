@@ -68,6 +68,18 @@ def test_stored_averages_rebuild_another_length():
     assert exact == pytest.approx([1.0])
 
 
+@pytest.mark.parametrize("times", [[12_000], [11_000, 12_000], range(1000, 12_001, 1000)])
+@pytest.mark.parametrize("width", [0.03, 0.075, 0.15, 0.28])
+def test_whatever_is_kept_weights_that_never_moved_are_rebuilt_as_they_are(times, width):
+    """An average is a mean, however few checkpoints it is rebuilt from and whatever its length."""
+    stored = [(t, averaging.gamma_of(w)) for t in times for w in (0.05, 0.10)]
+    coefficients = averaging.solve_weights(
+        [t for t, _ in stored], [g for _, g in stored], time=12_000, gamma=averaging.gamma_of(width)
+    )
+    still = [{"w": torch.tensor([3.0, -0.01])} for _ in stored]
+    torch.testing.assert_close(averaging.combine(still, coefficients)["w"], still[0]["w"])
+
+
 def test_counters_are_copied_not_averaged():
     average = {"n": torch.tensor(3)}
     averaging.update(average, {"n": torch.tensor(8)}, decay=0.9)
