@@ -355,6 +355,11 @@ def test_a_network_that_is_told_timesteps_is_refused_other_timesteps(trained, tm
 def test_what_diffusers_cannot_do_is_said():
     with pytest.raises(UserError, match=r"no scheduler for diffusion\.parametrisation=eps"):
         scheduling(DiffusionConfig(parametrisation="eps"), SamplerConfig())
+    for row in ("flow", "edm", "v"):  # of schedulers, one reads twice the channels, and only if it shall
+        learned = DiffusionConfig.model_validate({"parametrisation": row, "levels": DDPM, "learned_variance": True})
+        for kind in ("ddpm", "euler"):
+            with pytest.raises(UserError, match="cannot read the variance channels"):
+                scheduling(learned, SamplerConfig.model_validate({"kind": kind, "grid": {"kind": "ddpm"}}))
     notes = scheduling(DiffusionConfig(), SamplerConfig(kind="heun", clip=1.0)).notes
     assert any("no heun" in note for note in notes) and any("not clipped" in note for note in notes)
 

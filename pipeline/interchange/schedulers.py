@@ -56,16 +56,27 @@ def scheduling(diffusion: DiffusionConfig, sampler: SamplerConfig) -> Scheduling
     clock, row = diffusion.network_clock, diffusion.parametrisation
     notes = _notes(sampler)
     if clock == "timestep" and row in PREDICTION and isinstance(diffusion.levels, DDPMLevels):
-        return _discrete(diffusion, diffusion.levels, sampler=sampler, notes=notes)
+        return _reading_variance(_discrete(diffusion, diffusion.levels, sampler=sampler, notes=notes), diffusion)
     if clock == "log_sigma" and row in ("edm", "v"):
-        return _edm(diffusion, sampler, notes)
+        return _reading_variance(_edm(diffusion, sampler, notes), diffusion)
     if clock == "flow_time" and row == "flow":
-        return _flow(diffusion, sampler, notes)
+        return _reading_variance(_flow(diffusion, sampler, notes), diffusion)
     raise UserError(
         f"diffusers has no scheduler for diffusion.parametrisation={row} with a network that is told {clock}: it has "
         "eps, x0 and v with levels.kind=ddpm (timestep), edm and v (log_sigma), and flow (flow_time). Use "
         "`export --format safetensors`."
     )
+
+
+def _reading_variance(found: Scheduling, diffusion: DiffusionConfig) -> Scheduling:
+    """`found`, where it knows what to do with the channels of a learned variance, or there are none."""
+    if diffusion.learned_variance and found.config.get("variance_type") != "learned_range":
+        raise UserError(
+            f"{found.config['_class_name']} cannot read the variance channels of a network with "
+            "diffusion.learned_variance: use sample.sampler.kind=ddpm with variance=learned on a network that is told "
+            "timesteps (eps, x0 or v), or `export --format safetensors`."
+        )
+    return found
 
 
 def disagreements(scheduler: Mapping[str, Any], diffusion: DiffusionConfig) -> list[str]:
@@ -160,11 +171,6 @@ def _discrete(
         config["variance_type"] = "learned_range" if learned else f"fixed_{sampler.variance}"
         if sampler.variance != "small" and config["timestep_spacing"] == "trailing":
             notes.append("DDPMScheduler adds noise to the finished image: use grid.spacing=leading, which ends at 0")
-    elif diffusion.learned_variance:
-        raise UserError(
-            f"{name} cannot read the variance channels of a network with diffusion.learned_variance: use "
-            "sample.sampler.kind=ddpm with variance=learned, or `export --format safetensors`."
-        )
     if name == "DPMSolverMultistepScheduler":
         sde = sampler.kind == "dpmpp_2m_sde"
         config |= {"algorithm_type": "sde-dpmsolver++" if sde else "dpmsolver++", "final_sigmas_type": "zero"}
