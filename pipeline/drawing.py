@@ -119,7 +119,7 @@ def edited(model: Model, image: Tensor, seeds: Tensor, *, sigmas: list[float]) -
     columns, highest = [given], float(generator.sampler.sigmas[0])
     for sigma in sigmas:
         if not 0 < sigma <= highest:
-            raise UserError(f"--sigmas: found {sigma:g}, expected noise above 0 and at most the sampler's {highest:g}.")
+            raise UserError(f"--sigmas: found {sigma:g}, expected noise above 0 and at most the sampler's {highest}.")
         rest, x = generator.sampler.from_image(given, noise, sigma=sigma)
         with autocast(model.cfg, model.device):
             columns.append(rest(generator.denoise, x, fresh))

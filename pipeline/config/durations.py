@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 _PATTERN = re.compile(r"^\s*(\d+(?:\.\d+)?(?:e\d+)?)\s*(epochs?|steps?|kimg|images?)\s*$")
 
@@ -14,7 +14,15 @@ def _checked(text: object) -> str:
     return text
 
 
+def _positive(text: str) -> str:
+    if not to_images(text, batch=1, train_images=10**9):
+        raise ValueError(f"found '{text}', expected more than none, or null for never")
+    return text
+
+
 Duration = Annotated[str, BeforeValidator(_checked)]
+Interval = Annotated[Duration, AfterValidator(_positive)]
+"""How long from one time to the next."""
 
 
 def needs_images(text: str) -> bool:

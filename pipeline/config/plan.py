@@ -47,6 +47,9 @@ def plan_for(cfg: Config, *, train_images: int, world_size: int) -> Plan:
     def steps(text: str | None) -> int | None:
         return None if text is None else to_steps(text, batch=batch, train_images=train_images)
 
+    def every(text: str | None) -> int | None:
+        return None if text is None else max(steps(text) or 0, 1)  # a share of an epoch may be less than an image
+
     local = batch // world_size
     # The largest divisor of this rank's part that fits: a recipe may ask for less than the hardware divides evenly.
     micro = max(d for d in range(1, local + 1) if local % d == 0 and d <= (train.micro_batch or local))
@@ -57,9 +60,9 @@ def plan_for(cfg: Config, *, train_images: int, world_size: int) -> Plan:
         log_every=steps(train.log_every) or 1,
         checkpoint_every=steps(train.checkpoint_every) or 1,
         keep_every=steps(train.keep_every),
-        validate_every=steps(train.validate_every),
-        metric_every=steps(train.metric_every),
-        preview_every=steps(train.preview_every),
+        validate_every=every(train.validate_every),
+        metric_every=every(train.metric_every),
+        preview_every=every(train.preview_every),
         patience=steps(train.early_stop.patience if train.early_stop else None),
         half_life_images=(None if half_life is None else to_images(half_life, batch=batch, train_images=train_images)),
         micro_batch=micro,

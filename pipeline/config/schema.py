@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipeline.config.base import Settings
-from pipeline.config.durations import Duration
+from pipeline.config.durations import Duration, Interval
 from pipeline.config.schema_augment import AugmentConfig
 from pipeline.config.schema_autoencoder import AutoencoderConfig
 from pipeline.config.schema_cluster import ClusterConfig
@@ -68,12 +68,12 @@ class TrainConfig(Settings):
     augmentation: AugmentConfig = AugmentConfig()  # colour jitter and sharpness, keyed likewise
     workers: int = Field(0, ge=0)  # threads that read ahead; results do not depend on it
     log_every: Duration = "50 steps"
-    validate_every: Duration | None = None
+    validate_every: Interval | None = None
     validate_images: int = Field(512, ge=1)
-    metric_every: Duration | None = None  # fd-domain and accuracies of samples of fixed seeds, as "sampled/..."
+    metric_every: Interval | None = None  # fd-domain and accuracies of samples of fixed seeds, as "sampled/..."
     metric_images: int = Field(512, ge=2)
     early_stop: EarlyStopConfig | None = None
-    preview_every: Duration | None = None
+    preview_every: Interval | None = None
     checkpoint_every: Duration = "1000 steps"
     checkpoint_minutes: float | None = Field(None, gt=0)  # also save when this much time has passed
     keep_last: int = Field(2, ge=1)

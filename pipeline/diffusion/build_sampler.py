@@ -38,7 +38,7 @@ class Sampler:
     def from_image(self, image: Tensor, noise: Tensor, *, sigma: float) -> tuple["Sampler", Tensor]:
         """The rest of the way from `sigma`, and the x to start it with (Meng et al. 2022: SDEdit, algorithm 1)."""
         if not 0 < sigma <= float(self.sigmas[0]):
-            raise ValueError(f"sigma is {sigma}; expected above 0 and at most the grid's {float(self.sigmas[0]):.4g}")
+            raise ValueError(f"sigma is {sigma}; expected above 0 and at most the grid's {float(self.sigmas[0])}")
         rest = torch.cat([torch.tensor([sigma], dtype=torch.float64), self.sigmas[self.sigmas < sigma]])
         return replace(self, sigmas=rest), image + sigma * noise
 

@@ -11,7 +11,8 @@ from pipeline.diffusion.noise_levels import DrawSigma
 
 def karras(sigma_min: float, sigma_max: float, steps: int, *, rho: float = 7.0) -> Tensor:
     """sigma^(1 / rho) evenly spaced (Karras et al. 2022, equation 5)."""
-    return _ended((sigma_max ** (1 / rho) + _ramp(steps) * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho)
+    levels = (sigma_max ** (1 / rho) + _ramp(steps) * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
+    return _ended(_beginning(levels, sigma_max))
 
 
 def exponential(sigma_min: float, sigma_max: float, steps: int) -> Tensor:
@@ -48,12 +49,17 @@ def flow(sigma_max: float, steps: int, *, shift: float = 1.0) -> Tensor:
     The first level is sigma_max whatever the shift.
     """
     time = sigma_max / (shift + sigma_max) * (1 - torch.arange(steps, dtype=torch.float64) / steps)
-    return _ended(shift * time / (1 - time))
+    return _ended(_beginning(shift * time / (1 - time), sigma_max))
 
 
 def _ramp(steps: int) -> Tensor:
     """From 0 to 1 in `steps` values; a single one is 0."""
     return torch.linspace(0, 1, steps, dtype=torch.float64)
+
+
+def _beginning(levels: Tensor, sigma_max: float) -> Tensor:
+    """`levels` whose first is `sigma_max` to the last digit: who asks to start from that level shall get it."""
+    return torch.cat([levels.new_tensor([sigma_max]), levels[1:]])
 
 
 def _ended(levels: Tensor) -> Tensor:

@@ -33,6 +33,12 @@ def test_a_duration_without_its_unit_says_which_there_are(found):
         TypeAdapter(Duration).validate_python(found)
 
 
+def test_an_interval_of_nothing_is_refused_and_one_of_less_than_an_image_is_a_step(plan):
+    with pytest.raises(UserError, match=r"validate_every: found '0 steps', expected more than none, or null for never"):
+        plan(1, validate_every="0 steps")
+    assert plan(1, validate_every="0.001 epochs").validate_every == 1
+
+
 @pytest.fixture
 def plan(tmp_path):
     import tiny

@@ -8,7 +8,7 @@ import torch
 from oracles import Gaussian, Mixture
 from torch import Tensor
 
-from pipeline.config.schema_diffusion import DiffusionConfig, GridConfig, SamplerConfig, SamplerKind
+from pipeline.config.schema_diffusion import DDPMLevels, DiffusionConfig, GridConfig, SamplerConfig, SamplerKind
 from pipeline.diffusion import editing
 from pipeline.diffusion.build import build_process
 from pipeline.diffusion.build_sampler import Sampler, build_sampler
@@ -65,6 +65,14 @@ def test_more_noise_keeps_less_of_the_image() -> None:
 def test_a_start_outside_the_grid_is_refused(sigma: float) -> None:
     with pytest.raises(ValueError, match="expected above 0 and at most"):
         _sampler().from_image(FIRST, SECOND, sigma=sigma)
+
+
+def test_the_largest_start_that_a_refusal_names_is_none_that_is_refused() -> None:
+    process = build_process(DiffusionConfig(levels=DDPMLevels(kind="ddpm", schedule="cosine", timesteps=500)))
+    sampler = build_sampler(SamplerConfig(), process)
+    with pytest.raises(ValueError, match="at most") as refused:
+        sampler.from_image(FIRST, SECOND, sigma=1e5)
+    sampler.from_image(FIRST, SECOND, sigma=float(str(refused.value).split()[-1].removeprefix("grid's")))
 
 
 @pytest.mark.parametrize("kind", ["euler", "heun", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])

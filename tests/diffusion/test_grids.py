@@ -29,6 +29,14 @@ def test_even_spacing_in_each_grids_own_measure() -> None:
     assert uneven(flow / (1 + flow)) < 1e-12  # to t = 0 included
 
 
+@pytest.mark.parametrize("sigma_max", [20.0, 80.0, 1000.0])
+@pytest.mark.parametrize("kind", ["karras", "exponential", "flow"])
+def test_the_largest_level_itself_can_be_started_from(kind, sigma_max: float) -> None:
+    """To the last digit: a root and its power are not a number's own inverse."""
+    process = build_process(DiffusionConfig(levels=UniformFlowLevels(kind="uniform_flow", sigma_max=sigma_max)))
+    assert build_grid(GridConfig(kind=kind), process, steps=18)[0] == sigma_max
+
+
 def test_karras_published_ends() -> None:
     levels = grids.karras(0.002, 80, 18)
     assert levels[17].item() == pytest.approx(0.002) and levels[1].item() == pytest.approx(57.586, abs=1e-3)
