@@ -54,6 +54,22 @@ def _early_stop(cfg: Config) -> Iterator[str]:
             f"train.early_stop.metric: found '{train.early_stop.metric}', but train.metric_every is null, so no "
             "samples are ever judged. Set it too."
         )
+    known = _measured(cfg)
+    if train.early_stop and known is not None and train.early_stop.metric not in known:
+        listed = " or ".join(known) or "nothing"
+        yield (
+            f"train.early_stop.metric: found '{train.early_stop.metric}', but with model.kind={cfg.model.kind} and "
+            f"model.condition={cfg.model.condition} what is measured while training is {listed}. Use one of them."
+        )
+
+
+def _measured(cfg: Config) -> tuple[str, ...] | None:
+    """What early stopping may look at: of validation and of samples. None where more follows from the loss's parts."""
+    accuracy = {"class": ("sampled/accuracy-domain",), "attributes": ("sampled/accuracy-attributes",)}
+    samples = ("sampled/fd-domain", *accuracy.get(cfg.model.condition, ()))
+    if cfg.model.kind == "stylegan":  # a game has no loss that says how good its images are
+        return samples
+    return ("valid/loss", *samples) if cfg.model.kind in ("unet", "simple_unet", "dit") else None
 
 
 def _metric(cfg: Config) -> Iterator[str]:

@@ -61,6 +61,15 @@ def test_a_batch_that_does_not_divide_over_the_ranks(plan):
         plan(3)
 
 
+def test_a_critics_groups_of_images_stay_whole(tmp_path):
+    import tiny
+
+    cfg = tiny.config(tmp_path, model=tiny.GAME, micro_batch=4)
+    assert plan_for(cfg, train_images=60, world_size=2).micro_batch == 4
+    with pytest.raises(UserError, match=r"deviation_group: found 2, which does not divide the 1 images"):
+        plan_for(cfg, train_images=60, world_size=8)
+
+
 def test_a_batch_larger_than_the_data(plan):
     with pytest.raises(UserError, match="training split has 5 images"):
         plan(1, train_images=5)

@@ -129,6 +129,12 @@ def test_averages_and_schedules_that_cannot_be(words, message):
         config_from(["experiment=glyphs16", "train.optim.warmup=0 kimg", *words.split()])
 
 
+def test_an_early_stop_by_what_nobody_measures_is_refused():
+    words = ["train.validate_every=1 epochs", "train.early_stop.patience=5 epochs"]
+    assert "measured while training is valid/loss or sampled" in refused(*words, "train.early_stop.metric=valid/los")
+    assert "sampled/accuracy-domain" in refused(*words, "train.early_stop.metric=sampled/accuracy")
+
+
 def test_guiding_an_unconditional_model_is_refused():
     assert "guidance" in refused("model.condition=none", "sample.sampler.guidance.scale=2")
 
