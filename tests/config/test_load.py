@@ -135,6 +135,15 @@ def test_an_early_stop_by_what_nobody_measures_is_refused():
     assert "sampled/accuracy-domain" in refused(*words, "train.early_stop.metric=sampled/accuracy")
 
 
+def test_fourier_features_that_could_not_tell_noise_levels_apart_are_refused():
+    fourier = ["experiment=glyphs16", "model.embedding=fourier"]
+    for words in (["diffusion.parametrisation=flow"], ["diffusion.parametrisation=eps", "diffusion.levels.kind=ddpm"]):
+        with pytest.raises(UserError, match=r"turn 1000 times .* Use embedding_scale=0\.016"):
+            config_from([*fourier, *words])
+        config_from([*fourier, *words, "model.embedding_scale=0.016"])
+    config_from([*fourier, "model.embedding_scale=16"])  # EDM's
+
+
 def test_guiding_an_unconditional_model_is_refused():
     assert "guidance" in refused("model.condition=none", "sample.sampler.guidance.scale=2")
 
