@@ -76,6 +76,17 @@ def test_attributes_that_do_not_exist_or_cannot_be_asked_for(trained):
         config_from([*words, "model.condition=class"])
 
 
+def test_a_part_of_the_attributes_needs_a_model_that_has_seen_some_hidden():
+    words = ["data=celeba64_squash", "model=unet_tiny", "name=x", "model.attention=[]", "model.condition=attributes"]
+    some, none = [*words, "sample.attributes={Smiling: 1}"], [*words, "sample.attributes={}"]
+    with pytest.raises(UserError, match=r"found 1 of 40, so the others are unknown, but diffusion\.attribute_dropout"):
+        config_from(some)
+    with pytest.raises(UserError, match=r"found 0 of 40, so the others are unknown, but diffusion\.label_dropout is 0"):
+        config_from([*none, "diffusion.label_dropout=0"])
+    config_from([*some, "diffusion.attribute_dropout=0.1"])
+    config_from(none)
+
+
 def test_a_class_that_known_data_has_not_is_refused_before_anything_runs():
     with pytest.raises(UserError, match=r"sample.classes: found \[26\], but the data has classes 0 to 25"):
         config_from(["experiment=glyphs16", "sample.classes=[0,26]"])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline.config.autoencoder import Facts
 from pipeline.config.check_autoencoder import check_autoencoder
-from pipeline.config.check_latents import check_latents
+from pipeline.config.check_latents import DENOISERS, check_latents
 from pipeline.config.check_model import check_model
 from pipeline.config.durations import to_images
 from pipeline.config.known_data import attribute_names, class_count
@@ -72,7 +72,7 @@ def _measured(cfg: Config) -> tuple[str, ...] | None:
     samples = ("sampled/fd-domain", *accuracy.get(cfg.model.condition, ()))
     if cfg.model.kind == "stylegan":  # a game has no loss that says how good its images are
         return samples
-    return ("valid/loss", *samples) if cfg.model.kind in ("unet", "simple_unet", "dit") else None
+    return ("valid/loss", *samples) if cfg.model.kind in DENOISERS else None
 
 
 def _metric(cfg: Config) -> Iterator[str]:
@@ -121,6 +121,13 @@ def _attributes(cfg: Config) -> Iterator[str]:
         )
     elif isinstance(asked, dict) and names:
         yield from attributes_problems(asked, names)
+        setting = "attribute_dropout" if asked else "label_dropout"
+        if cfg.model.kind in DENOISERS and len(asked) < len(names) and not getattr(cfg.diffusion, setting):
+            yield (
+                f"sample.attributes: found {len(asked)} of {len(names)}, so the others are unknown, but "
+                f"diffusion.{setting} is 0: the model has never seen an image with {'some' if asked else 'all'} of "
+                f"them hidden. Train with {setting}=0.1, or give all {len(names)}."
+            )
 
 
 def attributes_problems(asked: Mapping[str, int], names: Sequence[str]) -> Iterator[str]:
