@@ -376,7 +376,10 @@ def test_what_diffusers_cannot_do_is_said():
         ({"kind": "heun", "grid": {"sigma_max": 20.0}}, "its own sigma_max"),
         ({"kind": "heun", "grid": {"kind": "uniform_t"}}, "not uniform_t"),
         ({"kind": "ddpm", "variance": "large", "grid": {"kind": "ddpm"}}, "adds noise to the finished image"),
-        ({"kind": "langevin", "grid": {"kind": "ddpm"}}, "no langevin sampler"),
+        ({"kind": "langevin", "grid": {"kind": "ddpm"}, "steps": 20}, "no langevin sampler"),
+        ({"kind": "ddim", "grid": {"kind": "ddpm", "spacing": "linspace"}, "steps": 20}, "steps back by 50 timesteps"),
+        ({"kind": "ddim", "grid": {"kind": "ddpm"}, "steps": 12}, "steps back by 83 timesteps"),
+        ({"kind": "euler", "steps": 1}, "begins at timestep 0"),
         ({"kind": "heun", "churn": {"amount": 3.0}}, "churn is left out"),
     ],
 )

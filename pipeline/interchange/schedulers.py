@@ -162,10 +162,14 @@ def _discrete(
         config |= {"clip_sample": sampler.clip is not None, "clip_sample_range": sampler.clip or 1.0}
         if sampler.grid.kind != "ddpm":
             notes.append(f"the grid is {name}'s own timesteps, not {sampler.grid.kind}")
+        elif name == "DDIMScheduler":
+            notes += _even_strides(sampler, levels.timesteps)
     else:
         config["use_karras_sigmas"] = sampler.grid.kind == "karras"
         config["use_exponential_sigmas"] = sampler.grid.kind == "exponential"
         notes += [*_own_grid(name, sampler.grid), *(["x0 estimates are not clipped"] if sampler.clip else [])]
+    if sampler.steps == 1 and config["timestep_spacing"] == "linspace":
+        notes.append("one step of theirs begins at timestep 0, the least noise: use more")
     if name == "DDPMScheduler":
         learned = diffusion.learned_variance and sampler.variance == "learned"
         config["variance_type"] = "learned_range" if learned else f"fixed_{sampler.variance}"
@@ -183,6 +187,17 @@ def _discrete(
         notes.append(f"diffusers has no {sampler.kind} sampler: DDIM stands in")
     exploding = name in ("EulerDiscreteScheduler", "HeunDiscreteScheduler")  # x0 + sigma * noise; others have x as DDPM
     return Scheduling(config, start=math.hypot(_first(levels, sampler), 1.0) if exploding else 1.0, notes=notes)
+
+
+def _even_strides(sampler: SamplerConfig, timesteps: int) -> list[str]:
+    """DDIMScheduler goes back by the same whole number of timesteps each time, wherever the next one stands."""
+    stride, rest = divmod(timesteps, sampler.steps)
+    if sampler.grid.spacing == "leading" or (sampler.grid.spacing == "trailing" and not rest):
+        return []
+    return [
+        f"DDIMScheduler steps back by {stride} timesteps, whatever grid.spacing={sampler.grid.spacing} of "
+        f"{sampler.steps} steps says: use leading, or trailing with steps that divide the timesteps"
+    ]
 
 
 def _own_grid(name: str, grid: GridConfig) -> list[str]:
