@@ -3,6 +3,7 @@
 All noise levels are sigma in x = x0 + sigma * noise, whatever a parametrisation calls its own time.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ from pipeline.config.base import Settings
 SIGMA_LARGEST = 2 / 255 * 2**24
 # Networks that see the noise (all but x0) have targets with a rounding error of 2**-24 / sigma: here 6e-4.
 SIGMA_SMALLEST = 1e-4
+LEAST_SHARE = 1e-6  # of a distribution of noise levels that its range must hold
 
 
 class _SigmaRange(Settings):
@@ -31,12 +33,28 @@ class _SigmaRange(Settings):
         return self
 
 
+def _refuse_empty(levels: "LogNormalLevels | LogitNormalLevels", centre: float) -> None:
+    """A range so far from ln sigma ~ N(centre, std) that all draws would be one end of it is an error."""
+    low, high = ((math.log(sigma) - centre) / levels.std for sigma in (levels.sigma_min, levels.sigma_max))
+    share = abs(math.erf(high / math.sqrt(2)) - math.erf(low / math.sqrt(2))) / 2
+    if share < LEAST_SHARE:
+        raise ValueError(
+            f"mean is {levels.mean} and std {levels.std}: a share of {share:.1g} of these levels is in the range"
+            f" {levels.sigma_min} to {levels.sigma_max}, expected {LEAST_SHARE:g}: widen the range or move mean"
+        )
+
+
 class LogNormalLevels(_SigmaRange):
     """ln sigma ~ N(mean, std), cut to the range (Karras et al. 2022, table 1)."""
 
     kind: Literal["log_normal"] = "log_normal"
     mean: float = -1.2
     std: float = Field(1.2, gt=0)
+
+    @model_validator(mode="after")
+    def _reaches_its_range(self) -> "LogNormalLevels":
+        _refuse_empty(self, self.mean)
+        return self
 
 
 class LogitNormalLevels(_SigmaRange):
@@ -47,6 +65,11 @@ class LogitNormalLevels(_SigmaRange):
     std: float = Field(1.0, gt=0)
     shift: float = Field(1.0, gt=0)  # multiplies sigma: Esser et al. 2024, equation 23
     sigma_max: float = Field(1000.0, gt=0, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _reaches_its_range(self) -> "LogitNormalLevels":
+        _refuse_empty(self, self.mean + math.log(self.shift))
+        return self
 
 
 class UniformFlowLevels(_SigmaRange):

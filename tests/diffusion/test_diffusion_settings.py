@@ -13,6 +13,8 @@ DDPM = {"kind": "ddpm"}
 
 @pytest.mark.parametrize(("settings", "message"), [
     ({"levels": {"kind": "log_normal", "sigma_min": 3.0, "sigma_max": 2.0}}, "expected min < max"),
+    ({"levels": {"kind": "log_normal", "std": 0.3, "sigma_min": 5.0}}, "a share of .*: widen the range or move mean"),
+    ({"levels": {"kind": "logit_normal", "shift": 1e-6}}, "mean is 0.0 and std 1.0: a share"),
     ({"levels": {"kind": "log_normal", "sigma_max": 1e6}}, "float32 keeps one grey level"),
     ({"levels": {"kind": "uniform_flow", "sigma_max": float("inf")}}, "finite"),
     ({"levels": {"kind": "log_normal", "sigma_min": 1e-7}}, "edm divides by sigma"),
