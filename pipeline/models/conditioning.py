@@ -27,9 +27,9 @@ def sinusoid(values: Tensor, width: int, *, shift: float = 0.0) -> Tensor:
 class FourierFeatures(nn.Module):
     """Cosines and sines of random frequencies, drawn once: [B] -> [B, width].
 
-    Tancik et al. 2020, section 4, `cos(2 pi b value)` with b normal of deviation `scale`. It suits noise levels that
-    move by about 1 (EDM's log(sigma) / 4, flow times), where a sinusoid's lower frequencies do not move at all.
-    An odd width ends in a zero.
+    Tancik et al. 2020, section 4, `cos(2 pi b value)` with b normal of deviation `scale`. It suits a noise
+    level that moves by about 1 (EDM's log(sigma) / 4), where a sinusoid's lower frequencies do not move at all. An odd
+    width ends in a zero.
     """
 
     frequencies: Tensor
