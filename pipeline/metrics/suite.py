@@ -16,9 +16,10 @@ from pipeline.metrics.features import Extractor
 from pipeline.metrics.frechet import Target
 from pipeline.metrics.inception_score import inception_score
 from pipeline.metrics.kernel_distance import cmmd, kid
-from pipeline.metrics.manifolds import DENSITY_NEIGHBOURS, density_coverage, precision_recall
+from pipeline.metrics.manifolds import DENSITY_NEIGHBOURS, density_coverage, precision_recall, radii
 from pipeline.metrics.moments import merged
 from pipeline.metrics.references import Reference
+from pipeline.runtime.progress import progress
 
 IMAGES_PER_CLASS = 10  # fewest in a split of the inception score: a split smaller than its classes scores too low
 
@@ -146,7 +147,12 @@ def _neighbourhoods(
     if min(len(x), len(y)) <= max(cfg.neighbours, DENSITY_NEIGHBOURS):
         out.words.append(f"precision{ending} and its like need more than {DENSITY_NEIGHBOURS} images on both sides")
         return
-    near, dense = precision_recall(x, y, k=cfg.neighbours), density_coverage(x, y)
+    with progress(f"neighbours among {len(y)} features of {reference.split}", len(y)) as tick:
+        reaches = radii(y, (cfg.neighbours, DENSITY_NEIGHBOURS), tick=tick)
+    near, dense = (
+        precision_recall(x, y, k=cfg.neighbours, reaches=reaches[0]),
+        density_coverage(x, y, reaches=reaches[1]),
+    )
     out.add(f"precision{ending}", near.precision, k=cfg.neighbours, **facts)
     out.add(f"recall{ending}", near.recall, k=cfg.neighbours, **facts)
     out.add(f"density{ending}", dense.density, k=DENSITY_NEIGHBOURS, **facts)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.metrics.manifolds import density_coverage, precision_recall
+from pipeline.metrics.manifolds import density_coverage, precision_recall, radii
 
 RNG = np.random.default_rng(0)
 REAL = RNG.normal(size=(500, 6))
@@ -25,6 +25,17 @@ def test_equal_to_brute_force_for_any_block(block: int) -> None:
     dense = density_coverage(x, y, k=k, block=block)
     assert dense.density == pytest.approx((between < y_radius).sum() / (k * len(x)), abs=1e-12)
     assert dense.coverage == pytest.approx((between.min(0) < y_radius).mean(), abs=1e-12)
+
+
+def test_one_pass_finds_the_neighbours_of_every_order_and_says_how_far_it_is() -> None:
+    y, told = np.repeat(REAL[:90], 2, axis=0), []  # twins: the nearest other row is at no distance
+    found = radii(y, (1, 5, 2), block=50, tick=told.append)
+    brute = np.sort(distances(y, y) ** 2, 1)
+    np.testing.assert_allclose(found, brute[:, [1, 5, 2]].T, atol=1e-12)
+    assert told == [50, 50, 50, 30]
+    given = radii(REAL, (3, 5))
+    assert precision_recall(y, REAL, reaches=given[0]) == precision_recall(y, REAL)
+    assert density_coverage(y, REAL, reaches=given[1]) == density_coverage(y, REAL)
 
 
 def test_a_collapsed_generator_has_high_precision_and_low_recall() -> None:
