@@ -35,7 +35,7 @@ from data_prep import encode
 from pipeline.config.load import config_from, validated
 from pipeline.config.paths import data_directory, protocol_hash, training_shards
 from pipeline.config.schema import Config
-from pipeline.data.batches import Batch, batches
+from pipeline.data.batches import Batch, LoadedBatch, batches
 from pipeline.data.images import encode as encode_image
 from pipeline.data.reader import Reader
 from pipeline.data.shards import Layout, Sample, finish, open_shards, shard_name, write_shard
@@ -79,11 +79,14 @@ def compare(root: Path, options: argparse.Namespace) -> None:
     objective = build_objective(cfg, open_shards(training_shards(cfg) / "train").manifest)
     network = objective.networks["denoiser"].to(options.device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
-    ways = {"cached": cached(cfg), "encoding": encoded(cfg, device=options.device)}
+    ways = {
+        "cached": cached(cfg, objective, device=options.device),
+        "encoding": encoded(cfg, objective, device=options.device),
+    }
     times: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(options.rounds + 1):
         for name, data in ways.items():
-            seconds = timed(lambda d=data: step(objective, optimizer, next(d), options.device), options)  # type: ignore[misc]
+            seconds = timed(lambda d=data: step(objective, optimizer, next(d)), options)  # type: ignore[misc]
             if number:  # the first round chooses algorithms
                 times[name].append(seconds)
     speed = {name: options.batch * options.steps / statistics.median(values) for name, values in times.items()}
@@ -163,7 +166,7 @@ def save(cfg: Config, settings: dict[str, object]) -> None:
     write_json(folder / "settings.json", {"model": settings, "shape": shape})
 
 
-def visits(cfg: Config, path: Path) -> Iterator[list[Batch]]:
+def visits(cfg: Config, path: Path, objective: Objective) -> Iterator[list[LoadedBatch]]:
     """Training batches of a directory."""
     train = cfg.train
     return batches(
@@ -174,32 +177,34 @@ def visits(cfg: Config, path: Path) -> Iterator[list[Batch]]:
         rank=0,
         world_size=1,
         micro_batch=train.global_batch,
+        draws=objective.draws,
     )
 
 
-def cached(cfg: Config) -> Iterator[Batch]:
+def cached(cfg: Config, objective: Objective, *, device: str) -> Iterator[Batch]:
     """What training reads."""
-    for (batch,) in visits(cfg, training_shards(cfg) / "train"):
-        yield batch
+    for (batch,) in visits(cfg, training_shards(cfg) / "train", objective):
+        yield batch.to(device)
 
 
-def encoded(cfg: Config, *, device: str) -> Iterator[Batch]:
+def encoded(cfg: Config, objective: Objective, *, device: str) -> Iterator[Batch]:
     """The same, made from images when it is asked for."""
     assert cfg.latents is not None
     network = load_autoencoder(cfg.latents.autoencoder).to(device)
 
     @torch.no_grad()
     def both(images: Tensor) -> Tensor:
-        posterior = network.encode(images.to(device))
+        posterior = network.encode(images)
         return torch.cat([posterior.mean, posterior.std], dim=1)
 
-    for (batch,) in visits(cfg, data_directory(cfg) / "shards" / "train"):
+    for (loaded,) in visits(cfg, data_directory(cfg) / "shards" / "train", objective):
+        batch = loaded.to(device)
         yield replace(batch, images=both(batch.images))
 
 
-def step(objective: Objective, optimizer: torch.optim.Optimizer, batch: Batch, device: str) -> None:
+def step(objective: Objective, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
     """One optimiser step."""
-    loss = objective.loss("denoiser", objective.networks, batch.to(device))["loss"].mean()
+    loss = objective.loss("denoiser", objective.networks, batch)["loss"].mean()
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()

@@ -207,7 +207,7 @@ def _batch(reader: Reader, indices: npt.NDArray[np.int64]) -> Batch:
         labels=torch.from_numpy(reader.labels(indices)),
         attributes=None if attributes is None else torch.from_numpy(attributes),
         visits=torch.from_numpy(indices),
-        indices=torch.from_numpy(indices),
+        newest=int(indices.max()),
     )
 
 

@@ -20,6 +20,7 @@ from data_prep import encode
 from pipeline.config.paths import data_directory, latents_directory
 from pipeline.data.batches import Batch, batches, validation_batches
 from pipeline.data.pictures import from_uint8
+from pipeline.data.order import samples_of
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
 from pipeline.models.pretrained import load_autoencoder
@@ -70,7 +71,7 @@ def step_of_data(cfg, *, rank=0, world_size=1, start=0):
             micro_batch=8 // world_size,
             flip=True,
         )
-    )[0]
+    )[0].to("cpu")
 
 
 def test_a_visit_draws_its_own_latent_wherever_it_is_computed(encoded):
@@ -86,13 +87,14 @@ def test_a_visit_draws_its_own_latent_wherever_it_is_computed(encoded):
 
 def test_a_clean_latent_is_the_normalised_draw_from_the_posterior(encoded):
     space, batch = space_of(encoded, reader_of(encoded).manifest), step_of_data(encoded)
-    images = Reader(open_shards(data_directory(encoded) / "shards" / "train")).read(batch.indices.numpy())
+    reader = Reader(open_shards(data_directory(encoded) / "shards" / "train"))
+    images = reader.read(samples_of(batch.visits.numpy(), seed=encoded.seed, size=reader.count))
     network = load_autoencoder(encoded.latents.autoencoder)
     pictures = from_uint8(images)
     with torch.no_grad():
         options = [network.encode(p) for p in (pictures, pictures.flip(-1))]
     noise = normal(encoded.seed, Stream.POSTERIOR, batch.visits, shape=(3, 4, 4))
-    mean, std = (torch.tensor(v)[:, None, None] for v in (space._spread.mean, space._spread.std))
+    mean, std = (v.float()[:, None, None] for v in (space._mean, space._std))
     wanted = [(posterior.sample(noise) - mean) / std for posterior in options]
     found = space.clean(batch)
     errors = torch.stack([(found - w).abs().amax((1, 2, 3)) for w in wanted])
@@ -109,7 +111,6 @@ def test_latents_that_are_trained_on_have_deviation_one(encoded):
         labels=everything.labels,
         attributes=None,
         visits=torch.arange(2 * reader.count),
-        indices=everything.indices,
     )
     values = space.clean(both).transpose(0, 1).flatten(1)
     assert values.mean(1).abs().max() < 0.05 and (values.std(1) - 1).abs().max() < 0.05
@@ -119,7 +120,8 @@ def test_decoding_undoes_encoding(encoded):
     """As well as the autoencoder restores images, and not worse for having been stored and normalised."""
     space = space_of(encoded, reader_of(encoded).manifest)
     valid = reader_of(encoded, "valid")
-    (batch,) = validation_batches(valid, count=valid.count)
+    (loaded,) = validation_batches(valid, count=valid.count)
+    batch = loaded.to("cpu")
     images = from_uint8(Reader(open_shards(data_directory(encoded) / "shards" / "valid")).read(np.arange(15)))
     plain = Batch(**{**vars(batch), "images": batch.images[:, :6]})
     decoded = space.images(space.clean(plain, draw=1))

@@ -65,7 +65,7 @@ def test_the_job_gives_the_bound_of_the_images(trained, elsewhere):
     objective = loaded_objective(cfg, run, reader.manifest, step=12, device=torch.device("cpu"))
     (batch,) = validation_batches(reader, count=15)
     variance = "learned" if cfg.diffusion.learned_variance else "small"
-    bound = objective.bound(objective.networks, batch, variance=variance, clip=None)
+    bound = objective.bound(objective.networks, batch.to("cpu"), variance=variance, clip=None)
     assert found["bits_per_dimension"] == pytest.approx(float(bound.total.double().mean()), rel=1e-5)
     assert found["prior"] + found["steps"] + found["decoder"] == pytest.approx(found["bits_per_dimension"])
     assert found["images"] == 15

@@ -24,6 +24,13 @@ class Plan:
     micro_batch: int  # images on one rank at once
     accumulate: int  # micro-batches of a rank in one step
 
+    def pauses_after(self, step: int) -> bool:
+        """Whether something looks at the weights after step `step`: validation, a metric, a preview, a checkpoint."""
+        return any(
+            due(step, every)
+            for every in (self.validate_every, self.metric_every, self.preview_every, self.checkpoint_every)
+        )
+
 
 def plan_for(cfg: Config, *, train_images: int, world_size: int) -> Plan:
     """Derive the plan. The recipe never changes with `world_size`, only who does which part of it.

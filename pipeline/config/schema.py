@@ -66,7 +66,7 @@ class TrainConfig(Settings):
     average: AverageConfig = AverageConfig()
     flip: bool = False  # mirror half of the images, keyed by image number
     augmentation: AugmentConfig = AugmentConfig()  # colour jitter and sharpness, keyed likewise
-    workers: int = Field(0, ge=0)  # threads that read ahead; results do not depend on it
+    workers: int | None = Field(None, ge=0)  # threads that read ahead; None: from the CPUs given. No result depends on it
     log_every: Duration = "50 steps"
     validate_every: Interval | None = None
     validate_images: int = Field(512, ge=1)

@@ -15,6 +15,11 @@ from pipeline.runtime.random import Stream, uniform
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _TO_YIQ = torch.tensor([_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64)
+_BACK = torch.linalg.inv(_TO_YIQ)
+# A turn of hue by an angle is KEEP + cos * CHROMA + sin * QUARTER, on colours [3].
+_KEEP = _BACK @ torch.diag(torch.tensor([1.0, 0, 0], dtype=torch.float64)) @ _TO_YIQ
+_CHROMA = torch.eye(3, dtype=torch.float64) - _KEEP
+_QUARTER = _BACK @ torch.tensor([[0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]], dtype=torch.float64) @ _TO_YIQ
 
 
 def flipped(visits: Tensor, *, seed: int) -> Tensor:
@@ -22,9 +27,17 @@ def flipped(visits: Tensor, *, seed: int) -> Tensor:
     return uniform(seed, Stream.FLIP, visits) < 0.5
 
 
-def augment(images: Tensor, visits: Tensor, *, seed: int, cfg: AugmentConfig) -> Tensor:
-    """Brightness, contrast, saturation, hue and sharpness, in this order, each clipped to [-1, 1]."""
-    draws = uniform(seed, Stream.AUGMENT, visits, shape=(5,)).unbind(dim=1)
+def augment_draws(visits: Tensor, *, seed: int) -> Tensor:
+    """The numbers that `augment` needs: uniform in (0, 1), [B, 5], each a function of its visit."""
+    return uniform(seed, Stream.AUGMENT, visits, shape=(5,))
+
+
+def augment(images: Tensor, drawn: Tensor, *, cfg: AugmentConfig) -> Tensor:
+    """Brightness, contrast, saturation, hue and sharpness, in this order, each clipped to [-1, 1].
+
+    images [B, C, H, W] in [-1, 1], `drawn` [B, 5] from `augment_draws` -> images.
+    """
+    draws = drawn.unbind(dim=1)
     changes = ((brightness, cfg.brightness), (contrast, cfg.contrast), (saturation, cfg.saturation))
     for (change, amount), draw in zip(changes, draws[:3], strict=True):
         if amount:
@@ -44,8 +57,8 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """The image's mean grey at `factor` 0, the image at 1."""
-    mean = torch.stack([grey.double().mean().to(images.dtype) for grey in _grey(images)])
-    return _blend(mean[:, None, None, None], images, factor)
+    mean = _grey(images).double().mean(dim=(1, 2, 3), keepdim=True).to(images.dtype)
+    return _blend(mean, images, factor)
 
 
 def saturation(images: Tensor, factor: Tensor) -> Tensor:
@@ -57,12 +70,13 @@ def hue(images: Tensor, turn: Tensor) -> Tensor:
     """Turn colours about the grey axis by `turn` of a circle, in YIQ coordinates: luma and grey stay."""
     if images.shape[1] == 1:
         return images
-    back = torch.linalg.inv(_TO_YIQ)
-    luma = back @ torch.diag(torch.tensor([1.0, 0, 0], dtype=torch.float64)) @ _TO_YIQ
-    chroma = torch.eye(3, dtype=torch.float64) - luma
-    quarter = back @ torch.tensor([[0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]], dtype=torch.float64) @ _TO_YIQ
-    angle = 2 * math.pi * turn.double()[:, None, None]
-    matrix = (luma + angle.cos() * chroma + angle.sin() * quarter).to(images.dtype)[..., None, None]
+    angle = 2 * math.pi * turn.double()
+    # Plain numbers for the constant matrices: a small tensor would be copied to the device in every call.
+    rows = [
+        [luma + angle.cos() * chroma + angle.sin() * quarter for luma, chroma, quarter in zip(*columns, strict=True)]
+        for columns in zip(_KEEP.tolist(), _CHROMA.tolist(), _QUARTER.tolist(), strict=True)
+    ]
+    matrix = torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2).to(images.dtype)[..., None, None]
     red, green, blue = images[:, None].unbind(dim=2)
     turned: Tensor = matrix[:, :, 0] * red + matrix[:, :, 1] * green + matrix[:, :, 2] * blue
     return turned.clamp(-1, 1)

@@ -3,6 +3,9 @@
 Visit number v = step * global_batch + i, for image i of the global batch, decides everything: which sample, mirrored or
 not, its jitter, and elsewhere its noise. Of a step's visits, rank r of R has the r-th of R equal runs. Nothing depends
 on R, on the micro-batch or on the number of threads; the position of a run is its step alone.
+
+Threads read bytes and draw the few numbers that belong to a whole image. Batches travel to the device as bytes, a
+quarter of float32, and are normalised, mirrored and jittered there.
 """
 
 import contextlib
@@ -10,7 +13,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -19,7 +22,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.schema_augment import AugmentConfig
-from pipeline.data.augment import augment, flipped
+from pipeline.data.augment import augment, augment_draws, flipped
 from pipeline.data.order import samples_of
 from pipeline.data.reader import Reader
 from pipeline.runtime.errors import UserError
@@ -27,16 +30,37 @@ from pipeline.runtime.errors import UserError
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 Integers = npt.NDArray[np.int64]
+Draws = Callable[[Tensor], dict[str, Tensor]]
+"""Image numbers [B] on the CPU -> random numbers of each image by name, [B, ...]: see `Objective.draws`."""
 
+MOST_WORKERS = 8  # reading threads of one rank where `train.workers` does not say
 _UNCHANGED = AugmentConfig()
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some visits of one step.
+    """Some visits of one step, on the device that trains.
 
-    images: float32 [B, C, H, W], pixels in [-1, 1] or latents as stored; labels: int64 [B], -1 for none; attributes:
-    int8 [B, A] or None; visits: int64 [B], the image numbers; indices: int64 [B], the samples' places in the data.
+    images: float [B, C, H, W], pixels in [-1, 1] or latents as stored; labels: int64 [B], -1 for none; attributes:
+    int8 [B, A] or None; visits: int64 [B], the image numbers; newest: the largest of them, known to the host; draws:
+    random numbers of whole images that were drawn while loading, by name, [B, ...].
+    """
+
+    images: Tensor
+    labels: Tensor
+    attributes: Tensor | None
+    visits: Tensor
+    newest: int = 0
+    draws: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """The same as it was read, on the host: pinned memory where there is a GPU.
+
+    images: uint8 [B, H, W, C], or float32 latents [B, C, H, W]; mirrored: bool [B], images to be mirrored left to right
+    on the device, or None; jitter: the draws of `augmentation`, [B, 5], or None; indices: int64 [B], the samples'
+    places in the data.
     """
 
     images: Tensor
@@ -44,16 +68,37 @@ class Batch:
     attributes: Tensor | None
     visits: Tensor
     indices: Tensor
+    mirrored: Tensor | None = None
+    jitter: Tensor | None = None
+    augmentation: AugmentConfig = _UNCHANGED
+    draws: dict[str, Tensor] = field(default_factory=dict)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> "Batch":
-        """The same on a device, with images of `dtype`. Copies from pinned memory do not wait."""
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Batch:
+        """The batch as networks see it, with images of `dtype`. Copies from pinned memory do not wait."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        images = moved(self.images)
+        if images.dtype == torch.uint8:
+            images = ((images.permute(0, 3, 1, 2).to(torch.float32) - 127.5) / 127.5).contiguous()
+            if self.mirrored is not None:
+                images = torch.where(moved(self.mirrored)[:, None, None, None], images.flip(3), images)
+            if self.jitter is not None:
+                images = augment(images, moved(self.jitter), cfg=self.augmentation)
         return Batch(
-            images=self.images.to(device, dtype, non_blocking=True),
-            labels=self.labels.to(device, non_blocking=True),
-            attributes=None if self.attributes is None else self.attributes.to(device, non_blocking=True),
-            visits=self.visits.to(device, non_blocking=True),
-            indices=self.indices.to(device, non_blocking=True),
+            images=images.to(dtype),
+            labels=moved(self.labels),
+            attributes=None if self.attributes is None else moved(self.attributes),
+            visits=moved(self.visits),
+            newest=int(self.visits[-1]),
+            draws={name: moved(values) for name, values in self.draws.items()},
         )
+
+    def pinned(self) -> "LoadedBatch":
+        """The same with every small tensor in pinned memory, so that its copy to a GPU does not wait."""
+        small = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, Tensor) and not v.is_pinned()}
+        return replace(self, **small, draws={k: v.pin_memory() for k, v in self.draws.items()})
 
 
 def batches(
@@ -67,8 +112,9 @@ def batches(
     micro_batch: int,
     flip: bool = False,
     augmentation: AugmentConfig = _UNCHANGED,
+    draws: Draws = lambda _: {},
     workers: int = 0,
-) -> Iterator[list[Batch]]:
+) -> Iterator[list[LoadedBatch]]:
     """This rank's micro-batches of every step from `start_step` on, without end.
 
     `workers` threads read ahead; closing the iterator stops them. Raises `UserError` where the global batch does not
@@ -77,14 +123,13 @@ def batches(
     share = _share(global_batch, world_size, micro_batch=micro_batch)
     _check_data(reader, flip=flip, augmentation=augmentation)
 
-    def load(first: int) -> Batch:
-        visits = np.arange(first, first + micro_batch, dtype=np.int64)
-        numbers = torch.from_numpy(visits)
-        mirrored = flipped(numbers, seed=seed).numpy() if flip else np.zeros(micro_batch, dtype=np.bool_)
-        images = _images(reader, samples := samples_of(visits, seed=seed, size=reader.count), mirrored)
-        if augmentation.active:
-            images = augment(images, numbers, seed=seed, cfg=augmentation)
-        return _batch(reader, images, visits=numbers, samples=samples)
+    def load(first: int) -> LoadedBatch:
+        visits = torch.arange(first, first + micro_batch)
+        samples = samples_of(visits.numpy(), seed=seed, size=reader.count)
+        loaded = _loaded(reader, samples, visits=visits, mirrored=flipped(visits, seed=seed) if flip else None)
+        jitter = augment_draws(visits, seed=seed) if augmentation.active else None
+        loaded = replace(loaded, jitter=jitter, augmentation=augmentation, draws=draws(visits))
+        return loaded.pinned() if torch.cuda.is_available() else loaded
 
     starts = (step * global_batch + rank * share for step in itertools.count(start_step))
     micro_starts = (start + part for start in starts for part in range(0, share, micro_batch))
@@ -93,7 +138,7 @@ def batches(
 
 def validation_batches(
     reader: Reader, *, count: int, rank: int = 0, world_size: int = 1, batch: int = 64
-) -> Iterator[Batch]:
+) -> Iterator[LoadedBatch]:
     """This rank's part of one fixed pass over `count` samples, spread evenly over the data and in its order.
 
     `visits` are the places 0 ... count - 1 in the pass. Ranks have equal parts but for one sample, so sums are to be
@@ -101,37 +146,32 @@ def validation_batches(
     """
     first, end = (part * count // world_size for part in (rank, rank + 1))
     for start in range(first, end, batch):
-        places = np.arange(start, min(start + batch, end), dtype=np.int64)
-        samples = places * reader.count // count
-        images = _images(reader, samples, np.zeros(len(places), dtype=np.bool_))
-        yield _batch(reader, images, visits=torch.from_numpy(places), samples=samples)
+        places = torch.arange(start, min(start + batch, end))
+        yield _loaded(reader, places.numpy() * reader.count // count, visits=places)
 
 
-def _images(reader: Reader, samples: Integers, mirrored: npt.NDArray[np.bool_]) -> Tensor:
-    """Samples as float32 [B, C, H, W]; those that are `mirrored` [B] left to right."""
+def reading_threads(asked: int | None, *, cpus: int, cuda: bool) -> int:
+    """Threads that read ahead where `train.workers` is `asked`; None: one on a CPU, which is busy itself, and beside a
+    GPU one for each of the rank's `cpus` but the one that trains."""
+    if asked is not None:
+        return asked
+    return max(1, min(cpus - 1, MOST_WORKERS)) if cuda else 1
+
+
+def _loaded(reader: Reader, samples: Integers, *, visits: Tensor, mirrored: Tensor | None = None) -> LoadedBatch:
+    """Samples as they are stored. Of latents that were encoded twice, the half that `mirrored` [B] chooses."""
     values = reader.read(samples)
-    if reader.manifest.kind == "images":
-        # In numpy: torch would start threads of its own in every reading thread.
-        planes = np.empty((len(values), *reader.manifest.shape), dtype=np.float32)
-        for plane, image, mirror in zip(planes, values, mirrored.tolist(), strict=True):
-            plane[...] = (image[:, ::-1] if mirror else image).transpose(2, 0, 1)
-        planes -= np.float32(127.5)
-        planes /= np.float32(127.5)
-        return torch.from_numpy(planes)
     if reader.has_mirrored:
         plain, other = np.split(values, 2, axis=1)
-        values = np.where(mirrored[:, None, None, None], other, plain)
-    return torch.from_numpy(values)
-
-
-def _batch(reader: Reader, images: Tensor, *, visits: Tensor, samples: Integers) -> Batch:
+        values = plain if mirrored is None else np.where(mirrored.numpy()[:, None, None, None], other, plain)
     attributes = reader.attributes(samples)
-    return Batch(
-        images=images.pin_memory() if torch.cuda.is_available() else images,
+    return LoadedBatch(
+        images=torch.from_numpy(np.ascontiguousarray(values)),
         labels=torch.from_numpy(reader.labels(samples)),
         attributes=None if attributes is None else torch.from_numpy(attributes),
         visits=visits,
         indices=torch.from_numpy(samples),
+        mirrored=mirrored if reader.manifest.kind == "images" else None,
     )
 
 

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipeline.runtime.constants import beside
+
 DrawSigma = Callable[[Tensor], Tensor]
 
 
@@ -49,7 +51,7 @@ def table(levels: Tensor) -> DrawSigma:
 
     def draw(u: Tensor) -> Tensor:
         steps = (u * len(levels)).long().clamp(0, len(levels) - 1)
-        return levels.to(u)[steps]
+        return beside(levels, u)[steps]
 
     return draw
 

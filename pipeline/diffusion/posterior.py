@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.diffusion.preconditioning import Network, Precondition
+from pipeline.diffusion.preconditioning import Network, Precondition, for_each
 
 Variance = Callable[[Tensor, Tensor], Tensor]
 """(sigma, sigma_next) -> variance of x_next, broadcastable to x."""
@@ -43,7 +43,7 @@ class LearnedVariance:
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x [B, C, H, W], sigma a scalar or [B, 1, 1, 1] -> estimate of x0 [B, C, H, W]."""
         s = self._scales(sigma)
-        output = self._network(s.inp * x, s.cond.flatten().to(x).expand(len(x)), self._condition)
+        output = self._network(s.inp * x, for_each(s.cond, x), self._condition)
         mean, raw = output.to(x.dtype).chunk(2, dim=1)
         self._place = place_of(raw)
         return s.skip * x + s.out * mean

@@ -23,6 +23,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from pipeline.runtime.constants import beside
+
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """(x [B, C, H, W], sigma, a scalar or [B, 1, 1, 1]) -> estimate of x0 [B, C, H, W]. What samplers are given."""
 
@@ -95,7 +97,7 @@ def timestep(sigma: Tensor, *, table: Tensor) -> Tensor:
 
     `table`: levels of the timesteps, ascending [T], float64. Levels beyond its ends count as the ends.
     """
-    log_table = table.to(sigma.device).log()
+    log_table = beside(table, sigma, table.dtype).log()
     value = sigma.to(log_table.dtype).log()
     upper = torch.searchsorted(log_table, value.contiguous()).clamp(1, len(table) - 1)
     low, high = log_table[upper - 1], log_table[upper]
@@ -118,7 +120,17 @@ def denoiser(network: Network, scales: Precondition, condition: Tensor | None = 
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         s = scales(sigma)
-        output = network(s.inp * x, s.cond.flatten().to(x).expand(len(x)), condition)
+        output = network(s.inp * x, for_each(s.cond, x), condition)
         return s.skip * x + s.out * output[:, : x.shape[1]].to(x.dtype)
 
     return denoise
+
+
+def for_each(cond: Tensor, x: Tensor) -> Tensor:
+    """The number by which the network knows sigma, for each image of x: a scalar or [B, 1, 1, 1] -> [B].
+
+    A sampler's scalars stand on the CPU, where reading them costs nothing and copying them would wait for the GPU.
+    """
+    if cond.numel() == 1 and cond.device.type == "cpu":
+        return x.new_full((len(x),), float(cond))
+    return cond.flatten().to(x).expand(len(x))

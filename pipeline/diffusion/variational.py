@@ -15,6 +15,7 @@ from pipeline.diffusion.loss import Weight, denoising_loss
 from pipeline.diffusion.posterior import large_variance, place_of, small_variance
 from pipeline.diffusion.preconditioning import Denoise, Network, Precondition, timestep
 from pipeline.diffusion.samplers import Noise
+from pipeline.runtime.constants import beside
 
 GREY_LEVEL = 2 / 255  # of 8-bit pixels in [-1, 1]
 
@@ -47,10 +48,11 @@ def bits_per_dimension(
     """
     terms = []
     for t in range(len(table)):
-        sigma = table[t].expand(len(x0)).to(x0).view(-1, 1, 1, 1)
+        sigma = beside(table, x0)[t].expand(len(x0)).view(-1, 1, 1, 1)
         x0_hat = denoise(x0 + sigma * noise(t), sigma)
         where = torch.as_tensor(place()).to(x0)
-        terms.append(step_bound(x0, x0_hat, timesteps=torch.full((len(x0),), t), table=table, place=where))
+        timesteps = torch.full((len(x0),), t, device=x0.device)
+        terms.append(step_bound(x0, x0_hat, timesteps=timesteps, table=table, place=where))
     return Bound(terms=torch.stack(terms, dim=1), prior=prior_bound(x0, table[-1]))
 
 
@@ -63,7 +65,7 @@ def step_bound(x0: Tensor, x0_hat: Tensor, *, timesteps: Tensor, table: Tensor, 
     log_variance = place * steps.log_large + (1 - place) * steps.log_small
     gap = (1 - (steps.sigma_next / steps.sigma) ** 2) * (x0 - x0_hat)  # between the two means
     divergence = gaussian_kl(gap, log_first=steps.log_small, log_second=log_variance)
-    last = (timesteps == 0).to(x0.device).view(-1, 1, 1, 1)
+    last = (timesteps == 0).view(-1, 1, 1, 1)
     # Where the decoder's answer is not used, its question must be harmless: 0 times an infinite slope is not 0.
     mean, log_std = torch.where(last, x0_hat, x0), torch.where(last, log_variance / 2, math.log(GREY_LEVEL))
     nats = torch.where(last, -grey_level_log_likelihood(x0, mean=mean, log_std=log_std), divergence)
@@ -136,9 +138,9 @@ class _Steps(NamedTuple):
 
 def _steps(table: Tensor, timesteps: Tensor, *, like: Tensor) -> _Steps:
     """Steps at `timesteps` [B]. At timestep 0, where the small variance would be 0, it is DDPM's of timestep 1."""
+    table = beside(table, like, table.dtype)
     sigma, sigma_next = table, torch.cat([torch.zeros_like(table[:1]), table[:-1]])
     small, large = small_variance(sigma, sigma_next), large_variance(sigma, sigma_next)
     small = torch.cat([small[1:2] / (1 + table[0] ** 2), small[1:]])
-    chosen = timesteps.to(like.device)  # tables move to the images, not the other way, which would wait for a GPU
-    columns = (column.to(like)[chosen].view(-1, 1, 1, 1) for column in (sigma, sigma_next, small.log(), large.log()))
+    columns = (column.to(like)[timesteps].view(-1, 1, 1, 1) for column in (sigma, sigma_next, small.log(), large.log()))
     return _Steps(*columns)

@@ -15,6 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pipeline.runtime.constants import beside
+
 PROTOCOLS = ("tf1", "clean", "torchmetrics")
 
 
@@ -32,8 +34,7 @@ def matrix(before: int, after: int, protocol: str) -> Tensor:
 
 def resize(images: Tensor, size: int, protocol: str) -> Tensor:
     """Images [B, C, H, W] of any dtype, values 0 to 255 -> float32 [B, C, size, size]."""
-    rows = matrix(images.shape[2], size, protocol).to(images.device)
-    columns = matrix(images.shape[3], size, protocol).to(images.device)
+    rows, columns = (beside(matrix(side, size, protocol), images, torch.float32) for side in images.shape[2:])
     found = rows @ (images.to(torch.float32) @ columns.T)
     return found.clamp_(0, 255) if protocol == "clean" else found
 

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.runtime.constants import beside
 from pipeline.runtime.errors import UserError
 
 Scale = Literal["imagenet", "caffe"]
 Arrays = Mapping[str, npt.NDArray[np.floating]]
 
 # What pixels of 0 to 1 are shifted and divided by: torchvision's numbers for RGB, Caffe's for BGR of 0 to 255.
-_SCALES: dict[Scale, tuple[tuple[float, ...], tuple[float, ...]]] = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "caffe": ((104 / 255, 117 / 255, 123 / 255), (1 / 255,) * 3),
+_SCALES: dict[Scale, tuple[Tensor, Tensor]] = {
+    "imagenet": (torch.tensor((0.485, 0.456, 0.406)), torch.tensor((0.229, 0.224, 0.225))),
+    "caffe": (torch.tensor((104 / 255, 117 / 255, 123 / 255)), torch.tensor([1 / 255] * 3)),
 }
 _SQUEEZE, _EXPAND_1, _EXPAND_3 = "conv1x1_1", "conv1x1_2", "conv3x3_2"
 _FIRES = range(2, 10)
@@ -50,7 +51,7 @@ class SqueezeNet(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """See the class."""
         x = images.flip(1) if self.scale == "caffe" else images
-        mean, deviation = (x.new_tensor(v)[:, None, None] for v in _SCALES[self.scale])
+        mean, deviation = (beside(known, x)[:, None, None] for known in _SCALES[self.scale])
         x = ((x + 1) / 2 - mean) / deviation  # one channel becomes three
         x = functional.relu(self.layers["conv1"](x))
         found = [x]

@@ -33,6 +33,10 @@ class Adversarial:
         self.players: tuple[str, ...] = ("critic", "generator")
         self.averaged: tuple[str, ...] = ("generator",)
 
+    def draws(self, visits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+        """None: every draw of this objective has the size of an image or a latent, and is made on the device."""
+        return {}
+
     def loss(self, player: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """The player's loss, [B]; the same visit has the same latent in both turns."""
         told = self._conditions.told(batch.labels, batch.attributes)

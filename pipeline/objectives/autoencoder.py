@@ -57,6 +57,10 @@ class Autoencoding:
             self.networks["critic"] = build_critic(self._cfg.discriminator, shape=shape)
             self.players = ("autoencoder", "critic")
 
+    def draws(self, visits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+        """None: every draw of this objective has the size of an image or a latent, and is made on the device."""
+        return {}
+
     def loss(self, player: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """The player's loss, [B]; the same visit has the same degradation and latent in both turns."""
         return self._restoring(networks, batch) if player == "autoencoder" else self._judging(networks, batch)
@@ -69,7 +73,7 @@ class Autoencoding:
             return {"loss": loss, **values}
         game = weight = torch.zeros_like(loss)
         playing = batch.visits >= self._start
-        if bool(playing.any()):  # syncs the GPU
+        if batch.newest >= self._start:
             game = generator_loss(networks["critic"](restored.images))
             weight = self._weight(values, game, restored) * playing
             loss = loss + weight * game
@@ -77,9 +81,9 @@ class Autoencoding:
 
     def _judging(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         playing = batch.visits >= self._start
-        if not bool(playing.any()):  # syncs the GPU
+        if batch.newest < self._start:
             # Nothing to learn yet, but a DDP wrapper waits for a gradient of every weight: one image, times nothing.
-            nothing = networks["critic"](batch.images[:1]).mean() * torch.zeros(len(playing)).to(batch.images)
+            nothing = networks["critic"](batch.images[:1]).mean() * torch.zeros(len(playing), dtype=batch.images.dtype, device=batch.images.device)
             return {"loss": nothing, "real": nothing.detach(), "fake": nothing.detach()}
         with torch.no_grad():
             restored = self._restored(networks, batch, drawn=True).images

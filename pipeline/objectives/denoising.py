@@ -50,10 +50,19 @@ class Denoising:
         self.players: tuple[str, ...] = ("denoiser",)
         self.averaged: tuple[str, ...] = ("denoiser",)
 
+    def draws(self, visits: Tensor) -> dict[str, Tensor]:
+        """Noise levels [B], and uniform numbers that decide what of the condition is hidden: [B], and [B, A]."""
+        found = {"sigma": self.process.draw_sigma(uniform(self._seed, Stream.SIGMA, visits, dtype=torch.float64))}
+        if self._conditions.kind != "none" and self._cfg.label_dropout:
+            found["hide_all"] = uniform(self._seed, Stream.LABEL_DROP, visits)
+        if self._conditions.kind == "attributes" and self._cfg.attribute_dropout:
+            shape = (self._conditions.attributes,)
+            found["hide_each"] = uniform(self._seed, Stream.LABEL_DROP, visits, shape=shape, draw=1)
+        return found
+
     def loss(self, player: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """Loss at a random noise level, [B]. All draws are functions of the visit."""
-        u = uniform(self._seed, Stream.SIGMA, batch.visits, dtype=torch.float64)
-        x0, sigma = self._space.clean(batch), self._sigma(u, batch)
+        x0, sigma = self._space.clean(batch), _per_image(batch.draws["sigma"], batch)
         noise = normal(self._seed, Stream.NOISE, batch.visits, shape=self._shape, dtype=batch.images.dtype)
 
         def network(x: Tensor, cond: Tensor, condition: Tensor | None, /) -> Tensor:
@@ -68,7 +77,7 @@ class Denoising:
         u = (batch.visits.double() * GOLDEN + 0.5) % 1  # any number of images in a row covers (0, 1) evenly
         noise = normal(self._seed, Stream.VALIDATION, batch.visits, shape=self._shape, dtype=batch.images.dtype)
         shown = self._conditions.told(batch.labels, batch.attributes)
-        x0, sigma = self._space.clean(batch, draw=1), self._sigma(u, batch)  # draw 0 is that of training's visits
+        x0, sigma = self._space.clean(batch, draw=1), _per_image(self.process.draw_sigma(u), batch)  # draw 0 is that of training's visits
         return {"loss": self.process.loss(networks["denoiser"], x0, sigma=sigma, noise=noise, cond=shown)}
 
     def denoise(self, networks: Networks, labels: Tensor, attributes: Tensor | None = None) -> Denoise:
@@ -138,17 +147,18 @@ class Denoising:
         """Images [B, C, H, W] of what the network sees: the same, or decoded latents."""
         return self._space.images(x0)
 
-    def _sigma(self, u: Tensor, batch: Batch) -> Tensor:
-        return self.process.draw_sigma(u).to(batch.images.dtype)[:, None, None, None]
-
     def _dropped(self, batch: Batch) -> Tensor | None:
         """The condition with whole images' labels and single attributes hidden at random."""
-        whole = uniform(self._seed, Stream.LABEL_DROP, batch.visits)
-        labels = hide_labels(batch.labels, whole, share=self._cfg.label_dropout, unknown=-1)
-        attributes = batch.attributes
-        if attributes is not None:
-            shape = (self._conditions.attributes,)
-            single = uniform(self._seed, Stream.LABEL_DROP, batch.visits, shape=shape, draw=1)
-            attributes = hide_labels(attributes, single, share=self._cfg.attribute_dropout, unknown=-1)
-            attributes = hide_labels(attributes, whole, share=self._cfg.label_dropout, unknown=-1)
+        labels, attributes, draws = batch.labels, batch.attributes, batch.draws
+        if "hide_all" in draws:
+            labels = hide_labels(labels, draws["hide_all"], share=self._cfg.label_dropout, unknown=-1)
+        if attributes is not None and "hide_each" in draws:
+            attributes = hide_labels(attributes, draws["hide_each"], share=self._cfg.attribute_dropout, unknown=-1)
+        if attributes is not None and "hide_all" in draws:
+            attributes = hide_labels(attributes, draws["hide_all"], share=self._cfg.label_dropout, unknown=-1)
         return self._conditions.told(labels, attributes)
+
+
+def _per_image(sigma: Tensor, batch: Batch) -> Tensor:
+    """sigma [B] in the precision of the images, [B, 1, 1, 1]."""
+    return sigma.to(batch.images.dtype)[:, None, None, None]

@@ -24,11 +24,19 @@ class Objective(Protocol):
     players: tuple[str, ...]
     averaged: tuple[str, ...]
 
+    def draws(self, visits: Tensor) -> dict[str, Tensor]:
+        """Random numbers of whole images [B, ...] by name, for image numbers [B] on the CPU.
+
+        Threads that read ahead call it, and `loss` finds them in `batch.draws`: a GPU would spend more time on
+        starting the many small operations than on the numbers.
+        """
+        ...
+
     def loss(self, player: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """Values per image, [B] each, as sums would be too late to weigh. "loss" is minimised over `player`.
 
         `networks` are those of this object as the loop has prepared them: call these, not your own. Random draws are
-        functions of `batch.visits`.
+        functions of `batch.visits`, or of `batch.draws`. Nothing here waits for the device.
         """
         ...
 

@@ -13,6 +13,7 @@ from pipeline.data.latents import Shape, autoencoder_hash, latent_shape, spread_
 from pipeline.data.shards import Manifest, read_manifest
 from pipeline.models.pretrained import Autoencoder, load_autoencoder, weights_file
 from pipeline.models.tiles import sliced, tiled
+from pipeline.runtime.constants import beside
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, sha256_file, write_json
 from pipeline.runtime.random import Stream, normal
@@ -70,7 +71,8 @@ class LatentSpace:
             raise TypeError("a model of pixels has no latents")
         self._cfg, self._seed = cfg.latents, cfg.seed
         self.shape = latent_shape(manifest)
-        self._spread = spread_of(manifest)
+        spread = spread_of(manifest)
+        self._mean, self._std = (torch.tensor(v, dtype=torch.float64) for v in (spread.mean, spread.std))
         self._hash = autoencoder_hash(manifest)
         self._autoencoder: Autoencoder | None = None
         _check_autoencoder(cfg, manifest)
@@ -106,8 +108,7 @@ class LatentSpace:
 
     def _scales(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation [d, 1, 1]."""
-        mean, std = (like.new_tensor(v)[:, None, None] for v in (self._spread.mean, self._spread.std))
-        return mean, std
+        return beside(self._mean, like)[:, None, None], beside(self._std, like)[:, None, None]
 
 
 def remember(run: RunDir, manifest: Manifest, *, write: bool) -> None:

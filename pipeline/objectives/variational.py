@@ -38,6 +38,10 @@ class Variational:
         self.players: tuple[str, ...] = ("autoencoder",)
         self.averaged: tuple[str, ...] = ("autoencoder",)
 
+    def draws(self, visits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+        """None: every draw of this objective has the size of an image or a latent, and is made on the device."""
+        return {}
+
     def loss(self, player: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """-ELBO [B], its latents drawn by visit, and its parts."""
         noise = self._noise(Stream.POSTERIOR, batch.visits, batch.images.dtype)

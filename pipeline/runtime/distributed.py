@@ -150,10 +150,27 @@ def _free_port() -> int:
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
-    """Sum over ranks of a CPU tensor (gloo). The same on every rank, to the bit. A collective: call it on all ranks."""
+    """Sum over ranks, in place. The same on every rank, to the bit. A collective: call it on all ranks.
+
+    The group that trains does it: NCCL for a tensor on a GPU, without waiting for it, gloo for one on the CPU.
+    """
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
+
+
+def ranks() -> tuple[int, int]:
+    """This process's rank, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def gathered(values: torch.Tensor) -> torch.Tensor:
+    """The `values` of all ranks [n, ...], of one shape everywhere, in the order of ranks: [ranks * n, ...]."""
+    if not dist.is_initialized():
+        return values
+    out = values.new_empty(dist.get_world_size() * len(values), *values.shape[1:])
+    dist.all_gather_into_tensor(out, values.contiguous())
+    return out
 
 
 def barrier() -> None:

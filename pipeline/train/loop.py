@@ -4,12 +4,16 @@
 calling `train` again on the same run directory resumes it, and calling it on a finished one does nothing.
 """
 
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
 
 from pipeline import checkpoint
 from pipeline.config.plan import due
 from pipeline.config.schema import Config
-from pipeline.data.batches import Batch, batches
+from pipeline.data.batches import LoadedBatch, batches, reading_threads
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import NonFiniteError
 from pipeline.runtime.run_dir import RunDir
@@ -17,7 +21,7 @@ from pipeline.runtime.stopping import Stop
 from pipeline.train.reporting import Reporter
 from pipeline.train.sampled import Judge
 from pipeline.train.session import Session, session
-from pipeline.train.step import train_step
+from pipeline.train.step import Launched, launch_step
 from pipeline.train.validation import keep_best, preview, validate
 
 STOP_LEAD_SECONDS = 60.0  # before Slurm's end time of the job, where no signal announced it
@@ -45,12 +49,14 @@ def _run(s: Session, report: Reporter, stop: Stop) -> bool:
     judge = Judge(s) if plan.metric_every else None
     if s.state.clock.step == 0:
         report.save(wait=True)  # a full disk shows now rather than hours later, and there is a state to roll back to
+    running: deque[Launched] = deque()
     while not _ended(s):
-        outcome = train_step(s, next(data), stop_asked=stop.asked, save_asked=report.save_is_due())
+        running.append(launch_step(s, next(data), stop_asked=stop.asked, save_asked=report.save_is_due()))
         step, final = s.state.clock.step, s.state.clock.step == plan.total_steps
-        report.step(outcome)
-        if s.state.clock.skipped_in_a_row >= s.cfg.train.nonfinite_limit:
-            _roll_back(s, report)
+        heard = _hear(s, report, running, everything=final or plan.pauses_after(step))
+        if heard.failed is not None:
+            running.clear()
+            _roll_back(s, report, failed_step=heard.failed)
             data = _data(s)
             continue
         if due(step, plan.validate_every) or (final and plan.validate_every):
@@ -62,15 +68,42 @@ def _run(s: Session, report: Reporter, stop: Stop) -> bool:
         last = _ended(s)
         if due(step, plan.preview_every) or (last and plan.preview_every):
             report.picture(*preview(s))
-        if outcome.stopping or outcome.save_asked or due(step, plan.checkpoint_every) or last:
-            report.save(wait=outcome.stopping or last)
-        if outcome.stopping and not last:
+        if heard.stopping or heard.save_asked or due(step, plan.checkpoint_every) or last:
+            report.save(wait=heard.stopping or last)
+        if heard.stopping and not last:
             report.stopped(stop.asked_at)
             return False
     if s.world.main:
         s.saver.close_run(s.state.clock.step)
     distributed.barrier()
     return True
+
+
+@dataclass
+class _Heard:
+    """What the steps that were read say the loop is to do."""
+
+    stopping: bool = False
+    save_asked: bool = False
+    failed: int | None = None  # the step with which too many in a row were not finite
+
+
+def _hear(s: Session, report: Reporter, running: deque[Launched], *, everything: bool) -> _Heard:
+    """Read the steps that were launched, all but the newest, so that the device always has one to work on.
+
+    All of them where `everything`, or where a step says to stop or save: then something looks at the state.
+    """
+    heard = _Heard()
+    while running and (everything or heard.stopping or heard.save_asked or len(running) > 1):
+        outcome = running.popleft().read()
+        s.state.count(outcome.finite, loss_scale=outcome.loss_scale)
+        report.step(outcome)
+        heard.stopping |= outcome.stopping
+        heard.save_asked |= outcome.save_asked
+        if s.state.clock.skipped_in_a_row >= s.cfg.train.nonfinite_limit:
+            heard.failed = outcome.step
+            break
+    return heard
 
 
 def _ended(s: Session) -> bool:
@@ -80,7 +113,7 @@ def _ended(s: Session) -> bool:
     return clock.step >= s.plan.total_steps or stale
 
 
-def _data(s: Session) -> Iterator[list[Batch]]:
+def _data(s: Session) -> Iterator[list[LoadedBatch]]:
     """This rank's micro-batches of every step from now on."""
     return batches(
         s.train_data,
@@ -92,11 +125,12 @@ def _data(s: Session) -> Iterator[list[Batch]]:
         micro_batch=s.plan.micro_batch,
         flip=s.cfg.train.flip,
         augmentation=s.cfg.train.augmentation,
-        workers=s.cfg.train.workers,
+        draws=s.objective.draws,
+        workers=reading_threads(s.cfg.train.workers, cpus=torch.get_num_threads(), cuda=s.device.type == "cuda"),
     )
 
 
-def _roll_back(s: Session, report: Reporter) -> None:
+def _roll_back(s: Session, report: Reporter, *, failed_step: int) -> None:
     """Return to the last checkpoint and go on with the data that follows the offending steps.
 
     A function of the checkpoint and the data alone: a run that is killed before its next save does the same again.
@@ -104,7 +138,7 @@ def _roll_back(s: Session, report: Reporter) -> None:
     failed = s.state.clock
     if failed.rollbacks >= s.cfg.train.nonfinite_rollbacks:
         raise NonFiniteError(
-            f"{failed.skipped_in_a_row} steps in a row up to step {failed.step} had a loss or gradient that is not "
+            f"{failed.skipped_in_a_row} steps in a row up to step {failed_step} had a loss or gradient that is not "
             f"finite, after {failed.rollbacks} returns to a checkpoint. Lower train.optim.lr, set train.optim.clip, or "
             "use train.precision=fp32; the run continues from its last checkpoint when started again."
         )
@@ -114,6 +148,6 @@ def _roll_back(s: Session, report: Reporter) -> None:
         raise NonFiniteError(f"{s.run.path} has no valid checkpoint to return to.")
     s.state.restore(checkpoint.read(path))
     clock = s.state.clock
-    clock.data_offset = failed.data_offset + failed.step - clock.step
+    clock.data_offset = failed.data_offset + failed_step - clock.step
     clock.rollbacks, clock.skipped, clock.skipped_in_a_row = failed.rollbacks + 1, failed.skipped, 0
-    report.rolled_back(failed.step)
+    report.rolled_back(failed_step)

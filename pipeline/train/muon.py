@@ -1,23 +1,32 @@
-"""Muon for what multiplies, AdamW for the rest.
+"""Muon for the matrices of a network, AdamW for everything else.
 
 Jordan et al. 2024, kellerjordan.github.io/posts/muon: the momentum of a matrix is replaced by the nearest orthogonal
 matrix, found by a Newton-Schulz iteration in bfloat16, so that all directions of a layer learn at the same rate. Scaled
 as by Liu et al. 2025 (arXiv:2502.16982, equation 4) a step is as long as one of AdamW: one learning rate serves both.
+
+Matrices of one shape are stacked and iterated together. Of several ranks each iterates its share of a stack and they
+exchange the results, since all ranks hold the same gradients.
 """
 
+import math
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.runtime import distributed
+
 MOMENT = "momentum_buffer"  # as torch.optim.Muon calls it
+COEFFICIENTS, ITERATIONS, EPS = (3.4445, -4.7750, 2.0315), 5, 1e-7  # as in torch.optim.Muon
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but `matrices` are stepped by `torch.optim.Muon`, convolutions as [outputs, inputs * height * width].
+    """AdamW, but `matrices` are stepped as `torch.optim.Muon` does, convolutions as [outputs, inputs * height * width].
 
-    One optimiser with one state, by parameter, as checkpoints and loss scalers expect it.
+    One optimiser with one state, by parameter, as checkpoints expect it. It follows torch's protocol with loss scalers:
+    gradients are divided by `grad_scale`, and nothing changes where `found_inf` is 1.
     """
 
     def __init__(self, matrices: list[Tensor], others: list[Tensor], *, momentum: float, **adamw: Any):
@@ -33,19 +42,60 @@ class Muon(torch.optim.AdamW):
         """One update of everything that has a gradient."""
         group = self.param_groups[0]
         stepped = {p: p.grad for p in group["params"] if p.grad is not None}
-        if stepped:
-            matrices = {p: _matrix(p, p.detach()) for p in stepped}
-            settings = {"lr": group["lr"], "weight_decay": group["weight_decay"], "momentum": self.momentum}
-            muon = torch.optim.Muon(list(matrices.values()), adjust_lr_fn="match_rms_adamw", **settings)
-            for p, matrix in matrices.items():
-                moment = self.state[p].setdefault(MOMENT, torch.zeros_like(p))
-                muon.state[matrix][MOMENT] = _matrix(p, moment)
-                matrix.grad = _matrix(p, stepped[p])
-                p.grad = None  # AdamW passes it over
-            muon.step()  # type: ignore[no-untyped-call]  # torch has no types here
+        shapes: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        for p in stepped:
+            shapes[len(p), p.numel() // len(p)].append(p)
+        for parameters in shapes.values():
+            self._step_together(parameters, lr=group["lr"], weight_decay=group["weight_decay"])
+        for p in stepped:
+            p.grad = None  # AdamW passes it over
         super().step(closure)
         for p, gradient in stepped.items():
             p.grad = gradient
+
+    def _step_together(self, parameters: list[Tensor], *, lr: float, weight_decay: float) -> None:
+        """Update matrices of one shape."""
+        gradients = torch.stack([_matrix(p, p.grad) for p in parameters if p.grad is not None])
+        if (grad_scale := getattr(self, "grad_scale", None)) is not None:
+            gradients = gradients / grad_scale
+        moments = [self.state[p].setdefault(MOMENT, torch.zeros_like(p)) for p in parameters]
+        before = torch.stack([_matrix(p, moment) for p, moment in zip(parameters, moments, strict=True)])
+        after = before.lerp(gradients, 1 - self.momentum)
+        change = orthogonal(gradients.lerp(after, self.momentum)) * (-lr * 0.2 * math.sqrt(max(after.shape[1:])))
+        weights = torch.stack([_matrix(p, p) for p in parameters])
+        stepped = weights * (1 - lr * weight_decay) + change
+        if (found_inf := getattr(self, "found_inf", None)) is not None:
+            after, stepped = torch.where(found_inf > 0, before, after), torch.where(found_inf > 0, weights, stepped)
+        torch._foreach_copy_(
+            [_matrix(p, x) for p, x in zip([*parameters, *parameters], [*parameters, *moments], strict=True)],
+            [*stepped.unbind(), *after.unbind()],
+        )
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """The nearest orthogonal matrix of each, about: float [n, rows, columns] -> the same; singular values near 1.
+
+    Collective where there are several ranks: each iterates an equal run of the matrices, padded with the first.
+    """
+    world = distributed.ranks()[1]
+    share = -(-len(matrices) // world)
+    if world == 1 or len(matrices) == 1:
+        return _iterated(matrices)
+    first = distributed.ranks()[0] * share
+    mine = [min(number, len(matrices) - 1) for number in range(first, first + share)]
+    return distributed.gathered(_iterated(matrices[mine]))[: len(matrices)].to(matrices.dtype)
+
+
+def _iterated(matrices: Tensor) -> Tensor:
+    """Newton and Schulz's iteration with the post's coefficients."""
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).bfloat16()
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)
+    for _ in range(ITERATIONS):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 def matrices_of(network: nn.Module) -> Iterator[Tensor]:

@@ -13,21 +13,27 @@ _MOMENTUM = {"sgd": 0.9, "muon": 0.95}
 
 
 def build_optimizer(network: nn.Module, cfg: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser of one network; `fused` on a GPU where it can be. Its learning rate is set before every step."""
+    """The optimiser of one network, fused: one pass over weights and gradients, on a GPU and on a CPU.
+
+    Its learning rate is set before every step, and it follows torch's protocol with loss scalers (`grad_scale`,
+    `found_inf`), by which a step is skipped without asking the device.
+    """
     parameters = [p for p in network.parameters() if p.requires_grad]
-    fused = bool(parameters) and all(p.is_cuda for p in parameters)
+    fused = not any(p.is_meta for p in parameters)  # there is nothing to fuse where nothing is computed
     momentum = _MOMENTUM.get(cfg.kind, 0.0) if cfg.momentum is None else cfg.momentum
     if cfg.kind == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=cfg.lr, momentum=momentum, weight_decay=cfg.weight_decay, fused=fused or None
-        )
+        sgd = torch.optim.SGD(parameters, lr=cfg.lr, momentum=momentum, weight_decay=cfg.weight_decay, fused=fused)
+        for p in parameters if momentum else ():
+            # Torch allocates it at the first step and leaves it unwritten where that step is skipped.
+            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return sgd
     adam: dict[str, Any] = {"lr": cfg.lr, "betas": cfg.betas, "eps": cfg.eps, "weight_decay": cfg.weight_decay}
     if cfg.kind == "muon":
         matrices = list(matrices_of(network))
         known = set(map(id, matrices))
-        return Muon(matrices, [p for p in parameters if id(p) not in known], momentum=momentum, **adam)
+        return Muon(matrices, [p for p in parameters if id(p) not in known], momentum=momentum, fused=fused, **adam)
     kind = torch.optim.Adam if cfg.kind == "adam" else torch.optim.AdamW
-    return kind(parameters, fused=fused or None, **adam)
+    return kind(parameters, fused=fused, **adam)
 
 
 def lr_at(step: int, *, cfg: OptimConfig, total_steps: int, warmup_steps: int) -> float:

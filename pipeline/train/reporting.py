@@ -46,25 +46,25 @@ class Reporter:
                 clock.sums[name] = clock.sums.get(name, 0.0) + value
             clock.count += 1
         else:
-            self._say(f"step {clock.step}: loss or gradient is not finite; skipped ({clock.skipped_in_a_row} in a row)")
+            self._say(f"step {outcome.step}: loss or gradient is not finite; skipped ({clock.skipped_in_a_row} in a row)")
         self._tick(1)
-        if due(clock.step, self._s.plan.log_every):
-            self._row()
+        if due(outcome.step, self._s.plan.log_every):
+            self._row(outcome.step)
 
-    def _row(self) -> None:
+    def _row(self, step: int) -> None:
         s, clock, now = self._s, self._s.state.clock, time.monotonic()
         batch = s.cfg.train.global_batch
         row = {name: total / max(clock.count, 1) for name, total in clock.sums.items()}
-        row |= {"images": clock.step * batch, "epoch": clock.step * batch / s.train_data.count}
+        row |= {"images": step * batch, "epoch": step * batch / s.train_data.count}
         row |= {"skipped": clock.skipped, "rollbacks": clock.rollbacks}
-        rate = (clock.step - self._logged_step) * batch / max(now - self._interval, 1e-9)
+        rate = (step - self._logged_step) * batch / max(now - self._interval, 1e-9)
         wall = self._earlier_seconds + now - self._begun
         row |= {"speed/images_per_second": rate, "speed/goodput": goodput(self._kept_seconds(), wall)}
-        if s.accelerator.device.type == "cuda":
+        if s.device.type == "cuda":
             row["speed/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        s.recorder.add(clock.step, row)
+        s.recorder.add(step, row)
         clock.sums, clock.count = {}, 0
-        self._interval, self._logged_step = now, clock.step
+        self._interval, self._logged_step = now, step
 
     def values(self, values: dict[str, float]) -> None:
         """A row of its own, such as validation."""

@@ -27,7 +27,7 @@ class Judge:
 
     def __init__(self, s: Session) -> None:
         """Raises `Incomplete`, with the command to run, where the reference was not prepared."""
-        self._extractor, reference = open_domain(s.cfg, device=str(s.accelerator.device))
+        self._extractor, reference = open_domain(s.cfg, device=str(s.device))
         self._target = Target(reference.moments("features"))
         self._classes = s.cfg.model.condition == "class" and self._extractor.protocol["task"] == LABELS
         self._attributes = s.cfg.model.condition == "attributes" and "attributes" in self._extractor.spaces
@@ -52,7 +52,7 @@ class Judge:
     def _block(self, s: Session, networks: Networks, seeds: Tensor) -> Tensor:
         """[B, D + 2]: features, right answers, questions asked."""
         labels, attributes = self._asked(s, seeds.numpy())
-        device, sampler = s.accelerator.device, s.cfg.sample.sampler.alone
+        device, sampler = s.device, s.cfg.sample.sampler.alone
         told = None if attributes is None else attributes.to(device)
         images = s.objective.generate(networks, seeds.to(device), labels.to(device), attributes=told, sampler=sampler)
         pixels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).to(device)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch._functorch.config as functorch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import GradScalerKwargs
 from accelerate.state import AcceleratorState
 from torch import nn
 
@@ -33,6 +33,7 @@ from pipeline.runtime.distributed import World
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import append_line
 from pipeline.runtime.run_dir import RunDir
+from pipeline.train.loss_scale import LossScale
 from pipeline.train.optim import build_optimizer
 from pipeline.train.saver import Saver, clean
 from pipeline.train.state import State
@@ -49,11 +50,11 @@ class Session:
     world: World
     plan: Plan
     accelerator: Accelerator
+    device: torch.device
     train_data: Reader
     valid_data: Reader | None
     objective: Objective
     networks: dict[str, nn.Module]  # the players' networks as Accelerate prepared them
-    optimizers: dict[str, AcceleratedOptimizer]
     state: State
     recorder: Recorder
     saver: Saver
@@ -86,10 +87,7 @@ def session(cfg: Config, run: RunDir) -> Iterator[Session]:
     remember(run, train_data.manifest, write=world.main)
     state = _state(cfg, objective, device)
     _resume(run, state, world)
-    if accelerator.scaler is not None and state.clock.loss_scale is not None:
-        _restore_scaler(accelerator, state)
     networks = {player: _prepared(objective.networks[player], cfg, accelerator) for player in objective.players}
-    optimizers = {p: accelerator.prepare_optimizer(o) for p, o in state.optimizers.items()}
     _report(run, world, plan=plan, state=state, device=device)
     recorder = Recorder(run, step=state.clock.step, active=world.main)
     saver = Saver(run, keep_last=cfg.train.keep_last, keep_every=plan.keep_every, background=cfg.train.async_save)
@@ -100,11 +98,11 @@ def session(cfg: Config, run: RunDir) -> Iterator[Session]:
             world=world,
             plan=plan,
             accelerator=accelerator,
+            device=device,
             train_data=train_data,
             valid_data=valid_data,
             objective=objective,
             networks=networks,
-            optimizers=optimizers,
             state=state,
             recorder=recorder,
             saver=saver,
@@ -120,7 +118,12 @@ def _accelerator(cfg: Config, device: torch.device) -> Accelerator:
     precision = cfg.train.precision if cfg.train.precision in ("bf16", "fp16") else "no"
     if precision == "fp16" and device.type == "cpu":
         raise UserError("train.precision: found fp16 on a CPU, which has no fp16 training. Use bf16 or fp32.")
-    return Accelerator(cpu=device.type == "cpu", mixed_precision=precision, step_scheduler_with_optimizer=False)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision=precision,
+        step_scheduler_with_optimizer=False,
+        kwargs_handlers=[GradScalerKwargs(enabled=False)],  # it would ask the device in every step: see LossScale
+    )
 
 
 def _state(cfg: Config, objective: Objective, device: torch.device) -> State:
@@ -128,7 +131,13 @@ def _state(cfg: Config, objective: Objective, device: torch.device) -> State:
         network.to(device, torch.float64 if cfg.train.precision == "fp64" else torch.float32)
         network.train(name in objective.players).requires_grad_(name in objective.players)
     optimizers = {p: build_optimizer(objective.networks[p], cfg.train.optim) for p in objective.players}
-    return State(objective.networks, optimizers, averaged=objective.averaged, cfg=cfg.train.average)
+    return State(
+        objective.networks,
+        optimizers,
+        averaged=objective.averaged,
+        cfg=cfg.train.average,
+        loss_scale=LossScale(device) if cfg.train.precision == "fp16" else None,
+    )
 
 
 def _prepared(network: nn.Module, cfg: Config, accelerator: Accelerator) -> nn.Module:
@@ -139,13 +148,6 @@ def _prepared(network: nn.Module, cfg: Config, accelerator: Accelerator) -> nn.M
         network.compile()
     prepared: nn.Module = accelerator.prepare_model(network)
     return prepared
-
-
-def _restore_scaler(accelerator: Accelerator, state: State) -> None:
-    numbers = accelerator.scaler.state_dict()
-    accelerator.scaler.load_state_dict(
-        {**numbers, "scale": state.clock.loss_scale, "_growth_tracker": state.clock.loss_scale_streak}
-    )
 
 
 def _resume(run: RunDir, state: State, world: World) -> None:

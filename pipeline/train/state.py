@@ -1,7 +1,7 @@
 """Everything that training changes: weights, averages, moments, and a few numbers. It is what a checkpoint holds."""
 
+import functools
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from pipeline import averaging
 from pipeline.checkpoint import Snapshot, load_strictly, optimizer_tensors, restore_optimizer
 from pipeline.config.schema import AverageConfig
 from pipeline.runtime.errors import Incomplete
+from pipeline.train.loss_scale import LossScale
 
 
 @dataclass
@@ -40,9 +41,10 @@ class State:
         *,
         averaged: tuple[str, ...],
         cfg: AverageConfig,
+        loss_scale: LossScale | None = None,
     ) -> None:
-        """Averages begin as copies of the weights, in fp32 or better."""
-        self.networks, self.optimizers, self.cfg = networks, optimizers, cfg
+        """Averages begin as copies of the weights, in fp32 or better. `loss_scale`: of fp16."""
+        self.networks, self.optimizers, self.cfg, self.loss_scale = networks, optimizers, cfg, loss_scale
         self.clock = Clock()
         kinds = ["average"] if cfg.half_life else []
         kinds += [f"power-{width:g}" for width in cfg.power_widths]
@@ -51,6 +53,13 @@ class State:
             for kind in kinds
             for name in averaged
         }
+        self._averaged = averaged
+
+    def count(self, finite: bool, *, loss_scale: float) -> None:
+        """Keep the books of a step. While a loss scale is still coming down, steps that are not finite are expected."""
+        searching = self.loss_scale is not None and loss_scale >= 1
+        self.clock.skipped += not finite
+        self.clock.skipped_in_a_row = 0 if finite or searching else self.clock.skipped_in_a_row + 1
 
     def update_averages(self, *, batch: int, half_life: float | None) -> None:
         """Take the weights after `clock.step` steps of `batch` images into every average."""
@@ -63,10 +72,17 @@ class State:
                 )
             else:
                 decay = averaging.power_decay(images, batch=batch, gamma=averaging.gamma_of(float(kind[6:])))
-            averaging.update(average, self.networks[name].state_dict(), decay=decay)
+            averaging.update(average, self._weights[name], decay=decay)
+
+    @functools.cached_property
+    def _weights(self) -> dict[str, dict[str, Tensor]]:
+        """Views of the weights. Made at the first step: until then, preparing a network may move them."""
+        return {name: self.networks[name].state_dict() for name in self._averaged}
 
     def snapshot(self) -> Snapshot:
-        """All of it by file name, without copying."""
+        """All of it by file name, without copying. Waits for the device where there is a loss scale."""
+        if self.loss_scale is not None:
+            self.clock.loss_scale, self.clock.loss_scale_streak = self.loss_scale.numbers()
         tensors = {f"network.{name}": network.state_dict() for name, network in self.networks.items()}
         tensors |= self.averages
         for player, optimizer in self.optimizers.items():
@@ -90,13 +106,11 @@ class State:
         for player, optimizer in self.optimizers.items():
             named = dict(self.networks[player].named_parameters())
             restore_optimizer(optimizer, named, snapshot.tensors[f"optimizer.{player}"])
-        self.clock = _clock(snapshot.numbers)
+        self.clock = Clock(**snapshot.numbers)
+        if self.loss_scale is not None and self.clock.loss_scale is not None:
+            self.loss_scale.restore(self.clock.loss_scale, self.clock.loss_scale_streak)
 
 
 def _wide(tensor: Tensor) -> Tensor:
     narrow = tensor.is_floating_point() and tensor.dtype != torch.float64
     return tensor.detach().to(torch.float32 if narrow else tensor.dtype, copy=True)
-
-
-def _clock(numbers: dict[str, Any]) -> Clock:
-    return Clock(**numbers)

@@ -34,8 +34,8 @@ def validate(s: Session) -> dict[str, float]:
     part = {"rank": s.world.rank, "world_size": s.world.size} if divided else {}
     with averaged(s) as networks:
         for batch in validation_batches(s.valid_data, count=count, batch=s.plan.micro_batch, **part):
-            for name, value in s.objective.validate(networks, batch.to(s.accelerator.device, s.dtype)).items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
+            for name, value in s.objective.validate(networks, batch.to(s.device, s.dtype)).items():
+                sums[name] = sums[name] + value.double().sum() if name in sums else value.double().sum()
     if not sums:
         return {}
     mine = torch.stack(list(sums.values()))
@@ -74,7 +74,7 @@ def _restorations(s: Session, objective: Restores) -> npt.NDArray[np.uint8]:
     count = min(RESTORED_IMAGES, reader.count)
     (batch,) = validation_batches(reader, count=count, batch=count)  # few images: every rank does them all
     with averaged(s) as networks:
-        shown = torch.stack(objective.restorations(networks, batch.to(s.accelerator.device, s.dtype)), dim=1)
+        shown = torch.stack(objective.restorations(networks, batch.to(s.device, s.dtype)), dim=1)
     return tile(to_uint8(shown.flatten(0, 1)), columns=4 * shown.shape[1])
 
 
@@ -85,7 +85,7 @@ def _samples(s: Session) -> npt.NDArray[np.uint8]:
     classes = len(s.train_data.manifest.classes)
     labels = seeds % classes if classes else torch.full_like(seeds, -1)
     mine = slice(s.world.rank, None, s.world.size)
-    device = s.accelerator.device
+    device = s.device
     sampler = s.cfg.sample.sampler.alone
     rows = s.train_data.attributes(seeds.numpy() % s.train_data.count)
     attributes = None if rows is None else torch.from_numpy(rows[mine]).to(device)

@@ -8,10 +8,14 @@ from pydantic import ValidationError
 from scipy import stats
 
 from pipeline.config.schema_augment import AugmentConfig
-from pipeline.data.augment import augment, brightness, contrast, flipped, hue, saturation, sharpness
+from pipeline.data.augment import augment, augment_draws, brightness, contrast, flipped, hue, saturation, sharpness
 
 EVERYTHING = AugmentConfig(brightness=0.4, contrast=0.3, saturation=0.5, hue=0.1, sharpness=2.0, sharpness_share=0.5)
 FACTORS = (0.0, 0.3, 1.0, 1.7)
+
+
+def augmented(images, visits, *, seed, cfg):
+    return augment(images, augment_draws(visits, seed=seed), cfg=cfg)
 
 
 def smooth_pixels(height: int = 24, width: int = 20) -> np.ndarray:
@@ -73,20 +77,20 @@ def test_hue_turns_red_towards_green_through_a_third_of_the_circle():
 def test_a_change_does_not_know_its_batch():
     visits = torch.arange(100, 116)
     images = torch.rand(16, 3, 33, 31, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    whole = augment(images, visits, seed=3, cfg=EVERYTHING)
+    whole = augmented(images, visits, seed=3, cfg=EVERYTHING)
     for size in (1, 3, 5):
         pieces = zip(images.split(size), visits.split(size), strict=True)
-        parts = [augment(some, numbers, seed=3, cfg=EVERYTHING) for some, numbers in pieces]
+        parts = [augmented(some, numbers, seed=3, cfg=EVERYTHING) for some, numbers in pieces]
         assert torch.equal(torch.cat(parts), whole)
     assert whole.min() >= -1 and whole.max() <= 1
-    assert not torch.equal(augment(images, visits + 1, seed=3, cfg=EVERYTHING), whole)
-    assert not torch.equal(augment(images, visits, seed=4, cfg=EVERYTHING), whole)
+    assert not torch.equal(augmented(images, visits + 1, seed=3, cfg=EVERYTHING), whole)
+    assert not torch.equal(augmented(images, visits, seed=4, cfg=EVERYTHING), whole)
 
 
 def test_nothing_happens_by_default():
     images = torch.rand(4, 3, 8, 8)
     assert not AugmentConfig().active
-    assert torch.equal(augment(images, torch.arange(4), seed=0, cfg=AugmentConfig()), images)
+    assert torch.equal(augmented(images, torch.arange(4), seed=0, cfg=AugmentConfig()), images)
     assert EVERYTHING.active and AugmentConfig(sharpness=0.0).active
     assert not AugmentConfig(sharpness=0.0, sharpness_share=0.0).active
 
@@ -94,7 +98,7 @@ def test_nothing_happens_by_default():
 def test_factors_are_uniform_in_their_range():
     visits = torch.arange(20_000)
     images = torch.full((20_000, 1, 1, 1), 0.0)  # brightness maps mid grey to factor - 1
-    factors = augment(images, visits, seed=1, cfg=AugmentConfig(brightness=0.5)).flatten() + 1
+    factors = augmented(images, visits, seed=1, cfg=AugmentConfig(brightness=0.5)).flatten() + 1
     assert stats.kstest(factors.numpy(), stats.uniform(0.5, 1.0).cdf).pvalue > 0.01
 
 

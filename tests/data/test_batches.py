@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,14 +13,14 @@ from hypothesis import strategies as st
 from numbered_shards import label_of, pixels_of, write_latents, write_numbered
 
 from pipeline.config.schema_augment import AugmentConfig
-from pipeline.data.batches import Batch, _ahead, batches, validation_batches
+from pipeline.data.batches import LoadedBatch, _ahead, batches, validation_batches
 from pipeline.data.reader import Reader
 from pipeline.runtime.errors import Incomplete, UserError
 
 JITTER = AugmentConfig(brightness=0.3, contrast=0.3, hue=0.1, sharpness=2.0)
 
 
-def steps_of(reader: Reader, steps: int, **settings) -> list[list[Batch]]:
+def steps_of(reader: Reader, steps: int, **settings) -> list[list[LoadedBatch]]:
     """The first steps of one rank; the threads are stopped."""
     settings = {"seed": 3, "start_step": 0, "rank": 0, "world_size": 1, **settings}
     stream = batches(reader, **settings)
@@ -28,20 +29,33 @@ def steps_of(reader: Reader, steps: int, **settings) -> list[list[Batch]]:
     return result
 
 
-def joined(parts: list[Batch]) -> Batch:
+@dataclass
+class Seen:
+    """What training sees of some visits, and which samples they show."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    attributes: torch.Tensor | None
+    visits: torch.Tensor
+    indices: torch.Tensor
+
+
+def joined(parts: list[LoadedBatch | Seen]) -> Seen:
     """Batches one after another as a single one."""
-    fields = ("images", "labels", "attributes", "visits", "indices")
-    columns = ([getattr(part, field) for part in parts] for field in fields)
-    return Batch(*(None if column[0] is None else torch.cat(column) for column in columns))
+    rows = []
+    for part in parts:
+        its = part if isinstance(part, Seen) else part.to("cpu")
+        rows.append((its.images, its.labels, its.attributes, its.visits, part.indices))
+    return Seen(*(None if column[0] is None else torch.cat(column) for column in zip(*rows, strict=True)))
 
 
-def of_all_ranks(reader: Reader, steps: int, *, world_size: int, **settings) -> list[Batch]:
+def of_all_ranks(reader: Reader, steps: int, *, world_size: int, **settings) -> list[Seen]:
     """The global batch of each step, put together from all ranks."""
     ranks = [steps_of(reader, steps, rank=rank, world_size=world_size, **settings) for rank in range(world_size)]
     return [joined([part for rank in step for part in rank]) for step in zip(*ranks, strict=True)]
 
 
-def same(first: Batch, second: Batch) -> bool:
+def same(first: Seen, second: Seen) -> bool:
     fields = ("images", "labels", "visits", "indices")
     return all(torch.equal(getattr(first, field), getattr(second, field)) for field in fields)
 

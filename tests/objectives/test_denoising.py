@@ -32,7 +32,6 @@ def a_batch(first=0, count=COUNT, *, attributes):
         labels=visits % tiny.CLASSES,
         attributes=torch.stack([visits // 2**k % 2 for k in range(3)], 1).to(torch.int8) if attributes else None,
         visits=visits,
-        indices=visits,
     )
 
 
@@ -44,9 +43,10 @@ def shown(objective, batch, *, validating=False):
         seen.append((x, cond, condition))
         return torch.zeros_like(x)
 
-    objective.validate({"denoiser": network}, batch) if validating else objective.loss(
-        "denoiser", {"denoiser": network}, batch
-    )
+    if validating:
+        objective.validate({"denoiser": network}, batch)
+    else:
+        objective.loss("denoiser", {"denoiser": network}, replace(batch, draws=objective.draws(batch.visits)))
     return seen[0]
 
 
@@ -81,7 +81,6 @@ def test_every_draw_belongs_to_the_visit(objective):
         labels=batch.labels[70:90],
         attributes=None if batch.attributes is None else batch.attributes[70:90],
         visits=batch.visits[70:90],
-        indices=batch.indices[70:90],
     )
     for whole, own in zip(shown(objective, batch), shown(objective, part), strict=True):
         assert torch.equal(whole[70:90], own)

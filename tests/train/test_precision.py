@@ -9,7 +9,7 @@ import torch
 from pipeline.checkpoint import newest_valid, read
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import create_run
-from pipeline.train import session
+from pipeline.train import loss_scale, session
 from pipeline.train.loop import train
 
 
@@ -40,16 +40,17 @@ PLAIN = session._accelerator
 
 
 def with_loss_scaling(cfg, device):
-    """fp16 on a CPU, which Accelerate refuses to set up: torch's real scaler and autocast, wired as on a GPU."""
+    """fp16 on a CPU, which Accelerate refuses to set up: its real autocast, wired as on a GPU."""
     fp32 = cfg.model_copy(update={"train": cfg.train.model_copy(update={"precision": "fp32"})})
     made = PLAIN(fp32, device)
     made.state._mixed_precision, made.native_amp = "fp16", True
-    made.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=5)
     return made
 
 
 def test_the_loss_scale_comes_down_is_not_counted_as_failure_and_is_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(session, "_accelerator", with_loss_scaling)
+    monkeypatch.setattr(loss_scale, "START", 2.0**40)
+    monkeypatch.setattr(loss_scale, "INTERVAL", 5)
     cfg = tiny.config(tmp_path, duration="40 steps", checkpoint_every="10 steps", keep_last=9, nonfinite_limit=3)
     tiny.prepare(cfg)
     fp16 = cfg.model_copy(update={"train": cfg.train.model_copy(update={"precision": "fp16"})})
