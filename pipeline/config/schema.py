@@ -66,7 +66,9 @@ class TrainConfig(Settings):
     average: AverageConfig = AverageConfig()
     flip: bool = False  # mirror half of the images, keyed by image number
     augmentation: AugmentConfig = AugmentConfig()  # colour jitter and sharpness, keyed likewise
-    workers: int | None = Field(None, ge=0)  # threads that read ahead; None: from the CPUs given. No result depends on it
+    workers: int | None = Field(
+        None, ge=0
+    )  # threads that read ahead; None: from the CPUs given. No result depends on it
     log_every: Duration = "50 steps"
     validate_every: Interval | None = None
     validate_images: int = Field(512, ge=1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.config.schema_model import BottleneckAutoencoderConfig, KLAutoencoderConfig
 from pipeline.models.layers import Attention, ResidualBlock, convolution, upsample
+from pipeline.models.norm import GroupNorm
 from pipeline.models.posterior import Posterior, Restored, from_moments
 
 EPS = 1e-6
@@ -92,7 +93,7 @@ class Encoder(nn.Module):
             blocks: list[nn.Module] = [_block(before if k == 0 else width, width, cfg) for k in range(cfg.blocks)]
             self.levels.append(AutoencoderLevel(blocks, Shrink(width) if number < len(widths) - 1 else None))
         self.middle = Middle(widths[-1], cfg)
-        self.norm_out = nn.GroupNorm(cfg.groups, widths[-1], eps=EPS)
+        self.norm_out = GroupNorm(cfg.groups, widths[-1], eps=EPS)
         self.conv_out = convolution(widths[-1], 2 * cfg.latent_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for level in self.levels:
             x = level(x)
-        out: Tensor = self.conv_out(nn.functional.silu(self.norm_out(self.middle(x))))
+        out: Tensor = self.conv_out(self.norm_out(self.middle(x), silu=True))
         return out
 
 
@@ -117,7 +118,7 @@ class Decoder(nn.Module):
             before = widths[max(number - 1, 0)]
             blocks: list[nn.Module] = [_block(before if k == 0 else width, width, cfg) for k in range(cfg.blocks + 1)]
             self.levels.append(AutoencoderLevel(blocks, Grow(width) if number < len(widths) - 1 else None))
-        self.norm_out = nn.GroupNorm(cfg.groups, widths[-1], eps=EPS)
+        self.norm_out = GroupNorm(cfg.groups, widths[-1], eps=EPS)
         self.conv_out = convolution(widths[-1], channels)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -130,7 +131,7 @@ class Decoder(nn.Module):
         x = self.middle(self.conv_in(z))
         for level in self.levels:
             x = level(x)
-        return nn.functional.silu(self.norm_out(x))
+        return self.norm_out(x, silu=True)  # type: ignore[no-any-return]
 
 
 class KLAutoencoder(nn.Module):

@@ -11,6 +11,7 @@ from pipeline.config.schema_model import DiTConfig
 from pipeline.models.conditioning import NoiseEmbedding, build_condition
 from pipeline.models.dropout import KeyedDropout, number_layers
 from pipeline.models.layers import zeroed
+from pipeline.models.norm import LayerNorm
 
 NOISE_FEATURES = 256
 NORM_EPS = 1e-6
@@ -62,9 +63,9 @@ class DiTBlock(nn.Module):
     def __init__(self, cfg: DiTConfig) -> None:
         super().__init__()
         hidden = int(cfg.width * cfg.mlp_ratio)
-        self.norm1 = nn.LayerNorm(cfg.width, elementwise_affine=False, eps=NORM_EPS)
+        self.norm1 = LayerNorm(cfg.width, eps=NORM_EPS)
         self.attention = TokenAttention(cfg.width, heads=cfg.heads, qk_norm=cfg.qk_norm)
-        self.norm2 = nn.LayerNorm(cfg.width, elementwise_affine=False, eps=NORM_EPS)
+        self.norm2 = LayerNorm(cfg.width, eps=NORM_EPS)
         self.mlp_in, self.mlp_out = nn.Linear(cfg.width, hidden), nn.Linear(hidden, cfg.width)
         self.dropout = KeyedDropout(cfg.dropout)
         self.modulation = zeroed(nn.Linear(cfg.width, 6 * cfg.width))
@@ -109,7 +110,7 @@ class DiT(nn.Module):
             cfg.condition, cfg.width, classes=classes, attributes=attributes, deviation=0.02
         )
         self.blocks = nn.ModuleList(DiTBlock(cfg) for _ in range(cfg.depth))
-        self.norm_out = nn.LayerNorm(cfg.width, elementwise_affine=False, eps=NORM_EPS)
+        self.norm_out = LayerNorm(cfg.width, eps=NORM_EPS)
         self.modulation_out = zeroed(nn.Linear(cfg.width, 2 * cfg.width))
         self.patch_out = zeroed(nn.Linear(cfg.width, cfg.patch**2 * (outputs or channels)))
         for layer in (self.noise_embedding.first, self.noise_embedding.second):

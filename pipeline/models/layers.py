@@ -7,6 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pipeline.models.dropout import KeyedDropout
+from pipeline.models.norm import GroupNorm, added, apart
 
 Resample = Literal["up", "down", "none"]
 M = TypeVar("M", bound=nn.Module)
@@ -40,7 +41,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, *, head_channels: int, groups: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.heads = channels // head_channels
-        self.norm = nn.GroupNorm(groups, channels, eps=eps)
+        self.norm = GroupNorm(groups, channels, eps=eps)
         self.to_qkv = nn.Linear(channels, 3 * channels)
         self.to_out = zeroed(nn.Linear(channels, channels))
 
@@ -77,38 +78,36 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.resample: Resample = resample
         self.scale_shift = scale_shift
-        self.norm1 = nn.GroupNorm(groups, inputs, eps=eps)
+        self.norm1 = GroupNorm(groups, inputs, eps=eps)
         self.conv1 = convolution(inputs, outputs)
         self.embed = None
         if embedding_width is not None:
             self.embed = nn.Linear(embedding_width, 2 * outputs if scale_shift else outputs)
-        self.norm2 = nn.GroupNorm(groups, outputs, eps=eps)
+        self.norm2 = GroupNorm(groups, outputs, eps=eps)
         self.dropout = KeyedDropout(dropout)
         self.conv2 = zeroed(convolution(outputs, outputs)) if zero_output else convolution(outputs, outputs)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor | None = None, visits: Tensor | None = None) -> Tensor:
         """x [B, inputs, H, W], embedding [B, embedding_width] after its SiLU -> [B, outputs, H', W']."""
-        hidden = nn.functional.silu(self.norm1(x))
+        hidden = self.norm1(x, silu=True)
         if self.resample != "none":
             change = upsample if self.resample == "up" else downsample
             x, hidden = change(x), change(hidden)
-        hidden = self.modulated(self.conv1(hidden), embedding)
-        hidden = self.dropout(nn.functional.silu(hidden), visits)
-        out: Tensor = self.skip(x) + self.conv2(hidden)
-        return out
+        hidden = self.dropout(self._conditioned(*apart(self.conv1, hidden), embedding), visits)
+        hidden, bias = apart(self.conv2, hidden)
+        return added(self.skip(x), hidden, bias)
 
-    def modulated(self, hidden: Tensor, embedding: Tensor | None) -> Tensor:
-        """The second norm, told the embedding: scaled and shifted after it, or shifted before it (DDPM's way)."""
+    def _conditioned(self, hidden: Tensor, bias: Tensor | None, embedding: Tensor | None) -> Tensor:
+        """Norm and SiLU, scaled and shifted by the embedding after the norm, or shifted before it (DDPM's way)."""
+        before = None if bias is None else bias.expand(len(hidden), -1)
         if self.embed is None:
-            normed: Tensor = self.norm2(hidden)
-            return normed
-        told = rearrange(self.embed(embedding), "b c -> b c 1 1")
+            return self.norm2(hidden, before=before, silu=True)  # type: ignore[no-any-return]
+        told = self.embed(embedding)
         if not self.scale_shift:
-            shifted: Tensor = self.norm2(hidden + told)
-            return shifted
+            return self.norm2(hidden, before=told if before is None else before + told, silu=True)  # type: ignore[no-any-return]
         scale, shift = told.chunk(2, dim=1)
-        return torch.addcmul(shift, self.norm2(hidden), 1 + scale)
+        return self.norm2(hidden, before=before, scale=scale, shift=shift, silu=True)  # type: ignore[no-any-return]
 
 
 class Downsample(nn.Module):

@@ -8,6 +8,7 @@ from torch import Tensor, cat, nn
 from pipeline.config.schema_model import SimpleUNetConfig
 from pipeline.models.conditioning import NoiseEmbedding, build_condition
 from pipeline.models.layers import Attention, convolution
+from pipeline.models.norm import GroupNorm
 
 EMBEDDING_WIDTH = 256
 
@@ -17,9 +18,9 @@ class DoubleConvolution(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.conv1, self.norm1 = convolution(inputs, outputs), nn.GroupNorm(1, outputs)
+        self.conv1, self.norm1 = convolution(inputs, outputs), GroupNorm(1, outputs)
         self.embed = nn.Linear(EMBEDDING_WIDTH, outputs)
-        self.conv2, self.norm2 = convolution(outputs, outputs), nn.GroupNorm(1, outputs)
+        self.conv2, self.norm2 = convolution(outputs, outputs), GroupNorm(1, outputs)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x [B, inputs, H, W], embedding [B, 256] -> [B, outputs, H, W]."""

@@ -13,6 +13,7 @@ from pipeline.config.schema_model import UNetConfig
 from pipeline.models.conditioning import NoiseEmbedding, build_condition
 from pipeline.models.dropout import number_layers
 from pipeline.models.layers import Attention, Downsample, Resample, ResidualBlock, Upsample, convolution, zeroed
+from pipeline.models.norm import GroupNorm
 
 Block = Callable[..., ResidualBlock]
 
@@ -82,7 +83,7 @@ class UNet(nn.Module):
         self.middle = DownLevel([self._block(narrow, narrow)], self._attentions(narrow, bool(cfg.attention)), None)
         self.middle_last = self._block(narrow, narrow)
         self.up = self._way_up(widths, skip_widths, shape[1])
-        self.norm_out = nn.GroupNorm(cfg.groups, widths[0], eps=1e-5)
+        self.norm_out = GroupNorm(cfg.groups, widths[0], eps=1e-5)
         self.conv_out = zeroed(convolution(widths[0], outputs or shape[0]))
         number_layers(self)
 
@@ -103,7 +104,7 @@ class UNet(nn.Module):
         hidden = self.middle_last(hidden, embedding, visits)
         for level in self.up:
             hidden = level(hidden, embedding, visits=visits, maps=maps)
-        out: Tensor = self.conv_out(nn.functional.silu(self.norm_out(hidden)))
+        out: Tensor = self.conv_out(self.norm_out(hidden, silu=True))
         return out
 
     def _block(self, inputs: int, outputs: int, resample: Resample = "none") -> ResidualBlock:

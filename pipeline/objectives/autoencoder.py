@@ -83,7 +83,9 @@ class Autoencoding:
         playing = batch.visits >= self._start
         if batch.newest < self._start:
             # Nothing to learn yet, but a DDP wrapper waits for a gradient of every weight: one image, times nothing.
-            nothing = networks["critic"](batch.images[:1]).mean() * torch.zeros(len(playing), dtype=batch.images.dtype, device=batch.images.device)
+            nothing = networks["critic"](batch.images[:1]).mean() * torch.zeros(
+                len(playing), dtype=batch.images.dtype, device=batch.images.device
+            )
             return {"loss": nothing, "real": nothing.detach(), "fake": nothing.detach()}
         with torch.no_grad():
             restored = self._restored(networks, batch, drawn=True).images

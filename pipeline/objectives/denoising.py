@@ -77,7 +77,10 @@ class Denoising:
         u = (batch.visits.double() * GOLDEN + 0.5) % 1  # any number of images in a row covers (0, 1) evenly
         noise = normal(self._seed, Stream.VALIDATION, batch.visits, shape=self._shape, dtype=batch.images.dtype)
         shown = self._conditions.told(batch.labels, batch.attributes)
-        x0, sigma = self._space.clean(batch, draw=1), _per_image(self.process.draw_sigma(u), batch)  # draw 0 is that of training's visits
+        x0, sigma = (
+            self._space.clean(batch, draw=1),
+            _per_image(self.process.draw_sigma(u), batch),
+        )  # draw 0 is that of training's visits
         return {"loss": self.process.loss(networks["denoiser"], x0, sigma=sigma, noise=noise, cond=shown)}
 
     def denoise(self, networks: Networks, labels: Tensor, attributes: Tensor | None = None) -> Denoise:

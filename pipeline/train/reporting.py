@@ -46,7 +46,9 @@ class Reporter:
                 clock.sums[name] = clock.sums.get(name, 0.0) + value
             clock.count += 1
         else:
-            self._say(f"step {outcome.step}: loss or gradient is not finite; skipped ({clock.skipped_in_a_row} in a row)")
+            self._say(
+                f"step {outcome.step}: loss or gradient is not finite; skipped ({clock.skipped_in_a_row} in a row)"
+            )
         self._tick(1)
         if due(outcome.step, self._s.plan.log_every):
             self._row(outcome.step)
