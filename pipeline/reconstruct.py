@@ -170,7 +170,7 @@ def _samples(
     device, sums, shape = next(objective.networks["autoencoder"].parameters()).device, [], (0, 0, 0)
     for first in range(places.start, places.stop, cfg.sample.batch):
         indices = np.arange(first, min(first + cfg.sample.batch, places.stop), dtype=np.int64)
-        batch = _batch(reader, indices).to(device)
+        batch = _batch(reader, indices, device)
         with torch.inference_mode():
             restored = objective.networks["autoencoder"](batch.images)
         posterior = restored.posterior
@@ -199,14 +199,14 @@ def _noted(records: Any, *, noise: bool) -> dict[str, Any]:
     return {"shape": notes[0]["shape"], "channels": total.facts(noise=noise)}
 
 
-def _batch(reader: Reader, indices: npt.NDArray[np.int64]) -> Batch:
+def _batch(reader: Reader, indices: npt.NDArray[np.int64], device: torch.device) -> Batch:
     """Images by their places in the split, which are also what degradations are keyed by."""
     attributes = reader.attributes(indices)
     return Batch(
-        images=pixels(reader, indices),
-        labels=torch.from_numpy(reader.labels(indices)),
-        attributes=None if attributes is None else torch.from_numpy(attributes),
-        visits=torch.from_numpy(indices),
+        images=pixels(reader, indices).to(device),
+        labels=torch.from_numpy(reader.labels(indices)).to(device),
+        attributes=None if attributes is None else torch.from_numpy(attributes).to(device),
+        visits=torch.from_numpy(indices).to(device),
         newest=int(indices.max()),
     )
 

@@ -19,8 +19,8 @@ from test_sample import pixels
 from data_prep import encode
 from pipeline.config.paths import data_directory, latents_directory
 from pipeline.data.batches import Batch, batches, validation_batches
-from pipeline.data.pictures import from_uint8
 from pipeline.data.order import samples_of
+from pipeline.data.pictures import from_uint8
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
 from pipeline.models.pretrained import load_autoencoder

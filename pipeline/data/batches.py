@@ -96,9 +96,21 @@ class LoadedBatch:
         )
 
     def pinned(self) -> "LoadedBatch":
-        """The same with every small tensor in pinned memory, so that its copy to a GPU does not wait."""
-        small = {k: v.pin_memory() for k, v in vars(self).items() if isinstance(v, Tensor) and not v.is_pinned()}
-        return replace(self, **small, draws={k: v.pin_memory() for k, v in self.draws.items()})
+        """The same in pinned memory, which torch keeps and uses again: copies from it to a GPU do not wait."""
+
+        def pinned(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.pin_memory()
+
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            labels=self.labels.pin_memory(),
+            visits=self.visits.pin_memory(),
+            attributes=pinned(self.attributes),
+            mirrored=pinned(self.mirrored),
+            jitter=pinned(self.jitter),
+            draws={name: values.pin_memory() for name, values in self.draws.items()},
+        )
 
 
 def batches(

@@ -2,7 +2,6 @@
 
 from typing import Literal, TypeVar
 
-import torch
 from einops import rearrange
 from torch import Tensor, nn
 

@@ -37,8 +37,17 @@ class GroupNorm(nn.GroupNorm):
         if _fuses(x):
             from pipeline.models.norm_triton import group_norm
 
-            known = {"groups": self.num_groups, "eps": self.eps, "before": before, "scale": scale, "shift": shift}
-            return group_norm(x, self.weight, self.bias, silu=silu, **known)
+            return group_norm(
+                x,
+                self.weight,
+                self.bias,
+                groups=self.num_groups,
+                eps=self.eps,
+                before=before,
+                scale=scale,
+                shift=shift,
+                silu=silu,
+            )
         with torch.autocast(x.device.type, enabled=False):
             out = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
             out = out if before is None else out + before.to(out.dtype)[..., None, None]

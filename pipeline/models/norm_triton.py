@@ -1,4 +1,4 @@
-"""Group norm with what stands around it in a block as Triton kernels, for maps [B, C, H, W] with channels last in memory.
+"""Triton kernels: group norm with what stands around it in a block, on maps [B, C, H, W] with channels last in memory.
 
 With z = norm(x + before) * weight + bias and u = z * (1 + scale) + shift, the result is silu(u) or u. Forward reads x
 twice and writes once; backward reads x and the gradient twice and writes once, and keeps nothing but x and the
@@ -8,6 +8,9 @@ Sums are taken over runs of ROWS pixels and then over the runs, in an order that
 image's values do not depend on its batch, and no two runs differ. Statistics are float32, by deviations from a run's
 first pixel, so that a mean far from zero costs no digits.
 """
+
+# Triton's decorators and kernels have no types.
+# mypy: disable-error-code="untyped-decorator, no-untyped-def, no-untyped-call, import-not-found"
 
 from typing import Any
 
@@ -21,12 +24,12 @@ _TILE = 4096  # values in registers at once
 
 
 @triton.jit
-def _sigmoid(u):  # type: ignore[no-untyped-def]
+def _sigmoid(u):
     return 1.0 / (1.0 + tl.exp(-u))
 
 
 @triton.jit
-def _statistics(x, partial, pixels, channels, rows: tl.constexpr, block_p: tl.constexpr, block_c: tl.constexpr):  # type: ignore[no-untyped-def]
+def _statistics(x, partial, pixels, channels, rows: tl.constexpr, block_p: tl.constexpr, block_c: tl.constexpr):
     """Mean and sum of squared deviations of each channel over a run of pixels: partial [B, runs, 2, C]."""
     run, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * block_c + tl.arange(0, block_c)
@@ -50,7 +53,7 @@ def _statistics(x, partial, pixels, channels, rows: tl.constexpr, block_p: tl.co
 
 
 @triton.jit
-def _group_statistics(  # type: ignore[no-untyped-def]
+def _group_statistics(
     partial, before, centres, mean, rstd, pixels, channels, runs, eps,
     moved: tl.constexpr, rows: tl.constexpr, width: tl.constexpr, block_r: tl.constexpr, block_w: tl.constexpr,
 ):  # fmt: skip
@@ -76,7 +79,7 @@ def _group_statistics(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _coefficients(  # type: ignore[no-untyped-def]
+def _coefficients(
     before, weight, bias, mean, rstd, scale, shift, image, c, known, channels, groups, width,
     moved: tl.constexpr, modulated: tl.constexpr,
 ):  # fmt: skip
@@ -96,9 +99,10 @@ def _coefficients(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _apply(  # type: ignore[no-untyped-def]
+def _apply(
     x, y, before, weight, bias, mean, rstd, scale, shift, pixels, channels, groups, width,
-    moved: tl.constexpr, modulated: tl.constexpr, silu: tl.constexpr, rows: tl.constexpr, block_p: tl.constexpr, block_c: tl.constexpr,
+    moved: tl.constexpr, modulated: tl.constexpr, silu: tl.constexpr,
+    rows: tl.constexpr, block_p: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
     """y from x and the statistics."""
     run, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -120,7 +124,7 @@ def _apply(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _slopes(value, gradient, centre, factor, w, b, s, t, silu: tl.constexpr):  # type: ignore[no-untyped-def]
+def _slopes(value, gradient, centre, factor, w, b, s, t, silu: tl.constexpr):
     """The normalised value, and the gradient with respect to u."""
     normed = (value - centre[None, :]) * factor[None, :]
     if silu:
@@ -131,9 +135,10 @@ def _slopes(value, gradient, centre, factor, w, b, s, t, silu: tl.constexpr):  #
 
 
 @triton.jit
-def _gradient_sums(  # type: ignore[no-untyped-def]
+def _gradient_sums(
     x, dy, partial, before, weight, bias, mean, rstd, scale, shift, pixels, channels, groups, width,
-    moved: tl.constexpr, modulated: tl.constexpr, silu: tl.constexpr, rows: tl.constexpr, block_p: tl.constexpr, block_c: tl.constexpr,
+    moved: tl.constexpr, modulated: tl.constexpr, silu: tl.constexpr,
+    rows: tl.constexpr, block_p: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
     """Sums of du and of du * normed over a run of pixels, for each channel: partial [B, runs, 2, C]."""
     run, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -160,7 +165,7 @@ def _gradient_sums(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _group_gradients(  # type: ignore[no-untyped-def]
+def _group_gradients(
     partial, weight, scale, sums, means, pixels, channels, runs,
     modulated: tl.constexpr, width: tl.constexpr, block_r: tl.constexpr, block_w: tl.constexpr,
 ):  # fmt: skip
@@ -183,9 +188,10 @@ def _group_gradients(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _gradient(  # type: ignore[no-untyped-def]
+def _gradient(
     x, dy, dx, before, weight, bias, mean, rstd, scale, shift, means, pixels, channels, groups, width,
-    moved: tl.constexpr, modulated: tl.constexpr, silu: tl.constexpr, rows: tl.constexpr, block_p: tl.constexpr, block_c: tl.constexpr,
+    moved: tl.constexpr, modulated: tl.constexpr, silu: tl.constexpr,
+    rows: tl.constexpr, block_p: tl.constexpr, block_c: tl.constexpr,
 ):  # fmt: skip
     """dx = rstd (dnormed - mean(dnormed) - normed * mean(dnormed * normed)), means over the group."""
     run, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -210,7 +216,7 @@ def _gradient(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _add(a, b, bias, y, size, channels, block: tl.constexpr):  # type: ignore[no-untyped-def]
+def _add(a, b, bias, y, size, channels, block: tl.constexpr):
     """y = a + b + bias, of [..., C] in memory."""
     place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
     inside = place < size
@@ -255,7 +261,7 @@ class _Add(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return dy, dy, dy.sum((0, 2, 3), dtype=torch.float32).to(ctx.dtype)
 
@@ -282,7 +288,7 @@ class _GroupNorm(torch.autograd.Function):
         centres = torch.empty(batch, channels, dtype=torch.float32, device=x.device) if flags["moved"] else None
         mean, rstd = torch.empty(2, batch, groups, dtype=torch.float32, device=x.device)
         y = torch.empty_like(x)
-        tiles, grid = _tiles(pixels, channels), _grid(batch, pixels, channels)
+        tiles, grid = _tiles(channels), _grid(batch, pixels, channels)
         _statistics[grid](x, partial, pixels, channels, **tiles)
         _group_statistics[groups, batch](
             partial, before, centres, mean, rstd, pixels, channels, runs, eps,
@@ -295,7 +301,7 @@ class _GroupNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, *known, centres = ctx.saved_tensors
         before, weight, bias, mean, rstd, scale, shift = known
@@ -307,7 +313,7 @@ class _GroupNorm(torch.autograd.Function):
         sums = torch.empty(batch, 2, channels, dtype=torch.float32, device=x.device)
         means = torch.empty(batch, 2, groups, dtype=torch.float32, device=x.device)
         dx = torch.empty_like(x)
-        tiles, grid = _tiles(pixels, channels), _grid(batch, pixels, channels)
+        tiles, grid = _tiles(channels), _grid(batch, pixels, channels)
         sizes = (pixels, channels, groups, width)
         _gradient_sums[grid](x, dy, partial, *known, *sizes, silu=silu, **flags, **tiles)
         _group_gradients[groups, batch](
@@ -329,15 +335,15 @@ class _GroupNorm(torch.autograd.Function):
         return dx, dbefore, dweight.to(weight.dtype), dbias.to(bias.dtype), dscale, dshift, None, None, None
 
 
-def _tiles(pixels: int, channels: int) -> dict[str, int]:
-    """How a map is cut; a function of its size alone."""
+def _tiles(channels: int) -> dict[str, int]:
+    """How a map is cut; nothing here may depend on the batch."""
     wide = [size for size in (128, 64) if channels % size == 0]
     block_c = wide[0] if wide else min(triton.next_power_of_2(channels), 128)
     return {"rows": ROWS, "block_p": min(_TILE // block_c, ROWS), "block_c": block_c}
 
 
 def _grid(batch: int, pixels: int, channels: int) -> tuple[int, int, int]:
-    return triton.cdiv(pixels, ROWS), batch, triton.cdiv(channels, _tiles(pixels, channels)["block_c"])
+    return triton.cdiv(pixels, ROWS), batch, triton.cdiv(channels, _tiles(channels)["block_c"])
 
 
 def _blocks(runs: int, width: int) -> dict[str, int]:

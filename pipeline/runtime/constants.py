@@ -3,11 +3,15 @@
 Copying one in every step would make the host wait for the GPU each time.
 """
 
+from collections.abc import MutableMapping
+
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_COPIES = WeakTensorKeyDictionary()  # table -> its copies by device and precision; both go when the table goes
+Place = tuple[torch.device, torch.dtype]
+# table -> its copies by place; they go when the table goes
+_COPIES: MutableMapping[Tensor, dict[Place, Tensor]] = WeakTensorKeyDictionary()
 
 
 def beside(table: Tensor, other: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -19,5 +23,4 @@ def beside(table: Tensor, other: Tensor, dtype: torch.dtype | None = None) -> Te
     if key not in copies:
         with torch.inference_mode(mode=False):  # whoever asks first, training may use the copy
             copies[key] = table.detach().to(*key)
-    found: Tensor = copies[key]
-    return found
+    return copies[key]

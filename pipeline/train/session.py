@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import torch._functorch.config as functorch
 from accelerate import Accelerator
-from accelerate.utils import GradScalerKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import GradScalerKwargs
 from torch import nn
 
 from pipeline import checkpoint

@@ -68,7 +68,7 @@ class _Found:
         if vector.is_cuda:
             self._values = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True)
             self._values.copy_(vector, non_blocking=True)
-            self._copied = torch.cuda.Event()
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch has no types here
             self._copied.record()
 
     def read(self) -> dict[str, float]:
