@@ -1,7 +1,6 @@
-"""Everything that training changes: weights, averages, moments, and a few numbers. It is what a checkpoint holds."""
+"""Everything that training changes: weights, averages, moments, a loss scale, and a few numbers: a checkpoint."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +39,11 @@ class State:
         *,
         averaged: tuple[str, ...],
         cfg: AverageConfig,
+        scaler: torch.amp.GradScaler | None = None,
     ) -> None:
-        """Averages begin as copies of the weights, in fp32 or better."""
+        """Averages begin as copies of the weights, in fp32 or better. `scaler`: of fp16's loss, as it begins."""
         self.networks, self.optimizers, self.cfg = networks, optimizers, cfg
+        self.scaler, self._fresh_scaler = scaler, scaler.state_dict() if scaler else {}
         self.clock = Clock()
         kinds = ["average"] if cfg.half_life else []
         kinds += [f"power-{width:g}" for width in cfg.power_widths]
@@ -90,13 +91,12 @@ class State:
         for player, optimizer in self.optimizers.items():
             named = dict(self.networks[player].named_parameters())
             restore_optimizer(optimizer, named, snapshot.tensors[f"optimizer.{player}"])
-        self.clock = _clock(snapshot.numbers)
+        self.clock = Clock(**snapshot.numbers)
+        if self.scaler is not None:
+            scale = {"scale": self.clock.loss_scale, "_growth_tracker": self.clock.loss_scale_streak}
+            self.scaler.load_state_dict(self._fresh_scaler | (scale if self.clock.loss_scale is not None else {}))
 
 
 def _wide(tensor: Tensor) -> Tensor:
     narrow = tensor.is_floating_point() and tensor.dtype != torch.float64
     return tensor.detach().to(torch.float32 if narrow else tensor.dtype, copy=True)
-
-
-def _clock(numbers: dict[str, Any]) -> Clock:
-    return Clock(**numbers)
