@@ -1,5 +1,6 @@
 """A data set and an experiment small enough to train in a second, and processes that really run and really die."""
 
+import ctypes
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -148,7 +149,16 @@ def _rank(cfg: Config, rank: int, *, world_size: int, port: int, log: str, chang
     torch.set_num_threads(1)
     if change is not None:
         cfg = change(cfg, rank)
-    sys.exit(loop.train(cfg, create_run(cfg)))
+    code = loop.train(cfg, create_run(cfg))
+    if left := [name for name in threads() if "gloo" in name]:
+        sys.exit(f"threads outlive the process group, and may abort the interpreter's end: {left}")
+    sys.stdout.flush()
+    ctypes.pythonapi.Py_Exit(code)  # as an interpreter ends; multiprocessing would leave without taking it apart
+
+
+def threads() -> list[str]:
+    """Names of this process's threads, those of C++ included."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
 def start(cfg: Config, *, world_size: int = 1, change: Change | None = None) -> Sequence[Any]:

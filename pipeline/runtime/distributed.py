@@ -4,6 +4,9 @@ Accelerate does not read Slurm's environment, so this does: Slurm's variables, o
 launch (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), or none of them for one process.
 """
 
+import gc
+import importlib
+import inspect
 import os
 import socket
 import subprocess
@@ -24,6 +27,8 @@ from pipeline.runtime.errors import RendezvousError, UserError
 from pipeline.runtime.files import read_json, write_json
 
 Result = TypeVar("Result")
+_DDP = inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _DDP else "broadcast_buffers"  # before torch 2.13
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,9 @@ def join(world: World, rendezvous: Path, *, timeout_seconds: float = 300.0) -> N
     Raises:
         RendezvousError: naming the ranks that never arrived, or the address that could not be reached.
     """
+    if world.size > 1 or "RANK" in os.environ:  # of a single process under a launcher, Accelerate makes a group
+        # Its functions keep the group of the moment of this import as their default: it is to be none, see `leave`.
+        importlib.import_module("torch.distributed.nn")
     if world.size == 1 or dist.is_initialized():
         return
     limit = timedelta(seconds=timeout_seconds)
@@ -179,12 +187,12 @@ def total(values: torch.Tensor) -> torch.Tensor:
 def parallel(network: nn.Module, device: torch.device) -> nn.Module:
     """The network, its gradients averaged over ranks by each backward pass; itself in a single process.
 
-    Our networks' buffers are constants, equal on every rank from the start: they need no broadcast.
+    Our networks' buffers are constants, equal on every rank from the start: no forward pass needs to broadcast them.
     """
-    if not dist.is_initialized() or not any(p.requires_grad for p in network.parameters()):
+    if not dist.is_initialized() or dist.get_world_size() == 1:
         return network
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(network, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    return DistributedDataParallel(network, devices, gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False})
 
 
 def barrier() -> None:
@@ -235,8 +243,14 @@ def together(work: Callable[[], Result]) -> Result:
 
 
 def leave() -> None:
-    """Take the process group apart after a clean end: left to the interpreter's exit, gloo may abort."""
+    """Take the process group apart, and end its threads. Call it when nothing refers to a `parallel` network any more.
+
+    A thread of gloo may have to release a tensor of Python after the collective that it belonged to has returned. If
+    the interpreter is ending by then, the process aborts ("terminate called without an active exception"). The threads
+    end with the last reference to the group, which networks and their cycles of references hold too.
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 

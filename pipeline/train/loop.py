@@ -11,6 +11,7 @@ from pipeline.config.plan import due
 from pipeline.config.schema import Config
 from pipeline.data.batches import Batch, batches
 from pipeline.runtime import distributed
+from pipeline.runtime.distributed import World
 from pipeline.runtime.errors import NonFiniteError
 from pipeline.runtime.run_dir import RunDir
 from pipeline.runtime.stopping import Stop
@@ -38,10 +39,14 @@ def train(cfg: Config, run: RunDir) -> int:
         distributed.leave()
         return 0
     with Stop(lead_seconds=STOP_LEAD_SECONDS) as stop:
-        with session(cfg, run, world) as s, Reporter(s) as report:
-            finished = _run(s, report, stop)
-        distributed.leave()
+        finished = _in_session(cfg, run, world=world, stop=stop)
+        distributed.leave()  # after the session with its networks is gone
         return 0 if finished else stop.hand_over()
+
+
+def _in_session(cfg: Config, run: RunDir, *, world: World, stop: Stop) -> bool:
+    with session(cfg, run, world) as s, Reporter(s) as report:
+        return _run(s, report, stop)
 
 
 def _run(s: Session, report: Reporter, stop: Stop) -> bool:
