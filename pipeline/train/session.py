@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from torch import nn
 
 from pipeline import checkpoint
-from pipeline.config.autoencoder import require_latents
+from pipeline.config.autoencoder import KINDS, require_latents
 from pipeline.config.paths import training_shards
 from pipeline.config.plan import Plan, plan_for
 from pipeline.config.schema import Config
@@ -79,7 +79,7 @@ def session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
 
 
 def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
-    device = distributed.device_for(world, gpus=cfg.cluster.train.gpus, setting="cluster.train.gpus")
+    device = _device(cfg, world)
     require_latents(cfg)
     shards = training_shards(cfg)
     train_data = Reader(open_shards(shards / "train"))
@@ -115,6 +115,13 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
     finally:
         saver.finish()
         recorder.close()
+
+
+def _device(cfg: Config, world: World) -> torch.device:
+    name, asked = "train", cfg.cluster.train
+    if cfg.model.kind in KINDS and cfg.cluster.autoencoder is not None:
+        name, asked = "autoencoder", cfg.cluster.autoencoder
+    return distributed.device_for(world, gpus=asked.gpus, setting=f"cluster.{name}.gpus")
 
 
 def _accelerator(cfg: Config, device: torch.device) -> Accelerator:

@@ -1,10 +1,12 @@
 """Mixed precision: networks run narrow, losses and averages do not."""
 
+import functools
 import shutil
 
 import pytest
 import tiny
 import torch
+from test_nonfinite import Poisoned
 
 from pipeline.checkpoint import newest_valid, read
 from pipeline.runtime.errors import UserError
@@ -39,12 +41,12 @@ def test_fp16_on_a_cpu_is_refused(tmp_path):
 PLAIN = session._accelerator
 
 
-def with_loss_scaling(cfg, device):
+def with_loss_scaling(cfg, device, *, scale=2.0**40):
     """fp16 on a CPU, which Accelerate refuses to set up: torch's real scaler and autocast, wired as on a GPU."""
     fp32 = cfg.model_copy(update={"train": cfg.train.model_copy(update={"precision": "fp32"})})
     made = PLAIN(fp32, device)
     made.state._mixed_precision, made.native_amp = "fp16", True
-    made.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, growth_interval=5)
+    made.scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=5)
     return made
 
 
@@ -64,3 +66,31 @@ def test_the_loss_scale_comes_down_is_not_counted_as_failure_and_is_resumed(tmp_
     again = read(run.checkpoint(40)).numbers
     assert tiny.fingerprint(run, 40) == expected
     assert (again["loss_scale"], again["loss_scale_streak"]) == (clock["loss_scale"], clock["loss_scale_streak"])
+
+
+def test_a_rollback_takes_the_loss_scale_back_too(tmp_path, monkeypatch):
+    """Four bad steps: 2 becomes 1 while they may be the scale's fault, and then they count."""
+    monkeypatch.setattr(session, "_accelerator", functools.partial(with_loss_scaling, scale=2.0))
+    monkeypatch.setattr(session, "build_objective", Poisoned)
+    monkeypatch.setattr(Poisoned, "steps", range(4, 8))
+    cfg = tiny.config(tmp_path, duration="12 steps", checkpoint_every="4 steps", nonfinite_limit=3)
+    tiny.prepare(cfg)
+    run = create_run(cfg)
+    assert train(cfg.model_copy(update={"train": cfg.train.model_copy(update={"precision": "fp16"})}), run) == 0
+    before, after = (read(run.checkpoint(step)).numbers for step in (8, 12))
+    assert (after["rollbacks"], after["data_offset"]) == (1, 4)
+    # Step 4 had 2 and a streak of 4. The scale doubles after 5 good steps: at 5 and at 10.
+    assert (before["loss_scale"], before["loss_scale_streak"]) == (4.0, 3)
+    assert (after["loss_scale"], after["loss_scale_streak"]) == (8.0, 2)
+
+
+def test_a_rollback_to_the_beginning_takes_back_the_first_loss_scale(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "_accelerator", functools.partial(with_loss_scaling, scale=0.5))
+    monkeypatch.setattr(session, "build_objective", Poisoned)
+    monkeypatch.setattr(Poisoned, "steps", range(3))
+    cfg = tiny.config(tmp_path, duration="4 steps", checkpoint_every="4 steps", nonfinite_limit=3)
+    tiny.prepare(cfg)
+    run = create_run(cfg)
+    assert train(cfg.model_copy(update={"train": cfg.train.model_copy(update={"precision": "fp16"})}), run) == 0
+    numbers = read(run.checkpoint(4)).numbers
+    assert (numbers["rollbacks"], numbers["loss_scale"], numbers["loss_scale_streak"]) == (1, 0.5, 4)
