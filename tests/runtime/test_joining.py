@@ -72,6 +72,7 @@ def test_ddp_is_given_the_gpu_that_is_used(monkeypatch):
     class Asked(torch.nn.Module):
         def __init__(self, network, device_ids=None, **settings):
             super().__init__()
+            self.module = network
             asked.update(device_ids=device_ids, **settings)
 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
