@@ -31,6 +31,13 @@ def main(words: list[str]) -> int:
         listed = "\n".join(f"  {name:<11} {text}" for name, (_, text) in JOBS.items())
         print(f"{__doc__}\n\n{listed}\n\n`python -m pipeline <job> --help` tells more.")
         return 0
+    code = _code_of(words)
+    if code in (BAD_INPUT, NON_FINITE) and (distributed := sys.modules.get("pipeline.runtime.distributed")):
+        distributed.leave()  # so that the process ends with this code
+    return code
+
+
+def _code_of(words: list[str]) -> int:
     try:
         return _run(words[0], words[1:])
     except UserError as error:

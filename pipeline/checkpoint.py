@@ -13,6 +13,8 @@ sight and then from the disk. So whatever is killed when, at least one whole che
 
 import re
 import shutil
+import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,7 @@ from pipeline.runtime.files import atomic_path, fsync_path, read_json, sha256_fi
 from pipeline.runtime.run_dir import COMMIT, RunDir, step_of
 
 Tensors = dict[str, Tensor]
+LATE_SECONDS = 60.0  # how long a network file system may take to show on one node what another has written
 
 
 @dataclass
@@ -63,8 +66,11 @@ def _save(tensors: Tensors, path: Path) -> None:
         raise (OSError(int(code[1]), str(error)) if code else error) from error
 
 
-def damage(directory: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None where every byte is as it was written."""
+def damage(directory: Path, *, hashed: bool = True) -> str | None:
+    """What is wrong with a checkpoint, in words; None where every byte is as it was written.
+
+    Not `hashed`: None where every file is there and has its size.
+    """
     try:
         files = read_json(directory / COMMIT)["files"]
     except (Incomplete, KeyError, TypeError):
@@ -75,16 +81,35 @@ def damage(directory: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != record["bytes"]:
             return f"{name} has {file.stat().st_size} bytes instead of {record['bytes']}"
-        if sha256_file(file) != record["sha256"]:
+        if hashed and sha256_file(file) != record["sha256"]:
             return f"{name} does not have the content that was written (sha256 differs)"
     return None
 
 
 def read(directory: Path, *, device: str = "cpu") -> Snapshot:
     """Read a checkpoint whole. Raises `Incomplete` naming the file and what is wrong with it."""
-    wrong = damage(directory)
-    if wrong:
+    if wrong := damage(directory):
         raise Incomplete(f"{directory} is damaged: {wrong}.")
+    return _read(directory, device)
+
+
+def read_chosen(directory: Path) -> Snapshot:
+    """Read a checkpoint that another process has just checked byte by byte: files and sizes are looked at again.
+
+    Network file systems may show it here some seconds later: it is waited for. Raises `Incomplete` as `read` does.
+    """
+    end = time.monotonic() + LATE_SECONDS
+    while wrong := damage(directory, hashed=False):
+        if time.monotonic() >= end:
+            raise Incomplete(
+                f"{directory} was chosen by rank 0, but {socket.gethostname()} does not see it whole: {wrong}. Look at "
+                "the file system of the run directory on that node."
+            )
+        time.sleep(0.1)
+    return _read(directory, "cpu")
+
+
+def _read(directory: Path, device: str) -> Snapshot:
     tensors = {f.stem: load_file(f, device=device) for f in sorted(directory.glob("*.safetensors"))}
     return Snapshot(tensors, read_json(directory / "state.json"))
 
@@ -215,8 +240,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, named: Mapping[str, Tens
         if name not in named:
             raise Incomplete(f"the optimiser's state has a moment for '{name}', which is no parameter of the network")
         parameter = named[name]
-        if value.shape == parameter.shape:  # a moment: beside its weight, and in the same memory order
-            optimizer.state[parameter][key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-        else:  # a step counter stays on the CPU unless the optimiser is fused
+        if key == "step":  # Adam's counter stays on the CPU unless the optimiser is fused
             place = parameter.device if optimizer.param_groups[0].get("fused") else "cpu"
             optimizer.state[parameter][key] = value.to(place, copy=True)
+        elif value.shape == parameter.shape:  # a moment: beside its weight, and in the same memory order
+            optimizer.state[parameter][key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        else:
+            raise Incomplete(
+                f"the optimiser's state has {full} of shape {tuple(value.shape)}, expected {tuple(parameter.shape)}"
+            )

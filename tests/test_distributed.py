@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 
 import pytest
@@ -109,3 +110,29 @@ def test_two_players_on_several_ranks(tmp_path, model, world_size):
     several = tiny.config(tmp_path, name="several", model=model, precision="fp64", micro_batch=2)
     tiny.prepare(one)
     assert largest_difference(tiny.run(one), tiny.run(several, world_size=world_size)) < 1e-9
+
+
+def unwilling(cfg, rank):
+    """No thread is given the interpreter before the main thread waits for something: as on a calm machine, but more."""
+    del rank
+    sys.setswitchinterval(1000)
+    return cfg
+
+
+def end(root, number):
+    tiny.run(tiny.config(root, name=f"end{number}", duration="1 steps"), world_size=2, change=unwilling)
+
+
+def test_ranks_end_cleanly(tmp_path):
+    """Every run of these tests ends as an interpreter does, and its exit code is looked at; here it is provoked."""
+    tiny.prepare(tiny.config(tmp_path))
+    for number in range(3):
+        end(tmp_path, number)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_a_hundred_clean_ends(tmp_path):
+    tiny.prepare(tiny.config(tmp_path))
+    for number in range(100):
+        end(tmp_path, number)

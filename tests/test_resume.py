@@ -1,14 +1,19 @@
 """A run that is killed anywhere and started again is the run that was never interrupted, to the bit."""
 
+import functools
 import os
 import random
+import shutil
 import signal
+import socket
+import threading
 import time
 
 import pytest
 import tiny
 
-from pipeline.runtime.run_dir import RunDir
+from pipeline import checkpoint
+from pipeline.runtime.run_dir import FINISHED, RunDir, step_name
 
 STEPS = 80
 OFTEN = {
@@ -82,6 +87,63 @@ def test_twenty_random_kills(tmp_path, model, world_size):
     found = tiny.run(cut, world_size=world_size)
     assert tiny.fingerprint(found, 400) == tiny.fingerprint(expected, 400)
     assert tiny.history(found) == tiny.history(expected)
+
+
+def views(cfg, *, hidden=None, newer=False):
+    """Make a run directory as rank 1 sees it: the shared one, but for its listing of checkpoints."""
+    run, seen = RunDir(cfg.runs_dir / cfg.name), RunDir(cfg.runs_dir / "seen" / cfg.name)
+    seen.checkpoints.mkdir(parents=True)
+    shutil.copy(run.config, seen.config)
+    for path in run.checkpoints.glob("step-*"):
+        if path.name != hidden:
+            (seen.checkpoints / path.name).symlink_to(path)
+    if newer:  # one that another start rotated away or set aside since
+        (seen.checkpoints / step_name(max(run.steps()) + 1)).symlink_to(run.checkpoint(min(run.steps())))
+
+
+def rank_one_sees_otherwise(cfg, rank, *, late=None, patience=60.0):
+    """`late`: a checkpoint that rank 1 sees a second later than rank 0."""
+    if rank == 0:
+        return cfg
+    checkpoint.LATE_SECONDS = patience
+    if late:
+        target, link = (folder / cfg.name / "checkpoints" / late for folder in (cfg.runs_dir, cfg.runs_dir / "seen"))
+        threading.Timer(1.0, lambda: link.symlink_to(target)).start()
+    return cfg.model_copy(update={"runs_dir": cfg.runs_dir / "seen"})
+
+
+@pytest.fixture
+def stopped(tmp_path):
+    """A run of two ranks as it was after step 12 of 15, and what it then came to."""
+    cfg = tiny.config(tmp_path, name="cut", duration="15 steps", keep_last=9)
+    tiny.prepare(cfg)
+    run = tiny.run(cfg, world_size=2)
+    expected = tiny.fingerprint(run, 15)
+    (run.checkpoints / FINISHED).unlink()
+    shutil.rmtree(run.checkpoint(15))
+    return expected, cfg
+
+
+@pytest.mark.parametrize("view", ["a newer step", "the newest not yet"])
+def test_ranks_resume_from_what_rank_zero_chose(stopped, view):
+    """Network file systems show each node its own listing for some seconds."""
+    expected, cut = stopped
+    late = None if view == "a newer step" else step_name(12)
+    views(cut, newer=late is None, hidden=late)
+    change = functools.partial(rank_one_sees_otherwise, late=late)
+    assert tiny.fingerprint(tiny.run(cut, world_size=2, change=change), 15) == expected
+
+
+def test_all_ranks_say_what_one_cannot_read(stopped):
+    _, cut = stopped
+    views(cut, hidden=step_name(12))
+    change = functools.partial(rank_one_sees_otherwise, patience=0.5)
+    ranks = tiny.start(cut, world_size=2, change=change)
+    for rank in ranks:
+        rank.join(60)
+    log = (cut.runs_dir / "cut.log").read_text()
+    assert [rank.exitcode for rank in ranks] == [1, 1]
+    assert log.count(f"{step_name(12)} was chosen by rank 0, but {socket.gethostname()} does not see it whole") == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGTERM])

@@ -1,5 +1,6 @@
 """A data set and an experiment small enough to train in a second, and processes that really run and really die."""
 
+import ctypes
 import json
 import multiprocessing
 import multiprocessing.connection
@@ -7,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from pipeline.config.paths import data_directory, protocol_hash
 from pipeline.config.schema import Config
 from pipeline.data.images import encode
 from pipeline.data.shards import Layout, Sample, finish, shard_name, write_shard
+from pipeline.runtime.files import read_lines
 from pipeline.runtime.run_dir import COMMIT, RunDir, create_run
 
+Change = Callable[[Config, int], Config]
 SIZE, CLASSES = 8, 3
 STANDSTILL_SECONDS = 120  # a busy machine may take any time to the end, but not this long between two lines
 ATTRIBUTES = ("Large", "Left", "Top")
@@ -131,7 +134,7 @@ def processes() -> ForkServerContext:
     return context
 
 
-def _rank(cfg: Config, rank: int, *, world_size: int, port: int, log: str) -> None:
+def _rank(cfg: Config, rank: int, *, world_size: int, port: int, log: str, change: Change | None) -> None:
     with Path(log).open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -144,11 +147,25 @@ def _rank(cfg: Config, rank: int, *, world_size: int, port: int, log: str) -> No
     from pipeline.train import loop
 
     torch.set_num_threads(1)
-    sys.exit(loop.train(cfg, create_run(cfg)))
+    if change is not None:
+        cfg = change(cfg, rank)
+    code = loop.train(cfg, create_run(cfg))
+    if left := [name for name in threads() if "gloo" in name]:
+        sys.exit(f"threads outlive the process group, and may abort the interpreter's end: {left}")
+    sys.stdout.flush()
+    ctypes.pythonapi.Py_Exit(code)  # as an interpreter ends; multiprocessing would leave without taking it apart
 
 
-def start(cfg: Config, *, world_size: int = 1) -> Sequence[Any]:
-    """Start the ranks of a training run as processes of their own; their output goes to `ranks.log` beside the run."""
+def threads() -> list[str]:
+    """Names of this process's threads, those of C++ included."""
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+
+def start(cfg: Config, *, world_size: int = 1, change: Change | None = None) -> Sequence[Any]:
+    """Start the ranks of a training run as processes of their own; their output goes to `<name>.log` beside the run.
+
+    `change(cfg, rank)` is called in each of them first. It may alter anything and returns the config to train with.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -158,7 +175,7 @@ def start(cfg: Config, *, world_size: int = 1) -> Sequence[Any]:
         processes().Process(
             target=_rank,
             args=(cfg, rank),
-            kwargs={"world_size": world_size, "port": port, "log": log},
+            kwargs={"world_size": world_size, "port": port, "log": log, "change": change},
         )
         for rank in range(world_size)
     ]
@@ -167,9 +184,9 @@ def start(cfg: Config, *, world_size: int = 1) -> Sequence[Any]:
     return ranks
 
 
-def run(cfg: Config, *, world_size: int = 1) -> RunDir:
+def run(cfg: Config, *, world_size: int = 1, change: Change | None = None) -> RunDir:
     """Train to the end on that many ranks; an error where they write nothing for two minutes."""
-    ranks, found = start(cfg, world_size=world_size), RunDir(cfg.runs_dir / cfg.name)
+    ranks, found = start(cfg, world_size=world_size, change=change), RunDir(cfg.runs_dir / cfg.name)
     written, since = 0, time.monotonic()
     while any(process.is_alive() for process in ranks) and time.monotonic() - since < STANDSTILL_SECONDS:
         multiprocessing.connection.wait([process.sentinel for process in ranks if process.is_alive()], timeout=1)
@@ -189,10 +206,8 @@ def fingerprint(run: RunDir, step: int) -> dict[str, str]:
 
 def history(run: RunDir) -> list[dict[str, float]]:
     """What training logged, less what belongs to the clock on the wall."""
-    from pipeline.monitor.recorder import read_metrics
-
     rows = [
         {k: v for k, v in row.items() if k not in ("start", "time") and not k.startswith(("speed/", "save/"))}
-        for row in read_metrics(run.metrics)
+        for row in read_lines(run.metrics)
     ]
     return [row for row in rows if len(row) > 1]

@@ -1,14 +1,18 @@
-"""Where numbers and pictures of a run go: `metrics.jsonl` is the source of truth, TensorBoard a view of it."""
+"""Where numbers and pictures of a run go: `metrics.jsonl` is the source of truth, TensorBoard a view of it.
 
+Both hold every step once. Rows of steps that are trained again, after a kill or a rollback, are removed first; in
+between, rows are only appended.
+"""
+
+import contextlib
+import json
 import time
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.runtime.files import append_line, read_lines
+from pipeline.runtime.files import append_line, read_lines, write_text
 from pipeline.runtime.run_dir import RunDir
 
 
@@ -16,10 +20,22 @@ class Recorder:
     """The one writer of a run's metrics, on rank 0. On other ranks (`active=False`) it does nothing."""
 
     def __init__(self, run: RunDir, *, step: int, active: bool) -> None:
-        """Continue after `step`: what an earlier start wrote beyond it is hidden in TensorBoard."""
+        """Continue after `step`: what an earlier start recorded beyond it is forgotten."""
         self._run, self._active = run, active
         self._start = len(read_lines(run.starts))
-        self._writer = SummaryWriter(str(run.tensorboard), purge_step=step + 1) if active else None
+        self._writer: SummaryWriter | None = None
+        self.rewind(step)
+
+    def rewind(self, step: int) -> None:
+        """Forget everything beyond `step`, which is trained again. Readers see the old file or the new one."""
+        if not self._active:
+            return
+        self.close()
+        lines = self._run.metrics.read_text().splitlines() if self._run.metrics.exists() else []
+        kept = [line for line in lines if _step_of(line) <= step]
+        if kept != lines:
+            write_text(self._run.metrics, "".join(f"{line}\n" for line in kept))
+        self._writer = SummaryWriter(str(self._run.tensorboard), purge_step=step + 1)
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """One row of scalars."""
@@ -43,10 +59,8 @@ class Recorder:
             self._writer.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Rows of `metrics.jsonl`, one for each step and kind of row, the latest start's where several wrote it."""
-    rows: dict[tuple[int, str], dict[str, Any]] = {}
-    for row in read_lines(path):
-        kind = "/".join(sorted(k for k in row if k not in ("start", "time")))
-        rows[row["step"], kind] = row
-    return [rows[key] for key in sorted(rows)]
+def _step_of(line: str) -> float:
+    """The step of a row; infinity for a line that a kill cut short."""
+    with contextlib.suppress(ValueError):
+        return float(json.loads(line)["step"])
+    return float("inf")

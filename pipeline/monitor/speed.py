@@ -5,12 +5,16 @@ from pipeline.runtime.run_dir import RunDir
 
 
 def seconds_of_starts(run: RunDir) -> float:
-    """Wall seconds of all starts of a run so far, each from its beginning to its last sign of life in metrics.jsonl."""
-    begun = [float(row["time"]) for row in read_lines(run.starts)]
-    last = dict(enumerate(begun, start=1))
-    for row in read_lines(run.metrics):
-        last[row["start"]] = max(last.get(row["start"], 0.0), float(row["time"]))
-    return sum(last[number] - begin for number, begin in enumerate(begun, start=1))
+    """Wall seconds of all starts of a run so far, each from its beginning to its last sign of life in metrics.jsonl.
+
+    Every start notes those of the starts before it, for it then removes rows of steps that it trains again.
+    """
+    starts = read_lines(run.starts)
+    if not starts:
+        return 0.0
+    begun = float(starts[-1]["time"])
+    signs = [float(row["time"]) for row in read_lines(run.metrics) if row["start"] == len(starts)]
+    return float(starts[-1].get("earlier_seconds", 0.0)) + max([begun, *signs]) - begun
 
 
 def goodput(kept_seconds: float, wall_seconds: float) -> float:

@@ -4,20 +4,31 @@ Accelerate does not read Slurm's environment, so this does: Slurm's variables, o
 launch (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), or none of them for one process.
 """
 
+import gc
+import importlib
+import inspect
 import os
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._C._distributed_c10d import TCPStore
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.runtime.errors import RendezvousError, UserError
 from pipeline.runtime.files import read_json, write_json
+
+Result = TypeVar("Result")
+_DDP = inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _DDP else "broadcast_buffers"  # before torch 2.13
 
 
 @dataclass(frozen=True)
@@ -47,12 +58,26 @@ def world_from(env: dict[str, str]) -> World:
     return World(int(rank), int(size), int(local_rank), int(local_size.split("(")[0].split(",")[0]))
 
 
-def device_for(world: World) -> torch.device:
-    """The GPU of this rank, or the CPU where torch sees none.
+def device_for(world: World, *, gpus: int = 0, setting: str = "cluster.*.gpus") -> torch.device:
+    """The GPU of this rank, or the CPU where torch sees none and the job asked for none.
 
     Slurm may show each task its own GPU (then it is number 0) or all GPUs of the node (then it is the local rank).
+
+    Args:
+        world: this process.
+        gpus: how many GPUs on each node the job asked for, by `setting`.
+        setting: its name, for the error.
+    Raises:
+        UserError: where the job asked for GPUs and none is visible, or fewer are visible than ranks.
     """
     visible = torch.cuda.device_count()
+    if visible == 0 and gpus:
+        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        raise UserError(
+            f"{setting}: found {gpus}, but rank {world.rank} on {socket.gethostname()} sees no GPU (torch "
+            f"{torch.__version__}, {built}; CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES')}). Run it "
+            f"where there are GPUs, install a torch that fits their driver, or set {setting}=0 to compute on the CPU."
+        )
     if visible == 0:
         return torch.device("cpu")
     if visible > 1 and world.local_rank >= visible:
@@ -75,6 +100,9 @@ def join(world: World, rendezvous: Path, *, timeout_seconds: float = 300.0) -> N
     Raises:
         RendezvousError: naming the ranks that never arrived, or the address that could not be reached.
     """
+    if world.size > 1 or "RANK" in os.environ:  # of a single process under a launcher, Accelerate makes a group
+        # Its functions keep the group of the moment of this import as their default: it is to be none, see `leave`.
+        importlib.import_module("torch.distributed.nn")
     if world.size == 1 or dist.is_initialized():
         return
     limit = timedelta(seconds=timeout_seconds)
@@ -173,14 +201,73 @@ def gathered(values: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def parallel(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network, its gradients averaged over ranks by each backward pass; itself in a single process.
+
+    Our networks' buffers are constants, equal on every rank from the start: no forward pass needs to broadcast them.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return network
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(network, devices, gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False})
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     total(torch.zeros(1))
 
 
+def decided(decide: Callable[[], Result]) -> Result:
+    """What rank 0 decides, on every rank: only rank 0 calls `decide`. Where it fails, all raise. A collective.
+
+    Ranks that each looked at the disk for themselves could see different states of it.
+    """
+    if not dist.is_initialized():
+        return decide()
+    told: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            told[0] = decide()
+        except Exception as error:
+            told[1] = error if isinstance(error, UserError | OSError) else RuntimeError(f"rank 0 failed: {error!r}")
+    dist.broadcast_object_list(told, src=0)
+    if told[1] is not None:
+        raise told[1]
+    decision: Result = told[0]
+    return decision
+
+
+def together(work: Callable[[], Result]) -> Result:
+    """`work`, done by every rank. It returns when all are done; where one fails, all raise. A collective.
+
+    Without it the others would wait in the next collective for a rank that has left.
+    """
+    if not dist.is_initialized():
+        return work()
+    result, mine = None, None
+    try:
+        result = work()
+    except Exception as error:
+        mine = error
+    failures: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(failures, None if mine is None else str(mine) or repr(mine))
+    if mine is not None:
+        raise mine
+    failed = [rank for rank, failure in enumerate(failures) if failure is not None]
+    if failed:
+        raise UserError(f"rank {failed[0]} of {len(failures)}: {failures[failed[0]]}")
+    return result  # type: ignore[return-value]  # None only where `work` returned it
+
+
 def leave() -> None:
-    """Take the process group apart after a clean end: left to the interpreter's exit, gloo may abort."""
+    """Take the process group apart, and end its threads. Call it when nothing refers to a `parallel` network any more.
+
+    A thread of gloo may have to release a tensor of Python after the collective that it belonged to has returned. If
+    the interpreter is ending by then, the process aborts ("terminate called without an active exception"). The threads
+    end with the last reference to the group, which networks and their cycles of references hold too.
+    """
     if dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 

@@ -3,12 +3,13 @@
 runs/<name>/
   config.yaml                   the resolved config, written once
   starts.jsonl                  one line for each start: commit, argv, hosts, world size
-  metrics.jsonl                 every scalar; the source of truth
+  metrics.jsonl                 every scalar, each step once; the source of truth
   tensorboard/                  a view of it
   checkpoints/step-000012000/   complete when it has a commit record
   samples/step-000012000/<protocol>/
   results/<step>-<protocol>.json
   jobs/                         logs and records of jobs
+  training.lock                 who trains it at the moment; empty where nobody does
 """
 
 import json
@@ -82,6 +83,11 @@ class RunDir:
     def jobs(self) -> Path:
         """The folder of job records and logs."""
         return self.path / "jobs"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the one process that trains."""
+        return self.path / "training.lock"
 
     def checkpoint(self, step: int) -> Path:
         """The directory of the checkpoint of `step`."""

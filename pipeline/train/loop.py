@@ -4,23 +4,24 @@
 calling `train` again on the same run directory resumes it, and calling it on a finished one does nothing.
 """
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from pipeline import checkpoint
 from pipeline.config.plan import due
 from pipeline.config.schema import Config
 from pipeline.data.batches import LoadedBatch, batches, reading_threads
 from pipeline.runtime import distributed
+from pipeline.runtime.distributed import World
 from pipeline.runtime.errors import NonFiniteError
 from pipeline.runtime.run_dir import RunDir
 from pipeline.runtime.stopping import Stop
 from pipeline.train.reporting import Reporter
 from pipeline.train.sampled import Judge
-from pipeline.train.session import Session, session
+from pipeline.train.session import Session, restore_newest, session
 from pipeline.train.step import Launched, launch_step
 from pipeline.train.validation import keep_best, preview, validate
 
@@ -31,16 +32,25 @@ def train(cfg: Config, run: RunDir) -> int:
     """Train to the last step, or until asked to stop. Returns the exit code: 0 finished, 75 stopped and saved.
 
     Raises:
-        UserError: for input that cannot be trained on.
+        UserError: for input that cannot be trained on, or where another process trains this run.
         NonFiniteError: where the policy for losses or gradients that are not finite is exhausted.
     """
-    if run.finished():
+    world = distributed.world_from(dict(os.environ))
+    distributed.use_cpus(world)
+    distributed.join(world, run.jobs, timeout_seconds=cfg.cluster.rendezvous_s)
+    if distributed.decided(run.finished):
         print(f"{run.path} is finished: nothing to do")
+        distributed.leave()
         return 0
     with Stop(lead_seconds=STOP_LEAD_SECONDS) as stop:
-        with session(cfg, run) as s, Reporter(s) as report:
-            finished = _run(s, report, stop)
+        finished = _in_session(cfg, run, world=world, stop=stop)
+        distributed.leave()  # after the session with its networks is gone
         return 0 if finished else stop.hand_over()
+
+
+def _in_session(cfg: Config, run: RunDir, *, world: World, stop: Stop) -> bool:
+    with session(cfg, run, world) as s, Reporter(s) as report:
+        return _run(s, report, stop)
 
 
 def _run(s: Session, report: Reporter, stop: Stop) -> bool:
@@ -142,11 +152,9 @@ def _roll_back(s: Session, report: Reporter, *, failed_step: int) -> None:
             f"finite, after {failed.rollbacks} returns to a checkpoint. Lower train.optim.lr, set train.optim.clip, or "
             "use train.precision=fp32; the run continues from its last checkpoint when started again."
         )
-    s.saver.finish()
-    path, _ = checkpoint.newest_valid(s.run)
-    if path is None:
+    distributed.decided(s.saver.finish)
+    if restore_newest(s.run, s.state) is None:
         raise NonFiniteError(f"{s.run.path} has no valid checkpoint to return to.")
-    s.state.restore(checkpoint.read(path))
     clock = s.state.clock
     clock.data_offset = failed.data_offset + failed_step - clock.step
     clock.rollbacks, clock.skipped, clock.skipped_in_a_row = failed.rollbacks + 1, failed.skipped, 0

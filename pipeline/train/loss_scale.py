@@ -28,7 +28,7 @@ class LossScale:
         """Value and streak, for a checkpoint. Waits for the device."""
         return float(self.value), int(self.streak)
 
-    def restore(self, value: float, streak: int) -> None:
-        """Go on from a checkpoint's numbers."""
-        self.value = torch.full_like(self.value, value)
+    def restore(self, value: float | None, streak: int) -> None:
+        """Go on from a checkpoint's numbers; None: from the start."""
+        self.value = torch.full_like(self.value, START if value is None else value)
         self.streak = torch.full_like(self.streak, streak)

@@ -82,10 +82,10 @@ class Reporter:
         return bool(minutes and self._s.world.main and time.monotonic() - self._saved > 60 * minutes)
 
     def save(self, *, wait: bool) -> None:
-        """Save on rank 0 and write down how long training stood still for it."""
+        """Save on rank 0, unless this step is there, and write down how long training stood still for it."""
         s, clock = self._s, self._s.state.clock
         clock.kept_seconds = self._kept_seconds()
-        if s.world.main:
+        if s.world.main and clock.step not in s.run.steps():
             s.saver.save(s.state.snapshot(), wait=wait)
             s.recorder.add(clock.step, {"save/stall_seconds": s.saver.stall_seconds})
         self._saved = time.monotonic()
@@ -100,6 +100,7 @@ class Reporter:
     def rolled_back(self, failed_step: int) -> None:
         """Returned to an earlier checkpoint."""
         clock = self._s.state.clock
+        self._s.recorder.rewind(clock.step)
         self._kept = time.monotonic() - clock.kept_seconds
         self._tick(clock.step - failed_step)
         self._logged_step = clock.step

@@ -51,8 +51,7 @@ class Saver:
             self._failure = error
 
     def _write(self, snapshot: Snapshot) -> None:
-        if snapshot.step not in self._run.steps():
-            checkpoint.write(self._run.checkpoint(snapshot.step), snapshot)
+        checkpoint.write(self._run.checkpoint(snapshot.step), snapshot)
         checkpoint.rotate(self._run, keep_last=self._keep_last, keep_every=self._keep_every)
 
 

@@ -18,13 +18,14 @@ from accelerate.utils import GradScalerKwargs
 from torch import nn
 
 from pipeline import checkpoint
-from pipeline.config.autoencoder import require_latents
+from pipeline.config.autoencoder import KINDS, require_latents
 from pipeline.config.paths import training_shards
 from pipeline.config.plan import Plan, plan_for
 from pipeline.config.schema import Config
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
 from pipeline.monitor.recorder import Recorder
+from pipeline.monitor.speed import seconds_of_starts
 from pipeline.objectives.build import build_objective
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.space import remember
@@ -32,7 +33,8 @@ from pipeline.runtime import distributed
 from pipeline.runtime.distributed import World
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import append_line
-from pipeline.runtime.run_dir import RunDir
+from pipeline.runtime.run_dir import RunDir, step_of
+from pipeline.runtime.run_lock import only_trainer
 from pipeline.train.loss_scale import LossScale
 from pipeline.train.optim import build_optimizer
 from pipeline.train.saver import Saver, clean
@@ -66,16 +68,19 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(cfg: Config, run: RunDir) -> Iterator[Session]:
-    """Join the other ranks, build, resume from the newest valid checkpoint; clean up at the end.
+def session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
+    """Lock the run directory, build, resume from the newest valid checkpoint; clean up at the end. All ranks call it.
 
     Raises:
-        UserError: for data that is not prepared or does not fit, ranks that do not arrive, damaged files.
+        UserError: where another process trains this run, for data that is not prepared or does not fit, damaged files.
     """
-    world = distributed.world_from(dict(os.environ))
-    distributed.use_cpus(world)
-    distributed.join(world, run.jobs, timeout_seconds=cfg.cluster.rendezvous_s)
-    device = distributed.device_for(world)
+    with contextlib.ExitStack() as lock:
+        distributed.decided(lambda: lock.enter_context(only_trainer(run.lock)))
+        yield from _session(cfg, run, world)
+
+
+def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
+    device = _device(cfg, world)
     require_latents(cfg)
     shards = training_shards(cfg)
     train_data = Reader(open_shards(shards / "train"))
@@ -85,7 +90,7 @@ def session(cfg: Config, run: RunDir) -> Iterator[Session]:
     torch.manual_seed(cfg.seed)  # initial weights; nothing else draws from torch's generator
     objective = build_objective(cfg, train_data.manifest)
     remember(run, train_data.manifest, write=world.main)
-    state = _state(cfg, objective, device)
+    state = _state(cfg, objective, accelerator)
     _resume(run, state, world)
     networks = {player: _prepared(objective.networks[player], cfg, accelerator) for player in objective.players}
     _report(run, world, plan=plan, state=state, device=device)
@@ -110,7 +115,13 @@ def session(cfg: Config, run: RunDir) -> Iterator[Session]:
     finally:
         saver.finish()
         recorder.close()
-    distributed.leave()
+
+
+def _device(cfg: Config, world: World) -> torch.device:
+    name, asked = "train", cfg.cluster.train
+    if cfg.model.kind in KINDS and cfg.cluster.autoencoder is not None:
+        name, asked = "autoencoder", cfg.cluster.autoencoder
+    return distributed.device_for(world, gpus=asked.gpus, setting=f"cluster.{name}.gpus")
 
 
 def _accelerator(cfg: Config, device: torch.device) -> Accelerator:
@@ -126,9 +137,9 @@ def _accelerator(cfg: Config, device: torch.device) -> Accelerator:
     )
 
 
-def _state(cfg: Config, objective: Objective, device: torch.device) -> State:
+def _state(cfg: Config, objective: Objective, accelerator: Accelerator) -> State:
     for name, network in objective.networks.items():
-        network.to(device, torch.float64 if cfg.train.precision == "fp64" else torch.float32)
+        network.to(accelerator.device, torch.float64 if cfg.train.precision == "fp64" else torch.float32)
         network.train(name in objective.players).requires_grad_(name in objective.players)
     optimizers = {p: build_optimizer(objective.networks[p], cfg.train.optim) for p in objective.players}
     return State(
@@ -136,7 +147,7 @@ def _state(cfg: Config, objective: Objective, device: torch.device) -> State:
         optimizers,
         averaged=objective.averaged,
         cfg=cfg.train.average,
-        loss_scale=LossScale(device) if cfg.train.precision == "fp16" else None,
+        loss_scale=LossScale(accelerator.device) if cfg.train.precision == "fp16" else None,
     )
 
 
@@ -146,22 +157,36 @@ def _prepared(network: nn.Module, cfg: Config, accelerator: Accelerator) -> nn.M
         # A backward pass then leaves what it needs, as an adaptive weight takes gradients before the step does.
         functorch.donated_buffer = False
         network.compile()
-    prepared: nn.Module = accelerator.prepare_model(network)
-    return prepared
+    # Accelerate's own wrapper would name the GPU by the local rank. Where each task sees one GPU, that is number 0.
+    bare: nn.Module = accelerator.prepare_model(network, evaluation_mode=True)
+    return distributed.parallel(bare, accelerator.device)
 
 
 def _resume(run: RunDir, state: State, world: World) -> None:
-    """Every rank reads the same checkpoint, after rank 0 has tidied up and set damaged ones aside."""
-    if world.main:
-        clean(run)
-        _, sentences = checkpoint.newest_valid(run, set_aside=True)
+    """Go on from the newest valid checkpoint, if there is any. A collective."""
+    distributed.decided(lambda: clean(run))
+    step = restore_newest(run, state)
+    if step is not None and world.main:
+        print(f"continuing from {run.checkpoint(step)}", file=sys.stderr)
+
+
+def restore_newest(run: RunDir, state: State) -> int | None:
+    """Take over the newest valid checkpoint; its step, or None where there is none. A collective.
+
+    Rank 0 chooses and tells the others: directory listings differ between nodes, and while a save is finished. It sets
+    damaged ones aside, so that their step can be written again. Nobody goes on before all have read, so that rank 0
+    removes no checkpoint that another rank still reads.
+    """
+
+    def choose() -> int | None:
+        path, sentences = checkpoint.newest_valid(run, set_aside=True)
         print(*sentences, sep="\n", end="\n" if sentences else "", file=sys.stderr)
-    distributed.barrier()
-    step = run.latest_step()
+        return None if path is None else step_of(path.name)
+
+    step = distributed.decided(choose)
     if step is not None:
-        state.restore(checkpoint.read(run.checkpoint(step)))
-        if world.main:
-            print(f"continuing from {run.checkpoint(step)}", file=sys.stderr)
+        distributed.together(lambda: state.restore(checkpoint.read_chosen(run.checkpoint(step))))
+    return step
 
 
 def _report(run: RunDir, world: World, *, plan: Plan, state: State, device: torch.device) -> None:
@@ -174,6 +199,7 @@ def _report(run: RunDir, world: World, *, plan: Plan, state: State, device: torc
     )
     start = {
         "time": time.time(),
+        "earlier_seconds": seconds_of_starts(run),
         "step": state.clock.step,
         "commit": os.environ.get("MUDI_COMMIT") or distributed.commit_of(REPOSITORY),
         "argv": sys.argv,

@@ -1,4 +1,4 @@
-"""Everything that training changes: weights, averages, moments, and a few numbers. It is what a checkpoint holds."""
+"""Everything that training changes: weights, averages, moments, a loss scale, and a few numbers: a checkpoint."""
 
 import functools
 from dataclasses import asdict, dataclass, field
@@ -107,7 +107,7 @@ class State:
             named = dict(self.networks[player].named_parameters())
             restore_optimizer(optimizer, named, snapshot.tensors[f"optimizer.{player}"])
         self.clock = Clock(**snapshot.numbers)
-        if self.loss_scale is not None and self.clock.loss_scale is not None:
+        if self.loss_scale is not None:
             self.loss_scale.restore(self.clock.loss_scale, self.clock.loss_scale_streak)
 
 

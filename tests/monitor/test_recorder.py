@@ -1,14 +1,15 @@
 """metrics.jsonl is the truth, TensorBoard a view of it, and resumes leave no overlap in either."""
 
+import json
 import time
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.monitor.recorder import Recorder, read_metrics
+from pipeline.monitor.recorder import Recorder
 from pipeline.monitor.speed import goodput, seconds_of_starts
-from pipeline.runtime.files import append_line
+from pipeline.runtime.files import append_line, read_lines
 from pipeline.runtime.run_dir import RunDir
 
 
@@ -21,26 +22,46 @@ def record(run, *, start, steps, value):
     recorder.close()
 
 
+ONCE = [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]
+
+
+def recorded(run):
+    """What anybody reads in the file, and what TensorBoard shows."""
+    rows = [(row["step"], row["loss"]) for row in map(json.loads, run.metrics.read_text().splitlines())]
+    events = EventAccumulator(str(run.tensorboard)).Reload()
+    return rows, [(event.step, event.value) for event in events.Scalars("train/loss")], events.Tags()["images"]
+
+
 def test_after_a_resume_each_step_stands_once(tmp_path):
     run = RunDir(tmp_path)
     record(run, start=0, steps=[1, 2, 3, 4], value=1.0)
-    record(run, start=2, steps=[3, 4, 5], value=2.0)  # killed after 4, resumed from 2
-    assert [(row["step"], row["loss"]) for row in read_metrics(run.metrics)] == [
-        (1, 1.0),
-        (2, 1.0),
-        (3, 2.0),
-        (4, 2.0),
-        (5, 2.0),
-    ]
-    events = EventAccumulator(str(run.tensorboard)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1), (2, 1), (3, 2), (4, 2), (5, 2)]
-    assert events.Tags()["images"] == ["samples"]
+    with run.metrics.open("a") as file:
+        file.write('{"step": 5, "lo')  # killed in the middle of a line
+    record(run, start=2, steps=[3, 4, 5], value=2.0)  # resumed from 2
+    assert recorded(run) == (ONCE, ONCE, ["samples"])
+
+
+def test_after_a_rollback_each_step_stands_once(tmp_path):
+    run = RunDir(tmp_path)
+    append_line(run.starts, {"time": time.time()})
+    recorder = Recorder(run, step=0, active=True)
+    for value, steps in ((1.0, [1, 2, 3, 4]), (2.0, [3, 4, 5])):
+        for step in steps:
+            recorder.add(step, {"loss": value})
+            recorder.picture(step, "samples", np.zeros((4, 4, 3), np.uint8))
+        if value == 1.0:
+            recorder.rewind(2)
+    recorder.close()
+    assert recorded(run) == (ONCE, ONCE, ["samples"])
 
 
 def test_goodput_counts_every_start(tmp_path):
+    """Rows of a start are gone once its steps are trained again; its seconds are not."""
     run = RunDir(tmp_path)
     for start, (begin, last) in enumerate([(100.0, 160.0), (200.0, 240.0)], start=1):
-        append_line(run.starts, {"time": begin})
+        append_line(run.starts, {"time": begin, "earlier_seconds": seconds_of_starts(run)})
+        Recorder(run, step=0, active=True).close()
         append_line(run.metrics, {"step": start, "start": start, "time": last})
+    assert len(read_lines(run.metrics)) == 1
     assert seconds_of_starts(run) == pytest.approx(100.0)
     assert goodput(75.0, seconds_of_starts(run)) == pytest.approx(0.75)

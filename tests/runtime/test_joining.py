@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from accelerate import Accelerator, DistributedType, PartialState
 
 from pipeline.runtime import distributed
 from pipeline.runtime.distributed import World, device_for, world_from
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.run_dir import create_run
+from pipeline.train.loop import train
 
 
 def test_slurm_step_variables_are_read():
@@ -41,6 +44,55 @@ def test_too_few_visible_gpus_name_the_host(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match=rf"{socket.gethostname()}: rank 3 .* but 2 GPUs are visible"):
         device_for(World(3, 4, 3, 4))
+
+
+def test_a_job_that_asked_for_gpus_and_sees_none_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    told = rf"cluster.train.gpus: found 2, but rank 1 on {socket.gethostname()} sees no GPU .* set cluster.train.gpus=0"
+    with pytest.raises(UserError, match=told):
+        device_for(World(1, 2, 1, 2), gpus=2, setting="cluster.train.gpus")
+    assert device_for(World(1, 2, 1, 2)) == torch.device("cpu")
+
+
+def test_a_training_that_asked_for_a_gpu_does_not_begin_on_a_cpu(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    cfg = tiny.revalidated(tiny.config(tmp_path), cluster={"train": {"gpus": 1}})
+    tiny.prepare(cfg)
+    run = create_run(cfg)
+    with pytest.raises(UserError, match=r"cluster.train.gpus: found 1, but rank 0 .* sees no GPU"):
+        train(cfg, run)
+    assert not run.steps() and not run.starts.exists()
+
+
+def test_ddp_is_given_the_gpu_that_is_used(monkeypatch):
+    """Task 3 of a node, to which Slurm shows one GPU. Without four GPUs, what is asked of DDP is looked at instead."""
+    asked = {}
+
+    class Asked(torch.nn.Module):
+        def __init__(self, network, device_ids=None, **settings):
+            super().__init__()
+            self.module = network
+            asked.update(device_ids=device_ids, **settings)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    device = device_for(World(3, 4, 3, 4))
+    network = torch.nn.Linear(1, 1)
+    accelerator = Accelerator(cpu=True)
+    fourth = {"distributed_type": DistributedType.MULTI_GPU, "num_processes": 4, "local_process_index": 3}
+    for state in (PartialState().__dict__, accelerator.state.__dict__):
+        for name, value in fourth.items():
+            monkeypatch.setitem(state, name, value)
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", Asked)
+    accelerator.prepare_model(network, device_placement=False)
+    assert asked["device_ids"] == [3]  # Accelerate's choice, which torch refuses: there is no fourth GPU
+    monkeypatch.setattr(distributed, "DistributedDataParallel", Asked)
+    monkeypatch.setattr(distributed.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.dist, "get_world_size", lambda: 4)
+    distributed.parallel(network, device)
+    assert asked["device_ids"] == [torch.device("cuda", 0)] and asked["gradient_as_bucket_view"]
+    distributed.parallel(network, torch.device("cpu"))
+    assert asked["device_ids"] is None
 
 
 def join_in_a_process(world: World, folder: Path, env: dict[str, str], *, timeout: float, out: str) -> None:

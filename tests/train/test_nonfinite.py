@@ -1,15 +1,17 @@
 """Losses that are not finite: skipped by all, counted, passed over, and in the end refused with words."""
 
 import math
+import time
 
 import pytest
 import tiny
 import torch
 
+from pipeline import checkpoint
 from pipeline.checkpoint import newest_valid, read
-from pipeline.monitor.recorder import read_metrics
 from pipeline.objectives.denoising import Denoising
 from pipeline.runtime.errors import NonFiniteError
+from pipeline.runtime.files import read_lines
 from pipeline.runtime.run_dir import create_run
 from pipeline.train import loop, session
 
@@ -44,7 +46,7 @@ def test_a_bad_step_changes_nothing_and_is_counted(poisoned):
     assert code == 0
     before, after = (read(run.checkpoint(step)).tensors["network.denoiser"] for step in (4, 6))
     assert all(torch.equal(before[k], after[k]) for k in before)
-    rows = {row["step"]: row for row in read_metrics(run.metrics) if "skipped" in row}
+    rows = {row["step"]: row for row in read_lines(run.metrics) if "skipped" in row}
     assert rows[4]["skipped"] == 0 and rows[8]["skipped"] == 2
     assert all(torch.isfinite(t).all() for t in read(run.checkpoint(8)).tensors["network.denoiser"].values())
 
@@ -59,6 +61,35 @@ def test_many_in_a_row_go_back_and_pass_over_the_data(poisoned):
 def test_in_the_end_it_stops_and_says_what_to_do(poisoned):
     with pytest.raises(NonFiniteError, match=r"Lower train.optim.lr"):
         poisoned(range(5, 1000), duration="12 steps")
+
+
+def slow_and_poisoned(cfg, rank):
+    """Images of steps 6 to 8 are broken. Rank 0 saves in the background and needs a second for it."""
+    Poisoned.steps = range(6, 9)
+    session.build_objective = Poisoned
+    whole = checkpoint.write
+
+    def slowly(directory, snapshot):
+        time.sleep(1.0)
+        whole(directory, snapshot)
+
+    checkpoint.write = slowly if rank == 0 else whole
+    return cfg
+
+
+def test_ranks_return_to_the_same_checkpoint_while_it_is_being_written(tmp_path):
+    """Steps 7 to 9 fail right after the save of step 6 began: a rank that looked for itself would find step 3."""
+    often = {"precision": "fp64", "log_every": "1 steps", "nonfinite_limit": 3, "async_save": True}
+    one, two = (tiny.config(tmp_path, name=name, duration="14 steps", **often) for name in ("one", "two"))
+    tiny.prepare(one)
+    expected = tiny.run(one, change=slow_and_poisoned)
+    found = tiny.run(two, world_size=2, change=slow_and_poisoned)
+    numbers = read(newest_valid(found)[0]).numbers
+    assert (numbers["step"], numbers["rollbacks"], numbers["data_offset"]) == (14, 1, 3)
+    weights = [read(newest_valid(run)[0]).tensors["network.denoiser"] for run in (expected, found)]
+    assert max((weights[0][k] - weights[1][k]).abs().max().item() for k in weights[0]) < 1e-9
+    steps = [row["step"] for row in read_lines(found.metrics) if "loss" in row]
+    assert steps == list(range(1, 15))
 
 
 def test_two_ranks_skip_together(tmp_path):

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import tiny
 import torch
+from test_nonfinite import Poisoned
 
 from pipeline.checkpoint import newest_valid, read
 from pipeline.runtime.errors import UserError
@@ -39,18 +40,22 @@ def test_fp16_on_a_cpu_is_refused(tmp_path):
 PLAIN = session._accelerator
 
 
-def with_loss_scaling(cfg, device):
-    """fp16 on a CPU, which Accelerate refuses to set up: its real autocast, wired as on a GPU."""
-    fp32 = cfg.model_copy(update={"train": cfg.train.model_copy(update={"precision": "fp32"})})
-    made = PLAIN(fp32, device)
-    made.state._mixed_precision, made.native_amp = "fp16", True
-    return made
+def fp16_on_a_cpu(monkeypatch, *, scale):
+    """fp16 on a CPU, which Accelerate refuses to set up: its real autocast, wired as on a GPU. The scale starts at
+    `scale`, and doubles after 5 good steps."""
+
+    def made(cfg, device):
+        found = PLAIN(cfg.model_copy(update={"train": cfg.train.model_copy(update={"precision": "fp32"})}), device)
+        found.state._mixed_precision, found.native_amp = "fp16", True
+        return found
+
+    monkeypatch.setattr(session, "_accelerator", made)
+    monkeypatch.setattr(loss_scale, "START", scale)
+    monkeypatch.setattr(loss_scale, "INTERVAL", 5)
 
 
 def test_the_loss_scale_comes_down_is_not_counted_as_failure_and_is_resumed(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "_accelerator", with_loss_scaling)
-    monkeypatch.setattr(loss_scale, "START", 2.0**40)
-    monkeypatch.setattr(loss_scale, "INTERVAL", 5)
+    fp16_on_a_cpu(monkeypatch, scale=2.0**40)
     cfg = tiny.config(tmp_path, duration="40 steps", checkpoint_every="10 steps", keep_last=9, nonfinite_limit=3)
     tiny.prepare(cfg)
     fp16 = cfg.model_copy(update={"train": cfg.train.model_copy(update={"precision": "fp16"})})
@@ -65,3 +70,31 @@ def test_the_loss_scale_comes_down_is_not_counted_as_failure_and_is_resumed(tmp_
     again = read(run.checkpoint(40)).numbers
     assert tiny.fingerprint(run, 40) == expected
     assert (again["loss_scale"], again["loss_scale_streak"]) == (clock["loss_scale"], clock["loss_scale_streak"])
+
+
+def test_a_rollback_takes_the_loss_scale_back_too(tmp_path, monkeypatch):
+    """Four bad steps: 2 becomes 1 while they may be the scale's fault, and then they count."""
+    fp16_on_a_cpu(monkeypatch, scale=2.0)
+    monkeypatch.setattr(session, "build_objective", Poisoned)
+    monkeypatch.setattr(Poisoned, "steps", range(4, 8))
+    cfg = tiny.config(tmp_path, duration="12 steps", checkpoint_every="4 steps", nonfinite_limit=3)
+    tiny.prepare(cfg)
+    run = create_run(cfg)
+    assert train(cfg.model_copy(update={"train": cfg.train.model_copy(update={"precision": "fp16"})}), run) == 0
+    before, after = (read(run.checkpoint(step)).numbers for step in (8, 12))
+    assert (after["rollbacks"], after["data_offset"]) == (1, 4)
+    # Step 4 had 2 and a streak of 4. The scale doubles after 5 good steps: at 5 and at 10.
+    assert (before["loss_scale"], before["loss_scale_streak"]) == (4.0, 3)
+    assert (after["loss_scale"], after["loss_scale_streak"]) == (8.0, 2)
+
+
+def test_a_rollback_to_the_beginning_takes_back_the_first_loss_scale(tmp_path, monkeypatch):
+    fp16_on_a_cpu(monkeypatch, scale=0.5)
+    monkeypatch.setattr(session, "build_objective", Poisoned)
+    monkeypatch.setattr(Poisoned, "steps", range(3))
+    cfg = tiny.config(tmp_path, duration="4 steps", checkpoint_every="4 steps", nonfinite_limit=3)
+    tiny.prepare(cfg)
+    run = create_run(cfg)
+    assert train(cfg.model_copy(update={"train": cfg.train.model_copy(update={"precision": "fp16"})}), run) == 0
+    numbers = read(run.checkpoint(4)).numbers
+    assert (numbers["rollbacks"], numbers["loss_scale"], numbers["loss_scale_streak"]) == (1, 0.5, 4)
