@@ -1,9 +1,11 @@
 """Dropout whose masks belong to images: the same image number gets the same mask on any rank and in any batch."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from pipeline.runtime.random import Stream, chosen
+from pipeline.runtime.random import Stream, chosen, drop, fused
 
 
 @torch.library.custom_op("mudi::dropout_mask", mutates_args=())
@@ -16,6 +18,55 @@ def dropout_mask(visits: Tensor, shape: list[int], *, share: float, seed: int, l
 def _(visits: Tensor, shape: list[int], *, share: float, seed: int, layer: int) -> Tensor:
     del share, seed, layer
     return visits.new_empty([visits.shape[0], *shape], dtype=torch.bool)
+
+
+@torch.library.custom_op("mudi::keyed_dropout", mutates_args=())
+def keyed_dropout(x: Tensor, visits: Tensor, *, share: float, seed: int, layer: int) -> Tensor:
+    """Dropout of [B, ...] by `dropout_mask`, which is computed again in the backward pass instead of stored.
+
+    One kernel each way on a GPU: a mask would cost more to write and to read than to compute. Gradients of any order.
+    """
+    x = _dense(x)
+    if fused(x.device):
+        return drop(x, seed, Stream.DROPOUT, visits, share=share, draw=layer)
+    return _zeroed(x, dropout_mask(visits, list(x.shape[1:]), share=share, seed=seed, layer=layer), share)
+
+
+@keyed_dropout.register_fake
+def _(x: Tensor, visits: Tensor, *, share: float, seed: int, layer: int) -> Tensor:
+    del visits, share, seed, layer
+    return torch.empty_like(_dense(x))
+
+
+def _remember(ctx: Any, inputs: tuple[Tensor, Tensor], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
+    del output
+    ctx.save_for_backward(inputs[1])
+    ctx.settings = keyword_only_inputs
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    """Dropout is linear and its matrix is diagonal: the gradient goes through the same dropout."""
+    (visits,) = ctx.saved_tensors
+    return keyed_dropout(gradient, visits, **ctx.settings), None
+
+
+keyed_dropout.register_autograd(_backward, setup_context=_remember)
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """x in a layout that the kernel has: contiguous or channels_last as it is, anything else made contiguous."""
+    return x if x.is_contiguous() or _channels_last(x) else x.contiguous()
+
+
+def _zeroed(x: Tensor, dropped: Tensor, share: float) -> Tensor:
+    """x scaled up, and zero where `dropped`; in x's layout, which `masked_fill` out of place would not keep."""
+    if _channels_last(x):
+        dropped = dropped.contiguous(memory_format=torch.channels_last)
+    return (x / (1 - share)).masked_fill_(dropped, 0.0)
 
 
 class KeyedDropout(nn.Module):
@@ -36,8 +87,11 @@ class KeyedDropout(nn.Module):
             return x
         if visits is None:
             raise ValueError("dropout needs `visits`, the image numbers [B] that its masks belong to: pass them")
+        if fused(x.device):
+            found: Tensor = keyed_dropout(x, visits, share=self.share, seed=self.seed, layer=self.layer)
+            return found
         dropped = dropout_mask(visits, list(x.shape[1:]), share=self.share, seed=self.seed, layer=self.layer)
-        return (x / (1 - self.share)).masked_fill(dropped, 0.0)
+        return _zeroed(x, dropped, self.share)  # a CPU computes no mask twice: it takes longer than to store it
 
 
 def number_layers(network: nn.Module, *, seed: int = 0) -> None:

@@ -4,10 +4,11 @@ Philox 4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3
 runs on any device. The counter is (block, number low, number high, stream + 256 * draw), the key is the seed. What
 image number k gets never depends on the batch, the rank or the worker it is computed in. Words, uniform values and
 choices are the same bits on any device, compiled or not; normal values are up to the rounding of its logarithm and
-cosine.
+cosine. A GPU with Triton draws in one kernel, see `philox_triton`.
 """
 
 import functools
+import importlib.util
 import math
 from collections.abc import Callable
 from enum import IntEnum
@@ -19,11 +20,12 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _LOW = 0xFFFFFFFF
-_TILE = 16384  # counters worked on at once on a CPU: the few int64 buffers stay in its second-level cache
-_TILE_GPU = 2**20  # likewise, and it bounds the memory
+_TILE = 2**15  # counters worked on at once on a CPU: fewer cost more calls, more leave its second-level cache
+_TILE_GPU = 2**20  # likewise on a GPU without Triton, and it bounds the memory
 _BLOCK = {torch.float32: 4, torch.float64: 4, torch.bool: 8}  # values made from one counter
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
+Transform = Callable[[Words, Tensor], None]
 
 
 class Stream(IntEnum):
@@ -73,6 +75,8 @@ def uniform(
     float64 has 32 random bits, float32 the upper 23 of them (more would round up to 1). A longer shape begins with
     the values of a shorter one.
     """
+    if fused(numbers.device):
+        return _one_kernel("uniform", seed, stream, numbers, shape=shape, draw=draw, dtype=dtype)
     return _fill(_uniform_words, seed, stream, numbers, shape=shape, draw=draw, dtype=dtype)
 
 
@@ -89,6 +93,8 @@ def normal(
 
     The 32 random bits of a radius bound them by sqrt(66 log 2) = 6.76.
     """
+    if fused(numbers.device):
+        return _one_kernel("normal", seed, stream, numbers, shape=shape, draw=draw, dtype=dtype)
     return _fill(_normal_words, seed, stream, numbers, shape=shape, draw=draw, dtype=dtype)
 
 
@@ -99,8 +105,80 @@ def chosen(
 
     For masks of many values, such as dropout's: it takes half as long as comparing uniform values.
     """
-    transform = functools.partial(_chosen_words, round(share * 2**16))
+    threshold = round(share * 2**16)
+    if fused(numbers.device):
+        return _one_kernel("chosen", seed, stream, numbers, shape=shape, draw=draw, threshold=threshold)
+    transform = functools.partial(_chosen_words, threshold)
     return _fill(transform, seed, stream, numbers, shape=shape, draw=draw, dtype=torch.bool)
+
+
+def drop(x: Tensor, seed: int, stream: Stream, numbers: Tensor, *, share: float, draw: int = 0) -> Tensor:
+    """x / (1 - share), but zero where `chosen` is true for the same arguments and the shape [B, *x.shape[1:]].
+
+    One kernel, on a device that is `fused`: there is no mask in memory. x: contiguous or channels_last, as is the
+    result. No gradient.
+    """
+    from pipeline.runtime import philox_triton
+
+    key, last, threshold = _key(seed), _last(stream, draw), round(share * 2**16)
+    return philox_triton.drop(x, numbers, share=share, key=key, last=last, threshold=threshold)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def fused(device: torch.device) -> bool:
+    """Whether draws on `device` are single Triton kernels: on CUDA, of a capability that Triton compiles for."""
+    return device.type == "cuda" and _triton_compiles_for(device.index)
+
+
+@functools.cache
+def _triton_compiles_for(index: int | None) -> bool:
+    found = importlib.util.find_spec("triton") is not None
+    return found and torch.cuda.get_device_capability(index) >= (7, 0)
+
+
+def _key(seed: int) -> tuple[int, int]:
+    return seed & _LOW, seed >> 32
+
+
+def _last(stream: Stream, draw: int) -> int:
+    """The fourth word of a counter."""
+    return int(stream) | draw << 8
+
+
+def _one_kernel(
+    kind: str,
+    seed: int,
+    stream: Stream,
+    numbers: Tensor,
+    *,
+    shape: tuple[int, ...],
+    draw: int,
+    dtype: torch.dtype = torch.bool,
+    threshold: int = 0,
+) -> Tensor:
+    _check(dtype)
+    key, last = list(_key(seed)), _last(stream, draw)
+    found: Tensor = _draw(numbers, list(shape), kind=kind, key=key, last=last, dtype=dtype, threshold=threshold)
+    return found
+
+
+@torch.library.custom_op("mudi::draw", mutates_args=())
+def _draw(
+    numbers: Tensor, shape: list[int], *, kind: str, key: list[int], last: int, dtype: torch.dtype, threshold: int
+) -> Tensor:
+    """One operation to the compiler, which need not look into the kernel."""
+    from pipeline.runtime import philox_triton
+
+    low, high = key
+    return philox_triton.fill(numbers, shape, kind=kind, key=(low, high), last=last, dtype=dtype, threshold=threshold)
+
+
+@_draw.register_fake
+def _(
+    numbers: Tensor, shape: list[int], *, kind: str, key: list[int], last: int, dtype: torch.dtype, threshold: int
+) -> Tensor:
+    del kind, key, last, threshold
+    return numbers.new_empty([numbers.shape[0], *shape], dtype=dtype)
 
 
 def _rounds(counter: Words, key: tuple[int, int]) -> Words:
@@ -120,8 +198,13 @@ def _rounds(counter: Words, key: tuple[int, int]) -> Words:
     return c0, c1.bitwise_and_(_LOW), c2, c3.bitwise_and_(_LOW)
 
 
+def _check(dtype: torch.dtype) -> None:
+    if dtype not in _BLOCK:
+        raise ValueError(f"Draw float32 or float64 and convert: {dtype} rounds uniform values up to 1.")
+
+
 def _fill(
-    transform: Callable[[Words, Tensor], None],
+    transform: Transform,
     seed: int,
     stream: Stream,
     numbers: Tensor,
@@ -131,8 +214,7 @@ def _fill(
     dtype: torch.dtype,
 ) -> Tensor:
     """Lay out [B, blocks, values of a block] and let `transform` write each tile of it from its Philox words."""
-    if dtype not in _BLOCK:
-        raise ValueError(f"Draw float32 or float64 and convert: {dtype} rounds uniform values up to 1.")
+    _check(dtype)
     size = math.prod(shape)
     blocks = -(-size // _BLOCK[dtype])
     out = torch.empty((numbers.shape[0], blocks, _BLOCK[dtype]), dtype=dtype, device=numbers.device)
@@ -140,11 +222,11 @@ def _fill(
     images = max(tile // max(blocks, 1), 1)
     for image in range(0, numbers.shape[0], images):
         number = numbers[image : image + images, None]
-        last = torch.full_like(number, int(stream) | draw << 8)
+        last = torch.full_like(number, _last(stream, draw))
         for first in range(0, blocks, tile):
             part = out[image : image + images, first : first + tile]
             block = torch.arange(first, first + part.shape[1], device=numbers.device)[None]
-            words = _rounds((block, number & _LOW, number >> 32, last), (seed & _LOW, seed >> 32))
+            words = _rounds((block, number & _LOW, number >> 32, last), _key(seed))
             transform(words, part)
     return out.flatten(1)[:, :size].reshape(numbers.shape[0], *shape)
 
@@ -154,16 +236,21 @@ def _uniform_words(words: Words, out: Tensor) -> None:
     drop = 9 if out.dtype == torch.float32 else 0
     width = 2.0 ** (drop - 32)
     for index, word in enumerate(words):
-        out[..., index] = (word >> drop).to(out.dtype).mul_(width).add_(width / 2)
+        out[..., index] = word >> drop
+    out.mul_(width).add_(width / 2)
 
 
 def _normal_words(words: Words, out: Tensor) -> None:
     """Two pairs of normal values: radius sqrt(-2 log u) with u in (0, 1], angle uniform in [0, 2 pi]."""
-    for pair in (0, 2):
-        radius = words[pair].to(out.dtype).mul_(2.0**-32).add_(2.0**-33).log_().mul_(-2).sqrt_()
-        angle = words[pair + 1].to(out.dtype).mul_(2 * math.pi / 2**32)
-        out[..., pair] = radius * angle.cos()
-        out[..., pair + 1] = radius * angle.sin()
+    radius, angle = out.new_empty((2, 2, *out.shape[:-1]))  # both pairs at once: calls cost as much as their work
+    for pair in (0, 1):
+        radius[pair] = words[2 * pair]
+        angle[pair] = words[2 * pair + 1]
+    radius.mul_(2.0**-32).add_(2.0**-33).log_().mul_(-2).sqrt_()
+    angle.mul_(2 * math.pi / 2**32)
+    pairs = out.unflatten(-1, (2, 2)).movedim(-2, 0)
+    pairs[..., 0] = angle.cos().mul_(radius)
+    pairs[..., 1] = angle.sin_().mul_(radius)
 
 
 def _chosen_words(threshold: int, words: Words, out: Tensor) -> None:
