@@ -259,9 +259,7 @@ def samples_are_the_cpus(place: Place) -> Iterator[Finding]:
             pixels.append(to_uint8(make(seeds, asked_for(cfg, seeds, data))).astype(int))
     off = np.abs(pixels[0] - pixels[1])
     note = f"{(off > 0).mean():.2%} of them differ"
-    yield Finding(
-        "samples beside the CPU's, grey levels", float(off.max()), 1, f"{(off > 0).mean():.2%} of them differ"
-    )
+    yield Finding("samples beside the CPU's, grey levels", float(off.max()), 1, note)
 
 
 def waits(place: Place, **settings: Any) -> tuple[int, str]:
