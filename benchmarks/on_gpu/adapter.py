@@ -82,6 +82,18 @@ def prepare(cfg: Config, *, count: int) -> None:
 
 
 @contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Float32 products with all of its digits: no TF32. Set after the session, which may have its own rules."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
 def open_session(cfg: Config, device: str) -> Iterator[Session]:
     """A training session in this process on a device, whatever others torch sees."""
     with (

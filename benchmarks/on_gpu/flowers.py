@@ -94,7 +94,7 @@ def run(
     report.put("flowers", found)
     shown = ", ".join(f"{name} {value:.4g}" for name, value in curve.items())
     report.say(f"trained {mode}, {found['steps']} steps in {found['train_seconds']:.0f} s: {shown}")
-    found |= sample(job, run_dir, weights)
+    found |= sample(job, run_dir)
     found |= evaluate(job, run_dir)
     report.put("flowers", found)
 
@@ -161,7 +161,9 @@ def training_words(job: Job, mode: str, rate: float) -> list[str]:
         "train.precision=bf16",
         f"train.compile={str(mode == 'compiled').lower()}",
         "train.flip=true",
-        f"train.optim={{lr: 5e-4, schedule: cosine, warmup: {kimg / 20:.0f} kimg}}",
+        "train.optim.lr=5e-4",
+        "train.optim.schedule=cosine",
+        f"train.optim.warmup={kimg / 20:.0f} kimg",
         f"train.average.half_life={max(kimg / 15, 1):.0f} kimg",
         "train.log_every=10 steps",
         f"train.validate_every={max(kimg / 8, 1):.0f} kimg",
@@ -185,9 +187,8 @@ def keep_curve(path: Path, run_dir: RunDir) -> dict[str, float]:
     return found | {"images_per_second": speeds[len(speeds) // 2]} | ({"valid_loss": valid[-1]} if valid else {})
 
 
-def sample(job: Job, run_dir: RunDir, weights: Path | None) -> dict[str, Any]:
+def sample(job: Job, run_dir: RunDir) -> dict[str, Any]:
     """As many samples as half of the time that is left allows, and their grid."""
-    del weights
     measured = [r["ours"] for r in job.report.data.get("sampling", []) if r["precision"] == "bf16" and not r["guided"]]
     rate = measured[0] * 50 / CALLS if measured else 0.0
     time_there = job.clock.left() * 0.5

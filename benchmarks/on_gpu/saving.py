@@ -25,6 +25,10 @@ def run(report: Report, clock: Clock, *, device: str, root: Path) -> None:
     networks = {"25 M": model_settings("unet_base"), "100 M": {**model_settings("unet_base"), "width": 128}}
     if not cuda:
         networks = {"tiny": model_settings("unet_tiny")}
+    with guarded(report, "start-up"):
+        found = startup(root, device=device, limit=max(clock.left(), 20.0))
+        report.put("startup", found)
+        report.say("seconds from the command to: " + ", ".join(f"{k} {v:.1f}" for k, v in found.items()))
     rows = []
     for name, model in networks.items():
         for background in (False, True):
@@ -40,10 +44,6 @@ def run(report: Report, clock: Clock, *, device: str, root: Path) -> None:
         ("network", "M", "MiB", "save", "stall s", "worst s"),
         [[r["network"], r["parameters"], r["mib"], r["save"], r["stall"], r["worst"]] for r in rows],
     )
-    with guarded(report, "start-up"):
-        found = startup(root, device=device, limit=max(clock.left(), 20.0))
-        report.put("startup", found)
-        report.say("seconds from the command to: " + ", ".join(f"{k} {v:.1f}" for k, v in found.items()))
 
 
 def stall(root: Path, name: str, model: dict[str, Any], *, background: bool, device: str, size: int) -> dict[str, Any]:

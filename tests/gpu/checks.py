@@ -72,18 +72,6 @@ class Place:
         return cfg
 
 
-@contextlib.contextmanager
-def exact_float32() -> Iterator[None]:
-    """Float32 products with all of its digits: no TF32. Set after the session, which may have its own rules."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """Norm of the difference of all tensors relative to the norm of the expected ones."""
     off = sum(float((found[k].double() - expected[k].double()).square().sum()) for k in expected)
@@ -108,7 +96,7 @@ class Steps:
 
 def some_steps(cfg: Config, device: str, *, steps: int = 4, exact: bool = True, ddp: bool = False) -> Steps:
     """The first steps of a run."""
-    with adapter.open_session(cfg, device) as s, exact_float32() if exact else contextlib.nullcontext():
+    with adapter.open_session(cfg, device) as s, adapter.exact_float32() if exact else contextlib.nullcontext():
         if ddp:
             adapter.use_ddp(s)
         before, data = adapter.weights(s), adapter.feed(s)
@@ -139,18 +127,19 @@ def steps_equal_the_cpus(place: Place) -> Iterator[Finding]:
 
 def narrow_steps_are_finite(place: Place) -> Iterator[Finding]:
     """20 steps in bf16 and fp16: losses and weights are numbers, near those of float32."""
-    expected = some_steps(place.config("wide"), place.device, steps=20).losses
+    steps = 20 if place.device == "cuda" else 3
+    expected = some_steps(place.config("wide"), place.device, steps=steps).losses
     for precision in ("bf16", "fp16") if place.device == "cuda" else ("bf16",):
         with adapter.open_session(place.config(precision, precision=precision), place.device) as s:
             data = adapter.feed(s)
-            outcomes = [adapter.step(s, data) for _ in range(20)]
+            outcomes = [adapter.step(s, data) for _ in range(steps)]
             losses = [adapter.loss_of(outcome) for outcome in outcomes]
             skipped = sum(not adapter.is_finite(outcome) for outcome in outcomes)
             weights = adapter.weights(s)
             data.close()
         bad = sum(not math.isfinite(loss) for loss in losses) + sum(not w.isfinite().all() for w in weights.values())
         allowed = 6 if precision == "fp16" else 0  # while the loss scale comes down
-        yield Finding(f"{precision}: losses and weights not finite, 20 steps", bad, note=f"loss {losses[-1]:.4f}")
+        yield Finding(f"{precision}: losses and weights not finite, {steps} steps", bad, note=f"loss {losses[-1]:.4f}")
         yield Finding(f"{precision}: steps skipped", skipped, allowed)
         off = max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
         yield Finding(f"{precision}: losses beside float32's", off, 0.05)
@@ -218,7 +207,8 @@ def unequal_tensors(one: RunDir, other: RunDir, step: int) -> float:
 
 def runs_are_repeatable(place: Place) -> Iterator[Finding]:
     """Resumed or started anew, as training sets the device: the same bits in every tensor of the checkpoint."""
-    for precision, model in (("bf16", DROPOUT), ("fp32", adapter.SMALL)):
+    kinds = (("bf16", DROPOUT), ("fp32", adapter.SMALL), ("fp16", adapter.SMALL))
+    for precision, model in kinds if place.device == "cuda" else kinds[:1]:
         settings = {"duration": "6 steps", "checkpoint_every": "3 steps", "precision": precision, "keep_last": 3}
         runs = []
         for name in (f"first-{precision}", f"second-{precision}"):
@@ -255,7 +245,7 @@ def samples_are_the_cpus(place: Place) -> Iterator[Finding]:
     for device in (place.device, "cpu"):
         with mock.patch.object(distributed, "device_for", return_value=torch.device(device)):
             make = image_maker(cfg, run, data.manifest, step=6)
-        with exact_float32():
+        with adapter.exact_float32():
             pixels.append(to_uint8(make(seeds, asked_for(cfg, seeds, data))).astype(int))
     off = np.abs(pixels[0] - pixels[1])
     note = f"{(off > 0).mean():.2%} of them differ"
@@ -320,7 +310,7 @@ def inception_gives_known_features(place: Place) -> Iterator[Finding]:
     network = load_inception(path)
     spaces = [space for space in ("64", "192", "768") if space in network.spaces]
     found = []
-    with torch.inference_mode(), exact_float32():
+    with torch.inference_mode(), adapter.exact_float32():
         for device, part in (("cpu", pixels[:8]), (place.device, pixels)):
             output = network.to(device).eval()(prepare(part.to(device), "tf1"), spaces)
             found.append({space: output[space].float().cpu() for space in spaces})
