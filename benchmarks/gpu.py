@@ -54,13 +54,13 @@ def main() -> int:
     found = header(device, ROOT)
     report.put("header", {**found, "argv": sys.argv[1:], "minutes": minutes})
     report.say(", ".join(f"{name} {value}" for name, value in found.items() if value is not None))
-    with guarded_work(options.work) as work:
+    with work_folder(options.work) as work:
         for number, part in enumerate(options.parts):
-            later = sum(SHARES[p] for p in options.parts[number:])
-            share = (end - time.monotonic()) * SHARES[part] / later
+            left = options.parts[number:]
+            share = (end - time.monotonic()) * SHARES[part] / sum(SHARES[p] for p in left)
             report.say(f"\n=== {TITLES[part]} (at {time.monotonic() - begin:.0f} s, for {share:.0f} s)")
             with guarded(report, TITLES[part]):
-                run_part(part, report, share, device=device, root=work / part, options=options)
+                run_part(part, report, device, work / part, options, share, last=len(left) == 1)
             report.put("seconds", {**report.data.get("seconds", {}), part: round(time.monotonic() - begin, 1)})
     wrong = [row["name"] for row in report.data.get("checks", []) if row["ok"] is False]
     failed = [failure["name"] for failure in report.data.get("failures", [])]
@@ -71,7 +71,7 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def guarded_work(chosen: Path | None):
+def work_folder(chosen: Path | None):
     """A folder for data and runs: the given one, which stays, or a temporary one."""
     if chosen is not None:
         chosen.mkdir(parents=True, exist_ok=True)
@@ -81,26 +81,26 @@ def guarded_work(chosen: Path | None):
         yield Path(folder)
 
 
-def run_part(part: str, report, share: float, *, device: str, root: Path, options: argparse.Namespace) -> None:
-    """One part, with a clock that it looks at and an alarm that it cannot overhear."""
+def run_part(part, report, device, root, options, share, *, last) -> None:
+    """One part, with a clock that it looks at and an alarm that it cannot overhear; the last one's is exact."""
+    from checks import Place
     from on_gpu import correctness, flowers, sampling, saving, steps
     from on_gpu.report import Clock, TimeUp, alarm, release
 
-    files = {"images": options.images, "weights": options.weights}
-    parts: dict[str, Callable[[Clock], None]] = {
-        "a": lambda clock: correctness.run(report, clock, device=device, root=root, **files),
-        "b": lambda clock: steps.run(report, clock, device=device, root=root),
-        "c": lambda clock: sampling.run(report, clock, device=device, root=root, **files),
-        "d": lambda clock: saving.run(report, clock, device=device, root=root),
-        "e": lambda clock: flowers.run(report, clock, device=device, root=root, settings=options.settings, **files),
-    }
     root.mkdir(parents=True, exist_ok=True)
-    late = 1.0 if part == "e" else 1.15
+    place = Place(root, device=device, images=options.images, weights=options.weights)
+    parts: dict[str, Callable[[Clock], None]] = {
+        "a": lambda clock: correctness.run(report, clock, place),
+        "b": lambda clock: steps.run(report, clock, place),
+        "c": lambda clock: sampling.run(report, clock, place),
+        "d": lambda clock: saving.run(report, clock, place),
+        "e": lambda clock: flowers.run(report, clock, place, options.settings),
+    }
     try:
-        with alarm(share * late):
+        with alarm(share if last else 1.15 * share):
             parts[part](Clock(time.monotonic() + share))
     except TimeUp as stopped:
-        report.say(f"{TITLES[part]}: {stopped}: what was measured is kept")
+        report.say(f"{TITLES[part]}: {stopped}; what was measured is kept")
     release()
 
 

@@ -94,19 +94,24 @@ def exact_float32() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def using(device: str) -> Iterator[None]:
+    """What is built in the body stands on "cuda" or "cpu", whatever torch sees."""
+    place = torch.device("cuda", 0) if device == "cuda" else torch.device(device)
+    with mock.patch.object(distributed, "device_for", return_value=place):
+        yield
+
+
+@contextlib.contextmanager
 def open_session(cfg: Config, device: str) -> Iterator[Session]:
-    """A training session in this process on a device, whatever others torch sees."""
-    with (
-        mock.patch.object(distributed, "device_for", return_value=torch.device(device)),
-        session(cfg, create_run(cfg)) as s,
-    ):
+    """A training session in this process."""
+    with using(device), session(cfg, create_run(cfg)) as s:
         yield s
 
 
 def train(cfg: Config, device: str) -> RunDir:
     """The whole training loop in this process."""
     run = create_run(cfg)
-    with mock.patch.object(distributed, "device_for", return_value=torch.device(device)):
+    with using(device):
         code = loop.train(cfg, run)
     assert code == 0, f"training ended with code {code}"
     return run

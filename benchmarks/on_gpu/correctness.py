@@ -1,18 +1,16 @@
 """The checks of tests/gpu/checks.py, a line each."""
 
-from pathlib import Path
 from typing import Any
 
 import checks
 from on_gpu.report import Clock, Report, guarded, release
 
 
-def run(report: Report, clock: Clock, *, device: str, root: Path, images: Path | None, weights: Path | None) -> None:
+def run(report: Report, clock: Clock, place: checks.Place) -> None:
     """Print every finding with its figure and limit."""
-    place = checks.Place(root, device=device, images=images, weights=weights)
     for check in checks.CHECKS:
         name = check.__name__.replace("_", " ")
-        if device != "cuda" and check in checks.NEEDS_CUDA:
+        if place.device != "cuda" and check in checks.NEEDS_CUDA:
             note(report, {"name": name, "ok": None, "note": "needs CUDA"})
             continue
         if clock.left() < 0:

@@ -27,22 +27,36 @@ from pipeline.objectives.build import build_objective
 GUIDANCE = 2.0
 
 
-def run(report: Report, clock: Clock, *, device: str, root: Path, images: Path | None, weights: Path | None) -> None:
+def run(report: Report, clock: Clock, place: checks.Place) -> None:
     """Print both tables."""
-    del images
-    cuda = device == "cuda"
-    network, size, batch, steps = ("unet_base", 64, 256, 50) if cuda else ("unet_tiny", 16, 2, 3)
+    network, size, batch, steps = sizes(place.device)
     report.say(f"images per second of {network} at {size} px, batch {batch}, {steps} steps (ours euler, theirs DDIM)")
-    rows = []
-    share = clock.part(0.7)
+    rows: list[dict[str, Any]] = []
+    try:
+        _compare(report, clock.part(0.7), place, rows)
+    finally:  # also where the time is over in the middle of a row
+        report.table(
+            ("precision", "guidance", "ours", "theirs", "ratio"),
+            [[r["precision"], GUIDANCE if r["guided"] else "none", r["ours"], r["theirs"], r["ratio"]] for r in rows],
+        )
+    with guarded(report, "features of Inception"):
+        features(report, clock, device=place.device, weights=place.weights)
+
+
+def sizes(device: str) -> tuple[str, int, int, int]:
+    """Network, pixels, batch, steps."""
+    return ("unet_base", 64, 256, 50) if device == "cuda" else ("unet_tiny", 16, 2, 3)
+
+
+def _compare(report: Report, clock: Clock, place: checks.Place, rows: list[dict[str, Any]]) -> None:
+    device = place.device
+    network, size, batch, steps = sizes(device)
     for precision, guided in (("bf16", False), ("bf16", True), ("fp32", False), ("fp32", True)):
-        if rows and share.left() < 0:
+        if rows and clock.left() < 0:
             break
         with guarded(report, f"sampling, {precision}, {'guided' if guided else 'plain'}"):
-            sides = {
-                "ours": ours(root, network, size, batch=batch, precision=precision, guided=guided, device=device),
-                "theirs": theirs(network, size, batch=batch, precision=precision, guided=guided, device=device),
-            }
+            words: dict[str, Any] = {"batch": batch, "precision": precision, "guided": guided, "device": device}
+            sides = {"ours": ours(place.root, network, size, **words), "theirs": theirs(network, size, **words)}
             for make in sides.values():
                 make(2)
             rate = {name: batch / seconds(lambda make=make: make(steps), device) for name, make in sides.items()}
@@ -50,12 +64,6 @@ def run(report: Report, clock: Clock, *, device: str, root: Path, images: Path |
             rows.append(row)
             report.add("sampling", row)
         release()
-    report.table(
-        ("precision", "guidance", "ours", "theirs", "ratio"),
-        [[r["precision"], GUIDANCE if r["guided"] else "none", r["ours"], r["theirs"], r["ratio"]] for r in rows],
-    )
-    with guarded(report, "features of Inception"):
-        features(report, clock, device=device, weights=weights)
 
 
 def ours(
@@ -117,7 +125,7 @@ def features(report: Report, clock: Clock, *, device: str, weights: Path | None)
         report.say("features of Inception: no weights (--weights)")
         return
     spaces = ("768",) if path.suffix == ".npz" else ("2048",)
-    extractor = {d: inception_extractor(InceptionConfig(weights=path, features=spaces), device=d) for d in (device,)}
+    extractor = {device: inception_extractor(InceptionConfig(weights=path, features=spaces), device=device)}
     count, batch = (4096, 256) if device == "cuda" else (4, 2)
     pixels = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import checks
 from on_gpu import adapter
 from on_gpu.report import Clock, Report, guarded, release
 from on_gpu.steps import model_settings
@@ -19,8 +20,9 @@ from pipeline.runtime.run_dir import create_run
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(report: Report, clock: Clock, *, device: str, root: Path) -> None:
+def run(report: Report, clock: Clock, place: checks.Place) -> None:
     """Print stalls and start-up."""
+    root, device = place.root, place.device
     cuda = device == "cuda"
     networks = {"25 M": model_settings("unet_base"), "100 M": {**model_settings("unet_base"), "width": 128}}
     if not cuda:
@@ -29,21 +31,23 @@ def run(report: Report, clock: Clock, *, device: str, root: Path) -> None:
         found = startup(root, device=device, limit=max(clock.left(), 20.0))
         report.put("startup", found)
         report.say("seconds from the command to: " + ", ".join(f"{k} {v:.1f}" for k, v in found.items()))
-    rows = []
-    for name, model in networks.items():
-        for background in (False, True):
-            if rows and clock.left() < 5:
-                continue
-            with guarded(report, f"checkpoint of {name}"):
-                row = stall(root, name, model, background=background, device=device, size=64 if cuda else 16)
-                rows.append(row)
-                report.add("saves", row)
-            release()
-    report.say("training stands still for a checkpoint (weights, average, two moments)")
-    report.table(
-        ("network", "M", "MiB", "save", "stall s", "worst s"),
-        [[r["network"], r["parameters"], r["mib"], r["save"], r["stall"], r["worst"]] for r in rows],
-    )
+    rows: list[dict[str, Any]] = []
+    try:
+        for name, model in networks.items():
+            for background in (False, True):
+                if rows and clock.left() < 5:
+                    continue
+                with guarded(report, f"checkpoint of {name}"):
+                    row = stall(root, name, model, background=background, device=device, size=64 if cuda else 16)
+                    rows.append(row)
+                    report.add("saves", row)
+                release()
+    finally:
+        report.say("training stands still for a checkpoint (weights, average, two moments)")
+        report.table(
+            ("network", "M", "MiB", "save", "stall s", "worst s"),
+            [[r["network"], r["parameters"], r["mib"], r["save"], r["stall"], r["worst"]] for r in rows],
+        )
 
 
 def stall(root: Path, name: str, model: dict[str, Any], *, background: bool, device: str, size: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import checks
 import torch
 import yaml
 from on_gpu import adapter
@@ -56,24 +57,29 @@ def cases(device: str) -> list[Case]:
     return [*first, *eager, *compiled]
 
 
-def run(report: Report, clock: Clock, *, device: str, root: Path) -> None:
+def run(report: Report, clock: Clock, place: checks.Place) -> None:
     """Measure cases until the time is over, and print the table."""
     rows: list[dict[str, Any]] = []
+    try:
+        _run_cases(report, clock, place, rows)
+    finally:  # also where the time is over in the middle of a case
+        show(report, rows)
+
+
+def _run_cases(report: Report, clock: Clock, place: checks.Place, rows: list[dict[str, Any]]) -> None:
     spent = {False: 0.0, True: 0.0}  # seconds of the longest case, by compilation
-    for case in cases(device):
+    for case in cases(place.device):
         if rows and clock.left() < spent[case.compiled] * 1.2:
             report.log(f"no time for {case}")
             continue
         begin = time.monotonic()
         with guarded(report, f"step of {case.network}, {case.size} px, batch {case.batch}, {case.mode}"):
-            row = measure(case, clock, device=device, root=root, report=report)
-            rows.append(row)
+            rows.append(row := measure(case, clock, place, report))
             report.add("steps", row)
             report.log(str(row))
         torch._dynamo.reset()
         release()
         spent[case.compiled] = max(spent[case.compiled], time.monotonic() - begin)
-    show(report, rows)
 
 
 def show(report: Report, rows: list[dict[str, Any]]) -> None:
@@ -84,8 +90,8 @@ def show(report: Report, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if "note" in row:
             report.say(f"{row['network']} {row['px']} px, batch {row['batch']}, {row['mode']}: {row['note']}")
-    report.say("where the time of our step goes, %")
     shared = [row for row in rows if "shares" in row]
+    report.say("where the time of our step goes, %")
     report.table(
         ("network", "px", "batch", "mode", *SHARES),
         [[row["network"], row["px"], row["batch"], row["mode"], *row["shares"].values()] for row in shared],
@@ -130,30 +136,31 @@ class Waiting:
         return self
 
 
-def config_of(case: Case, root: Path, *, device: str) -> Config:
+def config_of(case: Case, place: checks.Place) -> Config:
     """Our experiment of a case, with its data prepared."""
     cfg = adapter.config(
-        root,
+        place.root,
         name=f"{case.network}-{case.batch}-{case.mode}",
         model=model_settings(case.network),
         size=case.size,
         batch=case.batch,
         precision="bf16",
         compile=case.compiled,
-        workers=min(os.cpu_count() or 1, 8) if device == "cuda" else 0,
+        workers=min(os.cpu_count() or 1, 8) if place.device == "cuda" else 0,
     )
-    adapter.prepare(cfg, count=4096 if device == "cuda" else 64)
+    adapter.prepare(cfg, count=4096 if place.device == "cuda" else 64)
     return cfg
 
 
-def measure(case: Case, clock: Clock, *, device: str, root: Path, report: Report) -> dict[str, Any]:
+def measure(case: Case, clock: Clock, place: checks.Place, report: Report) -> dict[str, Any]:
     """One row. Where a side has no memory, the row says so."""
+    device = place.device
     row: dict[str, Any] = {"network": case.network, "px": case.size, "batch": case.batch, "mode": case.mode}
     side = "ours"
     try:
         with contextlib.ExitStack() as stack:
             memory = Memory(device)
-            s = stack.enter_context(adapter.open_session(config_of(case, root, device=device), device))
+            s = stack.enter_context(adapter.open_session(config_of(case, place), device))
             data = Waiting(adapter.feed(s))
             stack.callback(data.data.close)  # type: ignore[attr-defined]
             start = time.perf_counter()

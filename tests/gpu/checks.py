@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -32,7 +31,6 @@ from pipeline.data.pictures import to_uint8  # noqa: E402
 from pipeline.data.shards import open_shards  # noqa: E402
 from pipeline.inference import asked_for, image_maker  # noqa: E402
 from pipeline.metrics.inception_weights import load_inception, prepare  # noqa: E402
-from pipeline.runtime import distributed  # noqa: E402
 from pipeline.runtime.random import Stream, chosen, normal, philox, uniform  # noqa: E402
 from pipeline.runtime.run_dir import RunDir  # noqa: E402
 
@@ -243,7 +241,7 @@ def samples_are_the_cpus(place: Place) -> Iterator[Finding]:
     seeds = torch.arange(8)
     pixels = []
     for device in (place.device, "cpu"):
-        with mock.patch.object(distributed, "device_for", return_value=torch.device(device)):
+        with adapter.using(device):
             make = image_maker(cfg, run, data.manifest, step=6)
         with adapter.exact_float32():
             pixels.append(to_uint8(make(seeds, asked_for(cfg, seeds, data))).astype(int))
