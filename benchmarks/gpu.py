@@ -45,6 +45,8 @@ def main() -> int:
     import torch
 
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit("--device cuda: torch sees no GPU here (`python -c 'import torch; print(torch.cuda.is_available())'`)")
     minutes = options.minutes or (12.0 if device == "cuda" else 3.0)
     end = begin + 60 * minutes
     from on_gpu.machine import header

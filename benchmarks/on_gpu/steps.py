@@ -156,7 +156,6 @@ def measure(case: Case, clock: Clock, place: checks.Place, report: Report) -> di
     """One row. Where a side has no memory, the row says so."""
     device = place.device
     row: dict[str, Any] = {"network": case.network, "px": case.size, "batch": case.batch, "mode": case.mode}
-    side = "ours"
     try:
         with contextlib.ExitStack() as stack:
             memory = Memory(device)
@@ -172,12 +171,15 @@ def measure(case: Case, clock: Clock, place: checks.Place, report: Report) -> di
                 "ours": lambda: adapter.step(s, data),
                 "bare": lambda: forward_backward(network, inputs, keep=False),
             }
-            side, memory = "theirs", Memory(device)
-            theirs = their_step(case, inputs[0], inputs[2], device=device)
-            for _ in range(3):
-                theirs()
-            sides["theirs"], row["gib_theirs"] = theirs, memory.peak()
-            side = "all together"
+            try:
+                memory = Memory(device)
+                theirs = their_step(case, inputs[0], inputs[2], device=device)
+                for _ in range(3):
+                    theirs()
+                sides["theirs"], row["gib_theirs"] = theirs, memory.peak()
+            except torch.OutOfMemoryError:
+                row["note"] = "out of memory (theirs)"
+                release()
             cuda = device == "cuda"
             times = interleaved(sides, device=device, rounds=7 if cuda else 2, least=0.4 if cuda else 0.0, clock=clock)
             row |= speeds(case, times, peak=report.data.get("header", {}).get("peak_tflops"))
@@ -185,7 +187,7 @@ def measure(case: Case, clock: Clock, place: checks.Place, report: Report) -> di
             if case.profiled:
                 profile(report, case, lambda: adapter.step(s, data), device=device)
     except torch.OutOfMemoryError:
-        row["note"] = f"out of memory ({side})"
+        row["note"] = "out of memory (ours)"
     return row
 
 
@@ -264,7 +266,7 @@ def speeds(case: Case, times: dict[str, float], *, peak: float | None) -> dict[s
     flops = flops_per_image(unet(case.network), case.size)
     return {
         **rate,
-        "ratio": rate["ours"] / rate["theirs"],
+        "ratio": rate["ours"] / rate["theirs"] if "theirs" in rate else None,
         "of_bare": rate["ours"] / rate["bare"],
         "gflop_per_image": flops / 1e9,
         "mfu": None if peak is None else 100 * rate["ours"] * flops / (peak * 1e12),
