@@ -1,0 +1,212 @@
+"""The one place that knows how training is called inside. Everything else uses commands and stable functions.
+
+When the step, the batches or the session change, change these functions, and the checks and benchmarks go on.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.config.load import validated
+from pipeline.config.paths import data_directory, protocol_hash
+from pipeline.config.schema import Config
+from pipeline.data.images import encode
+from pipeline.data.shards import Layout, Sample, finish, shard_name, write_shard
+from pipeline.runtime import distributed
+from pipeline.runtime.run_dir import RunDir, create_run
+from pipeline.train import loop
+from pipeline.train.reporting import Reporter
+from pipeline.train.session import Session, session
+from pipeline.train.step import train_step
+
+CLASSES = 10
+SMALL = {  # a network with everything that training touches: attention, classes, a change of resolution
+    "kind": "unet",
+    "condition": "class",
+    "width": 32,
+    "multipliers": [1, 2],
+    "blocks": 1,
+    "attention": [8],
+    "head_channels": 16,
+    "groups": 8,
+}
+
+
+def config(
+    root: Path, *, name: str, model: dict[str, Any] | None = None, size: int = 16, batch: int = 16, **train: Any
+) -> Config:
+    """An experiment on generated images of `size` px, data and runs below `root`; `train` are settings of training."""
+    return validated(
+        {
+            "name": name,
+            "seed": 7,
+            "data_dir": str(root / "data"),
+            "runs_dir": str(root / "runs"),
+            "data": {"name": f"noise{size}", "source": {"kind": "glyphs"}, "image_size": size, "encoding": "raw"},
+            "model": model or SMALL,
+            "train": {
+                "duration": "100000 steps",
+                "global_batch": batch,
+                "optim": {"lr": 1e-4, "warmup": "0 steps"},
+                "average": {"half_life": "10 kimg"},
+                "log_every": "1 steps",
+                "checkpoint_every": "100000 steps",
+                **train,
+            },
+            "sample": {"count": 16, "batch": 8, "images_per_shard": 8, "sampler": {"kind": "heun", "steps": 6}},
+            "cluster": {"name": "local"},
+        }
+    )
+
+
+def prepare(cfg: Config, *, count: int) -> None:
+    """Write its training data: random images of random classes, as raw bytes. Does nothing where they are."""
+    directory, size = data_directory(cfg) / "shards" / "train", cfg.data.image_size
+    if (directory / "manifest.json").is_file():
+        return
+    rng = np.random.default_rng(0)
+    layout = Layout(encoding="raw", shape=(3, size, size))
+    samples = []
+    for k in range(count):
+        pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
+        samples.append(Sample(f"train{k:06d}", encode(pixels, "raw"), "npy", label=k % CLASSES, pixels=pixels))
+    record = write_shard(directory / shard_name(0), samples, layout)
+    protocol = {"name": cfg.data.name, "hash": protocol_hash(cfg.data)}
+    finish(directory, [record], layout, protocol=protocol, split="train", classes=[str(c) for c in range(CLASSES)])
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Float32 products with all of its digits: no TF32. Set after the session, which may have its own rules."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def using(device: str) -> Iterator[None]:
+    """What is built in the body stands on "cuda" or "cpu", whatever torch sees."""
+    place = torch.device("cuda", 0) if device == "cuda" else torch.device(device)
+    with mock.patch.object(distributed, "device_for", return_value=place):
+        yield
+
+
+@contextlib.contextmanager
+def open_session(cfg: Config, device: str) -> Iterator[Session]:
+    """A training session in this process."""
+    with using(device), session(cfg, create_run(cfg)) as s:
+        yield s
+
+
+def train(cfg: Config, device: str) -> RunDir:
+    """The whole training loop in this process."""
+    run = create_run(cfg)
+    with using(device):
+        code = loop.train(cfg, run)
+    assert code == 0, f"training ended with code {code}"
+    return run
+
+
+def feed(s: Session) -> Iterator[Any]:
+    """What each step sees, read ahead as in training."""
+    return loop._data(s)
+
+
+def step(s: Session, data: Iterator[Any]) -> Any:
+    """One step as the training loop takes it, on the next data; returns what `loss_of` reads."""
+    return train_step(s, next(data), stop_asked=False, save_asked=False)
+
+
+def loss_of(outcome: Any) -> float:
+    """The mean loss of a step. Waits for the device."""
+    return float(outcome.values["loss"])
+
+
+def is_finite(outcome: Any) -> bool:
+    """Whether a step changed the weights."""
+    return bool(outcome.finite)
+
+
+def settle(s: Session) -> None:
+    """Read what steps left on the device, if they leave anything there, into the clock."""
+    del s
+
+
+def scale_of(s: Session) -> float:
+    """fp16's loss scale."""
+    return float(s.accelerator.scaler.get_scale())
+
+
+def network(s: Session) -> torch.nn.Module:
+    """The denoiser as training calls it, without a DDP wrapper: autocast and compiled where the settings say so."""
+    return s.objective.networks["denoiser"]
+
+
+def weights(s: Session) -> dict[str, Tensor]:
+    """A copy of the denoiser's weights on the CPU, in float64."""
+    return {k: v.detach().double().cpu().clone() for k, v in network(s).state_dict().items()}
+
+
+def use_ddp(s: Session) -> None:
+    """Wrap the denoiser in DDP, whatever the number of ranks. A process group must be there."""
+    prepared = s.networks["denoiser"]
+    ids = [s.accelerator.device.index or 0] if s.accelerator.device.type == "cuda" else None
+    s.networks["denoiser"] = torch.nn.parallel.DistributedDataParallel(prepared, device_ids=ids)
+
+
+@contextlib.contextmanager
+def broken_loss(s: Session) -> Iterator[None]:
+    """In the body every loss is infinite."""
+    plain = s.objective.loss
+
+    def broken(*args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        return {name: value * torch.inf for name, value in plain(*args, **kwargs).items()}
+
+    with mock.patch.object(s.objective, "loss", broken):
+        yield
+
+
+@contextlib.contextmanager
+def reporter(s: Session) -> Iterator[Reporter]:
+    """What saves and logs."""
+    with Reporter(s) as report:
+        yield report
+
+
+def save(report: Reporter) -> None:
+    """A checkpoint of now, on the disk when this returns."""
+    report.save(wait=True)
+
+
+def roll_back(s: Session, report: Reporter) -> None:
+    """Return to the last checkpoint, as after too many steps that were not finite."""
+    loop._roll_back(s, report)
+
+
+def save_stall(s: Session) -> float:
+    """Seconds that the loop stands still for one checkpoint, by `train.async_save`."""
+    s.saver.save(s.state.snapshot(), wait=False)
+    stall = s.saver.stall_seconds
+    s.saver.finish()
+    return stall
+
+
+def update_weights(s: Session) -> None:
+    """Clipping and the optimiser's step alone, with the gradients that are there."""
+    s.accelerator.clip_grad_norm_(s.networks["denoiser"].parameters(), s.cfg.train.optim.clip or torch.inf)
+    s.optimizers["denoiser"].step()
+
+
+def update_averages(s: Session) -> None:
+    """The averages' update alone."""
+    s.state.update_averages(batch=s.cfg.train.global_batch, half_life=s.plan.half_life_images)

@@ -1,0 +1,312 @@
+"""Training steps: ours, diffusers' example loop, and the bare network forward and backward, in turns."""
+
+import contextlib
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import checks
+import torch
+import yaml
+from on_gpu import adapter
+from on_gpu.report import Clock, Report, guarded, interleaved, release, seconds
+from pydantic import TypeAdapter
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.config.schema import Config
+from pipeline.config.schema_model import ModelConfig, UNetConfig
+from pipeline.models import foreign_unet
+from pipeline.models.build import build_network
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
+COLUMNS = ("network", "px", "batch", "mode", "ours", "theirs", "bare", "/theirs", "/bare", "MFU%", "GiB", "theirs")
+SHARES = ("fwd+bwd", "optim", "ema", "data", "rest")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table."""
+
+    network: str  # a file of configs/model
+    size: int
+    batch: int
+    compiled: bool
+    profiled: bool = False
+
+    @property
+    def mode(self) -> str:
+        """In one word."""
+        return "compiled" if self.compiled else "eager"
+
+
+def cases(device: str) -> list[Case]:
+    """The most important first."""
+    if device == "cpu":
+        return [Case("unet_tiny", 16, 4, compiled=False, profiled=True), Case("unet_tiny", 16, 2, compiled=False)]
+    base, small = ("unet_base", 64), ("unet_small", 32)
+    first = [Case(*base, 256, compiled, profiled=True) for compiled in (False, True)]
+    eager = [Case(*small, 256, compiled=False)]
+    eager += [Case(*network, batch, compiled=False) for network in (base, small) for batch in (512, 128, 64)]
+    compiled = [Case(*small, 256, compiled=True)]
+    compiled += [Case(*network, batch, compiled=True) for network in (base, small) for batch in (512, 128, 64)]
+    return [*first, *eager, *compiled]
+
+
+def run(report: Report, clock: Clock, place: checks.Place) -> None:
+    """Measure cases until the time is over, and print the table."""
+    rows: list[dict[str, Any]] = []
+    try:
+        _run_cases(report, clock, place, rows)
+    finally:  # also where the time is over in the middle of a case
+        show(report, rows)
+
+
+def _run_cases(report: Report, clock: Clock, place: checks.Place, rows: list[dict[str, Any]]) -> None:
+    spent = {False: 0.0, True: 0.0}  # seconds of the longest case, by compilation
+    for case in cases(place.device):
+        if rows and clock.left() < spent[case.compiled] * 1.2:
+            report.log(f"no time for {case}")
+            continue
+        begin = time.monotonic()
+        with guarded(report, f"step of {case.network}, {case.size} px, batch {case.batch}, {case.mode}"):
+            rows.append(row := measure(case, clock, place, report))
+            report.add("steps", row)
+            report.log(str(row))
+        torch._dynamo.reset()
+        release()
+        spent[case.compiled] = max(spent[case.compiled], time.monotonic() - begin)
+
+
+def show(report: Report, rows: list[dict[str, Any]]) -> None:
+    """Two tables: speeds, and where the time of our step goes."""
+    report.say("images per second, bf16; GiB is peak memory, ours and theirs")
+    keys = ("network", "px", "batch", "mode", "ours", "theirs", "bare", "ratio", "of_bare", "mfu", "gib", "gib_theirs")
+    report.table(COLUMNS, [[row.get(key) for key in keys] for row in rows if "ours" in row])
+    for row in rows:
+        if "note" in row:
+            report.say(f"{row['network']} {row['px']} px, batch {row['batch']}, {row['mode']}: {row['note']}")
+    shared = [row for row in rows if "shares" in row]
+    report.say("where the time of our step goes, %")
+    report.table(
+        ("network", "px", "batch", "mode", *SHARES),
+        [[row["network"], row["px"], row["batch"], row["mode"], *row["shares"].values()] for row in shared],
+    )
+
+
+def model_settings(network: str) -> dict[str, Any]:
+    """A file of configs/model, with classes and without dropout, as benchmarks/networks.py has it."""
+    settings = yaml.safe_load((CONFIGS / f"{network}.yaml").read_text())
+    return {**settings, "condition": "class", "dropout": 0.0}
+
+
+def unet(network: str) -> UNetConfig:
+    """The same, checked."""
+    cfg: UNetConfig = TypeAdapter(ModelConfig).validate_python(model_settings(network))
+    return cfg
+
+
+def flops_per_image(cfg: UNetConfig, size: int) -> int:
+    """Of one forward and backward pass: products and convolutions, two for each multiplication."""
+    with torch.device("meta"):
+        network = build_network(cfg, shape=(3, size, size), classes=adapter.CLASSES)
+        x, told, labels = torch.randn(2, 3, size, size), torch.randn(2), torch.zeros(2, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        network(x, told, labels).sum().backward()
+    return int(counter.get_total_flops()) // 2
+
+
+class Waiting:
+    """An iterator that adds up how long its consumer waited."""
+
+    def __init__(self, data: Iterator[Any]) -> None:
+        self.data, self.seconds = data, 0.0
+
+    def __next__(self) -> Any:
+        start = time.perf_counter()
+        value = next(self.data)
+        self.seconds += time.perf_counter() - start
+        return value
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+
+def config_of(case: Case, place: checks.Place) -> Config:
+    """Our experiment of a case, with its data prepared."""
+    cfg = adapter.config(
+        place.root,
+        name=f"{case.network}-{case.batch}-{case.mode}",
+        model=model_settings(case.network),
+        size=case.size,
+        batch=case.batch,
+        precision="bf16",
+        compile=case.compiled,
+        workers=min(os.cpu_count() or 1, 8) if place.device == "cuda" else 0,
+    )
+    adapter.prepare(cfg, count=4096 if place.device == "cuda" else 64)
+    return cfg
+
+
+def measure(case: Case, clock: Clock, place: checks.Place, report: Report) -> dict[str, Any]:
+    """One row. Where a side has no memory, the row says so."""
+    device = place.device
+    row: dict[str, Any] = {"network": case.network, "px": case.size, "batch": case.batch, "mode": case.mode}
+    try:
+        with contextlib.ExitStack() as stack:
+            memory = Memory(device)
+            s = stack.enter_context(adapter.open_session(config_of(case, place), device))
+            data = Waiting(adapter.feed(s))
+            stack.callback(data.data.close)  # type: ignore[attr-defined]
+            start = time.perf_counter()
+            for _ in range(3):
+                adapter.step(s, data)
+            row["gib"], row["first_steps_seconds"] = memory.peak(), time.perf_counter() - start
+            network, inputs = adapter.network(s), example(case, device)
+            sides: dict[str, Callable[[], Any]] = {
+                "ours": lambda: adapter.step(s, data),
+                "bare": lambda: forward_backward(network, inputs, keep=False),
+            }
+            try:
+                memory = Memory(device)
+                theirs = their_step(case, inputs[0], inputs[2], device=device)
+                for _ in range(3):
+                    theirs()
+                sides["theirs"], row["gib_theirs"] = theirs, memory.peak()
+            except torch.OutOfMemoryError:
+                row["note"] = "out of memory (theirs)"
+                release()
+            cuda = device == "cuda"
+            times = interleaved(sides, device=device, rounds=7 if cuda else 2, least=0.4 if cuda else 0.0, clock=clock)
+            row |= speeds(case, times, peak=report.data.get("header", {}).get("peak_tflops"))
+            row["shares"] = shares(s, times, network=network, inputs=inputs, device=device)
+            if case.profiled:
+                profile(report, case, lambda: adapter.step(s, data), device=device)
+    except torch.OutOfMemoryError:
+        row["note"] = "out of memory (ours)"
+    return row
+
+
+class Memory:
+    """Peak memory of what comes, beyond what is there already."""
+
+    def __init__(self, device: str) -> None:
+        self.cuda = device == "cuda"
+        if self.cuda:
+            self.before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> float | None:
+        """GiB."""
+        return (torch.cuda.max_memory_allocated() - self.before) / 2**30 if self.cuda else None
+
+
+def example(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A batch on the device: images, what the network knows of the noise, labels, image numbers."""
+    images = torch.rand(case.batch, 3, case.size, case.size, device=device) * 2 - 1
+    numbers = torch.arange(case.batch, device=device)
+    return images, torch.rand(case.batch, device=device), numbers % adapter.CLASSES, numbers
+
+
+def forward_backward(network: torch.nn.Module, inputs: tuple[Tensor, ...], *, keep: bool) -> None:
+    """The network and its gradients, and nothing else; `keep` leaves the gradients there."""
+    x, told, labels, numbers = inputs
+    network(x, told, labels, visits=numbers).float().square().mean().backward()
+    if not keep:
+        network.zero_grad(set_to_none=True)
+
+
+def their_step(case: Case, images: Tensor, labels: Tensor, *, device: str) -> Callable[[], float]:
+    """A step of diffusers' example of unconditional training, told classes; its batch lies on the device already."""
+    import diffusers
+    from accelerate import Accelerator
+    from diffusers.optimization import get_scheduler
+    from diffusers.training_utils import EMAModel
+
+    accelerator = Accelerator(mixed_precision="bf16", cpu=device == "cpu")
+    settings = foreign_unet.to_config(unet(case.network), (3, case.size, case.size), classes=adapter.CLASSES)
+    model = diffusers.UNet2DModel.from_config(settings)
+    ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, foreach=True)
+    model = model.to(device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, fused=device == "cuda"
+    )
+    schedule = get_scheduler("cosine", optimizer=optimizer, num_warmup_steps=500, num_training_steps=100_000)
+    model, optimizer, schedule = accelerator.prepare(model, optimizer, schedule)
+    ema.to(accelerator.device)
+    scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+    called = torch.compile(model) if case.compiled else model
+
+    def step() -> float:
+        noise = torch.randn(images.shape, device=images.device)
+        timesteps = torch.randint(0, 1000, (len(images),), device=images.device).long()
+        noisy = scheduler.add_noise(images, noise, timesteps)
+        with accelerator.accumulate(model):
+            output = called(noisy, timesteps, class_labels=labels).sample
+            loss = torch.nn.functional.mse_loss(output.float(), noise.float())
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+        ema.step(model.parameters())
+        return loss.detach().item()  # their example logs every step
+
+    return step
+
+
+def speeds(case: Case, times: dict[str, float], *, peak: float | None) -> dict[str, Any]:
+    """Images a second, ratios, and the share of the card's peak."""
+    rate = {name: case.batch / value for name, value in times.items()}
+    flops = flops_per_image(unet(case.network), case.size)
+    return {
+        **rate,
+        "ratio": rate["ours"] / rate["theirs"] if "theirs" in rate else None,
+        "of_bare": rate["ours"] / rate["bare"],
+        "gflop_per_image": flops / 1e9,
+        "mfu": None if peak is None else 100 * rate["ours"] * flops / (peak * 1e12),
+        "milliseconds": {name: 1e3 * value for name, value in times.items()},
+    }
+
+
+def shares(
+    s: Any, times: dict[str, float], *, network: torch.nn.Module, inputs: tuple[Tensor, ...], device: str
+) -> dict[str, float]:
+    """Percent of our step: the bare network's time, optimiser and averages timed alone, a wait for data, the rest."""
+    forward_backward(network, inputs, keep=True)
+    parts = {"fwd+bwd": times["bare"]}
+    for name, work in (("optim", adapter.update_weights), ("ema", adapter.update_averages)):
+        work(s)
+        parts[name] = statistics.median(seconds(lambda work=work: work(s), device) for _ in range(5))
+    network.zero_grad(set_to_none=True)
+    data = Waiting(adapter.feed(s))
+    for _ in range(3):
+        adapter.step(s, data)
+    data.seconds = 0.0
+    for _ in range(5):  # each step ends before the next begins, so a wait is one for data that is not there yet
+        seconds(lambda: adapter.step(s, data), device)
+    parts["data"] = data.seconds / 5
+    data.data.close()  # type: ignore[attr-defined]
+    parts["rest"] = times["ours"] - sum(parts.values())
+    return {name: 100 * value / times["ours"] for name, value in parts.items()}
+
+
+def profile(report: Report, case: Case, step: Callable[[], Any], *, device: str) -> None:
+    """The ten most expensive kernels of ten steps, as text."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as found:
+        for _ in range(10 if device == "cuda" else 1):
+            step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+    order = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
+    table = found.key_averages().table(sort_by=order, row_limit=10, max_name_column_width=90)
+    with (report.out / "profile.txt").open("a") as file:
+        file.write(f"{case}\n{table}\n\n")

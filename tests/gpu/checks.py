@@ -1,0 +1,371 @@
+"""What must hold on a GPU. `benchmarks/gpu.py` prints these checks; tests/gpu/test_correctness.py runs them as tests.
+
+A check is a function of a `Place` that yields findings: a measured figure beside its limit. Those in NEEDS_CUDA compare
+a GPU with the CPU, or concern what only a GPU has; the others also run on a CPU.
+"""
+
+import contextlib
+import io
+import math
+import shutil
+import sys
+import tarfile
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from on_gpu import adapter  # noqa: E402
+
+from pipeline import checkpoint  # noqa: E402
+from pipeline.config.schema import Config  # noqa: E402
+from pipeline.data.pictures import to_uint8  # noqa: E402
+from pipeline.data.shards import open_shards  # noqa: E402
+from pipeline.inference import asked_for, image_maker  # noqa: E402
+from pipeline.metrics.inception_weights import load_inception, prepare  # noqa: E402
+from pipeline.runtime.random import Stream, chosen, normal, philox, uniform  # noqa: E402
+from pipeline.runtime.run_dir import RunDir  # noqa: E402
+
+IMAGES = 64  # of the generated training set
+SGD = {"kind": "sgd", "lr": 0.1, "warmup": "0 steps"}  # weights then differ by as much as gradients do
+DROPOUT = {**adapter.SMALL, "dropout": 0.1}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One claim with its figure. It holds where the figure is at most the limit."""
+
+    name: str
+    figure: float
+    limit: float = 0.0
+    note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it holds; NaN never does."""
+        return self.figure <= self.limit
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the checks work, on which device, and the real files that are at hand."""
+
+    root: Path
+    device: str  # "cuda" or "cpu"
+    images: Path | None = None  # a tar that holds the images of the check features
+    weights: Path | None = None  # a folder with Inception's weights and its check features
+
+    def config(self, name: str, **settings: Any) -> Config:
+        """An experiment, its data prepared."""
+        cfg = adapter.config(self.root, name=name, **settings)
+        adapter.prepare(cfg, count=IMAGES)
+        return cfg
+
+
+def distance(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Norm of the difference of all tensors relative to the norm of the expected ones."""
+    off = sum(float((found[k].double() - expected[k].double()).square().sum()) for k in expected)
+    return math.sqrt(off / sum(float(v.double().square().sum()) for v in expected.values()))
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Losses of the first steps, the weights after them, and how these differ from the first ones."""
+
+    losses: list[float]
+    weights: dict[str, Tensor]
+    change: dict[str, Tensor]
+
+    def beside(self, expected: "Steps", name: str, *, loss: float, weights: float, change: float) -> Iterator[Finding]:
+        """Losses, weights, and the change of weights: relative differences with their limits."""
+        off = max(abs(a - b) / abs(b) for a, b in zip(self.losses, expected.losses, strict=True))
+        yield Finding(f"{name}: loss", off, loss)
+        yield Finding(f"{name}: weights", distance(self.weights, expected.weights), weights)
+        yield Finding(f"{name}: change of weights", distance(self.change, expected.change), change)
+
+
+def some_steps(cfg: Config, device: str, *, steps: int = 4, exact: bool = True, ddp: bool = False) -> Steps:
+    """The first steps of a run."""
+    with adapter.open_session(cfg, device) as s, adapter.exact_float32() if exact else contextlib.nullcontext():
+        if ddp:
+            adapter.use_ddp(s)
+        before, data = adapter.weights(s), adapter.feed(s)
+        losses = [adapter.loss_of(adapter.step(s, data)) for _ in range(steps)]
+        after = adapter.weights(s)
+        data.close()
+    shutil.rmtree(cfg.runs_dir / cfg.name)
+    return Steps(losses, after, {name: after[name] - before[name] for name in after})
+
+
+def steps_equal_the_cpus(place: Place) -> Iterator[Finding]:
+    """float32 without TF32: the same losses and weights as a CPU's, plain, with dropout, and by AdamW."""
+    # It divides by gradients that are nothing but rounding, as those of the keys' bias are.
+    adamw = {"lr": 1e-4, "warmup": "0 steps"}
+    for label, model, optim, change in (
+        ("sgd", adapter.SMALL, SGD, 1e-3),
+        ("sgd, dropout", DROPOUT, SGD, 1e-3),
+        ("adamw", adapter.SMALL, adamw, 0.1),
+    ):
+        cfg = place.config("step", model=model, optim=optim)
+        expected, found = some_steps(cfg, "cpu"), some_steps(cfg, place.device)
+        limit = 1e-5 if optim is SGD else 1e-4
+        yield from found.beside(expected, f"fp32 step = CPU's ({label})", loss=1e-5, weights=limit, change=change)
+    cfg = place.config("step", optim=SGD)
+    expected, found = some_steps(cfg, "cpu"), some_steps(cfg, place.device, exact=False)
+    name = "fp32 step as training sets TF32"
+    yield from found.beside(expected, name, loss=1e-3, weights=1e-3, change=3e-2)
+
+
+def narrow_steps_are_finite(place: Place) -> Iterator[Finding]:
+    """20 steps in bf16 and fp16: losses and weights are numbers, near those of float32."""
+    steps = 20 if place.device == "cuda" else 3
+    expected = some_steps(place.config("wide"), place.device, steps=steps).losses
+    for precision in ("bf16", "fp16") if place.device == "cuda" else ("bf16",):
+        with adapter.open_session(place.config(precision, precision=precision), place.device) as s:
+            data = adapter.feed(s)
+            outcomes = [adapter.step(s, data) for _ in range(steps)]
+            losses = [adapter.loss_of(outcome) for outcome in outcomes]
+            skipped = sum(not adapter.is_finite(outcome) for outcome in outcomes)
+            weights = adapter.weights(s)
+            data.close()
+        bad = sum(not math.isfinite(loss) for loss in losses) + sum(not w.isfinite().all() for w in weights.values())
+        allowed = 6 if precision == "fp16" else 0  # while the loss scale comes down
+        yield Finding(f"{precision}: losses and weights not finite, {steps} steps", bad, note=f"loss {losses[-1]:.4f}")
+        yield Finding(f"{precision}: steps skipped", skipped, allowed)
+        off = max(abs(a - b) / b for a, b in zip(losses, expected, strict=True))
+        yield Finding(f"{precision}: losses beside float32's", off, 0.05)
+
+
+def an_infinite_loss_is_skipped(place: Place) -> Iterator[Finding]:
+    """fp16: weights stay, the loss scale halves, the next step goes on; a return to a checkpoint restores the scale."""
+    cfg = place.config("scaled", precision="fp16")
+    with adapter.open_session(cfg, place.device) as s, adapter.reporter(s) as report:
+        data = adapter.feed(s)
+        for _ in range(8):  # the scale comes down to what fits
+            adapter.step(s, data)
+        adapter.settle(s)
+        before, scale = adapter.weights(s), adapter.scale_of(s)
+        adapter.save(report)
+        with adapter.broken_loss(s):
+            skipped = adapter.step(s, data)
+            changed = distance(adapter.weights(s), before)
+            yield Finding("fp16: a step of infinite loss is skipped", float(adapter.is_finite(skipped)))
+            yield Finding("fp16: it changes the weights by", changed)
+            yield Finding("fp16: it halves the loss scale", abs(adapter.scale_of(s) / scale - 0.5))
+            for _ in range(3):
+                adapter.step(s, data)
+        adapter.settle(s)
+        lowered = adapter.scale_of(s)
+        adapter.step(s, data)
+        after = adapter.weights(s)
+        yield Finding("fp16: the next step changes weights again", float(distance(after, before) == 0))
+        adapter.settle(s)
+        adapter.roll_back(s, report)
+        note = f"{scale:g}, lowered to {lowered:g}, then {adapter.scale_of(s):g}"
+        yield Finding("fp16: a rollback restores the scale", abs(adapter.scale_of(s) / scale - 1), note=note)
+        yield Finding("fp16: a rollback restores the weights", distance(adapter.weights(s), before))
+        data.close()
+
+
+def random_numbers_are_the_cpus(place: Place) -> Iterator[Finding]:
+    """Words, uniform values and choices to the bit, normal values to the rounding of log and cosine."""
+    numbers = torch.cat([torch.arange(50), torch.tensor([2**31, 2**32 + 5, 2**40])])
+    counter = torch.randint(0, 2**32, (1000, 4), generator=torch.Generator().manual_seed(0))
+    there, key = numbers.to(place.device), (0x12345678, 0x9ABCDEF0)
+
+    def differing(found: Tensor, expected: Tensor) -> float:
+        return float((found.cpu() != expected).sum())
+
+    yield Finding("Philox words that differ", differing(philox(counter.to(place.device), key), philox(counter, key)))
+    for dtype in (torch.float32, torch.float64):
+        mine, theirs = (uniform(7, Stream.SIGMA, n, shape=(3, 33), dtype=dtype) for n in (there, numbers))
+        yield Finding(f"uniform {str(dtype)[6:]} values that differ", differing(mine, theirs))
+        mine, theirs = (normal(7, Stream.NOISE, n, shape=(3, 64, 64), dtype=dtype).cpu() for n in (there, numbers))
+        worst = float(((mine - theirs).abs() / theirs.abs().clamp(min=1)).max())
+        yield Finding(f"normal {str(dtype)[6:]} values differ by", worst, 1e-6 if dtype == torch.float32 else 1e-12)
+    mine, theirs = (chosen(7, Stream.DROPOUT, n, share=0.1, shape=(99,)) for n in (there, numbers))
+    yield Finding("choices that differ", differing(mine, theirs))
+
+
+def unequal_tensors(one: RunDir, other: RunDir, step: int) -> float:
+    """Tensors of two checkpoints that are not the same bits; all of them where names differ."""
+    a, b = (checkpoint.read(run.checkpoint(step)).tensors for run in (one, other))
+    flat = [{f"{file}/{name}": t for file, found in side.items() for name, t in found.items()} for side in (a, b)]
+    if flat[0].keys() != flat[1].keys():
+        return float(len(flat[0].keys() | flat[1].keys()))
+    return float(sum(not torch.equal(flat[0][name], flat[1][name]) for name in flat[0]))
+
+
+def runs_are_repeatable(place: Place) -> Iterator[Finding]:
+    """Resumed or started anew, as training sets the device: the same bits in every tensor of the checkpoint."""
+    kinds = (("bf16", DROPOUT), ("fp32", adapter.SMALL), ("fp16", adapter.SMALL))
+    for precision, model in kinds if place.device == "cuda" else kinds[:1]:
+        settings = {"duration": "6 steps", "checkpoint_every": "3 steps", "precision": precision, "keep_last": 3}
+        runs = []
+        for name in (f"first-{precision}", f"second-{precision}"):
+            runs.append(adapter.train(place.config(name, model=model, **settings), place.device))
+        count = sum(len(tensors) for tensors in checkpoint.read(runs[0].checkpoint(6)).tensors.values())
+        note = f"of {count}"
+        yield Finding(f"two runs, {precision}: tensors that differ", unequal_tensors(*runs, 6), note=note)
+        (runs[1].checkpoints / "finished.json").unlink()
+        shutil.rmtree(runs[1].checkpoint(6))  # as if it had been stopped after step 3
+        adapter.train(place.config(f"second-{precision}", model=model, **settings), place.device)
+        yield Finding(f"resumed at 3 of 6, {precision}: tensors that differ", unequal_tensors(*runs, 6), note=note)
+
+
+def ddp_of_one_rank_is_plain(place: Place) -> Iterator[Finding]:
+    """A real process group of one rank, nccl on a GPU: the same losses and weights."""
+    cfg = place.config("alone", optim=SGD)
+    expected = some_steps(cfg, place.device)
+    backend = "cpu:gloo,cuda:nccl" if place.device == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        found = some_steps(cfg, place.device, ddp=True)
+    finally:
+        if torch.distributed.is_initialized():  # a session that ends takes it apart
+            torch.distributed.destroy_process_group()
+    yield from found.beside(expected, f"DDP, 1 rank, {backend[-4:]} = plain", loss=1e-6, weights=1e-6, change=1e-5)
+
+
+def samples_are_the_cpus(place: Place) -> Iterator[Finding]:
+    """float32: the images of the first seeds differ by one grey level at most."""
+    run = adapter.train(cfg := place.config("sampled", duration="6 steps", checkpoint_every="6 steps"), place.device)
+    data = open_shards(next((place.root / "data").glob("noise16-*")) / "shards" / "train")
+    seeds = torch.arange(8)
+    pixels = []
+    for device in (place.device, "cpu"):
+        with adapter.using(device):
+            make = image_maker(cfg, run, data.manifest, step=6)
+        with adapter.exact_float32():
+            pixels.append(to_uint8(make(seeds, asked_for(cfg, seeds, data))).astype(int))
+    off = np.abs(pixels[0] - pixels[1])
+    note = f"{(off > 0).mean():.2%} of them differ"
+    yield Finding("samples beside the CPU's, grey levels", float(off.max()), 1, note)
+
+
+def waits(place: Place, name: str, **settings: Any) -> tuple[int, str]:
+    """Whether three steps after warm-up make the host wait for the device, and where first."""
+    with adapter.open_session(place.config(name, **settings), place.device) as s:
+        data = adapter.feed(s)
+        for _ in range(4):
+            adapter.step(s, data)
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(3):
+                adapter.step(s, data)
+        except RuntimeError as error:
+            frames = traceback.extract_tb(error.__traceback__)
+            own = [f for f in frames if str(ROOT / "pipeline") in f.filename] or list(frames)
+            return 1, f"{Path(own[-1].filename).name}:{own[-1].lineno} {own[-1].line}"
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            data.close()
+    return 0, ""
+
+
+def steps_do_not_wait(place: Place) -> Iterator[Finding]:
+    """Three steps without one operation that synchronises (torch's own debug mode)."""
+    kinds: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("bf16", {"precision": "bf16"}),
+        ("bf16, dropout", {"precision": "bf16", "model": DROPOUT}),
+        ("bf16, flip and colour", {"precision": "bf16", "flip": True, "augmentation": {"brightness": 0.2}}),
+        ("fp16", {"precision": "fp16"}),
+    )
+    for number, (label, settings) in enumerate(kinds):
+        found, where = waits(place, f"waits-{number}", **settings)
+        yield Finding(f"3 steps wait for the device ({label})", found, note=where)
+
+
+def compiled_is_eager(place: Place) -> Iterator[Finding]:
+    """train.compile=true: the same losses and weights up to the rounding of fused sums."""
+    found = []
+    for compile_it in (False, True):
+        torch._dynamo.reset()
+        cfg = place.config("compiled", model=DROPOUT, optim=SGD, compile=compile_it)
+        found.append(some_steps(cfg, place.device))
+    yield from found[1].beside(found[0], "compiled = eager (dropout)", loss=1e-4, weights=1e-4, change=1e-2)
+
+
+def inception_weights(folder: Path | None) -> Path | None:
+    """Inception's file in a folder of weights."""
+    names = [p for p in sorted(folder.glob("*inception*")) if "check" not in p.name] if folder else []
+    return next((p for p in names if p.suffix in (".npz", ".pth")), None)
+
+
+def inception_gives_known_features(place: Place) -> Iterator[Finding]:
+    """The features of real images beside an independent implementation's, and beside the CPU's."""
+    path = inception_weights(place.weights)
+    if path is None:
+        return
+    pixels, expected = _known_images(place)
+    network = load_inception(path)
+    spaces = [space for space in ("64", "192", "768") if space in network.spaces]
+    found = []
+    with torch.inference_mode(), adapter.exact_float32():
+        for device, part in (("cpu", pixels[:8]), (place.device, pixels)):
+            output = network.to(device).eval()(prepare(part.to(device), "tf1"), spaces)
+            found.append({space: output[space].float().cpu() for space in spaces})
+    for space in spaces:
+        yield Finding(f"Inception {space} beside the CPU's", _relative(found[1][space][:8], found[0][space]), 1e-4)
+        if space in expected:
+            known = torch.from_numpy(expected[space])
+            note = f"{len(known)} images"
+            yield Finding(f"Inception {space} beside known features", _relative(found[1][space], known), 1e-4, note)
+
+
+def _known_images(place: Place) -> tuple[Tensor, dict[str, np.ndarray]]:
+    """Images uint8 [B, 3, H, W] with known features by space; noise, and none, where the files are not there."""
+    files = sorted(place.weights.glob("*check_features.npz")) if place.weights else []
+    if not files or place.images is None or not place.images.is_file():
+        noise = np.random.default_rng(0).integers(0, 256, (8, 3, 64, 64), dtype=np.uint8)
+        return torch.from_numpy(noise), {}
+    with np.load(files[0]) as file:
+        arrays = {name: file[name] for name in file.files}
+    with tarfile.open(place.images) as tar:
+        members = {Path(m.name).name: m for m in tar.getmembers()}
+        names = arrays["names"].tolist()
+        if any(name not in members for name in names):
+            return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, 64, 64), dtype=np.uint8)), {}
+        data = [tar.extractfile(members[name]).read() for name in names]  # type: ignore[union-attr]
+    images = np.stack([np.asarray(Image.open(io.BytesIO(item)).convert("RGB")) for item in data])
+    known = {name.removeprefix("dim"): array for name, array in arrays.items() if name.startswith("dim")}
+    return torch.from_numpy(images).permute(0, 3, 1, 2), known
+
+
+def _relative(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+Check = Callable[[Place], Iterator[Finding]]
+CHECKS: tuple[Check, ...] = (  # the most important first, what compiles last
+    steps_equal_the_cpus,
+    random_numbers_are_the_cpus,
+    narrow_steps_are_finite,
+    steps_do_not_wait,
+    an_infinite_loss_is_skipped,
+    runs_are_repeatable,
+    ddp_of_one_rank_is_plain,
+    samples_are_the_cpus,
+    inception_gives_known_features,
+    compiled_is_eager,
+)
+NEEDS_CUDA: frozenset[Check] = frozenset(
+    {
+        steps_equal_the_cpus,
+        random_numbers_are_the_cpus,
+        steps_do_not_wait,
+        an_infinite_loss_is_skipped,
+        samples_are_the_cpus,
+        inception_gives_known_features,
+        compiled_is_eager,
+    }
+)
