@@ -26,7 +26,7 @@ def build_optimizer(network: nn.Module, cfg: OptimConfig) -> torch.optim.Optimiz
         matrices = list(matrices_of(network))
         known = set(map(id, matrices))
         return Muon(matrices, [p for p in parameters if id(p) not in known], momentum=momentum, **adam)
-    kind = torch.optim.Adam if cfg.kind == "adam" else torch.optim.AdamW
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.kind]
     return kind(parameters, fused=fused or None, **adam)
 
 
