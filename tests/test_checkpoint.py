@@ -105,6 +105,22 @@ def test_loading_is_strict(run):
         checkpoint.load_strictly(net, checkpoint.read(run.checkpoint(2)).tensors["network.net"], what="step 2")
 
 
+def test_a_step_counter_stays_on_the_cpu_beside_a_parameter_without_dimensions():
+    """Adam wants it there, whatever the device of the weights: here one that computes nothing."""
+    strength = torch.nn.Parameter(torch.zeros((), device="meta"))
+    stored = {f"strength|{key}": torch.tensor(3.0) for key in ("step", "exp_avg", "exp_avg_sq")}
+    optimizer = torch.optim.AdamW([strength])
+    checkpoint.restore_optimizer(optimizer, {"strength": strength}, stored)
+    devices = {key: value.device.type for key, value in optimizer.state[strength].items()}
+    assert devices == {"step": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
+
+
+def test_a_moment_of_another_shape_is_named():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    with pytest.raises(Incomplete, match=r"w\|exp_avg of shape \(3,\), expected \(2,\)"):
+        checkpoint.restore_optimizer(torch.optim.AdamW([weight]), {"w": weight}, {"w|exp_avg": torch.zeros(3)})
+
+
 def test_asking_for_what_is_not_there_says_what_is(run):
     with pytest.raises(UserError, match=r"no checkpoint of step 5. It has: \[2, 4, 6\]"):
         checkpoint.load_weights(run, which="network", network="net", step=5)

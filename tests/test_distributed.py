@@ -10,6 +10,7 @@ import tiny
 from safetensors.torch import load_file
 
 from pipeline.runtime.run_dir import RunDir
+from pipeline.train.validation import PREVIEW_IMAGES, preview_part
 
 STEPS = 12
 
@@ -85,6 +86,14 @@ def test_fewer_validation_images_than_ranks(tmp_path, single):
     run = tiny.run(tiny.config(tmp_path, name="several", **often), world_size=4)
     found = [row for row in tiny.history(run) if "valid/loss" in row]
     assert [row["valid/loss"] for row in found] == pytest.approx([row["valid/loss"] for row in expected], rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [1, 3, 64, 65, 200])
+def test_previews_are_shared_by_any_number_of_ranks(size):
+    """Every image is somebody's, and nobody computes an empty batch."""
+    parts = [range(PREVIEW_IMAGES)[preview_part(rank, size)] for rank in range(size)]
+    assert all(parts)
+    assert sorted(n for part in parts[:PREVIEW_IMAGES] for n in part) == list(range(PREVIEW_IMAGES))
 
 
 def test_dropout_masks_belong_to_images(tmp_path):

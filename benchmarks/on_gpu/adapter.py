@@ -21,9 +21,10 @@ from pipeline.data.shards import Layout, Sample, finish, shard_name, write_shard
 from pipeline.runtime import distributed
 from pipeline.runtime.run_dir import RunDir, create_run
 from pipeline.train import loop
+from pipeline.train import step as train_step
 from pipeline.train.reporting import Reporter
 from pipeline.train.session import Session, session
-from pipeline.train.step import train_step
+from pipeline.train.step import Launched, Outcome, launch_step
 
 CLASSES = 10
 SMALL = {  # a network with everything that training touches: attention, classes, a change of resolution
@@ -104,7 +105,7 @@ def using(device: str) -> Iterator[None]:
 @contextlib.contextmanager
 def open_session(cfg: Config, device: str) -> Iterator[Session]:
     """A training session in this process."""
-    with using(device), session(cfg, create_run(cfg)) as s:
+    with using(device), session(cfg, create_run(cfg), distributed.World()) as s:
         yield s
 
 
@@ -122,29 +123,22 @@ def feed(s: Session) -> Iterator[Any]:
     return loop._data(s)
 
 
-def step(s: Session, data: Iterator[Any]) -> Any:
-    """One step as the training loop takes it, on the next data; returns what `loss_of` reads."""
-    return train_step(s, next(data), stop_asked=False, save_asked=False)
+def step(s: Session, data: Iterator[Any]) -> Launched:
+    """One step on the next data. As in the training loop, nothing waits for the device; `read` does."""
+    return launch_step(s, next(data), stop_asked=False, save_asked=False)
 
 
-def loss_of(outcome: Any) -> float:
-    """The mean loss of a step. Waits for the device."""
-    return float(outcome.values["loss"])
-
-
-def is_finite(outcome: Any) -> bool:
-    """Whether a step changed the weights."""
-    return bool(outcome.finite)
-
-
-def settle(s: Session) -> None:
-    """Read what steps left on the device, if they leave anything there, into the clock."""
-    del s
+def read(s: Session, launched: Launched) -> Outcome:
+    """What a step did, counted in the run's books. Waits for the device."""
+    outcome = launched.read()
+    s.state.count(outcome.finite, loss_scale=outcome.loss_scale)
+    return outcome
 
 
 def scale_of(s: Session) -> float:
-    """fp16's loss scale."""
-    return float(s.accelerator.scaler.get_scale())
+    """fp16's loss scale. Waits for the device."""
+    assert s.state.loss_scale is not None
+    return s.state.loss_scale.numbers()[0]
 
 
 def network(s: Session) -> torch.nn.Module:
@@ -160,7 +154,7 @@ def weights(s: Session) -> dict[str, Tensor]:
 def use_ddp(s: Session) -> None:
     """Wrap the denoiser in DDP, whatever the number of ranks. A process group must be there."""
     prepared = s.networks["denoiser"]
-    ids = [s.accelerator.device.index or 0] if s.accelerator.device.type == "cuda" else None
+    ids = [s.device] if s.device.type == "cuda" else None
     s.networks["denoiser"] = torch.nn.parallel.DistributedDataParallel(prepared, device_ids=ids)
 
 
@@ -190,7 +184,7 @@ def save(report: Reporter) -> None:
 
 def roll_back(s: Session, report: Reporter) -> None:
     """Return to the last checkpoint, as after too many steps that were not finite."""
-    loop._roll_back(s, report)
+    loop._roll_back(s, report, failed_step=s.state.clock.step)
 
 
 def save_stall(s: Session) -> float:
@@ -202,9 +196,12 @@ def save_stall(s: Session) -> float:
 
 
 def update_weights(s: Session) -> None:
-    """Clipping and the optimiser's step alone, with the gradients that are there."""
-    s.accelerator.clip_grad_norm_(s.networks["denoiser"].parameters(), s.cfg.train.optim.clip or torch.inf)
-    s.optimizers["denoiser"].step()
+    """The norm of the gradients that are there, clipping, and the optimiser's step alone."""
+    flags, loss = torch.zeros(2, dtype=torch.float64, device=s.device), torch.ones((), device=s.device)
+    keep = [p.grad for p in s.networks["denoiser"].parameters()]
+    train_step._update(s, "denoiser", sums={"loss": loss.double()}, flags=flags, lr=1e-4)
+    for p, gradient in zip(s.networks["denoiser"].parameters(), keep, strict=True):
+        p.grad = gradient
 
 
 def update_averages(s: Session) -> None:

@@ -65,9 +65,11 @@ def build_balance(cfg: DiffusionConfig) -> nn.Module:
 
 
 def _clock(cfg: DiffusionConfig, table: Tensor | None) -> Callable[[Tensor], Tensor]:
-    if cfg.network_clock == "timestep" and table is not None:
+    if cfg.network_clock == "timestep":
+        if table is None:
+            raise ValueError("the clock of DDPM's timesteps needs a process with levels.kind=ddpm")
         return partial(preconditioning.timestep, table=table)
-    return preconditioning.flow_time if cfg.network_clock == "flow_time" else preconditioning.log_sigma
+    return {"flow_time": preconditioning.flow_time, "log_sigma": preconditioning.log_sigma}[cfg.network_clock]
 
 
 def _draw_sigma(levels: Levels) -> DrawSigma:
@@ -80,7 +82,9 @@ def _draw_sigma(levels: Levels) -> DrawSigma:
         return noise_levels.uniform_flow(levels.shift, sigma_min=low, sigma_max=high)
     if levels.kind == "geometric":
         return noise_levels.geometric(sigma_min=low, sigma_max=high)
-    return noise_levels.log_normal(levels.mean, levels.std, sigma_min=low, sigma_max=high)
+    if levels.kind == "log_normal":
+        return noise_levels.log_normal(levels.mean, levels.std, sigma_min=low, sigma_max=high)
+    raise ValueError(f"no noise levels are called '{levels.kind}'")
 
 
 def _weight(cfg: DiffusionConfig, scales: Precondition) -> Weight:

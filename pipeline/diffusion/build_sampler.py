@@ -75,6 +75,8 @@ def build_grid(cfg: GridConfig, process: Process, *, steps: int) -> Tensor:
         return grids.flow(high, steps, shift=cfg.shift)
     if cfg.kind == "uniform_t":
         return grids.uniform_t(process.draw_sigma, steps)
+    if cfg.kind != "ddpm":
+        raise ValueError(f"no grid is called '{cfg.kind}'")
     if process.table is None:
         raise ValueError("a grid of DDPM timesteps needs a process with levels.kind=ddpm")
     return grids.ddpm(process.table, steps, spacing=cfg.spacing)
@@ -146,7 +148,8 @@ def _solver(cfg: SamplerConfig, learned: Variance | None) -> Solve:
         return lambda denoise, x, sigmas, _: multistep.unipc(denoise, x, sigmas, order=cfg.order)
     if cfg.kind == "dpmpp_2m":
         return lambda denoise, x, sigmas, _: multistep.dpmpp_2m(denoise, x, sigmas)
-    plain = samplers.heun if cfg.kind == "heun" else samplers.euler
+    # DDIM without noise is Euler's method.
+    plain = {"heun": samplers.heun, "euler": samplers.euler, "ddim": samplers.euler}[cfg.kind]
     return lambda denoise, x, sigmas, _: plain(denoise, x, sigmas)
 
 
@@ -155,4 +158,4 @@ def _variance(cfg: SamplerConfig, learned: Variance | None) -> Variance:
         if learned is None:
             raise ValueError("sampler.variance is learned: pass the variance of a LearnedVariance")
         return learned
-    return large_variance if cfg.variance == "large" else small_variance
+    return {"large": large_variance, "small": small_variance}[cfg.variance]

@@ -111,8 +111,11 @@ def precondition(row: Callable[[Tensor], Row], clock: Callable[[Tensor], Tensor]
 
 def row_of(name: str, sigma_data: float) -> Callable[[Tensor], Row]:
     """The row called `name`; `sigma_data` is read by edm alone."""
-    rows: dict[str, Callable[[Tensor], Row]] = {"eps": eps, "x0": x0, "v": v, "flow": flow}
-    return rows.get(name, partial(edm, sigma_data=sigma_data))
+    known = partial(edm, sigma_data=sigma_data)
+    rows: dict[str, Callable[[Tensor], Row]] = {"eps": eps, "x0": x0, "v": v, "flow": flow, "edm": known}
+    if name not in rows:
+        raise ValueError(f"found the parametrisation '{name}', expected one of {', '.join(rows)}")
+    return rows[name]
 
 
 def denoiser(network: Network, scales: Precondition, condition: Tensor | None = None) -> Denoise:

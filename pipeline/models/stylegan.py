@@ -56,7 +56,7 @@ class ModulatedConvolution(nn.Module):
 
 
 class StyledLayer(nn.Module):
-    """Modulated convolution, noise of learned strength, bias, leaky ReLU."""
+    """Modulated convolution, noise of learned strength, bias, leaky ReLU. `seed_noise` gives the noise its seed."""
 
     def __init__(self, inputs: int, outputs: int, *, latent: int, number: int) -> None:
         super().__init__()
@@ -72,6 +72,13 @@ class StyledLayer(nn.Module):
             noise = normal(self.seed, Stream.LAYER_NOISE, visits, shape=(1, *x.shape[2:]), draw=self.number)
             x = x + self.strength * noise.to(x.dtype)
         return nn.functional.leaky_relu(x, LEAK) * math.sqrt(2)
+
+
+def seed_noise(network: nn.Module, *, seed: int) -> None:
+    """Key the noise of all styled layers of `network` by `seed`."""
+    for module in network.modules():
+        if isinstance(module, StyledLayer):
+            module.seed = seed
 
 
 class StyleGenerator(nn.Module):

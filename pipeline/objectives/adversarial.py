@@ -11,6 +11,7 @@ from pipeline.data.batches import Batch
 from pipeline.data.shards import Manifest
 from pipeline.diffusion.preconditioning import Denoise
 from pipeline.models.build import build_critic, build_network
+from pipeline.models.stylegan import seed_noise
 from pipeline.objectives.condition import Conditions
 from pipeline.objectives.objective import Networks
 from pipeline.runtime.random import Stream, normal
@@ -30,6 +31,7 @@ class Adversarial:
             "critic": build_critic(cfg.model, shape=shape, classes=counts[0], attributes=counts[1]),
             "generator": build_network(cfg.model, shape=shape, classes=counts[0], attributes=counts[1]),
         }
+        seed_noise(self.networks["generator"], seed=cfg.seed)
         self.players: tuple[str, ...] = ("critic", "generator")
         self.averaged: tuple[str, ...] = ("generator",)
 

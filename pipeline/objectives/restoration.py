@@ -26,7 +26,7 @@ def restored_by(network: Callable[..., Tensor], *inputs: Tensor | None) -> Resto
 def error(kind: str, restored: Tensor, originals: Tensor) -> Tensor:
     """Mean absolute ("l1") or squared ("l2") difference of the values of each image."""
     difference = (restored - originals).flatten(1)
-    return (difference.abs() if kind == "l1" else difference.square()).mean(dim=1)
+    return {"l1": torch.abs, "l2": torch.square}[kind](difference).mean(dim=1)
 
 
 def divergence(posterior: Posterior, like: Tensor) -> Tensor:

@@ -27,8 +27,9 @@ from pipeline.runtime.errors import RendezvousError, UserError
 from pipeline.runtime.files import read_json, write_json
 
 Result = TypeVar("Result")
-_DDP = inspect.signature(DistributedDataParallel).parameters
-_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _DDP else "broadcast_buffers"  # before torch 2.13
+_PARAMETERS = inspect.signature(DistributedDataParallel).parameters
+_SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers"  # older torch
+_DDP: dict[str, Any] = {_SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ def parallel(network: nn.Module, device: torch.device) -> nn.Module:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return network
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(network, devices, gradient_as_bucket_view=True, **{_SYNC_BUFFERS: False})
+    return DistributedDataParallel(network, devices, **_DDP)
 
 
 def barrier() -> None:

@@ -32,8 +32,9 @@ def build_optimizer(network: nn.Module, cfg: OptimConfig) -> torch.optim.Optimiz
         matrices = list(matrices_of(network))
         known = set(map(id, matrices))
         return Muon(matrices, [p for p in parameters if id(p) not in known], momentum=momentum, fused=fused, **adam)
-    kind = torch.optim.Adam if cfg.kind == "adam" else torch.optim.AdamW
-    return kind(parameters, fused=fused, **adam)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    made: torch.optim.Optimizer = kinds[cfg.kind](parameters, fused=fused, **adam)
+    return made
 
 
 def lr_at(step: int, *, cfg: OptimConfig, total_steps: int, warmup_steps: int) -> float:

@@ -153,6 +153,11 @@ def _state(cfg: Config, objective: Objective, accelerator: Accelerator) -> State
 
 def _prepared(network: nn.Module, cfg: Config, accelerator: Accelerator) -> nn.Module:
     """In place where it can be: the bare network, which validation calls, gets autocast and compilation too."""
+    if cfg.train.compile and cfg.model.kind == "stylegan" and cfg.adversarial.r1_gamma:
+        raise UserError(
+            f"train.compile: found true with adversarial.r1_gamma={cfg.adversarial.r1_gamma}, which takes gradients of "
+            "gradients: torch.compile has none. Set train.compile=false, or adversarial.r1_gamma=0."
+        )
     if cfg.train.compile:
         # A backward pass then leaves what it needs, as an adaptive weight takes gradients before the step does.
         functorch.donated_buffer = False

@@ -84,7 +84,7 @@ def _samples(s: Session) -> npt.NDArray[np.uint8]:
     seeds = torch.arange(PREVIEW_IMAGES)
     classes = len(s.train_data.manifest.classes)
     labels = seeds % classes if classes else torch.full_like(seeds, -1)
-    mine = slice(s.world.rank, None, s.world.size)
+    mine = preview_part(s.world.rank, s.world.size)
     device = s.device
     sampler = s.cfg.sample.sampler.alone
     rows = s.train_data.attributes(seeds.numpy() % s.train_data.count)
@@ -93,8 +93,15 @@ def _samples(s: Session) -> npt.NDArray[np.uint8]:
         numbers, shown = seeds[mine].to(device), labels[mine].to(device)
         part = s.objective.generate(networks, numbers, shown, attributes=attributes, sampler=sampler)
     images = torch.zeros(PREVIEW_IMAGES, *part.shape[1:])
-    images[mine] = part.float().cpu()
+    if s.world.rank < PREVIEW_IMAGES:
+        images[mine] = part.float().cpu()
     return tile(to_uint8(distributed.total(images)), columns=8)
+
+
+def preview_part(rank: int, size: int) -> slice:
+    """A rank's share of the preview's images: never none, as networks want a batch. Ranks beyond the number of images
+    compute one that another rank counts."""
+    return slice(rank % PREVIEW_IMAGES, None, size)
 
 
 @contextlib.contextmanager

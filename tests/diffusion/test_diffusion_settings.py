@@ -1,14 +1,25 @@
 """Settings refuse, before anything runs, what the maths has no meaning for."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig, sampling_problems
+from pipeline.config.schema_diffusion import (
+    DiffusionConfig,
+    GridConfig,
+    LogNormalLevels,
+    SamplerConfig,
+    sampling_problems,
+)
+from pipeline.diffusion.build import build_process
+from pipeline.diffusion.build_sampler import build_grid, build_sampler
 
 DDPM = {"kind": "ddpm"}
+OTHER = LogNormalLevels().model_copy(update={"kind": "other"})
+STEPS = build_process(DiffusionConfig(levels=DDPM))
 
 
 @pytest.mark.parametrize(("settings", "message"), [
@@ -105,3 +116,22 @@ def test_both_conventions_name_the_same_factor() -> None:
 
     assert factor(scale=3.0) == factor(scale=2.0, convention="ho") == 3.0
     assert not SamplerConfig.model_validate({"guidance": {"scale": 0.0, "convention": "ho"}}).guidance.active
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: build_process(DiffusionConfig().model_copy(update={"parametrisation": "other"})),
+        lambda: build_process(DiffusionConfig().model_copy(update={"clock": "other"})),
+        lambda: build_process(DiffusionConfig().model_copy(update={"clock": "timestep"})),
+        lambda: build_process(DiffusionConfig().model_copy(update={"levels": OTHER})),
+        lambda: build_sampler(SamplerConfig().model_copy(update={"kind": "other"}), build_process(DiffusionConfig())),
+        lambda: build_grid(
+            GridConfig().model_copy(update={"kind": "other"}), build_process(DiffusionConfig(levels=DDPM)), steps=2
+        ),
+    ],
+)
+def test_no_name_falls_back_to_another(build: Callable[[], object]) -> None:
+    """Settings refuse unknown names; what is built from them must not depend on that."""
+    with pytest.raises((ValueError, KeyError), match=r"other|levels.kind=ddpm"):
+        build()

@@ -89,3 +89,8 @@ def test_a_float64_grid_leaves_images_in_float32_and_extra_channels_out() -> Non
     scales = pre.precondition(pre.row_of("edm", 0.5), pre.log_sigma)
     x0 = pre.denoiser(network, scales)(torch.randn(3, 2, 4, 4), torch.tensor(1.5, dtype=torch.float64))
     assert x0.dtype == torch.float32 and x0.shape == (3, 2, 4, 4)
+
+
+def test_a_name_that_nobody_knows_is_an_error():
+    with pytest.raises(ValueError, match="found the parametrisation 'vv', expected one of eps, x0, v, flow, edm"):
+        pre.row_of("vv", 0.5)

@@ -98,7 +98,7 @@ def some_steps(cfg: Config, device: str, *, steps: int = 4, exact: bool = True, 
         if ddp:
             adapter.use_ddp(s)
         before, data = adapter.weights(s), adapter.feed(s)
-        losses = [adapter.loss_of(adapter.step(s, data)) for _ in range(steps)]
+        losses = [adapter.step(s, data).read().values["loss"] for _ in range(steps)]
         after = adapter.weights(s)
         data.close()
     shutil.rmtree(cfg.runs_dir / cfg.name)
@@ -131,9 +131,9 @@ def narrow_steps_are_finite(place: Place) -> Iterator[Finding]:
     for precision in ("bf16", "fp16") if place.device == "cuda" else ("bf16",):
         with adapter.open_session(place.config(precision, precision=precision), place.device) as s:
             data = adapter.feed(s)
-            outcomes = [adapter.step(s, data) for _ in range(steps)]
-            losses = [adapter.loss_of(outcome) for outcome in outcomes]
-            skipped = sum(not adapter.is_finite(outcome) for outcome in outcomes)
+            outcomes = [adapter.step(s, data).read() for _ in range(steps)]
+            losses = [outcome.values["loss"] for outcome in outcomes]
+            skipped = sum(not outcome.finite for outcome in outcomes)
             weights = adapter.weights(s)
             data.close()
         bad = sum(not math.isfinite(loss) for loss in losses) + sum(not w.isfinite().all() for w in weights.values())
@@ -150,24 +150,21 @@ def an_infinite_loss_is_skipped(place: Place) -> Iterator[Finding]:
     with adapter.open_session(cfg, place.device) as s, adapter.reporter(s) as report:
         data = adapter.feed(s)
         for _ in range(8):  # the scale comes down to what fits
-            adapter.step(s, data)
-        adapter.settle(s)
+            adapter.read(s, adapter.step(s, data))
         before, scale = adapter.weights(s), adapter.scale_of(s)
         adapter.save(report)
         with adapter.broken_loss(s):
-            skipped = adapter.step(s, data)
+            skipped = adapter.read(s, adapter.step(s, data))
             changed = distance(adapter.weights(s), before)
-            yield Finding("fp16: a step of infinite loss is skipped", float(adapter.is_finite(skipped)))
+            yield Finding("fp16: a step of infinite loss is skipped", float(skipped.finite))
             yield Finding("fp16: it changes the weights by", changed)
             yield Finding("fp16: it halves the loss scale", abs(adapter.scale_of(s) / scale - 0.5))
             for _ in range(3):
-                adapter.step(s, data)
-        adapter.settle(s)
+                adapter.read(s, adapter.step(s, data))
         lowered = adapter.scale_of(s)
-        adapter.step(s, data)
+        adapter.read(s, adapter.step(s, data))
         after = adapter.weights(s)
         yield Finding("fp16: the next step changes weights again", float(distance(after, before) == 0))
-        adapter.settle(s)
         adapter.roll_back(s, report)
         note = f"{scale:g}, lowered to {lowered:g}, then {adapter.scale_of(s):g}"
         yield Finding("fp16: a rollback restores the scale", abs(adapter.scale_of(s) / scale - 1), note=note)

@@ -3,12 +3,19 @@
 import math
 
 import pytest
+import tiny
 import torch
 
+from pipeline.config.paths import training_shards
 from pipeline.config.schema_model import PatchDiscriminatorConfig, StyleGANConfig, VAEConfig
+from pipeline.data.shards import read_manifest
 from pipeline.models.build import build_critic, build_network
 from pipeline.models.discriminator import group_deviation
 from pipeline.models.stylegan import ModulatedConvolution
+from pipeline.objectives.adversarial import Adversarial
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.run_dir import create_run
+from pipeline.train.loop import train
 
 SHAPE = (3, 16, 16)
 STYLEGAN = StyleGANConfig(kind="stylegan", condition="class", width=8, width_max=16, latent=12, mapping_layers=2)
@@ -120,3 +127,36 @@ def test_styles_have_no_scale():
     generator = build_network(STYLEGAN.model_copy(update={"condition": "none"}), shape=SHAPE)
     z = torch.randn(3, 12)
     assert torch.allclose(generator.styles(z), generator.styles(math.pi * z), atol=1e-5)
+
+
+def test_the_noise_of_the_layers_belongs_to_the_seed(tmp_path):
+    def images(seed):
+        cfg = tiny.revalidated(tiny.config(tmp_path, model=tiny.GAME), seed=seed)
+        torch.manual_seed(0)
+        generator = Adversarial(cfg, manifest).networks["generator"]
+        for layer in (generator.first, *generator.layers):
+            torch.nn.init.constant_(layer.strength, 1.0)
+        return generator(torch.ones(1, 8), torch.tensor([0]), visits=torch.tensor([5]))
+
+    cfg = tiny.config(tmp_path, model=tiny.GAME)
+    tiny.prepare(cfg)
+    manifest = read_manifest(training_shards(cfg) / "train")
+    assert torch.equal(images(1), images(1))
+    assert not torch.allclose(images(1), images(2), atol=1e-3)
+
+
+def test_a_critic_is_one_graph_to_the_compiler():
+    torch.manual_seed(0)
+    critic = build_critic(STYLEGAN, shape=SHAPE, classes=3)
+    images, labels, visits = torch.randn(4, *SHAPE), torch.arange(4), torch.arange(4)
+    captured = torch.compile(critic, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(captured(images, labels, visits=visits), critic(images, labels, visits=visits))
+
+
+def test_a_penalty_of_gradients_is_refused_under_the_compiler(tmp_path):
+    cfg = tiny.config(tmp_path, model=tiny.GAME)
+    tiny.prepare(cfg)
+    cfg = cfg.model_copy(update={"train": cfg.train.model_copy(update={"compile": True})})
+    with pytest.raises(UserError, match=r"train.compile: found true with adversarial.r1_gamma=1.0"):
+        train(cfg, create_run(cfg))
