@@ -61,7 +61,6 @@ def stall(root: Path, name: str, model: dict[str, Any], *, background: bool, dev
         data = adapter.feed(s)
         for _ in range(3):
             adapter.step(s, data)
-            adapter.settle(s)
             times.append(adapter.save_stall(s))
         parameters = count_parameters(adapter.network(s))
         data.close()  # type: ignore[attr-defined]
