@@ -48,8 +48,8 @@ def cases(device: str) -> list[Case]:
     """The most important first."""
     if device == "cpu":
         return [Case("unet_tiny", 16, 4, compiled=False, profiled=True), Case("unet_tiny", 16, 2, compiled=False)]
-    base, small, large = ("unet_base", 64), ("unet_small", 32), ("unet_adm64", 64)
-    first = [Case(*base, 256, compiled=False, profiled=True), Case(*large, 128, compiled=False)]
+    base, small, large = ("unet_base", 64), ("unet_small", 32), ("unet_large", 64)
+    first = [Case(*base, 256, compiled=False, profiled=True), Case(*large, 256, compiled=False)]
     eager = [Case(*small, 256, compiled=False)]
     eager += [Case(*network, batch, compiled=False) for network in (base, small) for batch in (512, 128, 64)]
     compiled = [Case(*base, 256, compiled=True), Case(*small, 256, compiled=True)]  # minutes to compile

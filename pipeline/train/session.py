@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._functorch.config as functorch
@@ -33,6 +34,7 @@ from pipeline.runtime import distributed
 from pipeline.runtime.distributed import World
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import append_line
+from pipeline.runtime.numerics import set_numerics
 from pipeline.runtime.run_dir import RunDir, step_of
 from pipeline.runtime.run_lock import only_trainer
 from pipeline.train.loss_scale import LossScale
@@ -80,7 +82,7 @@ def session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
 
 
 def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
-    device = _device(cfg, world)
+    device, numerics = _device(cfg, world), set_numerics(tf32=cfg.train.precision == "tf32")
     require_latents(cfg)
     shards = training_shards(cfg)
     train_data = Reader(open_shards(shards / "train"))
@@ -93,7 +95,7 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
     state = _state(cfg, objective, accelerator)
     _resume(run, state, world)
     networks = {player: _prepared(objective.networks[player], cfg, accelerator) for player in objective.players}
-    _report(run, world, plan=plan, state=state, device=device)
+    _report(run, world, plan=plan, state=state, device=device, numerics=numerics)
     recorder = Recorder(run, step=state.clock.step, active=world.main)
     saver = Saver(run, keep_last=cfg.train.keep_last, keep_every=plan.keep_every, background=cfg.train.async_save)
     try:
@@ -194,7 +196,9 @@ def restore_newest(run: RunDir, state: State) -> int | None:
     return step
 
 
-def _report(run: RunDir, world: World, *, plan: Plan, state: State, device: torch.device) -> None:
+def _report(
+    run: RunDir, world: World, *, plan: Plan, state: State, device: torch.device, numerics: dict[str, Any]
+) -> None:
     line = distributed.describe(world, device)  # a collective
     if not world.main:
         return
@@ -214,6 +218,7 @@ def _report(run: RunDir, world: World, *, plan: Plan, state: State, device: torc
         "world": line,
         "world_size": world.size,
         "plan": asdict(plan),
+        "numerics": numerics,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "parameters": parameters,

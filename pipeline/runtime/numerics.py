@@ -1,0 +1,27 @@
+"""How a GPU computes: the one place that sets TF32, determinism and cuDNN, by rule, and says what it set.
+
+Left alone, torch rounds float32 convolutions to TF32 (10 bits of mantissa) and float32 products not, and cuDNN may take
+an algorithm that gives other bits each time. Here float32 is float32 unless a run asks for tf32, and two runs of the
+same step give the same bits. Choosing algorithms by timing them (cudnn.benchmark) is off: a restart could choose others.
+"""
+
+import os
+from typing import Any
+
+import torch
+
+
+def set_numerics(*, tf32: bool = False) -> dict[str, Any]:
+    """Set them for this process, before its first operation on a GPU; return what was set, for the records.
+
+    `tf32`: let tensor cores round the inputs of float32 products and convolutions to TF32.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS splits sums as it likes
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    # Attention's backward pass among others. What has no deterministic form says so once and goes on.
+    torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes all new memory
+    return {"tf32": tf32, "cudnn": torch.backends.cudnn.version(), "deterministic": torch.cuda.is_available()}
