@@ -1,8 +1,8 @@
-"""How a GPU computes: the one place that sets TF32, determinism and cuDNN, by rule, and says what it set.
+"""How a GPU computes: the one place that sets TF32, determinism and cuDNN, and says what it set.
 
 Left alone, torch rounds float32 convolutions to TF32 (10 bits of mantissa) and float32 products not, and cuDNN may take
 an algorithm that gives other bits each time. Here float32 is float32 unless a run asks for tf32, and two runs of the
-same step give the same bits. Choosing algorithms by timing them (cudnn.benchmark) is off: a restart could choose others.
+same step give the same bits. Timing algorithms to choose one (cudnn.benchmark) is off: a restart could choose another.
 """
 
 import os
@@ -24,4 +24,5 @@ def set_numerics(*, tf32: bool = False) -> dict[str, Any]:
     # Attention's backward pass among others. What has no deterministic form says so once and goes on.
     torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes all new memory
-    return {"tf32": tf32, "cudnn": torch.backends.cudnn.version(), "deterministic": torch.cuda.is_available()}
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]  # torch has no types here
+    return {"tf32": tf32, "cudnn": cudnn, "deterministic": torch.cuda.is_available()}
