@@ -8,7 +8,9 @@ On a GPU, with channels last in memory, a group norm and what surrounds it run a
 the compiler fuses by itself, these are plain formulas.
 """
 
+import contextlib
 import importlib.util
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +50,7 @@ class GroupNorm(nn.GroupNorm):
                 shift=shift,
                 silu=silu,
             )
-        with torch.autocast(x.device.type, enabled=False):
+        with _own_precision(x):
             out = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
             out = out if before is None else out + before.to(out.dtype)[..., None, None]
             out = functional.group_norm(out, self.num_groups, self.weight, self.bias, self.eps)
@@ -66,7 +68,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        with torch.autocast(x.device.type, enabled=False):
+        with _own_precision(x):
             return functional.layer_norm(x, self.normalized_shape, eps=self.eps)
 
 
@@ -89,6 +91,11 @@ def added(x: Tensor, branch: Tensor, bias: Tensor | None) -> Tensor:
 
         return add(x, branch, bias)
     return x + (branch + bias.to(branch.dtype)[:, None, None])
+
+
+def _own_precision(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """No autocast. There is none on the meta device, where shapes and costs are found out."""
+    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def _fuses(x: Tensor) -> bool:

@@ -23,6 +23,6 @@ def set_numerics(*, tf32: bool = False) -> dict[str, Any]:
     torch.backends.cudnn.deterministic = True
     # Attention's backward pass among others. What has no deterministic form says so once and goes on.
     torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes all new memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that writes all new memory
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]  # torch has no types here
     return {"tf32": tf32, "cudnn": cudnn, "deterministic": torch.cuda.is_available()}
