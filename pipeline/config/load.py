@@ -28,6 +28,7 @@ from pipeline.runtime.errors import UserError, did_you_mean
 
 CONFIG_ROOT = Path(__file__).resolve().parents[2] / "configs"
 CONFIG_FILE = "config.yaml"  # the resolved config inside a run directory
+FINISHED = "finished.json"  # in its checkpoints/, written when the last step's checkpoint is committed
 # The same in C takes a sixth of the time.
 _Loader, _Dumper = (getattr(yaml, f"C{name}", getattr(yaml, name)) for name in ("SafeLoader", "SafeDumper"))
 _GIVEN = ("name", "runs_dir", "data_dir", "data", "experiment", "latents")  # of an autoencoder: not to be overridden
@@ -49,7 +50,8 @@ def config_from(words: Sequence[str]) -> Config:
         if directory is None:
             return validated(_compose(words))
         stored, words = _stored(directory), words[1:]
-        return validated(_changed(stored, words) if words else stored)
+        trained = (directory / "checkpoints" / FINISHED).is_file()
+        return validated(_changed(stored, words) if words else stored, trained=trained)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"Cannot apply {' '.join(words)}: {str(error).splitlines()[0]}") from error
 
@@ -63,15 +65,15 @@ def run_named(words: Sequence[str]) -> Path | None:
     return Path(words[0]) if not equals or "/" in key else None
 
 
-def validated(values: Any) -> Config:
-    """A plain mapping as a Config, checked field by field and then across fields."""
+def validated(values: Any, *, trained: bool = False) -> Config:
+    """A plain mapping as a Config, checked field by field and then across fields. `trained`: see `check`."""
     try:
         cfg = Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(_listed(explain(error, Config))) from error
-    problems = check(cfg, _autoencoder_facts(cfg))
+        raise UserError(listed(explain(error, Config))) from error
+    problems = check(cfg, _autoencoder_facts(cfg), trained=trained)
     if problems:
-        raise UserError(_listed(problems))
+        raise UserError(listed(problems))
     return cfg
 
 
@@ -208,10 +210,11 @@ def _check_choices(words: Sequence[str]) -> None:
                 f"{key}: found '{value}', expected one of {', '.join(known[key])}.{did_you_mean(value, known[key])}"
             )
     if problems:
-        raise UserError(_listed(problems))
+        raise UserError(listed(problems))
 
 
-def _listed(problems: Sequence[str]) -> str:
+def listed(problems: Sequence[str]) -> str:
+    """All problems in one message."""
     if len(problems) == 1:
         return problems[0]
     return f"{len(problems)} problems in the settings:\n" + "\n".join(f"  - {p}" for p in problems)

@@ -49,6 +49,8 @@ def key_of(word: str) -> str:
     key, equals, _ = word.partition("=")
     if key.startswith("~") or "@" in key:
         raise UserError(f"'{word}': expected key=value. A setting is switched off by key=null.")
+    if key.startswith("-"):
+        raise UserError(f"'{word}' is not key=value, and no option of this command.")
     if not equals or not key.lstrip("+"):
         raise UserError(f"'{word}' is not key=value.{_order(word)}")
     return key.lstrip("+")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pipeline.config.base import Settings
 from pipeline.config.load import CONFIG_FILE, config_from, run_named, to_yaml
+from pipeline.config.load import FINISHED as FINISHED
 from pipeline.config.overrides import word_for
 from pipeline.config.paths import run_directory
 from pipeline.config.schema import Config
@@ -25,7 +26,6 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_text
 
 COMMIT = "commit.json"  # written last into a checkpoint: without it there is no checkpoint
-FINISHED = "finished.json"  # written by training when the last step's checkpoint is committed
 _STEP = re.compile(r"^step-(\d{9})$")
 # What may differ between the config of a run and a later call on it: where jobs run, what memory they have, and what is
 # done with the result.
