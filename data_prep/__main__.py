@@ -17,6 +17,7 @@ from rich.console import Console
 from data_prep import inspection, listing, shard, verify
 from data_prep.weights import fetch_weights
 from pipeline.config.load import config_from, run_named
+from pipeline.config.needs import require
 from pipeline.config.paths import data_directory, latents_directory
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
@@ -36,7 +37,7 @@ DEAD_SHARE = 0.02  # of a latent channel's variance that differs between images:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage. Exit codes: 0 done, 2 bad input (a sentence on stderr)."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)  # options may stand anywhere
     console = Console(stderr=True, soft_wrap=True)
     try:
         run(args, console)
@@ -59,6 +60,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     cfg = data_config(args.words)
     if args.stage == "inspect":
         inspection.inspect(data_directory(cfg), console=console)
+    if args.stage == "all":
+        require(cfg, "prepare")
     for stage in ("fetch", "shard", "verify", "reference") if args.stage == "all" else (args.stage,):
         _run_stage(stage, cfg, args, console)
 
