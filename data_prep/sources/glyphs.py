@@ -62,7 +62,7 @@ def listing(source: GlyphSource, directory: Path) -> Listing:
 
 def _found_fonts(source: GlyphSource, directory: Path) -> dict[str, bytes]:
     """File name -> bytes of every font, or of those that were chosen."""
-    path = source.fonts.expanduser() if source.fonts else _matplotlib_fonts()
+    path = source.fonts if source.fonts else _matplotlib_fonts()
     if not path.exists():
         raise UserError(
             f"data.source.fonts: '{path}' does not exist. Give a folder or tar of {', '.join(ENDINGS)} files."

@@ -16,7 +16,7 @@ from pipeline.runtime.errors import UserError
 
 def listing(source: WebdatasetSource, directory: Path) -> Listing:
     """Every sample that has an image. Labels: `.cls`, or `label` or `class` of `.json`; `.txt` is the caption."""
-    path = source.path.expanduser().resolve()
+    path = source.path.resolve()
     tars = sorted(path.glob("*.tar")) + sorted(path.glob("*.tar.gz")) if path.is_dir() else [path]
     if not tars or not tars[0].exists():
         raise UserError(f"data.source.path: no tars at '{path}'. Give a .tar, or a folder that holds some.")

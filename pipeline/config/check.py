@@ -9,7 +9,7 @@ from pipeline.config.check_latents import DENOISERS, check_latents
 from pipeline.config.check_model import check_model
 from pipeline.config.check_training import check_training
 from pipeline.config.durations import to_images
-from pipeline.config.known_data import attribute_names, class_count
+from pipeline.config.known_data import attribute_names, class_count, split_names
 from pipeline.config.schema import Config
 from pipeline.config.schema_diffusion import sampling_problems
 from pipeline.runtime.errors import did_you_mean
@@ -56,6 +56,16 @@ def _metric(cfg: Config) -> Iterator[str]:
         yield "train.metric_every: set, but evaluate.domain.enabled is false: the domain classifier is what judges."
     if cfg.train.metric_every and cfg.model.kind in ("kl_autoencoder", "bottleneck_autoencoder"):
         yield f"train.metric_every: set, but a {cfg.model.kind} makes no samples. Leave it at null."
+
+
+def _references(cfg: Config) -> Iterator[str]:
+    names, known = cfg.evaluate.reference_splits, split_names(cfg.data)
+    if not names or (known is not None and names[0] not in known):
+        there = "train" if known is None else ", ".join(known)
+        yield (
+            f"evaluate.reference_splits: found {list(names)}, expected first a split that {cfg.data.name} has, to "
+            f"compare with: {there}."
+        )
 
 
 def _model(cfg: Config, autoencoder: Facts | None) -> list[str]:
@@ -166,6 +176,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _batch,
     _schedule,
     _metric,
+    _references,
     _classes,
     _attributes,
     _sampler,

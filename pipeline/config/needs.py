@@ -97,7 +97,7 @@ def _guide(cfg: Config) -> Iterator[str]:
     weak = cfg.sample.sampler.guidance.weak
     if weak is None or not cfg.sample.sampler.guidance.active:
         return
-    place = Path(weak).expanduser()
+    place = Path(weak)
     if not place.exists() and not place.resolve().is_relative_to(run_directory(cfg).resolve()):
         yield (
             f"sample.sampler.guidance.weak: found '{weak}', which does not exist, expected the run directory of the "

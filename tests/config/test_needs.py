@@ -72,6 +72,11 @@ def test_which_splits_there_will_be(words: list[str], splits: tuple[str, ...] | 
     ("words", "said"),
     [
         (["train.optim={schedule: cosine_then_constant, decay_share: 0.5}"], "final_lr: found 0, so after 50% of"),
+        (
+            ["evaluate.reference_splits=[test,train]"],
+            "found ['test', 'train'], expected first a split",
+        ),
+        (["evaluate.reference_splits=[]"], "reference_splits: found []"),
         (["model=stylegan_tiny", "train.compile=true"], r"train.compile: found true, but the gradient penalty"),
         (["model=stylegan_tiny", *LED], "what is measured while training is sampled/fd-domain"),
         ([*LED, "train.early_stop.metric=valid/psnr"], "what is measured while training is valid/loss or sampled"),
@@ -81,7 +86,7 @@ def test_which_splits_there_will_be(words: list[str], splits: tuple[str, ...] | 
         ),
     ],
 )
-def test_what_training_would_fail_by_is_refused(words: list[str], said: str) -> None:
+def test_what_a_run_would_fail_by_is_refused(words: list[str], said: str) -> None:
     assert said in refused("experiment=glyphs16", "sample.sampler.guidance.scale=1", "model.condition=none", *words)
 
 
