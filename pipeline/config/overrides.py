@@ -13,7 +13,7 @@ A mapping is merged into a group of settings. It replaces a setting that is itse
 import json
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -60,17 +60,17 @@ def _order(word: str) -> str:
     return " A run directory stands first." if (Path(word) / "config.yaml").is_file() else ""
 
 
-def parse(word: str) -> Override:
-    """The key and the value of a word.
+def parse(word: str, model: type[BaseModel] = Config) -> Override:
+    """The key and the value of a word, which sets something of `model`.
 
     Raises:
         UserError: a list or mapping that cannot be read, with how to quote it, or several values at once.
     """
     key, text = key_of(word), word.partition("=")[2]
-    kinds = _kinds(key)
+    kinds = _kinds(key, model)
     if Path in kinds and not text:  # as from an empty variable; Path("") would be the current folder
         raise UserError(f"{key}: found nothing after the '=', expected a path.")
-    if is_text(key):
+    if _are_texts(kinds):
         return Override(key, _text(text, nullable=types.NoneType in kinds))
     value = _value(key, text)
     mappings = [kind for kind in kinds if get_origin(kind) is dict]
@@ -83,9 +83,8 @@ def put(config: DictConfig, word: str) -> None:
     OmegaConf.update(config, override.key, override.value, merge=not override.replaces, force_add=True)
 
 
-def is_text(key: str) -> bool:
-    """Whether the setting is a text: a path, a name, a duration."""
-    kinds = _kinds(key)
+def _are_texts(kinds: Sequence[Any]) -> bool:
+    """Whether a setting is a text: a path, a name, a duration."""
     return any(kind is not types.NoneType for kind in kinds) and all(kind in _TEXT for kind in kinds)
 
 
@@ -98,7 +97,7 @@ def is_sweep(word: str) -> bool:
 def word_for(key: str, value: Any) -> str:
     """The word that `parse` reads as this value. Interpolations (`${...}`) in the value stay as they are."""
     plain = literal(value)
-    if isinstance(plain, str) and is_text(key) and _text(plain, nullable=True) == plain:
+    if isinstance(plain, str) and _are_texts(_kinds(key, Config)) and _text(plain, nullable=True) == plain:
         return f"{key}={plain}"
     return f"{key}={json.dumps(plain, ensure_ascii=False)}"
 
@@ -162,9 +161,9 @@ def _parser() -> OverridesParser:
 
 
 @lru_cache(maxsize=4096)
-def _kinds(key: str) -> tuple[Any, ...]:
-    """The types that the schema allows at a key, unions taken apart; () where it has no such key."""
-    found: list[Any] = [Config]
+def _kinds(key: str, model: type[BaseModel]) -> tuple[Any, ...]:
+    """The types that a settings class allows at a key, unions taken apart; () where it has no such key."""
+    found: list[Any] = [model]
     for part in key.split("."):
         found = [kind for holder in found for kind in _inside(holder, part)]
     return tuple(found)

@@ -15,11 +15,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.needs import require
+from pipeline.config.overrides import parse
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError, did_you_mean
 from slurm.sweep import ending, here, planning
@@ -180,7 +180,7 @@ def extended(settings: SweepSettings, words: list[str]) -> SweepSettings:
         key, _, text = word.partition("=")
         name = key.removeprefix("sweep.")
         if key.startswith("sweep.") and name in FREE:
-            values[name] = yaml.safe_load(text)
+            values[name] = parse(f"{name}={text}", SweepSettings).value
         elif key in values["space"]:
             old, new = dimension(key, values["space"][key]), dimension(key, text)
             both = (*old.choices, *(c for c in new.choices if c not in old.choices))
