@@ -4,19 +4,22 @@ python -m data_prep fetch weights [NAME ...] [--into FOLDER]    weights for eval
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from data_prep import inspection, listing, shard, verify
+from data_prep.stage import denied
 from data_prep.weights import fetch_weights
 from pipeline.config.load import config_from, run_named
+from pipeline.config.needs import require
 from pipeline.config.paths import data_directory, latents_directory
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
@@ -36,7 +39,7 @@ DEAD_SHARE = 0.02  # of a latent channel's variance that differs between images:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one stage. Exit codes: 0 done, 2 bad input (a sentence on stderr)."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_intermixed_args(argv)  # options may stand anywhere
     console = Console(stderr=True, soft_wrap=True)
     try:
         run(args, console)
@@ -49,16 +52,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, console: Console) -> None:
     """The stage that the words ask for."""
     if args.stage == "fetch" and args.words[0] == "weights":
-        for word in fetch_weights(args.words[1:], args.into, console, mirror=args.mirror):
-            print(word)
+        with _rights({"--into": args.into}):
+            for word in fetch_weights(args.words[1:], args.into, console, mirror=args.mirror):
+                print(word)
         return
     directory = run_named(args.words)
     if directory and args.stage in ("verify", "inspect") and not (directory / "config.yaml").exists():
-        _look(args, directory, console)
+        with _rights({str(directory): directory}):
+            _look(args, directory, console)
         return
     cfg = data_config(args.words)
+    source = getattr(cfg.data.source, "path", None)
+    with _rights({"data_dir": cfg.data_dir} | ({"data.source.path": source} if source else {})):
+        _run(cfg, args, console)
+
+
+@contextlib.contextmanager
+def _rights(settings: Mapping[str, Path]) -> Iterator[None]:
+    """Errors about rights as sentences that name the setting."""
+    try:
+        yield
+    except OSError as error:
+        raise denied(error, settings) from error
+
+
+def _run(cfg: Config, args: argparse.Namespace, console: Console) -> None:
     if args.stage == "inspect":
         inspection.inspect(data_directory(cfg), console=console)
+    if args.stage == "all":
+        require(cfg, "prepare")
     for stage in ("fetch", "shard", "verify", "reference") if args.stage == "all" else (args.stage,):
         _run_stage(stage, cfg, args, console)
 

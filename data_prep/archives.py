@@ -97,8 +97,23 @@ def _tar_members(path: Path, name: str) -> Iterator[Member]:
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it met: gigabytes
                 if info.isfile():
                     yield Member(info.name.removeprefix("./"), ("range", name, info.offset_data, info.size))
+            end = archive.offset
+        _check_end(path, end)
     except tarfile.TarError as error:
         raise Incomplete(f"{path} is not a readable tar: {error}. Get it again, or give an unpacked folder.") from error
+
+
+def _check_end(path: Path, end: int) -> None:
+    """tarfile takes the end of a file, or a header that it cannot read, for the end of the archive: a tar ends in 0."""
+    with path.open("rb") as file:
+        file.seek(end)
+        block = file.read(tarfile.BLOCKSIZE)
+    if block != bytes(tarfile.BLOCKSIZE):
+        found = "ends there" if len(block) < tarfile.BLOCKSIZE else "holds something else"
+        raise Incomplete(
+            f"{path} is a truncated or damaged tar: expected a header or the end mark at byte {end}, but the file of "
+            f"{path.stat().st_size} bytes {found}. Get it again."
+        )
 
 
 def unpacked(path: Path, directory: Path) -> Path:

@@ -45,7 +45,7 @@ def run(cfg: Config) -> Mapping[str, Any]:
 def _where(cfg: Config) -> Path | None:
     """The folder or file that a person's source lies in; None for a source that is not theirs, or is downloaded."""
     path = getattr(cfg.data.source, "path", None)
-    return Path(path).expanduser().resolve() if path else None
+    return Path(path).resolve() if path else None
 
 
 def fingerprint(path: Path | None) -> dict[str, int] | None:
@@ -134,7 +134,7 @@ def _known(source: Known, directory: Path, files: Path) -> Listing:
 def official_files(cfg: Config, source: Known) -> Path:
     """Where the official files of a known data set are: where the person says, or downloaded."""
     if source.path:
-        path = source.path.expanduser().resolve()
+        path = source.path.resolve()
         if not path.exists():
             raise UserError(
                 f"data.source.path: '{source.path}' does not exist (looked at {path}). "

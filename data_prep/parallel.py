@@ -29,8 +29,11 @@ def run_parallel(work: Callable[[Job], Result], jobs: Iterable[Job], *, workers:
         yield from map(work, jobs)
         return
     context = multiprocessing.get_context("spawn")  # fork would copy locks that other threads hold
+    # Read by the workers when they start: each of them is one core's work.
     for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(threads, "1")  # read by the workers when they start: each of them is one core's work
+        os.environ[threads] = (
+            os.environ.get(threads) or "1"
+        )  # read by the workers when they start: each of them is one core's work
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         try:
             yield from _in_flight(pool, work, iter(jobs), limit=2 * workers)

@@ -10,11 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.items import Item, Rejected
+from pipeline.config.known_data import ALIASES
 from pipeline.config.schema_data import DataConfig, SplitRule
 from pipeline.data.shards import shard_name
 from pipeline.runtime.errors import UserError
-
-ALIASES = {"val": "valid", "validation": "valid", "dev": "valid"}
 
 
 @dataclass(frozen=True)
@@ -33,10 +32,14 @@ class ShardJob:
 
 @dataclass(frozen=True)
 class Plan:
-    """Item numbers of each split, in the listing's order, and who is left out by rule."""
+    """Item numbers of each split, in the listing's order, and who is left out by rule.
+
+    `labels`: for each class that is kept, in order, its number in the listing; a label is a place in it.
+    """
 
     splits: dict[str, npt.NDArray[np.uint32]]
     left_out: tuple[Rejected, ...]
+    labels: tuple[int, ...]
 
     def jobs(self, images_per_shard: int) -> Iterator[ShardJob]:
         """Every shard of every split. Shard k holds listed items k * images_per_shard and on: it does not depend on
@@ -56,16 +59,28 @@ def make_plan(items: Iterable[Item], data: DataConfig, classes: Sequence[str]) -
         keys.append(item.key if data.split.min_per_class else "")
         official.append(sys.intern(_official(item)) if data.split.rule == "official" else "train")
         places.append(hash_place(item.group or item.key) if data.split.rule == "hash" else 0.0)
-        labels.append(-1 if item.label is None else item.label)
+        labels.append(_label(item, classes))
     label_array = np.array(labels, dtype=np.int32)
     by_hash = data.split.rule == "hash"
     found = hash_splits(np.array(places), label_array, data.split) if by_hash else np.array(official)
     kept, left_out = _without_small_classes(label_array, keys, classes, least=data.split.min_per_class)
+    counts = Counter(labels)
+    large = tuple(label for label in range(len(classes)) if counts[label] >= data.split.min_per_class)
     names = {name: (name,) for name in sorted(set(found.tolist()))}
     merged = {name: data.split.merge[name] for name in sorted(data.split.merge)} or names
     splits = {name: np.flatnonzero(np.isin(found, parts) & kept).astype(np.uint32) for name, parts in merged.items()}
     _check_splits(data, {name: len(numbers) for name, numbers in splits.items()})
-    return Plan({name: numbers for name, numbers in splits.items() if len(numbers)}, left_out)
+    return Plan({name: numbers for name, numbers in splits.items() if len(numbers)}, left_out, large)
+
+
+def _label(item: Item, classes: Sequence[str]) -> int:
+    """The item's class, or -1 for none."""
+    if item.label is not None and item.label >= len(classes):
+        raise UserError(
+            f"data.source: '{item.key}' has label {item.label}, expected 0 to {len(classes) - 1}, as there are "
+            f"{len(classes)} classes. Correct the label, or give every class a name in data.source.classes."
+        )
+    return -1 if item.label is None else max(item.label, -1)
 
 
 def _official(item: Item) -> str:

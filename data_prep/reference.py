@@ -56,7 +56,9 @@ def run(cfg: Config) -> None:
             if not _current(path, split):
                 _statistics(cfg, split, extractor, path=path)
             made.append(str(path.relative_to(directory)))
-    write_json(directory / RECEIPT, {"stage": "reference", "images": images, "files": sorted(made)})
+    receipt = {"stage": "reference", "images": images, "files": sorted(made)}
+    if not (directory / RECEIPT).exists() or read_json(directory / RECEIPT) != receipt:
+        write_json(directory / RECEIPT, receipt)
 
 
 def reference_splits(cfg: Config, data: Path) -> dict[str, ShardDirectory]:

@@ -70,7 +70,8 @@ def run(cfg: Config, *, workers: int | None = None, part: tuple[int, int] = (0, 
     inputs = {
         "protocol": cfg.data.identity(),
         "items": receipt["sha256"],
-        "versions": {"stage": VERSION, **VERSIONS},
+        # Labels are counted without the classes that min_per_class drops, which they were not in version 1.
+        "versions": {"stage": VERSION + bool(cfg.data.split.min_per_class), **VERSIONS},
     }
     return run_stage(
         "shard",
@@ -90,7 +91,8 @@ def _shard(cfg: Config, directory: Path, *, workers: int | None, part: tuple[int
     check_rejected(cfg.data, listed, kept=len(items), path=source_directory(cfg) / "rejected.jsonl")
     missing = [job for place, job in enumerate(jobs) if place % part[1] == part[0] and not _done(directory, job)]
     total = sum(len(job.items) for job in jobs)
-    work = functools.partial(make_shard, data=cfg.data, source=source_directory(cfg), target=directory)
+    places = {label: place for place, label in enumerate(plan.labels)}
+    work = functools.partial(make_shard, data=cfg.data, source=source_directory(cfg), target=directory, places=places)
     with progress(f"shard {cfg.data.name}", total, done=total - sum(len(job.items) for job in missing)) as tick:
         for made in run_parallel(work, missing, workers=min(workers or cores(), max(len(missing), 1))):
             tick(made)
@@ -108,11 +110,14 @@ def _done(directory: Path, job: ShardJob) -> bool:
     return (path.parent / "manifest.json").exists() or read_record(path) is not None
 
 
-def make_shard(job: ShardJob, *, data: DataConfig, source: Path, target: Path) -> int:
-    """Write one shard. Returns how many items were looked at. What is unusable stands in the shard's record."""
+def make_shard(job: ShardJob, *, data: DataConfig, source: Path, target: Path, places: Mapping[int, int]) -> int:
+    """Write one shard. Returns how many items were looked at. What is unusable stands in the shard's record.
+
+    `places`: a label of the listing -> the label of the sample.
+    """
     items = Items(source)
     notes: list[dict[str, str]] = []
-    samples = _samples(job, items, data, notes)
+    samples = _samples(job, items, data, notes=notes, places=places)
     write_shard(target / job.name, samples, layout(data), notes=notes)
     return len(job.items)
 
@@ -122,7 +127,9 @@ def layout(data: DataConfig) -> Layout:
     return Layout(data.encoding, (data.channels, data.image_size, data.image_size))
 
 
-def _samples(job: ShardJob, items: Items, data: DataConfig, notes: list[dict[str, str]]) -> Iterator[Sample]:
+def _samples(
+    job: ShardJob, items: Items, data: DataConfig, *, notes: list[dict[str, str]], places: Mapping[int, int]
+) -> Iterator[Sample]:
     """The usable images of a shard, in order. Keys are item numbers: unique, short, and without dots."""
     extension = layout(data).extension
     usable = _usable(zip(job.items, items.take(job.items), strict=True), items, data, notes)
@@ -131,7 +138,8 @@ def _samples(job: ShardJob, items: Items, data: DataConfig, notes: list[dict[str
         for (number, item, pixels), content in zip(batch, encoded, strict=True):
             meta = {**item.meta, "source": item.key}
             known = None if data.encoding == "jpeg" else pixels  # a JPEG's statistics are those of what it decodes to
-            yield Sample(f"{number:08d}", content, extension, item.label, meta, item.attributes, known)
+            label = None if item.label is None else places.get(item.label)  # a label below 0 is none
+            yield Sample(f"{number:08d}", content, extension, label, meta, item.attributes, known)
 
 
 def _usable(
@@ -175,13 +183,13 @@ def complete(cfg: Config, directory: Path, plan: Plan, *, jobs: list[ShardJob]) 
         whole = {split: [record for record in rows if record] for split, rows in records.items()}
         _write_rejected(cfg, directory, plan, whole)
         for split in sorted(whole):
-            _finish_split(cfg, directory / split, whole[split])
+            _finish_split(cfg, directory / split, whole[split], plan)
     elif not all((directory / split / "manifest.json").exists() or all(records[split]) for split in records):
         return None
     else:  # another process, or a killed one, got as far as the manifests of some splits
         for split, rows in records.items():
             if not (directory / split / "manifest.json").exists():
-                _finish_split(cfg, directory / split, [record for record in rows if record])
+                _finish_split(cfg, directory / split, [record for record in rows if record], plan)
     facts = _facts(directory, sorted(plan.splits))
     for record in directory.glob("*/*.record.json"):  # one that wrote a shard anew while others finished left its own
         record.unlink(missing_ok=True)
@@ -224,13 +232,13 @@ def check_rejected(data: DataConfig, rejected: list[Rejected], *, kept: int, pat
     )
 
 
-def _finish_split(cfg: Config, directory: Path, records: list[ShardRecord]) -> Manifest:
+def _finish_split(cfg: Config, directory: Path, records: list[ShardRecord], plan: Plan) -> Manifest:
     items = Items(source_directory(cfg))
     return finish(
         directory,
         records,
         layout(cfg.data),
-        classes=items.classes,
+        classes=[items.classes[label] for label in plan.labels],
         attributes=items.attributes,
         protocol={"name": cfg.data.name, "hash": protocol_hash(cfg.data)},
         split=directory.name,

@@ -4,13 +4,16 @@ Run again it does nothing when nothing changed, goes on where it was interrupted
 with other settings. Receipts hold nothing that differs between two runs of the same stage.
 """
 
+import errno
+import os
+import pwd
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import disk_error, read_json, sweep_partial, temporary_name, write_json
+from pipeline.runtime.files import TEMPORARY, disk_error, read_json, sweep_partial, temporary_name, write_json
 
 RECEIPT = "receipt.json"
 OTHERWISE = "give the new data another data.name"
@@ -75,6 +78,33 @@ def run_stage(
 def finished(directory: Path) -> dict[str, Any] | None:
     """The receipt of a finished stage; None where it is not finished."""
     return read_json(directory / RECEIPT) if (directory / RECEIPT).exists() else None
+
+
+def denied(error: OSError, settings: Mapping[str, Path]) -> Exception:
+    """An error about rights, or about a file where a folder should be, as a `UserError` that says which setting leads
+    there and whose the path is; any other error as it came.
+
+    Args:
+        settings: what may be at fault: name of a setting -> its path.
+    """
+    known = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+    if error.errno not in known or error.filename is None:
+        return error
+    path = Path(os.fsdecode(error.filename)).absolute()
+    setting = next((name for name, place in settings.items() if path.is_relative_to(place.absolute())), "data_dir")
+    there = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    return UserError(
+        f"{setting}: cannot use {path.name.partition(TEMPORARY)[0]} in {path.parent} ({error.strerror}): {there} "
+        f"belongs to {_name(there.lstat().st_uid)}, and this process runs as {_name(os.geteuid())}. Give another "
+        f"{setting}, or let {_name(there.lstat().st_uid)} change the rights."
+    )
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:  # a user whom this machine does not know
+        return f"user {uid}"
 
 
 def tidy(directory: Path) -> None:

@@ -265,7 +265,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
     parser.add_argument("--out", type=Path, help="folder of the table and the plots; default: beside the first run")
     parser.add_argument("--metric", action="append", default=[], help="show this metric alone; may be repeated")
-    args = parser.parse_args(words)
+    args = parser.parse_intermixed_args(words)  # options may stand anywhere
     out = args.out or args.runs[0].resolve().parent / "comparison"
     files = compare(args.runs, out, metrics=args.metric)
     print(files[0].read_text())

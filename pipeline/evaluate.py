@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.config.load import config_from, run_named
+from pipeline.config.needs import require
 from pipeline.config.schema import Config
 from pipeline.data.reader import Reader
 from pipeline.data.shards import Manifest, ShardDirectory, open_shards
@@ -234,6 +235,7 @@ def main(words: list[str]) -> int:
     """The command line; returns the exit code."""
     rest, part = parse_part(words)
     cfg = config_from(rest)
+    require(cfg, "evaluate")
     run = RunDir(run_named(rest) or cfg.runs_dir / cfg.name)
     for path in evaluate(cfg, run, part=part):
         show(read_json(path))

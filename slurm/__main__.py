@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.config.load import config_from, run_named
+from pipeline.config.load import config_from, listed, run_named
 from pipeline.runtime.errors import UserError, did_you_mean
 from slurm import cancel, logs, plan, preflight, sbatch_files, status
 from slurm.board import Board
@@ -24,7 +24,7 @@ from slurm.correct import correct
 from slurm.local import run_here
 from slurm.submit import submit_all, submit_graph
 from slurm.summary import summary
-from slurm.workflows import Launch, launch_for
+from slurm.workflows import Launch, launch_for, missing_for
 
 
 def submit(words: list[str]) -> int:
@@ -70,6 +70,8 @@ def plan_(words: list[str]) -> int:
     if "--sbatch" in options:
         for path in sbatch_files.write(launch, Path(options["--sbatch"])):
             print(path)
+    if problems := missing_for(launch):
+        raise UserError(f"submit would refuse this:\n{listed(problems)}")
     return 0
 
 

@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.config.autoencoder import KINDS, missing_autoencoder
-from pipeline.config.check_autoencoder import missing_weights
-from pipeline.config.load import autoencoder_config, config_from
+from pipeline.config.load import autoencoder_config, config_from, listed
+from pipeline.config.needs import missing
 from pipeline.config.paths import data_directory, latents_directory, run_directory, sample_set_name
 from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import ClusterConfig
@@ -72,38 +72,27 @@ def launch_for(cfg: Config, *, make: bool) -> Launch:
     so is the autoencoder's, where the graph trains one.
 
     Raises:
-        UserError: where a run directory was made with other settings, there is no autoencoder to encode with, no images
-            to prepare, or no weights for the perceptual loss.
+        UserError: where a run directory was made with other settings, there is no autoencoder to encode with, or a job
+            will not find what it needs: images, weights.
     """
     if make:
-        _check_source(cfg)
-        _check_perceptual(cfg)
-    if make and cfg.latents is not None:
-        _make_autoencoder(cfg, cfg.latents)
-    run = create_run(cfg) if make else RunDir(run_directory(cfg))
-    run = RunDir(run.path.resolve())
+        if problems := missing_for(_launch(cfg)):
+            raise UserError(listed(problems))
+        if cfg.latents is not None:
+            _make_autoencoder(cfg, cfg.latents)
+        create_run(cfg)
+    return _launch(cfg)
+
+
+def _launch(cfg: Config) -> Launch:
+    run = RunDir(run_directory(cfg).resolve())
     words = overrides_for(run, cfg) if run.config.is_file() else []
     return Launch(cfg, run, tuple(graph_of(cfg, run, words)), tuple(words))
 
 
-def _check_source(cfg: Config) -> None:
-    """Images that are not there are said now, not by a job that has waited hours in a queue."""
-    path = getattr(cfg.data.source, "path", None)
-    if path is None or path.expanduser().exists() or (data_directory(cfg) / "shards" / RECEIPT).is_file():
-        return
-    raise UserError(
-        f"data.source.path: '{path}' does not exist on this machine (looked at {path.expanduser().resolve()}), and "
-        f"{data_directory(cfg)} holds nothing prepared from it. Give the folder or archive of the images, on a file "
-        "system that the nodes see too: data.source.path=/path/to/images."
-    )
-
-
-def _check_perceptual(cfg: Config) -> None:
-    """The same of the weights that an autoencoder is trained with."""
-    own = cfg if cfg.model.kind in KINDS else trained_autoencoder(cfg)
-    if own is not None and not RunDir(run_directory(own)).finished():
-        for problem in missing_weights(own):
-            raise UserError(problem)
+def missing_for(launch: Launch) -> list[str]:
+    """What the jobs that are still to do will not find: images, weights; a sentence each."""
+    return missing(launch.cfg, [name for name, complete in launch.complete().items() if not complete])
 
 
 def _make_autoencoder(cfg: Config, latents: LatentsConfig) -> None:

@@ -110,6 +110,7 @@ def test_a_run_without_results_is_named(tmp_path: Path) -> None:
 
 
 def test_the_command_line_writes_beside_the_first_run(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(runs[0]), "--metric", "fd-domain", *map(str, runs[1:])]) == 0  # options may stand anywhere
     assert main([str(r) for r in runs]) == 0
     assert "| run | step |" in capsys.readouterr().out
     assert (runs[0].parent / "comparison" / "comparison.md").is_file()

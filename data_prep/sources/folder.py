@@ -16,7 +16,7 @@ def listing(source: FolderSource, directory: Path) -> Listing:
 
     Classes are the sorted names of the folders that hold images, or the sorted labels of the table.
     """
-    path = source.path.expanduser().resolve()
+    path = source.path.resolve()
     if not path.exists():
         raise UserError(
             f"data.source.path: '{source.path}' does not exist (looked at {path}). "

@@ -2,7 +2,6 @@
 
 import functools
 import re
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from data_prep.archives import members, unpacked
 from data_prep.items import Item, Listing, Rejected
+from data_prep.load import read_bytes
 from data_prep.reasons import Unusable
 from pipeline.config.schema_sources import GlyphSource
 from pipeline.runtime.errors import UserError, did_you_mean
@@ -27,7 +28,7 @@ def listing(source: GlyphSource, directory: Path) -> Listing:
     letter is in both train and valid in two sizes.
     """
     letters = sorted(set(source.alphabet))
-    fonts = _found_fonts(source)
+    fonts = _found_fonts(source, directory)
     rejected: list[Rejected] = []
     usable: list[str] = []
     (directory / "fonts").mkdir(exist_ok=True)
@@ -59,14 +60,14 @@ def listing(source: GlyphSource, directory: Path) -> Listing:
     return Listing(items, letters, rejected=rejected, made_from={"fonts": sorted(fonts), "usable": len(usable)})
 
 
-def _found_fonts(source: GlyphSource) -> dict[str, bytes]:
+def _found_fonts(source: GlyphSource, directory: Path) -> dict[str, bytes]:
     """File name -> bytes of every font, or of those that were chosen."""
-    path = source.fonts.expanduser() if source.fonts else _matplotlib_fonts()
+    path = source.fonts if source.fonts else _matplotlib_fonts()
     if not path.exists():
         raise UserError(
             f"data.source.fonts: '{path}' does not exist. Give a folder or tar of {', '.join(ENDINGS)} files."
         )
-    fonts = dict(_fonts_in_tar(path) if path.is_file() else _fonts_in_folder(path))
+    fonts = dict(_fonts_in_tar(path, directory) if path.is_file() else _fonts_in_folder(path))
     if not fonts:
         raise UserError(f"data.source.fonts: '{path}' holds no fonts. Expected files ending in {', '.join(ENDINGS)}.")
     stems = {Path(name).stem: name for name in fonts}
@@ -86,12 +87,13 @@ def _fonts_in_folder(path: Path) -> Iterator[tuple[str, bytes]]:
     return ((p.name, p.read_bytes()) for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
 
 
-def _fonts_in_tar(path: Path) -> Iterator[tuple[str, bytes]]:
-    with tarfile.open(path) as archive:
-        for member in archive:
-            file = archive.extractfile(member) if member.name.lower().endswith(ENDINGS) else None
-            if file:
-                yield Path(member.name).name, file.read()
+def _fonts_in_tar(path: Path, directory: Path) -> Iterator[tuple[str, bytes]]:
+    plain = unpacked(path.resolve(), directory)
+    for member in members(plain, root=directory):
+        if member.name.lower().endswith(ENDINGS):
+            yield Path(member.name).name, read_bytes(member.at, directory)
+    if plain.parent == directory:
+        plain.unlink()  # the fonts are copied out of it
 
 
 def check_font(path: Path, letters: list[str]) -> None:

@@ -54,9 +54,10 @@ def _content(table: str, path: Path, root: Path) -> str:
     inside = next((member for member in members(path, root=root) if member.name == table), None)
     if inside:
         return read_bytes(inside.at, root).decode("utf-8-sig")
-    if not Path(table).is_file():
+    file = Path(table).expanduser()
+    if not file.is_file():
         raise UserError(f"data.source.table: '{table}' is neither in '{path}' nor a file. Give a .csv or .jsonl.")
-    return Path(table).read_text("utf-8-sig")
+    return file.read_text("utf-8-sig")
 
 
 def _rows(name: str, content: str) -> list[dict[str, Any]]:

@@ -2,9 +2,10 @@
 
 import json
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from webdataset.tariterators import group_by_keys
 
 from data_prep.archives import IMAGES, Member, members, unpacked
 from data_prep.items import Item, Listing, Rejected
@@ -15,7 +16,7 @@ from pipeline.runtime.errors import UserError
 
 def listing(source: WebdatasetSource, directory: Path) -> Listing:
     """Every sample that has an image. Labels: `.cls`, or `label` or `class` of `.json`; `.txt` is the caption."""
-    path = source.path.expanduser().resolve()
+    path = source.path.resolve()
     tars = sorted(path.glob("*.tar")) + sorted(path.glob("*.tar.gz")) if path.is_dir() else [path]
     if not tars or not tars[0].exists():
         raise UserError(f"data.source.path: no tars at '{path}'. Give a .tar, or a folder that holds some.")
@@ -27,15 +28,19 @@ def listing(source: WebdatasetSource, directory: Path) -> Listing:
 
 
 def _samples(tar: Path, root: Path) -> Iterator[tuple[str, dict[str, Member]]]:
-    """Key -> members by ending, lower case, in the order of the tar."""
-    for key, group in groupby(members(tar, root=root), key=lambda member: _parts(member.name)[0]):
-        yield key, {_parts(member.name)[1]: member for member in group}
+    """Key -> members by ending, lower case, in the order of the tar, put together by webdataset's own reader.
 
-
-def _parts(name: str) -> tuple[str, str]:
-    folder, slash, base = name.rpartition("/")
-    stem, _, ending = base.partition(".")
-    return folder + slash + stem, ending.lower()
+    What it passes over has no key: names without an ending, and names that begin with a dot.
+    """
+    files = ({"fname": member.name, "data": member, "__url__": str(tar)} for member in members(tar, root=root))
+    try:
+        for sample in group_by_keys(files):
+            parts = {ending: member for ending, member in sample.items() if isinstance(member, Member)}
+            yield sample["__key__"], parts
+    except ValueError as error:  # the one that it raises itself: one ending twice in a sample
+        raise UserError(
+            f"{tar}: {str(error.args[0]).partition(' dict_keys')[0]}. Give each image one of it."
+        ) from error
 
 
 def _classes(tars: list[Path], root: Path) -> list[str]:

@@ -7,8 +7,9 @@ from pipeline.config.autoencoder import Facts
 from pipeline.config.check_autoencoder import check_autoencoder
 from pipeline.config.check_latents import DENOISERS, check_latents
 from pipeline.config.check_model import check_model
+from pipeline.config.check_training import check_training
 from pipeline.config.durations import to_images
-from pipeline.config.known_data import attribute_names, class_count
+from pipeline.config.known_data import attribute_names, class_count, split_names
 from pipeline.config.schema import Config
 from pipeline.config.schema_diffusion import sampling_problems
 from pipeline.runtime.errors import did_you_mean
@@ -16,12 +17,14 @@ from pipeline.runtime.errors import did_you_mean
 MOST_TURNS = 200  # of Fourier features over all noise levels: EDM's, of deviation 16, turn 42 times
 
 
-def check(cfg: Config, autoencoder: Facts | None = None) -> list[str]:
+def check(cfg: Config, autoencoder: Facts | None = None, *, trained: bool = False) -> list[str]:
     """Everything that is wrong with a config whose single fields are right.
 
-    `autoencoder`: whose latents it is trained on; None where it is trained on pixels, or nothing is known of it yet.
+    Args:
+        autoencoder: whose latents it is trained on; None where it is trained on pixels, or nothing is known of it yet.
+        trained: whether its training is finished, so that what training needs does not matter.
     """
-    rules = [problem for rule in RULES for problem in rule(cfg)]
+    rules = [problem for rule in RULES if not (trained and rule is check_training) for problem in rule(cfg)]
     return [*rules, *check_latents(cfg, autoencoder), *_model(cfg, autoencoder)]
 
 
@@ -48,38 +51,21 @@ def _schedule(cfg: Config) -> Iterator[str]:
         )
 
 
-def _early_stop(cfg: Config) -> Iterator[str]:
-    train = cfg.train
-    if train.early_stop and train.early_stop.metric.startswith("valid/") and not train.validate_every:
-        yield "train.early_stop: set, but train.validate_every is null, so nothing is ever validated. Set it too."
-    if train.early_stop and train.early_stop.metric.startswith("sampled/") and not train.metric_every:
-        yield (
-            f"train.early_stop.metric: found '{train.early_stop.metric}', but train.metric_every is null, so no "
-            "samples are ever judged. Set it too."
-        )
-    known = _measured(cfg)
-    if train.early_stop and known is not None and train.early_stop.metric not in known:
-        listed = " or ".join(known) or "nothing"
-        yield (
-            f"train.early_stop.metric: found '{train.early_stop.metric}', but with model.kind={cfg.model.kind} and "
-            f"model.condition={cfg.model.condition} what is measured while training is {listed}. Use one of them."
-        )
-
-
-def _measured(cfg: Config) -> tuple[str, ...] | None:
-    """What early stopping may look at: of validation and of samples. None where more follows from the loss's parts."""
-    accuracy = {"class": ("sampled/accuracy-domain",), "attributes": ("sampled/accuracy-attributes",)}
-    samples = ("sampled/fd-domain", *accuracy.get(cfg.model.condition, ()))
-    if cfg.model.kind == "stylegan":  # a game has no loss that says how good its images are
-        return samples
-    return ("valid/loss", *samples) if cfg.model.kind in DENOISERS else None
-
-
 def _metric(cfg: Config) -> Iterator[str]:
     if cfg.train.metric_every and not cfg.evaluate.domain.enabled:
         yield "train.metric_every: set, but evaluate.domain.enabled is false: the domain classifier is what judges."
     if cfg.train.metric_every and cfg.model.kind in ("kl_autoencoder", "bottleneck_autoencoder"):
         yield f"train.metric_every: set, but a {cfg.model.kind} makes no samples. Leave it at null."
+
+
+def _references(cfg: Config) -> Iterator[str]:
+    names, known = cfg.evaluate.reference_splits, split_names(cfg.data)
+    if not names or (known is not None and names[0] not in known):
+        there = "train" if known is None else ", ".join(known)
+        yield (
+            f"evaluate.reference_splits: found {list(names)}, expected first a split that {cfg.data.name} has, to "
+            f"compare with: {there}."
+        )
 
 
 def _model(cfg: Config, autoencoder: Facts | None) -> list[str]:
@@ -189,12 +175,13 @@ def _divisors(number: int) -> list[int]:
 RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _batch,
     _schedule,
-    _early_stop,
     _metric,
+    _references,
     _classes,
     _attributes,
     _sampler,
     _embedding,
     _average,
     check_autoencoder,
+    check_training,
 )

@@ -1,7 +1,7 @@
 """What a data protocol says of its classes and attributes before any image has been read. None: not known yet."""
 
 from pipeline.config.schema_data import DataConfig
-from pipeline.config.schema_sources import FolderSource, GlyphSource, IdxSource
+from pipeline.config.schema_sources import FolderSource, GlyphSource, HubSource, IdxSource
 
 CELEBA = (  # the official file's names, in its order (Liu et al. 2015)
     "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair "
@@ -10,6 +10,13 @@ CELEBA = (  # the official file's names, in its order (Liu et al. 2015)
     "Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick Wearing_Necklace "
     "Wearing_Necktie Young"
 )
+ALIASES = {"val": "valid", "validation": "valid", "dev": "valid"}  # what others call a split
+_OFFICIAL = {
+    "celeba": ("train", "valid", "test"),
+    "flowers102": ("train", "valid", "test"),
+    "cifar10": ("train", "test"),
+    "idx": ("train", "test"),
+}
 COUNTS = {"cifar10": 10, "flowers102": 102, "celeba": 0, "lsun": 0}
 
 
@@ -33,3 +40,16 @@ def attribute_names(data: DataConfig) -> tuple[str, ...] | None:
     if isinstance(source, FolderSource):
         return source.attribute_columns
     return None if source.kind in ("webdataset", "hub") else ()
+
+
+def split_names(data: DataConfig) -> tuple[str, ...] | None:
+    """Which splits the data will have."""
+    rule, official = data.split, _OFFICIAL.get(data.source.kind)
+    if isinstance(data.source, HubSource):
+        official = tuple(ALIASES.get(name, name) for name in data.source.splits)
+    shares = {"train": 1.0, "valid": rule.valid, "test": rule.test}
+    by_hash = tuple(name for name, share in shares.items() if share)
+    made = {"all": ("train",), "hash": by_hash, "official": official}[rule.rule]
+    if not rule.merge:
+        return made
+    return tuple(name for name, parts in rule.merge.items() if made is None or any(part in made for part in parts))

@@ -5,7 +5,6 @@ Every problem is collected and reported at once, with the nearest known name bes
 
 import copy
 import logging
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +13,6 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,12 +22,13 @@ from pipeline.config.autoencoder import Facts, facts_in, facts_of
 from pipeline.config.base import Settings
 from pipeline.config.check import check
 from pipeline.config.explain import explain
+from pipeline.config.overrides import key_of, literal, put
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError, did_you_mean
 
 CONFIG_ROOT = Path(__file__).resolve().parents[2] / "configs"
 CONFIG_FILE = "config.yaml"  # the resolved config inside a run directory
-_PLAIN = re.compile(r"[A-Za-z_][\w.]*=")  # a word that sets one key
+FINISHED = "finished.json"  # in its checkpoints/, written when the last step's checkpoint is committed
 # The same in C takes a sixth of the time.
 _Loader, _Dumper = (getattr(yaml, f"C{name}", getattr(yaml, name)) for name in ("SafeLoader", "SafeDumper"))
 _GIVEN = ("name", "runs_dir", "data_dir", "data", "experiment", "latents")  # of an autoencoder: not to be overridden
@@ -48,7 +46,14 @@ def config_from(words: Sequence[str]) -> Config:
         UserError: naming every problem found.
     """
     directory = run_named(words)
-    return validated(_compose(words)) if directory is None else _from_run(directory, words[1:])
+    try:
+        if directory is None:
+            return validated(_compose(words))
+        stored, words = _stored(directory), words[1:]
+        trained = (directory / "checkpoints" / FINISHED).is_file()
+        return validated(_changed(stored, words) if words else stored, trained=trained)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(f"Cannot apply {' '.join(words)}: {str(error).splitlines()[0]}") from error
 
 
 def run_named(words: Sequence[str]) -> Path | None:
@@ -60,15 +65,15 @@ def run_named(words: Sequence[str]) -> Path | None:
     return Path(words[0]) if not equals or "/" in key else None
 
 
-def validated(values: Any) -> Config:
-    """A plain mapping as a Config, checked field by field and then across fields."""
+def validated(values: Any, *, trained: bool = False) -> Config:
+    """A plain mapping as a Config, checked field by field and then across fields. `trained`: see `check`."""
     try:
         cfg = Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(_listed(explain(error, Config))) from error
-    problems = check(cfg, _autoencoder_facts(cfg))
+        raise UserError(listed(explain(error, Config))) from error
+    problems = check(cfg, _autoencoder_facts(cfg), trained=trained)
     if problems:
-        raise UserError(_listed(problems))
+        raise UserError(listed(problems))
     return cfg
 
 
@@ -82,14 +87,13 @@ def autoencoder_config(cfg: Config) -> Config:
     latents = cfg.latents
     if latents is None or latents.experiment is None:
         raise UserError("latents.experiment: found null, expected the experiment that trains the autoencoder.")
-    fixed = [w for w in latents.overrides if w.lstrip("+").partition("=")[0].split(".")[0] in _GIVEN]
+    fixed = [word for word in latents.overrides if key_of(word).split(".")[0] in _GIVEN]
     if fixed:
         raise UserError(
             f"latents.overrides: found {', '.join(fixed)}, but name and place of the autoencoder follow from "
             "latents.autoencoder, and its data are those of this experiment. Leave them out."
         )
-    known = groups()
-    choices = [word for word in latents.overrides if word.partition("=")[0] in known]
+    choices, words = _divided(latents.overrides)
     taken = {name: getattr(cfg, name) for name in ("data", "data_dir", "seed", "cluster", "evaluate")}
     values = {
         **_compose([f"experiment={latents.experiment}", *choices]),
@@ -98,10 +102,9 @@ def autoencoder_config(cfg: Config) -> Config:
         "runs_dir": str(latents.autoencoder.parent),
         "data_dir": str(cfg.data_dir),
     }
-    words = [word for word in latents.overrides if word not in choices]
     try:
-        return validated(_overridden(values, words))
-    except (UserError, OmegaConfBaseException, yaml.YAMLError) as error:
+        return validated(_changed(values, words))
+    except (UserError, OmegaConfBaseException) as error:
         raise UserError(f"latents.experiment={latents.experiment}: {error}") from error
 
 
@@ -118,7 +121,7 @@ def to_yaml(cfg: Config) -> str:
     return str(yaml.dump(cfg.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
-def _from_run(directory: Path, overrides: Sequence[str]) -> Config:
+def _stored(directory: Path) -> Any:
     path = directory / CONFIG_FILE
     if not path.is_file():
         raise UserError(
@@ -126,19 +129,27 @@ def _from_run(directory: Path, overrides: Sequence[str]) -> Config:
             "Give a run directory, or a choice such as experiment=glyphs16 followed by key=value overrides."
         )
     try:
-        values = yaml.load(path.read_text(), Loader=_Loader)
-        return validated(_overridden(values, overrides) if overrides else values)
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UserError(f"Cannot apply {list(overrides)} to {path}: {error}") from error
+        return yaml.load(path.read_text(), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not readable YAML ({error}). Restore it.") from error
 
 
-def _overridden(values: Any, words: Sequence[str]) -> Any:
-    """A plain mapping with `key=value` words put in."""
-    changed = OmegaConf.create(values)
-    for word in words:
-        key, _, value = word.partition("=")
-        OmegaConf.update(changed, key.lstrip("+"), yaml.safe_load(value), force_add=True)
-    return OmegaConf.to_container(changed, resolve=True)
+def _changed(values: Any, words: Sequence[str]) -> Any:
+    """The settings of an existing run with overrides put in, as into those of a new one.
+
+    A group choice takes the place of the whole group. An experiment cannot be chosen: the run is one.
+    """
+    _check_choices(words)
+    choices, settings = _divided(words)
+    config = OmegaConf.create(literal(values))
+    for word in choices:
+        group = key_of(word)
+        if group not in Config.model_fields:
+            raise UserError(f"{word}: a run has its settings already. Leave it out, or begin a new run with it.")
+        config[group] = _composed((word.lstrip("+"),))[group]
+    for word in settings:
+        put(config, word)
+    return OmegaConf.to_container(config, resolve=True)
 
 
 def groups() -> dict[str, list[str]]:
@@ -152,56 +163,31 @@ def groups() -> dict[str, list[str]]:
 
 def _compose(words: Sequence[str]) -> Any:
     _check_choices(words)
-    try:
-        return _without_missing(OmegaConf.to_container(composed(words), resolve=True))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"Cannot compose {' '.join(words)}: {str(error).splitlines()[0]}") from error
+    return _without_missing(OmegaConf.to_container(composed(words), resolve=True))
 
 
 def composed(words: Sequence[str]) -> DictConfig:
     """What Hydra makes of `group=choice` and `key=value`: groups are composed once, keys are put in each time."""
-    known = groups()
-    choices = [w for w in words if w.partition("=")[0] in known]
-    settings = [w for w in words if w not in choices]
-    if not all(_PLAIN.match(word) for word in settings):  # +key, ~key, key@package: for Hydra to apply
-        choices, settings = [*words], []
+    choices, settings = _divided(words)
     config = copy.deepcopy(_composed(tuple(choices)))
     for word in settings:
-        _put(config, word)
+        put(config, word)
     return config
 
 
-@lru_cache(maxsize=64)
-def _composed(words: tuple[str, ...]) -> DictConfig:
-    """What Hydra composes; not to be changed. It takes 70 ms, and the trials of a sweep differ by what is put in."""
+def _divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Choices of groups, and settings."""
     known = groups()
-    # `++` sets a key whether it stands in the YAML or not: that a key exists is the schema's to say, for all at once.
-    overrides = [w if w.partition("=")[0] in known or w[:1] in "+~" else f"++{w}" for w in map(_quoted, words)]
+    choices = [word.lstrip("+") for word in words if key_of(word) in known]
+    return choices, [word for word in words if key_of(word) not in known]
+
+
+@lru_cache(maxsize=64)
+def _composed(choices: tuple[str, ...]) -> DictConfig:
+    """What Hydra composes; not to be changed. It takes 70 ms, and the trials of a sweep differ by what is put in."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONFIG_ROOT), version_base="1.3"):
-        return compose("config", overrides=overrides)
-
-
-def _put(config: DictConfig, word: str) -> None:
-    """Put `key=value` into a composed config, as Hydra does with `++key=value`."""
-    override = _parsed(f"++{_quoted(word)}")
-    if override.is_sweep_override():
-        raise HydraException(f"'{word}' has several values, which only a sweep can try: python -m slurm sweep submit")
-    OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
-
-
-@lru_cache(maxsize=1024)
-def _parsed(word: str) -> Override:
-    return OverridesParser.create().parse_override(word)
-
-
-def _quoted(word: str) -> str:
-    """A value with an equals sign in it, such as a path, in the quotes that Hydra wants around it."""
-    key, _, value = word.partition("=")
-    if "=" not in value or value[0] in "'\"[{":
-        return word
-    escaped = value.replace("'", "\\'")
-    return f"{key}='{escaped}'"
+        return compose("config", overrides=list(choices))
 
 
 def _without_missing(value: Any) -> Any:
@@ -214,18 +200,21 @@ def _without_missing(value: Any) -> Any:
 def _check_choices(words: Sequence[str]) -> None:
     known, problems = groups(), []
     for word in words:
-        key, equals, value = word.partition("=")
-        if not equals:
-            problems.append(f"'{word}' is not key=value.")
-        elif key in known and value not in known[key]:
+        try:
+            key, value = key_of(word), word.partition("=")[2]
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if key in known and value not in known[key]:
             problems.append(
                 f"{key}: found '{value}', expected one of {', '.join(known[key])}.{did_you_mean(value, known[key])}"
             )
     if problems:
-        raise UserError(_listed(problems))
+        raise UserError(listed(problems))
 
 
-def _listed(problems: Sequence[str]) -> str:
+def listed(problems: Sequence[str]) -> str:
+    """All problems in one message."""
     if len(problems) == 1:
         return problems[0]
     return f"{len(problems)} problems in the settings:\n" + "\n".join(f"  - {p}" for p in problems)

@@ -55,7 +55,7 @@ def world_from(env: dict[str, str]) -> World:
         names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
     else:
         return World()
-    rank, size, local_rank, local_size = (env.get(name, default) for name, default in zip(names, "0101", strict=True))
+    rank, size, local_rank, local_size = (env.get(name) or default for name, default in zip(names, "0101", strict=True))
     return World(int(rank), int(size), int(local_rank), int(local_size.split("(")[0].split(",")[0]))
 
 
@@ -287,8 +287,9 @@ def describe(world: World, device: torch.device) -> str:
 
 def use_cpus(world: World) -> None:
     """As many threads as this rank was given CPUs, so that ranks of one node do not fight over them."""
-    if "OMP_NUM_THREADS" in os.environ:
+    if os.environ.get("OMP_NUM_THREADS", "").isdigit():
         return
+    os.environ.pop("OMP_NUM_THREADS", None)  # empty, or no number: accelerate would read it as one
     given = os.environ.get("SLURM_CPUS_PER_TASK")
     cpus = int(given) if given else len(os.sched_getaffinity(0)) // world.local_size
     torch.set_num_threads(max(min(cpus, len(os.sched_getaffinity(0))), 1))

@@ -12,19 +12,21 @@ runs/<name>/
   training.lock                 who trains it at the moment; empty where nobody does
 """
 
-import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.load import CONFIG_FILE, config_from, to_yaml
+from pipeline.config.base import Settings
+from pipeline.config.load import CONFIG_FILE, config_from, run_named, to_yaml
+from pipeline.config.load import FINISHED as FINISHED
+from pipeline.config.overrides import word_for
 from pipeline.config.paths import run_directory
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_text
 
 COMMIT = "commit.json"  # written last into a checkpoint: without it there is no checkpoint
-FINISHED = "finished.json"  # written by training when the last step's checkpoint is committed
 _STEP = re.compile(r"^step-(\d{9})$")
 # What may differ between the config of a run and a later call on it: where jobs run, what memory they have, and what is
 # done with the result.
@@ -119,17 +121,38 @@ def create_run(cfg: Config) -> RunDir:
     """
     run = RunDir(run_directory(cfg))
     if run.config.is_file():
-        if found := differences(run, cfg):
-            listed = "\n".join(f"  - {d}" for d in found)
-            raise UserError(
-                f"{run.path} was made with other settings:\n{listed}\n"
-                f"Give this experiment another name (name={cfg.name}-2), or take the setting back to continue that run."
-            )
+        _refuse(run, differences(run, cfg), f"Give this experiment another name (name={cfg.name}-2)")
         return run
     if run.path.exists() and any(run.checkpoints.glob("step-*")):
         raise UserError(f"{run.path} has checkpoints but no {CONFIG_FILE}. Restore that file, or choose another name.")
     write_text(run.config, to_yaml(cfg))
     return run
+
+
+def existing_run(words: Sequence[str]) -> tuple[RunDir, Config]:
+    """The run that a command line is about, and its config with the overrides of this call.
+
+    Args:
+        words: RUN_DIR, or the words that the run was made with, followed by overrides.
+    Raises:
+        UserError: where there is no such run, or an override changes what training made; it lists every difference.
+    """
+    cfg = config_from(words)
+    run = RunDir(run_named(words) or run_directory(cfg))
+    if not run.config.is_file():
+        raise UserError(f"{run.path} is no run: it has no {CONFIG_FILE}. Train it first: python -m pipeline train ...")
+    free = ", ".join(_FREE)
+    _refuse(run, differences(run, cfg), f"Of a run, {free} alone may be said differently. Give a new run another name")
+    return run, cfg
+
+
+def _refuse(run: RunDir, found: Sequence[str], otherwise: str) -> None:
+    if found:
+        listed = "\n".join(f"  - {difference}" for difference in found)
+        raise UserError(
+            f"{run.path} was made with other settings:\n{listed}\n"
+            f"{otherwise}, or take the setting back to continue that run."
+        )
 
 
 def overrides_for(run: RunDir, cfg: Config) -> list[str]:
@@ -139,7 +162,7 @@ def overrides_for(run: RunDir, cfg: Config) -> list[str]:
     """
     before, after = _flat(config_from([str(run.path)])), _flat(cfg)
     return [
-        f"{key}={json.dumps(value)}"
+        word_for(key, value)
         for key, value in sorted(after.items())
         if _free(key) and (key not in before or before[key] != value)
     ]
@@ -167,14 +190,16 @@ def _free(key: str) -> bool:
 
 
 def _flat(cfg: Config) -> dict[str, object]:
+    """Dotted name -> JSON-like value of every setting. A mapping that is itself a setting is one value."""
     rows: dict[str, object] = {}
 
-    def walk(prefix: str, value: object) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                walk(f"{prefix}.{key}" if prefix else key, inner)
-        else:
-            rows[prefix] = value
+    def walk(prefix: str, settings: Settings, values: dict[str, object]) -> None:
+        for key, value in values.items():
+            inner = getattr(settings, key)
+            if isinstance(inner, Settings) and isinstance(value, dict):
+                walk(f"{prefix}{key}.", inner, value)
+            else:
+                rows[f"{prefix}{key}"] = value
 
-    walk("", cfg.model_dump(mode="json"))
+    walk("", cfg, cfg.model_dump(mode="json"))
     return rows

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.load import config_from, run_named, to_yaml
+from pipeline.config.needs import require
 from pipeline.config.paths import run_directory, training_shards
 from pipeline.config.plan import plan_for
 from pipeline.config.schema import Config
@@ -29,6 +30,7 @@ def main(words: list[str]) -> int:
     if options.dry_run:
         describe(cfg)
         return 0
+    require(cfg, "train")
     return train(cfg, create_run(cfg))
 
 

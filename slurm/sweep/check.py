@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 
+from pipeline.config.check_training import metric_problems
 from pipeline.config.load import config_from
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
@@ -66,22 +67,11 @@ def _said(problem: str, who: Sequence[Params], *, of: int) -> str:
 
 
 def _rules(settings: SweepSettings, cfg: Config) -> Iterator[str]:
-    evaluate, names = cfg.evaluate, {settings.metric}
+    names = {settings.metric}
     if settings.pruning.kind != "none":
         names.add(settings.pruning.metric)
     for name in sorted(names):
-        if name.startswith("valid/") and cfg.train.validate_every is None:
-            yield f"metric: {name} needs train.validate_every, which is null."
-        if name.startswith("sampled/") and cfg.train.metric_every is None:
-            yield f"metric: {name} needs train.metric_every, which is null."
-        if name.endswith("-domain") and not evaluate.domain.enabled:
-            yield f"metric: {name} needs evaluate.domain.enabled=true."
-        if name.partition("@")[0] in ("fid", "is", "kid", "sfid") and evaluate.inception.weights is None:
-            yield f"metric: {name} needs evaluate.inception.weights, which is null. fd-domain needs no weights."
-        if name.startswith("fd-dinov2") and evaluate.dinov2.weights is None:
-            yield f"metric: {name} needs evaluate.dinov2.weights, which is null."
-        if name.startswith("cmmd") and evaluate.clip.weights is None:
-            yield f"metric: {name} needs evaluate.clip.weights, which is null."
+        yield from (f"metric: {problem}" for problem in metric_problems(cfg, name))
     asked = cfg.cluster.train
     if (
         settings.pruning.kind != "none"

@@ -15,10 +15,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.config.needs import require
+from pipeline.config.overrides import parse
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError, did_you_mean
 from slurm.sweep import ending, here, planning
@@ -28,6 +29,7 @@ from slurm.sweep.folder import SweepDir, settings_from, validated
 from slurm.sweep.settings import SweepSettings
 from slurm.sweep.space import dimension, is_sweep
 from slurm.sweep.standing import standing, totals
+from slurm.workflows import launch_for
 
 FREE = ("trials", "at_once", "gpu_hours", "retries", "columns")  # what may change while a sweep exists
 
@@ -45,6 +47,7 @@ def submit(words: list[str]) -> int:
         sweep = opened(words[0])
         return _go(sweep, check(sweep.settings()))
     settings, cfg = _meant(words)
+    require(cfg, *_needed(settings, cfg))
     sweep = SweepDir(settings.path.resolve())
     if sweep.settings_file.is_file():
         _refuse_another(sweep, settings)
@@ -67,8 +70,16 @@ def plan(words: list[str]) -> int:
     """Show what submitting would do."""
     if not words:
         raise UserError("plan what? The words of submit, such as experiment=glyphs16 name=lr train.optim.lr=1e-3,2e-3")
-    planning.show(*_meant(words), Console(width=None if sys.stdout.isatty() else 140))
+    settings, cfg = _meant(words)
+    planning.show(settings, cfg, Console(width=None if sys.stdout.isatty() else 140))
+    require(cfg, *_needed(settings, cfg))
     return 0
+
+
+def _needed(settings: SweepSettings, cfg: Config) -> list[str]:
+    """The jobs of a trial, and those that trials share, as far as they are still to do."""
+    open_jobs = [name for name, complete in launch_for(cfg, make=False).complete().items() if not complete]
+    return [name for name in open_jobs if settings.run is None or name != "train"] + ["sample", "evaluate"]
 
 
 def _refuse_another(sweep: SweepDir, settings: SweepSettings) -> None:
@@ -169,7 +180,7 @@ def extended(settings: SweepSettings, words: list[str]) -> SweepSettings:
         key, _, text = word.partition("=")
         name = key.removeprefix("sweep.")
         if key.startswith("sweep.") and name in FREE:
-            values[name] = yaml.safe_load(text)
+            values[name] = parse(f"{name}={text}", SweepSettings).value
         elif key in values["space"]:
             old, new = dimension(key, values["space"][key]), dimension(key, text)
             both = (*old.choices, *(c for c in new.choices if c not in old.choices))

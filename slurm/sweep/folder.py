@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from pipeline.config.explain import explain
 from pipeline.config.load import CONFIG_ROOT
+from pipeline.config.overrides import parse
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import write_text
 from pipeline.runtime.run_dir import RunDir
@@ -125,7 +126,7 @@ def settings_from(words: Sequence[str]) -> SweepSettings:
         if not equals:
             raise UserError(f"'{word}' is not key=value.")
         if key.startswith("sweep."):
-            _put(values, key.split(".")[1:], yaml.safe_load(value))
+            _put(values, key.split(".")[1:], parse(word.removeprefix("sweep."), SweepSettings).value)
         elif key in _OWN:
             values |= {} if key == "sweep" else {key: value}
         elif is_sweep(word):

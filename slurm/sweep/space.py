@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
+from pipeline.config import overrides
 from pipeline.runtime.errors import UserError
 
 Params = Mapping[str, str | float | int]  # of a configuration: key -> the words of a choice, or a number
@@ -48,7 +49,7 @@ class Dimension:
 
 def is_sweep(word: str) -> bool:
     """Whether a word `key=value` varies its key."""
-    return bool("=" in word and _parsed(word).is_sweep_override())
+    return overrides.is_sweep(word)
 
 
 def dimension(key: str, grammar: str) -> Dimension:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from prepared import config, image_of, prepare, rejected_of, split_of
 
+from data_prep import listing
 from data_prep.sources.glyphs import check_font, draw
-from pipeline.runtime.errors import UserError
+from pipeline.runtime.errors import Incomplete, UserError
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -119,3 +120,21 @@ def test_a_font_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> N
     cfg = config(tmp_path, f"data.source.fonts={tmp_path}/junk", data="glyphs16")
     with pytest.raises(UserError, match=r"None of the 1 fonts draws every letter.*unreadable_font"):
         prepare(cfg)
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_fonts_come_from_a_tar_that_is_whole(tmp_path: Path, ending: str) -> None:
+    import matplotlib
+
+    path, fonts = tmp_path / f"fonts.{ending}", Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    with tarfile.open(path, "w:gz" if ending.endswith("gz") else "w") as archive:
+        for name in ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif"):
+            archive.add(fonts / f"{name}.ttf", f"fonts/{name}.ttf")
+            end = archive.offset
+    words = [f"data.source.fonts={path}", "data.source.scales=[0.7]", "data.source.alphabet=AB"]
+    cfg = config(tmp_path / "whole", *words, data="glyphs16")
+    assert listing.run(cfg)["items"] == 6
+    assert sorted(p.name for p in listing.source_directory(cfg).iterdir() if "tar" in p.name) == []
+    path.write_bytes(path.read_bytes()[: end if ending == "tar" else path.stat().st_size // 2])
+    with pytest.raises(Incomplete, match="truncated"):
+        listing.run(config(tmp_path / "cut", *words, data="glyphs16"))

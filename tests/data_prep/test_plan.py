@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prepared import config
+from prepared import config, folder_of_pictures, image_of, prepare, split_of
 
+from data_prep import verify
 from data_prep.items import Item, Items, Listing, write_items
 from data_prep.plan import hash_place, hash_splits, make_plan
 from pipeline.config.load import groups
@@ -83,6 +84,56 @@ def test_small_classes_are_left_out_with_their_number() -> None:
     assert [(row.key, row.reason) for row in plan.left_out] == [
         ("9", "class 'few' has 1 images, split.min_per_class is 2")
     ]
+    assert plan.labels == (0,)
+
+
+def test_a_dropped_class_leaves_the_list_of_classes_and_labels_are_counted_without_it(tmp_path: Path) -> None:
+    root = folder_of_pictures(tmp_path / "images", 9, classes=3)
+    for path in sorted((root / "class1").iterdir())[1:]:
+        path.unlink()
+    words = [f"data.source.path={root}", "data.image_size=16", "data.split.valid=0", "data.split.min_per_class=2"]
+    cfg = config(tmp_path / "data", *words)
+    prepare(cfg, workers=2)
+    train = split_of(cfg)
+    assert train.manifest.classes == ["class0", "class2"] and train.manifest.class_counts == [3, 3]
+    assert train.index["label"].tolist() == [0, 0, 0, 1, 1, 1]
+    verify.run(cfg, workers=1)  # labels beside the images are those of the index
+    whole = config(tmp_path / "data", *words[:-1])
+    prepare(whole)
+    assert split_of(whole).manifest.class_counts == [3, 1, 3]
+    assert np.array_equal(image_of(train, 5), image_of(split_of(whole), 6))
+
+
+def test_a_label_beyond_the_classes_is_refused_with_its_key() -> None:
+    rows = [Item("a", ("file", "a"), label=0), Item("b", ("file", "b"), label=2)]
+    with pytest.raises(UserError, match=r"'b' has label 2, expected 0 to 1"):
+        make_plan(rows, protocol(rule="all"), ["cat", "dog"])
+
+
+def test_the_filtered_flowers_drop_what_they_say(shared: Path, tmp_path: Path) -> None:
+    from scipy.io import loadmat
+
+    labels = loadmat(shared / "data" / "imagelabels.mat")["labels"][0].astype(int) - 1
+    rows = [Item(f"image_{n:05d}.jpg", ("file", "x"), label=int(label)) for n, label in enumerate(labels, 1)]
+    plan = make_plan(rows, config(tmp_path, data="flowers128_filtered").data, [str(n) for n in range(102)])
+    assert len(plan.labels) == 60 and sum(map(len, plan.splits.values())) == 6190
+    found = make_plan(rows, config(tmp_path, data="flowers64_valid").data, [str(n) for n in range(102)])
+    assert {name: len(numbers) for name, numbers in found.splits.items()} == {"train": 7373, "valid": 816}
+
+
+def test_keys_that_python_hashes_alike_are_two_keys(tmp_path: Path) -> None:
+    """Python's hash of text differs between processes: what it rejects one day it may take the next."""
+
+    class Key(str):
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            return 1
+
+    rows = [Item(Key(name), ("file", name)) for name in ("a", "b", "a")]
+    listing = Listing(rows)
+    assert write_items(tmp_path, listing)[0] == 2
+    assert [row.key for row in listing.rejected] == ["a"]
 
 
 @given(st.data())

@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from prepared import config, folder_of_pictures, image_of, picture, prepare, rejected_of, split_of
+from webdataset import WebDataset
 
-from pipeline.runtime.errors import UserError
+from data_prep import listing
+from data_prep.items import Items
+from data_prep.load import read_bytes
+from pipeline.runtime.errors import Incomplete, UserError
 
 
 def test_celeba_s_real_images_have_their_forty_attributes(shared: Path, tmp_path: Path) -> None:
@@ -309,3 +313,51 @@ def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
     cfg = config(tmp_path / "data", f"data.source.path={root}", "data.image_size=16", "data.split.valid=0")
     prepare(cfg)
     assert split_of(cfg).manifest.classes == [] and set(split_of(cfg).index["label"]) == {-1}
+
+
+def tar_of_pictures(path: Path, names: tuple[str, ...]) -> bytes:
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            buffer = io.BytesIO()
+            picture(len(name)).save(buffer, "PNG")
+            content = buffer.getvalue() if name.endswith("png") else b"1"
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("data", ["webdataset", "folder"])
+def test_a_tar_that_is_cut_anywhere_is_refused(tmp_path: Path, data: str) -> None:
+    whole = tar_of_pictures(tmp_path / "a.tar", ("a.png", "a.cls", "b.png", "b.cls"))
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        end = max(member.offset_data + member.size for member in archive)
+    end += -end % 512
+    words = ["data.image_size=16", "data.split.valid=0", f"data.source.path={tmp_path / 'a.tar'}"]
+    cuts = [*range(512, end + 512, 512), end + 511, *range(700, end, 777)]
+    for cut in [*cuts, "damaged"]:
+        damaged = bytearray(whole)
+        if cut == "damaged":
+            header = whole.index(b"b.png")
+            damaged[header + 3 : header + 5] = b"??"  # its checksum is wrong now
+        (tmp_path / "a.tar").write_bytes(damaged if cut == "damaged" else whole[:cut])
+        with pytest.raises(Incomplete, match=r"a\.tar is (a truncated or damaged tar|not a readable tar)"):
+            listing.run(config(tmp_path / str(cut), *words, data=data))
+    (tmp_path / "a.tar").write_bytes(whole[: end + 512])  # one block of the end mark is enough
+    assert listing.run(config(tmp_path / "whole", *words, data=data))["items"] == 2
+
+
+def test_samples_of_a_tar_are_those_that_webdataset_reads(tmp_path: Path) -> None:
+    names = ("./._a.png", "./a.png", "./a.CLS", "README", "v1.0/b.png", "v1.0/b.cls", "c.seg.png", "c.png", "d.txt")
+    tar_of_pictures(tmp_path / "a.tar", names)
+    theirs = [sample for sample in WebDataset(str(tmp_path / "a.tar"), shardshuffle=False) if "png" in sample]
+    words = ["data.image_size=16", "data.split.valid=0", f"data.source.path={tmp_path / 'a.tar'}"]
+    cfg = config(tmp_path / "data", *words, data="webdataset")
+    listing.run(cfg)
+    items = Items(listing.source_directory(cfg))
+    assert [item.key for item in items] == [sample["__key__"].removeprefix("./") for sample in theirs]
+    assert [read_bytes(item.at, items.root) for item in items] == [sample["png"] for sample in theirs]
+    assert [item.label for item in items] == [1 if "cls" in sample else None for sample in theirs]
+    tar_of_pictures(tmp_path / "a.tar", ("a.png", "a.PNG"))
+    with pytest.raises(UserError, match=r"a\.tar: a\.PNG: duplicate file name in tar file png"):
+        listing.run(config(tmp_path / "twice", *words, data="webdataset"))

@@ -112,6 +112,11 @@ def test_the_command_line_fetches_shards_verifies_and_inspects(
     command = [sys.executable, "-m", "data_prep", "verify", str(directory), "--workers=1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "every byte is right" in done.stderr, done.stderr
+    options = (["--workers", "1"], ["--part", "0/1"])  # they may stand anywhere
+    first, second = ["data=folder", f"data_dir={tmp_path / 'data'}"], words
+    for order in ([*options[0], "fetch"], ["fetch", *options[0]]):
+        assert main([*order, *first, *options[1], *second]) == 0
+        assert main([*order, *options[1], *first, *second]) == 0
     assert main(["inspect", str(directory)]) == 0 and "contact sheet" in capsys.readouterr().err
 
 

@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import get_int_from_env
 
 from pipeline.runtime import distributed
 from pipeline.runtime.distributed import World, device_for, world_from
@@ -33,6 +34,16 @@ def test_the_launchers_variables_come_before_slurms():
 
 def test_the_batch_shell_of_a_job_is_one_process():
     assert world_from({"SLURM_PROCID": "0", "SLURM_JOB_ID": "7", "SLURM_NTASKS": "8"}) == World()
+
+
+@pytest.mark.parametrize("value", ["", "many", "4,2"])
+def test_a_number_of_threads_that_is_none_counts_as_not_given(value, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", value)
+    before = torch.get_num_threads()
+    distributed.use_cpus(World())
+    assert get_int_from_env(["OMP_NUM_THREADS"], 0) == 0  # as accelerate reads it where several ranks train on CPUs
+    assert torch.get_num_threads() == len(os.sched_getaffinity(0))
+    torch.set_num_threads(before)
 
 
 def test_one_visible_gpu_is_number_zero_on_every_rank(monkeypatch):

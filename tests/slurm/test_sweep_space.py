@@ -68,6 +68,19 @@ def test_words_of_the_command_line_replace_those_of_a_file():
         settings_from(["sweep=guidence"])
 
 
+def test_a_sweeps_own_words_and_paths_are_read_like_all_others():
+    words = ["experiment=photos16", "name=2024_01_01", "train.optim.lr=1e-3,1e-2", "sweep.gpu_hours=1e2"]
+    found = settings_from(
+        [*words, "data.source.path=/x/ü (1)#2", "sweep.folder=/a, b", "sweep.columns={train.optim.lr: r}"]
+    )
+    assert (found.name, found.gpu_hours, str(found.folder)) == ("2024_01_01", 100.0, "/a, b")
+    assert found.columns == {"train.optim.lr": "r"} and found.space == {"train.optim.lr": "1e-3,1e-2"}
+    assert str(check(found.model_copy(update={"gpu_hours": None})).data.source.path) == "/x/ü (1)#2"
+    assert settings_from([*words, "sweep.name=1e3"]).name == "1e3"
+    paths = settings_from(["experiment=photos16", "name=n", "data.source.path=/a,/b"])
+    assert paths.space == {"data.source.path": "/a,/b"}
+
+
 def test_every_problem_of_every_configuration_is_told_at_once():
     words = [*BASE, "train.global_batch=8,9", "train.micro_batch=4,null", "model.groups=8,7", "sweep.metric=fid"]
     with pytest.raises(UserError) as found:

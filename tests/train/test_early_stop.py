@@ -27,5 +27,5 @@ def test_it_stops_after_its_patience_and_the_run_is_finished(tmp_path):
 def test_it_needs_validation(tmp_path):
     cfg = tiny.config(tmp_path)
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))
-    with pytest.raises(UserError, match=r"train.early_stop: set, but train.validate_every is null"):
+    with pytest.raises(UserError, match=r"early_stop.metric: valid/loss needs train.validate_every, which is null"):
         config_from([str(tmp_path), "train.early_stop={patience: 3 steps}"])

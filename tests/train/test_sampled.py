@@ -86,7 +86,7 @@ def test_what_is_missing_is_said_before_training(tmp_path):
         train(cfg, create_run(cfg))
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))
     for word, said in {
-        "train.early_stop={metric: sampled/fd-domain, patience: 6 steps} train.metric_every=null": "no samples are",
+        "train.early_stop={metric: sampled/fd-domain, patience: 6 steps} train.metric_every=null": "needs train.metr",
         "evaluate.domain.enabled=false": "the domain classifier is what judges",
     }.items():
         words = word.replace("} ", "}|").split("|")

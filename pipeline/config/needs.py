@@ -1,0 +1,117 @@
+"""What the jobs of a run need beside their settings: the files that settings name. Looks at the disk.
+
+One list for all who ask: `plan` and `submit` for the jobs that are still to do, each job for itself.
+"""
+
+import importlib.util
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from pipeline.config.autoencoder import KINDS
+from pipeline.config.check_autoencoder import missing_weights
+from pipeline.config.load import autoencoder_config, listed
+from pipeline.config.paths import data_directory, run_directory
+from pipeline.config.schema import Config
+from pipeline.runtime.errors import UserError
+
+RECEIPT = Path("shards", "receipt.json")  # in the data directory: all shards are there
+_LIBRARY_FILES = ("model.safetensors", "pytorch_model.bin")
+_FETCH = "python -m data_prep fetch weights, on a login node,"
+
+
+def missing(cfg: Config, jobs: Collection[str]) -> list[str]:
+    """What these jobs of a run (prepare, autoencoder, train, sample, evaluate, ...) will not find; a sentence each."""
+    found = [problem for job, needs in NEEDS for problem in (needs(cfg) if job in jobs else ())]
+    return list(dict.fromkeys(found))
+
+
+def require(cfg: Config, *jobs: str) -> None:
+    """Raise `UserError` with everything that these jobs will not find."""
+    if problems := missing(cfg, jobs):
+        raise UserError(listed(problems))
+
+
+def _images(cfg: Config) -> Iterator[str]:
+    path = getattr(cfg.data.source, "path", None)
+    if path is not None and not path.exists() and not (data_directory(cfg) / RECEIPT).is_file():
+        yield (
+            f"data.source.path: '{path}' does not exist on this machine (looked at {path.resolve()}), and "
+            f"{data_directory(cfg)} holds nothing prepared from it. Give the folder or archive of the images, on a "
+            "file system that the nodes see too: data.source.path=/path/to/images."
+        )
+
+
+def _features(cfg: Config) -> Iterator[str]:
+    """Of the networks whose features are compared, also with those of the references."""
+    weights = cfg.evaluate.inception.weights
+    if weights is not None and not weights.is_file():
+        yield _no_file("evaluate.inception.weights", weights, "inception")
+    for name, folder in (("dinov2", cfg.evaluate.dinov2.weights), ("clip", cfg.evaluate.clip.weights)):
+        if folder is None:
+            continue
+        files = [folder / file for file in _LIBRARY_FILES]
+        if not (folder / "config.json").is_file() or not any(file.is_file() for file in files):
+            yield (
+                f"evaluate.{name}.weights: found '{folder}', expected a folder with config.json and "
+                f"{' or '.join(_LIBRARY_FILES)}. {_FETCH} makes one ({name}); or set it to null."
+            )
+        if cfg.cluster.python is None and importlib.util.find_spec("transformers") is None:
+            yield (
+                f"evaluate.{name}.weights: set, but the library `transformers` is not installed. Install it "
+                f"(pip install transformers), or set evaluate.{name}.weights=null."
+            )
+
+
+def _scorers(cfg: Config) -> Iterator[str]:
+    """Of what scores single images."""
+    quality = cfg.evaluate.quality
+    for name, path in (("cnniqa", quality.cnniqa), ("niqe", quality.niqe), ("brisque", quality.brisque)):
+        if path is not None and not path.is_file():
+            yield _no_file(f"evaluate.quality.{name}", path, name)
+    if (model := quality.brisque) is not None and model.is_file():
+        ranges = model.with_name(model.name.replace("model", "range"))
+        if ranges == model or not ranges.is_file():
+            yield f"evaluate.quality.brisque: {model} needs its ranges beside it, expected {ranges}."
+
+
+def _no_file(setting: str, path: Path, name: str) -> str:
+    return (
+        f"{setting}: found no file '{path}' (looked at {path.resolve()}), expected the weights there. "
+        f"{_FETCH} fetches them ({name}); give their path, or set {setting}=null."
+    )
+
+
+def _perceptual(cfg: Config) -> Iterator[str]:
+    if cfg.model.kind in (*KINDS, "vae"):
+        yield from missing_weights(cfg)
+
+
+def _autoencoder(cfg: Config) -> Iterator[str]:
+    """Of the training of an autoencoder for this run's latents."""
+    if cfg.latents is not None and cfg.latents.experiment is not None:
+        yield from missing_weights(autoencoder_config(cfg))
+
+
+def _guide(cfg: Config) -> Iterator[str]:
+    """The weaker model of autoguidance; a checkpoint of this very run is there once it is trained."""
+    weak = cfg.sample.sampler.guidance.weak
+    if weak is None or not cfg.sample.sampler.guidance.active:
+        return
+    place = Path(weak)
+    if not place.exists() and not place.resolve().is_relative_to(run_directory(cfg).resolve()):
+        yield (
+            f"sample.sampler.guidance.weak: found '{weak}', which does not exist, expected the run directory of the "
+            "weaker model, or one of its checkpoints. Submit that run first."
+        )
+
+
+NEEDS = (
+    ("prepare", _images),
+    ("prepare", _features),
+    ("autoencoder", _autoencoder),
+    ("train", _perceptual),
+    ("reconstruct", _perceptual),
+    ("sample", _guide),
+    ("evaluate", _features),
+    ("evaluate", _scorers),
+)

@@ -1,0 +1,137 @@
+"""What a run will need is asked for before anything is queued: metrics, splits, rates, weights."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.known_data import split_names
+from pipeline.config.load import config_from, groups
+from pipeline.config.needs import missing, require
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import write_json, write_text
+from pipeline.runtime.run_dir import create_run
+from slurm.__main__ import main
+from slurm.sweep.check import check
+from slurm.sweep.folder import settings_from
+from slurm.workflows import launch_for
+
+LED = ["train.validate_every=1 kimg", "train.early_stop={patience: 5 kimg}"]
+WITHOUT = ["flowers64_all8189", "cifar10", "mnist32", "fashion32", "lsun_bedroom64", "flowers64_trainval"]
+
+
+def refused(*words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        config_from(words)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("data", WITHOUT)
+def test_nothing_is_led_by_a_validation_that_the_data_has_not(data: str) -> None:
+    words = [f"data={data}", "model=unet_photos32", "name=x", "model.condition=none", "model.attention=[]"]
+    said = refused(*words, *LED)
+    assert "train.early_stop.metric: valid/loss needs a validation split" in said and f"{data} makes only train" in said
+    config_from([*words, *LED, "train.early_stop.metric=sampled/fd-domain", "train.metric_every=1 kimg"])
+    config_from([*words, *LED, "data.split={rule: hash, valid: 0.1}", "data.split.merge={}", "data.counts=null"])
+    varied = ["train.optim.lr=1e-3,1e-4", "sweep.metric=valid/loss", "train.validate_every=1 kimg"]
+    with pytest.raises(UserError, match="metric: valid/loss needs a validation split"):
+        check(settings_from([*words, *varied]))
+    with pytest.raises(UserError, match="metric: fd-domain@valid needs the split 'valid'"):
+        check(settings_from([*words, *varied, "sweep.metric=fd-domain@valid"]))
+
+
+def test_every_experiment_and_sweep_that_validates_has_images_for_it() -> None:
+    for name in groups()["experiment"]:
+        cfg = config_from([f"experiment={name}", *(["data.source.path=/x"] if name.startswith("photos") else [])])
+        assert cfg.train.validate_every is None or "valid" in (split_names(cfg.data) or ()), name
+    for name in set(groups()["sweep"]) - {"guidance"}:
+        assert check(
+            settings_from([f"sweep={name}", "sweep.metric=valid/loss", "sweep.gpu_hours=null"])
+        ).train.validate_every, name
+
+
+@pytest.mark.parametrize(
+    ("words", "splits"),
+    [
+        (["data=celeba128"], ("train", "valid", "test")),
+        (["data=mnist32", "data.split.merge={train: [train], valid: [test]}"], ("train", "valid")),
+        (["data=mnist32", "data.split.merge={train: [train, test], valid: [valid]}"], ("train",)),
+        (["data=glyphs16", "data.split.test=0.1", "data.split.valid=0"], ("train", "test")),
+        (
+            ["data=hub", "data.source.name=a/b", "data.split.rule=official", "data.source.splits={train: a, val: b}"],
+            ("train", "valid"),
+        ),
+        (["data=folder", "data.source.path=/x", "data.split.rule=official"], None),
+    ],
+)
+def test_which_splits_there_will_be(words: list[str], splits: tuple[str, ...] | None) -> None:
+    cfg = config_from([*words, "model=unet_photos32", "name=x", "model.condition=none", "model.attention=[]"])
+    assert split_names(cfg.data) == splits
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train.optim={schedule: cosine_then_constant, decay_share: 0.5}"], "final_lr: found 0, so after 50% of"),
+        (
+            ["evaluate.reference_splits=[test,train]"],
+            "found ['test', 'train'], expected first a split",
+        ),
+        (["evaluate.reference_splits=[]"], "reference_splits: found []"),
+        (["model=stylegan_tiny", "train.compile=true"], r"train.compile: found true, but the gradient penalty"),
+        (["model=stylegan_tiny", *LED], "what is measured while training is sampled/fd-domain"),
+        ([*LED, "train.early_stop.metric=valid/psnr"], "what is measured while training is valid/loss or sampled"),
+        (
+            ["model=kl_autoencoder_tiny", *LED, "train.early_stop.metric=valid/pnsr"],
+            "valid/loss or valid/l1 or valid/kl or valid/psnr",
+        ),
+    ],
+)
+def test_what_a_run_would_fail_by_is_refused(words: list[str], said: str) -> None:
+    assert said in refused("experiment=glyphs16", "sample.sampler.guidance.scale=1", "model.condition=none", *words)
+
+
+def test_settings_of_a_finished_run_are_read_whatever_its_training_would_need_today(tmp_path: Path) -> None:
+    words = ["experiment=glyphs16", f"runs_dir={tmp_path}", "train.optim.schedule=cosine_then_constant"]
+    run = create_run(config_from([*words, "train.optim.decay_share=0.5", "train.optim.final_lr=0.1"]))
+    write_text(run.config, run.config.read_text().replace("final_lr: 0.1", "final_lr: 0.0"))
+    with pytest.raises(UserError, match="final_lr: found 0"):
+        config_from([str(run.path)])
+    write_json(run.checkpoints / "finished.json", {"step": 1})
+    assert config_from([str(run.path), "sample.count=7"]).train.optim.final_lr == 0
+
+
+WEIGHTS = {
+    "inception.weights": "evaluate.inception.weights: found no file",
+    "dinov2.weights": r"evaluate.dinov2.weights: found '.*', expected a folder with config.json",
+    "clip.weights": r"evaluate.clip.weights: found '.*', expected a folder with config.json",
+    "quality.cnniqa": "evaluate.quality.cnniqa: found no file",
+    "quality.niqe": "evaluate.quality.niqe: found no file",
+    "quality.brisque": "evaluate.quality.brisque: found no file",
+}
+
+
+@pytest.mark.parametrize("setting", WEIGHTS)
+def test_weights_that_are_not_there_are_said_by_plan_submit_and_the_jobs(
+    setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["experiment=glyphs16", f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data", "cluster=local"]
+    words.append(f"evaluate.{setting}={tmp_path}/none")
+    cfg = config_from(words)
+    with pytest.raises(UserError, match=WEIGHTS[setting]):
+        launch_for(cfg, make=True)
+    with pytest.raises(UserError, match=WEIGHTS[setting]):
+        require(cfg, "evaluate")
+    assert not (tmp_path / "runs").exists() and missing(cfg, ["train", "sample"]) == []
+    for command in (["plan", *words], ["submit", *words], ["sweep", "plan", *words, "name=x", "seed=0,1"]):
+        assert main(command) == 2
+        shown = capsys.readouterr()
+        assert f"evaluate.{setting}" in shown.err and ("submit would refuse" in shown.err) == (command[0] == "plan")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_weaker_model_that_is_not_there_is_said(tmp_path: Path) -> None:
+    guide = "sample.sampler.guidance={kind: autoguidance, scale: 2, weak: %s}"
+    words = ["experiment=glyphs16", f"runs_dir={tmp_path}"]
+    assert "which does not exist" in missing(config_from([*words, guide % (tmp_path / "other")]), ["sample"])[0]
+    own = tmp_path / "glyphs16" / "checkpoints" / "step-000000100"  # of this run: training will write it
+    assert missing(config_from([*words, guide % own]), ["sample"]) == []
