@@ -191,15 +191,17 @@ def sample(job: Job, run_dir: RunDir) -> dict[str, Any]:
     measured = [r["ours"] for r in job.report.data.get("sampling", []) if r["precision"] == "bf16" and not r["guided"]]
     rate = measured[0] * 50 / CALLS if measured else 0.0
     time_there = job.clock.left() * 0.5
-    count = int(min(max(rate * (time_there - 15), LEAST_SAMPLES), MOST_SAMPLES)) // 512 * 512
-    count, batch = (count, 512) if job.device == "cuda" else (8, 8)
+    count = int(min(max(rate * (time_there - 15), LEAST_SAMPLES), MOST_SAMPLES)) // 256 * 256
+    count, batch = (count, 256) if job.device == "cuda" else (8, 8)
     words = [str(run_dir.path), f"sample.count={count}", f"sample.batch={batch}", f"sample.images_per_shard={batch}"]
     words += ["sample.sampler.kind=heun", f"sample.sampler.steps={18 if job.device == 'cuda' else 2}"]
     limit = job.clock.left() * 0.6
     spent = job.run("pipeline", "sample", *words, limit=limit, may_stop=True)
     if not any(run_dir.path.glob("samples/*/*/manifest.json")):
         job.run("pipeline", "sample", *words, "--partial", limit=60)
-    grid = next(run_dir.path.glob("samples/*/*/grid.png"))
+    grid = next(run_dir.path.glob("samples/*/*/grid.png"), None)
+    if grid is None:
+        raise TimeoutError(f"no shard of {batch} samples was done in {spent:.0f} s")
     for name in ("grid", "strip"):
         if (picture := grid.with_name(f"{name}.png")).is_file():
             small_jpeg(picture, job.report.out / f"flowers_{name}.jpg")
