@@ -134,6 +134,12 @@ def test_dropout_of_any_strides():
             )
 
 
+def test_too_few_numbers_are_refused():
+    x, visits = example((5,), torch.float32, torch.contiguous_format)
+    with kernels(), pytest.raises(ValueError, match=r"found \[2\] for 3 images"):
+        layer_of(SHARE)(x.to(DEVICE), visits[:2].to(DEVICE))
+
+
 def test_a_value_that_is_not_finite_can_be_dropped():
     x, visits = torch.full((3, 40), float("nan")), torch.arange(3)
     with kernels():
