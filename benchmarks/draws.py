@@ -3,11 +3,14 @@
     python benchmarks/draws.py [--model unet_base] [--batch 8] [--steps 3] [--threads 1]
 
 A step is forward, backward and AdamW in float32, on the GPU where there is one. Its draws are those of the denoising
-objective: noise level, noise, label drop and mirroring; the rates of single draws are printed beside torch's own
-generator, which cannot say what image number 4711 gets.
+objective: noise level, noise, label drop and mirroring; the rates of single draws and of dropout, forward and
+backward, are printed beside torch's own generator, which cannot say what image number 4711 gets. Where a draw is one
+Triton kernel, so are the rates of the torch operations that it replaces.
 """
 
 import argparse
+import functools
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -20,9 +23,11 @@ from torch import Tensor
 
 from pipeline.config.schema_model import ModelConfig
 from pipeline.models.build import build_network
-from pipeline.runtime.random import Stream, normal, uniform
+from pipeline.models.dropout import KeyedDropout
+from pipeline.runtime import random
+from pipeline.runtime.random import Stream, chosen, normal, uniform
 
-SHAPE = (3, 64, 64)
+SHAPE, WIDE = (3, 64, 64), (128, 64, 64)
 CLASSES = 10
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -65,16 +70,38 @@ def draws(visits: Tensor) -> None:
     uniform(0, Stream.FLIP, visits)
 
 
+def dropping(visits: Tensor, *, keyed: bool) -> Callable[[], None]:
+    """Dropout of the activations of a 64 px U-Net, forward and backward, in channels-last order as networks are."""
+    x = torch.randn(len(visits), *WIDE, device=DEVICE).to(memory_format=torch.channels_last).requires_grad_()
+    ones, layer = torch.ones_like(x), KeyedDropout(0.1).train()
+
+    def work() -> None:
+        y = layer(x, visits) if keyed else torch.nn.functional.dropout(x, 0.1)
+        y.backward(ones)
+        x.grad = None
+
+    return work
+
+
 def rates(visits: Tensor) -> None:
     """Millions of numbers a second, beside torch's generator."""
-    ways: dict[str, Callable[[], object]] = {
-        "normal": lambda: normal(0, Stream.NOISE, visits, shape=SHAPE),
-        "uniform": lambda: uniform(0, Stream.NOISE, visits, shape=SHAPE),
-        "torch.randn": lambda: torch.randn(len(visits), *SHAPE, device=DEVICE),
+    given = {"shape": SHAPE, "draw": 0, "dtype": torch.float32}
+    ways: dict[str, tuple[Callable[[], object], tuple[int, ...]]] = {
+        "normal": (lambda: normal(0, Stream.NOISE, visits, shape=SHAPE), SHAPE),
+        "uniform": (lambda: uniform(0, Stream.NOISE, visits, shape=SHAPE), SHAPE),
+        "chosen": (lambda: chosen(0, Stream.DROPOUT, visits, share=0.1, shape=WIDE), WIDE),
+        "dropout": (dropping(visits, keyed=True), WIDE),
+        "torch.randn": (lambda: torch.randn(len(visits), *SHAPE, device=DEVICE), SHAPE),
+        "torch dropout": (dropping(visits, keyed=False), WIDE),
     }
-    for name, work in ways.items():
-        numbers = len(visits) * 3 * 64 * 64
-        print(f"{name:12} {numbers / seconds(work, 20) / 1e6:8.0f} million numbers/s")
+    if random.fused(DEVICE):
+        unfused = functools.partial(random._fill, seed=0, stream=Stream.NOISE, numbers=visits, **given)
+        ways["normal, torch operations"] = (lambda: unfused(random._normal_words), SHAPE)
+        ways["uniform, torch operations"] = (lambda: unfused(random._uniform_words), SHAPE)
+    print("a draw is", "one Triton kernel" if random.fused(DEVICE) else "torch operations")
+    for name, (work, shape) in ways.items():
+        numbers = len(visits) * math.prod(shape)
+        print(f"{name:25} {numbers / seconds(work, 20) / 1e6:8.0f} million numbers/s")
 
 
 def main() -> None:

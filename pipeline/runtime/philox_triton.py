@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_COUNTERS = 512  # of a program: four for each thread of four warps
+_COUNTERS = 256  # of a program: two for each thread of four warps, so that small draws too fill a GPU
+_COUNTERS_ACROSS = 512  # likewise over channels, where a thread's loads are of one value of each counter
 _VALUES = {"uniform": 4, "normal": 4, "chosen": 8}  # made from one counter
 
 _WORD: tl.constexpr = tl.constexpr(2.0**-32)
@@ -54,6 +55,10 @@ def drop(x: Tensor, numbers: Tensor, *, share: float, key: tuple[int, int], last
 
     x: contiguous or channels_last. The choice of a value follows its logical index, whatever the layout.
     """
+    if numbers.shape != x.shape[:1]:  # the kernel would read beyond them
+        raise ValueError(
+            f"dropout needs an image number for each image: found {list(numbers.shape)} for {len(x)} images"
+        )
     out = torch.empty_like(x)
     if not out.numel():
         return out
@@ -71,7 +76,7 @@ def drop(x: Tensor, numbers: Tensor, *, share: float, key: tuple[int, int], last
             wide = min(triton.next_power_of_2(channels), 128)
             whole = pixels % 8 == 0  # then the eight decisions of a counter are of eight neighbours in one channel
             units = pixels // 8 if whole else pixels
-            rows = min(triton.next_power_of_2(units), _COUNTERS // wide)
+            rows = min(triton.next_power_of_2(units), _COUNTERS_ACROSS // wide)
             across, down = -(-channels // wide), -(-units // rows)
             _drop_channels_last[(across * down * len(x),)](
                 out, x, numbers, channels, pixels, across, down, last, *key,
@@ -164,9 +169,10 @@ def _fill(
 
 @triton.jit
 def _kept(x, dropped, KEPT: tl.constexpr):
-    """x / KEPT or zero, in x's type: divided in float64 or float32 with correct rounding, as eager code does on a CPU.
+    """x / KEPT or zero, in x's type: divided in float64 or float32 with correct rounding.
 
-    `KEPT` is no argument of the launch because Triton passes a number as float32.
+    Those are the bits of a CPU. On CUDA torch multiplies by the reciprocal, which may differ in the last bit. `KEPT`
+    is no argument of the launch because Triton passes a number as float32.
     """
     if x.dtype == tl.float64:
         scaled = x / tl.full(x.shape, KEPT, tl.float64)

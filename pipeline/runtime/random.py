@@ -248,7 +248,7 @@ def _normal_words(words: Words, out: Tensor) -> None:
         angle[pair] = words[2 * pair + 1]
     radius.mul_(2.0**-32).add_(2.0**-33).log_().mul_(-2).sqrt_()
     angle.mul_(2 * math.pi / 2**32)
-    pairs = out.unflatten(-1, (2, 2)).movedim(-2, 0)
+    pairs = out.view(*out.shape[:-1], 2, 2).movedim(-2, 0)
     pairs[..., 0] = angle.cos().mul_(radius)
     pairs[..., 1] = angle.sin_().mul_(radius)
 
