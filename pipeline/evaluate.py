@@ -3,9 +3,10 @@
     python -m pipeline evaluate RUN_DIR [--part K/N] [key=value ...]
 
 Every finished sample set of the run is measured that has no result yet for these very images and settings. Killed and
-started again it goes on where it was; several processes (RANK and WORLD_SIZE, or --part) share the images.
+started again it goes on where it was; the tasks of a job, and the parts of an array, share the images.
 """
 
+import argparse
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config.load import config_from, run_named
 from pipeline.config.schema import Config
 from pipeline.data.reader import Reader
 from pipeline.data.shards import Manifest, ShardDirectory, open_shards
 from pipeline.metrics.board import write_board
 from pipeline.metrics.copies import Images, Worst, measure_copies
-from pipeline.metrics.extraction import Work, default_device, extract, ranks
+from pipeline.metrics.extraction import Work, default_device, extract
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.pictures import draw_worst
 from pipeline.metrics.provenance import versions
@@ -29,14 +29,15 @@ from pipeline.metrics.report import caution, show
 from pipeline.metrics.suite import Asked, Measured, measure
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, write_json
+from pipeline.runtime.parts import WHOLE, Part, parse_part, this_world
 from pipeline.runtime.progress import progress
-from pipeline.runtime.run_dir import RunDir
+from pipeline.runtime.run_dir import RunDir, run_of
 from pipeline.standards import Standards, open_standards
 
 FINISHED = "manifest.json"
 
 
-def evaluate(cfg: Config, run: RunDir, *, part: tuple[int, int] | None = None) -> list[Path]:
+def evaluate(cfg: Config, run: RunDir, *, part: Part | None = None) -> list[Path]:
     """Measure the sample sets that `cfg.evaluate.samples` chooses; returns the result files that are complete.
 
     Args:
@@ -114,17 +115,15 @@ def _quality_works(
     return [(s, quality_work(work / f"quality-{n}", scorers, count=s.manifest.count, most=most)) for n, s in sets]
 
 
-def _features(
-    cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path, part: tuple[int, int] | None
-) -> bool:
+def _features(cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path, part: Part | None) -> bool:
     """Compute this process's share of features and scores; whether it is the one that goes on and writes the result.
 
     The first process of several then computes whatever is missing still: it waits for nobody and nobody's death
     stops it.
     """
-    mine = part or ranks()
-    gathers = part is None and mine[0] == 0
-    shares = [mine, (0, 1)] if gathers and mine[1] > 1 else [mine]
+    mine = (part or WHOLE).for_task(this_world())
+    gathers = part is None and mine.number == 0
+    shares = [mine, WHOLE] if gathers and mine != WHOLE else [mine]
     for extractor in standards.extractors:
         blocks = _work(cfg, samples, extractor, work=work)
         for share in shares:
@@ -217,24 +216,13 @@ def _partial(manifest: Manifest) -> list[str]:
     return [f"the sample set holds {manifest.count} of the {wanted} images asked for: some of its shards are missing"]
 
 
-def parse_part(words: Sequence[str]) -> tuple[list[str], tuple[int, int] | None]:
-    """Take `--part K/N` (K from 0) out of the words of a command line."""
-    rest = list(words)
-    if "--part" not in rest:
-        return rest, None
-    at = rest.index("--part")
-    text = rest[at + 1] if at + 1 < len(rest) else ""
-    pieces = text.split("/")
-    if len(pieces) != 2 or not all(p.isdigit() for p in pieces) or not int(pieces[0]) < int(pieces[1]):
-        raise UserError(f"--part: found '{text}', expected K/N with 0 <= K < N, such as 0/4.")
-    return rest[:at] + rest[at + 2 :], (int(pieces[0]), int(pieces[1]))
-
-
 def main(words: list[str]) -> int:
-    """The command line; returns the exit code."""
-    rest, part = parse_part(words)
-    cfg = config_from(rest)
-    run = RunDir(run_named(rest) or cfg.runs_dir / cfg.name)
+    """`python -m pipeline evaluate RUN_DIR [--part k/n] [key=value ...]`."""
+    parser = argparse.ArgumentParser(prog="pipeline evaluate", description=main.__doc__)
+    parser.add_argument("--part", metavar="k/n", help="compute this share of the features alone, and write no result")
+    options, rest = parser.parse_known_args(words)
+    part = None if options.part is None else parse_part(options.part)
+    run, cfg = run_of(rest)
     for path in evaluate(cfg, run, part=part):
         show(read_json(path))
         print(path)

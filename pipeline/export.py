@@ -11,8 +11,7 @@ from typing import get_args
 
 from pipeline import checkpoint
 from pipeline.config.autoencoder import KINDS, require_latents
-from pipeline.config.load import config_from, run_named
-from pipeline.config.paths import run_directory, training_shards
+from pipeline.config.paths import training_shards
 from pipeline.config.schema import Config
 from pipeline.data.latents import image_shape, spread_of
 from pipeline.data.shards import Manifest, read_manifest
@@ -21,7 +20,7 @@ from pipeline.models.pretrained import load_autoencoder
 from pipeline.objectives.space import remember, space_of
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.runtime.run_dir import COMMIT, RunDir, step_name, step_of
+from pipeline.runtime.run_dir import COMMIT, RunDir, run_of, step_name, step_of
 
 NETWORKS = ("denoiser", "autoencoder")
 TRAINING_ONLY = "balance."  # the head that weighs losses over noise levels: no part of the network that samples
@@ -34,8 +33,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--format", choices=get_args(Format), default="diffusers")
     parser.add_argument("--to", type=Path, help="the folder to write; default: inside the run directory")
     options, rest = parser.parse_known_args(words)
-    cfg = config_from(rest)
-    run = RunDir(run_named(rest) or run_directory(cfg))
+    run, cfg = run_of(rest)
     folder, notes = export(cfg, run, step=options.step, form=options.format, to=options.to)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)

@@ -21,9 +21,10 @@ from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.data.images import encode
 from pipeline.data.shards import Layout, Sample, finish, open_shards, write_shard
-from pipeline.evaluate import evaluate, main, parse_part
+from pipeline.evaluate import evaluate, main
 from pipeline.metrics.references import open_reference, reference_path
 from pipeline.runtime.errors import Incomplete, UserError
+from pipeline.runtime.parts import Part
 from pipeline.runtime.run_dir import RunDir, open_run
 
 LAYOUT = Layout("png", (1, 16, 16))
@@ -120,7 +121,7 @@ def test_parts_and_other_batches_give_the_same_numbers(scored, tmp_path) -> None
     cfg, run = make(tmp_path, "evaluate.batch=7", "evaluate.block=10")
     reference.run(cfg)
     for part in range(3):
-        assert evaluate(cfg, run, part=(part, 3)) == []
+        assert evaluate(cfg, run, part=Part(part, 3)) == []
     (path,) = evaluate(cfg, run)
     found = json.loads(path.read_text())["metrics"]
     assert found == pytest.approx(expected["metrics"], rel=1e-6, abs=1e-9)
@@ -173,13 +174,6 @@ def test_the_command_line_prints_a_table(scored, capsys) -> None:
     assert main([str(run.path)]) == 0
     printed = capsys.readouterr().out
     assert "fd-domain" in printed and "accuracy-domain" in printed and "72 images" in printed
-
-
-def test_part_is_checked() -> None:
-    assert parse_part(["run", "--part", "1/3", "a=b"]) == (["run", "a=b"], (1, 3))
-    for wrong in (["--part"], ["--part", "3/3"], ["--part", "x"]):
-        with pytest.raises(UserError, match="expected K/N"):
-            parse_part(wrong)
 
 
 def test_inception_features_are_named_by_their_number(tmp_path, shared: Path) -> None:

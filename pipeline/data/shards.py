@@ -216,8 +216,13 @@ def write_shard(
     record = ShardRecord(
         path.name, digest.hexdigest(), position, rows, attributes, sums.sums, sums.squares, notes or []
     )
-    write_text(_record_path(path), json.dumps(asdict(record)))
+    write_record(path, record)
     return record
+
+
+def write_record(path: Path, record: ShardRecord) -> None:
+    """Write the record of the shard at `path`, for `read_record`."""
+    write_text(_record_path(path), json.dumps(asdict(record)))
 
 
 def _check_key(key: str, keys: set[str]) -> None:
@@ -240,9 +245,12 @@ def _record_path(path: Path) -> Path:
 
 def read_record(path: Path) -> ShardRecord | None:
     """The record of a shard that an earlier, interrupted writer finished at `path`; None where it has to be written."""
-    if not path.exists() or not _record_path(path).exists():
+    if not path.exists():
         return None
-    value = read_json(_record_path(path))
+    try:
+        value = read_json(_record_path(path))
+    except Incomplete:  # none, a damaged one, or one that a process which finished the directory has just removed
+        return None
     rows = [(row[0], row[1], row[2]) for row in value.pop("rows")]
     attributes = [tuple(row) for row in value.pop("attributes")]
     record = ShardRecord(**value, rows=rows, attributes=attributes)
@@ -264,7 +272,8 @@ def finish(
 
     Several processes that finish at the same time write equal bytes. Shards without samples are left out.
     """
-    kept = sorted((record for record in records if record.count), key=lambda record: record.name)
+    given = list(records)
+    kept = sorted((record for record in given if record.count), key=lambda record: record.name)
     index = _index(kept)
     names = list(attributes)
     with atomic_path(directory / "index.npy") as partial, partial.open("wb") as file:
@@ -292,17 +301,16 @@ def finish(
         made_from=dict(made_from or {}),
     )
     write_json(directory / "manifest.json", asdict(manifest))
-    tidy(directory, {record.name for record in kept})
+    tidy(directory, (record.name for record in given))
+    for empty in (record for record in given if not record.count):
+        (directory / empty.name).unlink(missing_ok=True)
     return manifest
 
 
-def tidy(directory: Path, kept: set[str]) -> None:
-    """Remove the records, which the manifest has made needless, and shards without samples."""
-    for record in directory.glob("*.record.json"):
-        record.unlink(missing_ok=True)
-    for path in directory.glob("*.tar"):
-        if path.name not in kept:
-            path.unlink(missing_ok=True)
+def tidy(directory: Path, shards: Iterable[str]) -> None:
+    """Remove the records of these shards, which the manifest has made needless."""
+    for name in shards:
+        _record_path(directory / name).unlink(missing_ok=True)
 
 
 def _index(records: list[ShardRecord]) -> npt.NDArray[Any]:
@@ -379,10 +387,10 @@ def verify_shards(path: Path) -> ShardDirectory:
     return directory
 
 
-def reopen(path: Path) -> None:
-    """Make a finished directory unfinished again: its shards get their records back, so that more can be added."""
+def records_of(path: Path) -> list[ShardRecord]:
+    """The records of a finished directory's shards, as their writers had them: every sample is decoded again."""
     directory = open_shards(path)
-    layout = directory.manifest.layout
+    layout, records = directory.manifest.layout, []
     for number, entry in enumerate(directory.manifest.shards):
         mine = np.flatnonzero(directory.index["shard"] == number)
         sums = _Sums(layout)
@@ -393,8 +401,6 @@ def reopen(path: Path) -> None:
         sums.finish()
         rows = [(int(r["size"]), int(r["offset"]), int(r["label"])) for r in directory.index[mine]]
         attributes = [() if directory.attributes is None else tuple(map(int, directory.attributes[k])) for k in mine]
-        record = ShardRecord(
-            entry["name"], entry["sha256"], entry["bytes"], rows, attributes, sums.sums, sums.squares, []
-        )
-        write_text(_record_path(path / entry["name"]), json.dumps(asdict(record)))
-    (path / "manifest.json").unlink(missing_ok=True)
+        written = entry["name"], entry["sha256"], entry["bytes"]
+        records.append(ShardRecord(*written, rows, attributes, sums.sums, sums.squares, []))
+    return records

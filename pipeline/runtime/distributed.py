@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import time
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,33 +17,9 @@ from torch._C._distributed_c10d import TCPStore
 
 from pipeline.runtime.errors import RendezvousError, UserError
 from pipeline.runtime.files import read_json, write_json
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among those that train together."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-
-    @property
-    def main(self) -> bool:
-        """Whether this is rank 0, which writes files."""
-        return self.rank == 0
-
-
-def world_from(env: dict[str, str]) -> World:
-    """Read a launcher's environment. Slurm's counts only inside a step with several tasks, not in the batch shell."""
-    if "RANK" in env:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    elif "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
-    else:
-        return World()
-    rank, size, local_rank, local_size = (env.get(name, default) for name, default in zip(names, "0101", strict=True))
-    return World(int(rank), int(size), int(local_rank), int(local_size.split("(")[0].split(",")[0]))
+from pipeline.runtime.parts import World as World
+from pipeline.runtime.parts import this_world
+from pipeline.runtime.parts import world_from as world_from
 
 
 def device_for(world: World) -> torch.device:
@@ -62,6 +37,11 @@ def device_for(world: World) -> torch.device:
             "Ask for as many GPUs as tasks on a node (cluster.train.gpus, cluster.train.tasks)."
         )
     return torch.device("cuda", 0 if visible == 1 else world.local_rank)
+
+
+def own_device() -> torch.device:
+    """The device of this process among the tasks of its job."""
+    return device_for(this_world())
 
 
 def join(world: World, rendezvous: Path, *, timeout_seconds: float = 300.0) -> None:

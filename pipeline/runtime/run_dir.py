@@ -13,10 +13,11 @@ runs/<name>/
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config.load import CONFIG_FILE, config_from, to_yaml
+from pipeline.config.load import CONFIG_FILE, config_from, run_named, to_yaml
 from pipeline.config.paths import run_directory
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
@@ -113,17 +114,34 @@ def create_run(cfg: Config) -> RunDir:
     """
     run = RunDir(run_directory(cfg))
     if run.config.is_file():
-        if found := differences(run, cfg):
-            listed = "\n".join(f"  - {d}" for d in found)
-            raise UserError(
-                f"{run.path} was made with other settings:\n{listed}\n"
-                f"Give this experiment another name (name={cfg.name}-2), or take the setting back to continue that run."
-            )
+        refuse_differences(run, cfg)
         return run
     if run.path.exists() and any(run.checkpoints.glob("step-*")):
         raise UserError(f"{run.path} has checkpoints but no {CONFIG_FILE}. Restore that file, or choose another name.")
     write_text(run.config, to_yaml(cfg))
     return run
+
+
+def run_of(words: Sequence[str]) -> tuple[RunDir, Config]:
+    """The run that a command line names, by its directory or by its experiment, and its config with the overrides.
+
+    Raises:
+        UserError: where the words have problems, or change what decides what training made.
+    """
+    cfg = config_from(words)
+    run = RunDir(run_named(words) or run_directory(cfg))
+    refuse_differences(run, cfg)
+    return run, cfg
+
+
+def refuse_differences(run: RunDir, cfg: Config) -> None:
+    """Raise `UserError` where a config is not that of an existing run; it lists every difference."""
+    if found := differences(run, cfg):
+        listed = "\n".join(f"  - {d}" for d in found)
+        raise UserError(
+            f"{run.path} was made with other settings:\n{listed}\n"
+            f"Give this experiment another name (name={cfg.name}-2), or take the setting back to continue that run."
+        )
 
 
 def overrides_for(run: RunDir, cfg: Config) -> list[str]:
