@@ -8,7 +8,7 @@ writes them and when: tar metadata is fixed and sums are kept as integers. Torch
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -213,9 +213,8 @@ def write_shard(
         digest.update(END)
         position += file.write(END)
     sums.finish()
-    record = ShardRecord(
-        path.name, digest.hexdigest(), position, rows, attributes, sums.sums, sums.squares, notes or []
-    )
+    written = path.name, digest.hexdigest(), position
+    record = ShardRecord(*written, rows, attributes, sums.sums, sums.squares, notes or [])
     write_record(path, record)
     return record
 
@@ -245,8 +244,6 @@ def _record_path(path: Path) -> Path:
 
 def read_record(path: Path) -> ShardRecord | None:
     """The record of a shard that an earlier, interrupted writer finished at `path`; None where it has to be written."""
-    if not path.exists():
-        return None
     try:
         value = read_json(_record_path(path))
     except Incomplete:  # none, a damaged one, or one that a process which finished the directory has just removed
@@ -254,12 +251,12 @@ def read_record(path: Path) -> ShardRecord | None:
     rows = [(row[0], row[1], row[2]) for row in value.pop("rows")]
     attributes = [tuple(row) for row in value.pop("attributes")]
     record = ShardRecord(**value, rows=rows, attributes=attributes)
-    return record if path.stat().st_size == record.bytes else None
+    return record if path.exists() and path.stat().st_size == record.bytes else None
 
 
 def finish(
     directory: Path,
-    records: Iterable[ShardRecord],
+    records: Collection[ShardRecord],
     layout: Layout,
     *,
     classes: list[str],
@@ -272,8 +269,7 @@ def finish(
 
     Several processes that finish at the same time write equal bytes. Shards without samples are left out.
     """
-    given = list(records)
-    kept = sorted((record for record in given if record.count), key=lambda record: record.name)
+    kept = sorted((record for record in records if record.count), key=lambda record: record.name)
     index = _index(kept)
     names = list(attributes)
     with atomic_path(directory / "index.npy") as partial, partial.open("wb") as file:
@@ -281,13 +277,12 @@ def finish(
     if names:
         with atomic_path(directory / "attributes.npy") as partial, partial.open("wb") as file:
             np.save(file, np.array([row for r in kept for row in r.attributes], dtype=np.int8).reshape(-1, len(names)))
-    hashes = [record.sha256 for record in kept]
     mean, std = _moments(kept, layout)
     manifest = Manifest(
         kind=layout.kind,
         count=len(index),
         shards=[{"name": r.name, "sha256": r.sha256, "bytes": r.bytes, "count": r.count} for r in kept],
-        sha256=hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
+        sha256=hashlib.sha256("\n".join(record.sha256 for record in kept).encode()).hexdigest(),
         encoding=layout.encoding,
         shape=layout.shape,
         dtype=layout.dtype,
@@ -301,8 +296,8 @@ def finish(
         made_from=dict(made_from or {}),
     )
     write_json(directory / "manifest.json", asdict(manifest))
-    tidy(directory, (record.name for record in given))
-    for empty in (record for record in given if not record.count):
+    tidy(directory, (record.name for record in records))
+    for empty in (record for record in records if not record.count):
         (directory / empty.name).unlink(missing_ok=True)
     return manifest
 
@@ -366,8 +361,7 @@ def open_shards(path: Path) -> ShardDirectory:
             raise Incomplete(f"{file} is missing. Delete {path}/manifest.json and shard again.")
         if file.stat().st_size != shard["bytes"]:
             raise Incomplete(f"{file} has {file.stat().st_size} bytes, the manifest says {shard['bytes']}.")
-    names = ["index.npy", *(["attributes.npy"] if manifest.attributes else [])]
-    for name in names:
+    for name in ("index.npy", *(("attributes.npy",) if manifest.attributes else ())):
         if not (path / name).exists():
             raise Incomplete(f"{path / name} is missing. Delete {path}/manifest.json and shard again.")
     index = np.load(path / "index.npy", mmap_mode="r")
