@@ -1,13 +1,17 @@
 """Settings of evaluation: which feature networks, which references, which checks."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipeline.config.base import Settings
 
 Resize = Literal["tf1", "clean", "torchmetrics"]
+Feature = Annotated[  # YAML reads 64 as a number
+    Literal["64", "192", "768", "2048", "spatial", "logits"],
+    BeforeValidator(lambda given: str(given) if type(given) is int else given),
+]
 
 
 class DomainConfig(Settings):
@@ -30,7 +34,7 @@ class InceptionConfig(Settings):
     weights: Path | None = None  # pytorch-fid's .pth, NVIDIA's torchscript .pt, or a folded .npz
     sha256: str | None = None  # expected hash of that file; null: recorded but not checked
     resize: Resize = "tf1"
-    features: tuple[Literal["64", "192", "768", "2048", "spatial", "logits"], ...] | None = None  # null: all it has
+    features: tuple[Feature, ...] | None = None  # null: all it has
 
 
 class LibraryConfig(Settings):
