@@ -7,26 +7,30 @@ started again it goes on where it was; the tasks of a job, and the parts of an a
 """
 
 import argparse
+import functools
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.config.schema import Config
 from pipeline.data.reader import Reader
 from pipeline.data.shards import Manifest, ShardDirectory, open_shards
 from pipeline.metrics.board import write_board
-from pipeline.metrics.copies import Images, Worst, measure_copies
-from pipeline.metrics.extraction import Work, default_device, extract
+from pipeline.metrics.copies import QUERIES, Images, InFeatures, Worst, measure_copies
+from pipeline.metrics.extraction import Read, Work, all_features, default_device, extract, first_features
 from pipeline.metrics.features import Extractor
+from pipeline.metrics.memorisation import mirrored
 from pipeline.metrics.pictures import draw_worst
 from pipeline.metrics.provenance import versions
 from pipeline.metrics.quality_suite import measure_quality, quality_work, score_blocks
+from pipeline.metrics.references import Reference
 from pipeline.metrics.report import caution, show
-from pipeline.metrics.suite import Asked, Measured, measure
+from pipeline.metrics.suite import Asked, Measured, measure, spaces_of
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, write_json
 from pipeline.runtime.parts import WHOLE, Part, parse_part, this_world
@@ -47,10 +51,12 @@ def evaluate(cfg: Config, run: RunDir, *, part: Part | None = None) -> list[Path
         UserError: a reference of other images or another protocol.
     """
     standards = open_standards(cfg)
-    finished = []
-    for directory in chosen(cfg, run):
-        samples = open_shards(directory)
+    sets = [open_shards(directory) for directory in chosen(cfg, run)]
+    for samples in sets:
         _check_shape(samples, standards)
+    finished = []
+    for samples in sets:
+        directory = samples.path
         result = run.results / f"{directory.parent.name.removeprefix('step-')}-{directory.name}.json"
         key = _key(cfg, samples, standards)
         if not (result.exists() and read_json(result).get("key") == key):
@@ -95,9 +101,12 @@ def _check_shape(samples: ShardDirectory, standards: Standards) -> None:
 def _key(cfg: Config, samples: ShardDirectory, standards: Standards) -> str:
     """What decides every number of a result, as one hash. How the work is cut up is not part of it."""
     elsewhere = {"domain", "inception", "dinov2", "clip"}  # what they decide is in the networks' own identities
-    settings = cfg.evaluate.model_dump(mode="json", exclude={"samples", "batch", "block", "quality", *elsewhere})
+    settings = cfg.evaluate.model_dump(
+        mode="json", exclude={"samples", "batch", "block", "quality", "copies", *elsewhere}
+    )
     quality = [cfg.evaluate.quality.images, *(scorer.sha256 for scorer in standards.scorers)]
-    return content_hash([samples.manifest.sha256, standards.identity, quality, settings])
+    left_out = [] if cfg.evaluate.copies else ["copies"]  # so that results from before the switch keep their key
+    return content_hash([samples.manifest.sha256, standards.identity, quality, settings, *left_out])
 
 
 def _work(cfg: Config, samples: ShardDirectory, extractor: Extractor, *, work: Path) -> Work:
@@ -115,6 +124,44 @@ def _quality_works(
     return [(s, quality_work(work / f"quality-{n}", scorers, count=s.manifest.count, most=most)) for n, s in sets]
 
 
+@dataclass(frozen=True)
+class _Mirrored:
+    """Mirrored images whose features the copy check needs: the samples', and those of held-out images."""
+
+    images: str
+    extractor: Extractor
+    read: Read
+    blocks: Work
+
+
+def _mirrored_works(cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path) -> list[_Mirrored]:
+    """What has to be computed for the copy check, in the last network that is switched on. The features of images that
+    are not mirrored are there already."""
+    extractor = next((e for e in reversed(standards.extractors) if e.name in ("domain", "inception", "dinov2")), None)
+    if extractor is None or not cfg.evaluate.copies:
+        return []
+    sets = [(samples, np.arange(samples.manifest.count))]
+    sets += [(standards.splits[name], held.indices()) for name, held in _held_out(standards, extractor)]
+    found = []
+    for images, numbers in sets:
+        name = f"mirrored-{images.manifest.sha256[:12]}-{extractor.key}-{cfg.evaluate.block}"
+        blocks = Work(work / name, min(len(numbers), QUERIES), cfg.evaluate.block, cfg.evaluate.batch)
+        read = functools.partial(_read_mirrored, Reader(images), numbers)
+        found.append(_Mirrored(images.path.name, extractor, read, blocks))
+    return found
+
+
+def _held_out(standards: Standards, extractor: Extractor) -> list[tuple[str, Reference]]:
+    """The second split, the images of which nobody can have copied, and its reference; [] where there is none."""
+    return list(standards.references[extractor.key].items())[1:2]
+
+
+def _read_mirrored(
+    reader: Reader, numbers: npt.NDArray[np.int64], places: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint8]:
+    return mirrored(reader.read(numbers[places]))
+
+
 def _features(cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path, part: Part | None) -> bool:
     """Compute this process's share of features and scores; whether it is the one that goes on and writes the result.
 
@@ -129,6 +176,11 @@ def _features(cfg: Config, samples: ShardDirectory, standards: Standards, *, wor
         for share in shares:
             with progress(f"{extractor.name} features of {samples.path.name}", blocks.images_of(share)) as tick:
                 extract(blocks, Reader(samples).read, extractor, part=share, tick=tick, device=default_device())
+    for some in _mirrored_works(cfg, samples, standards, work=work):
+        label = f"{some.extractor.name} features of {some.images}, mirrored"
+        for share in shares:
+            with progress(label, some.blocks.images_of(share)) as tick:
+                extract(some.blocks, some.read, some.extractor, part=share, tick=tick, device=default_device())
     for images, blocks in _quality_works(cfg, samples, standards, work=work):
         for share in shares:
             with progress(f"quality of {images.path.name}", blocks.images_of(share)) as tick:
@@ -145,8 +197,7 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, *, work:
         blocks = _work(cfg, samples, extractor, work=work)
         measured.update(measure(extractor, blocks, standards.references[extractor.key], asked=asked, cfg=cfg.evaluate))
     sets = [Images(Reader(s).read, s.manifest.count) for s in (samples, *standards.splits.values())]
-    copies, worst = _copies(cfg, standards, sets)
-    _draw(picture, worst, sets)
+    copies, worst = _copies(cfg, samples, standards, sets=sets, work=work) if cfg.evaluate.copies else (Measured(), [])
     measured.update(copies)
     manifest = samples.manifest
     scores = [blocks for _, blocks in _quality_works(cfg, samples, standards, work=work)]
@@ -154,6 +205,7 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, *, work:
         held_out = scores[1] if len(scores) > 1 else None
         measured.update(measure_quality(scores[0], held_out, standards.scorers, size=manifest.shape[1:]))
     cautions = caution(manifest.count, measured.metrics, measured.details)
+    _draw(picture, worst, sets)
     return {
         "run": samples.path.parents[2].name,
         "step": int(samples.path.parent.name.removeprefix("step-")),
@@ -176,18 +228,25 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, *, work:
     }
 
 
-def _copies(cfg: Config, standards: Standards, sets: Sequence[Images]) -> tuple[Measured, list[Worst]]:
-    """The memorisation check, in pixels and in the features of the last network that is switched on."""
-    extractor = next((e for e in reversed(standards.extractors) if e.name in ("domain", "inception", "dinov2")), None)
-    reference = None
-    if extractor is not None:
-        reference = next(iter(standards.references[extractor.key].values()))
+def _copies(
+    cfg: Config, samples: ShardDirectory, standards: Standards, *, sets: Sequence[Images], work: Path
+) -> tuple[Measured, list[Worst]]:
+    """The memorisation check, in pixels and in the features of a network."""
+    others, features = _mirrored_works(cfg, samples, standards, work=work), None
+    if others:
+        extractor = others[0].extractor
+        space = next(s for s, what in spaces_of(extractor).items() if what.full)
+        train = next(iter(standards.references[extractor.key].values()))
+        plain = [first_features(_work(cfg, samples, extractor, work=work), space, QUERIES)]
+        plain += [held.features(space)[:QUERIES] for _, held in _held_out(standards, extractor)]
+        views = [(one, all_features(some.blocks, space)) for one, some in zip(plain, others, strict=True)]
+        held_out = views[1] if len(views) > 1 else None
+        features = InFeatures(extractor.name, views[0], held_out, train.features(space), train.indices())
     return measure_copies(
         sets[0],
         sets[1],
         sets[2] if len(sets) > 2 else None,
-        extractor=extractor,
-        reference=reference,
+        features=features,
         cfg=cfg.evaluate,
         device=default_device(),
     )

@@ -95,6 +95,12 @@ def all_features(work: Work, space: str) -> Floats:
     return np.concatenate(list(blocks_of(work, space)))
 
 
+def first_features(work: Work, space: str, count: int) -> Floats:
+    """Features [N, D] of the first images, at most so many; no more blocks are read than hold them."""
+    parts = itertools.islice(blocks_of(work, space), -(-count // work.block))
+    return np.concatenate(list(parts))[:count]
+
+
 def all_moments(work: Work, space: str) -> Moments:
     """Moments of all images; memory does not grow with their number."""
     return merged(moments(block) for block in blocks_of(work, space))
