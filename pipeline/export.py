@@ -15,7 +15,15 @@ from pipeline.config.paths import training_shards
 from pipeline.config.schema import Config
 from pipeline.data.latents import image_shape, spread_of
 from pipeline.data.shards import Manifest, read_manifest
-from pipeline.interchange.folder import SETTINGS, Format, Latents, Network, write_diffusers, write_safetensors
+from pipeline.interchange.folder import (
+    SETTINGS,
+    Format,
+    Latents,
+    Network,
+    settings_of,
+    write_diffusers,
+    write_safetensors,
+)
 from pipeline.models.pretrained import load_autoencoder
 from pipeline.objectives.space import remember, space_of
 from pipeline.runtime.errors import UserError
@@ -46,7 +54,7 @@ def export(
 ) -> tuple[Path, list[str]]:
     """Write the weights that `cfg.sample.weights` names. Returns the folder, and in what it samples differently.
 
-    A folder that is there and was made from the same checkpoint is left as it is.
+    A folder that is there and was made from the same checkpoint with the same settings is left as it is.
 
     Raises:
         UserError: for a run without checkpoints, a network without an equal in diffusers, a folder that is taken.
@@ -55,7 +63,7 @@ def export(
     weights_name = cfg.sample.weights.replace(":", "")
     folder = to or run.path / "exports" / f"{step_name(found)}-{weights_name}-{form}"
     network = at_rest(cfg, run, step=found)
-    if (folder / SETTINGS).is_file() and read_json(folder / SETTINGS).get("made_from") == network.made_from:
+    if (folder / SETTINGS).is_file() and read_json(folder / SETTINGS) == settings_of(network):
         print(f"{folder} is complete: nothing to do", file=sys.stderr)
         return folder, []
     if folder.exists():

@@ -78,7 +78,7 @@ def likelihood(
     if not path.is_file():
         blocks = _blocks(cfg, run, reader, count=count, step=found, work=work)
         if blocks is None:
-            return None
+            return path if path.is_file() else None
         write_json(path, {**_summary(blocks), "split": split, "step": found, **decides, "versions": versions()})
         shutil.rmtree(work, ignore_errors=True)
     return path
@@ -140,11 +140,11 @@ def _blocks(cfg: Config, run: RunDir, reader: Reader, *, count: int, step: int, 
                 with atomic_path(work / f"{k}.npy") as partial, partial.open("wb") as file:
                     np.save(file, np.concatenate(rows))
                 tick(1)
-    done = [work / f"{k}.npy" for k in range(number)]
-    if not all(path.is_file() for path in done):
+    try:
+        return np.concatenate([np.load(work / f"{k}.npy") for k in range(number)])
+    except FileNotFoundError:  # not made yet, or removed by the process that has just written the result
         print(f"{work}: other processes make the rest", file=sys.stderr)
         return None
-    return np.concatenate([np.load(path) for path in done])
 
 
 def _summary(bits: Bits) -> dict[str, Any]:
