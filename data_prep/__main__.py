@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import importlib
 import importlib.util
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from pipeline.config.needs import require
 from pipeline.config.paths import data_directory, latents_directory
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.parts import parse_part
 
 STAGES = {
     "all": "fetch, shard, verify, then the references that evaluation needs",
@@ -91,7 +91,7 @@ def _run_stage(stage: str, cfg: Config, args: argparse.Namespace, console: Conso
             receipt = listing.run(cfg)
             console.print(f"fetch: {receipt['items']} images listed in {listing.source_directory(cfg)}")
         case "shard":
-            receipt = shard.run(cfg, workers=args.workers, part=_part(args.part))
+            receipt = shard.run(cfg, workers=args.workers, part=parse_part(args.part))
             splits = ", ".join(f"{name} {facts['count']}" for name, facts in receipt.get("splits", {}).items())
             console.print(f"shard: {splits or 'this part is done, others are not'} in {shard.shards_directory(cfg)}")
         case "verify":
@@ -107,7 +107,7 @@ def _encode(cfg: Config, args: argparse.Namespace, console: Console) -> None:
     """Imported only here: it loads torch."""
     from data_prep import encode
 
-    receipt = encode.run(cfg, workers=args.workers, part=_part(args.part))
+    receipt = encode.run(cfg, workers=args.workers, part=parse_part(args.part))
     splits = ", ".join(f"{name} {facts['count']}" for name, facts in receipt.get("splits", {}).items())
     console.print(f"encode: {splits or 'this part is done, others are not'} in {latents_directory(cfg)}")
     for channel, share in enumerate(receipt.get("spread", {}).get("informed", ())):
@@ -144,19 +144,6 @@ def data_config(words: Sequence[str]) -> Config:
     network = [] if "model" in given else ["kind=unet", "condition=none", "multipliers=[1]", "attention=[]"]
     name = [] if "name" in given else [f"++name={data}"]
     return config_from([*words, *name, *(f"++model.{setting}" for setting in network)])
-
-
-def _part(text: str) -> tuple[int, int]:
-    """3/8 -> (3, 8); array -> the place of this task in its Slurm job array."""
-    if text == "array":
-        if "SLURM_ARRAY_TASK_COUNT" not in os.environ:
-            raise UserError("--part=array: this is no task of a Slurm job array. Submit it with sbatch --array=0-7.")
-        first, task = (int(os.environ[f"SLURM_ARRAY_TASK_{name}"]) for name in ("MIN", "ID"))
-        text = f"{task - first}/{os.environ['SLURM_ARRAY_TASK_COUNT']}"
-    number, slash, count = text.partition("/")
-    if not (slash and number.isdigit() and count.isdigit() and int(number) < int(count)):
-        raise UserError(f"--part: found '{text}', expected K/N with 0 <= K < N, such as 3/8, or array.")
-    return int(number), int(count)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,6 @@ CPU one thread does the sums. So parts, ranks, workers and restarts after a kill
 
 import functools
 import json
-import os
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from data_prep.parallel import cores, run_parallel
-from data_prep.stage import run_stage, tidy
+from data_prep.stage import run_stage
 from pipeline.config.autoencoder import facts_in, missing_autoencoder
 from pipeline.config.paths import data_directory, latents_directory
 from pipeline.config.schema import Config
@@ -42,9 +41,10 @@ from pipeline.data.shards import (
 from pipeline.metrics.domain import one_thread
 from pipeline.models.posterior import Posterior
 from pipeline.models.pretrained import Autoencoder, load_autoencoder, weights_file
-from pipeline.runtime.distributed import device_for, world_from
+from pipeline.runtime.distributed import own_device
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import sha256_file
+from pipeline.runtime.parts import Part, this_world, writing
 from pipeline.runtime.progress import progress
 
 VERSION = 1  # raised when the same settings would give other values
@@ -140,17 +140,16 @@ def _encode(
     workers: int | None,
     part: tuple[int, int],
 ) -> Mapping[str, Any] | None:
-    world = world_from(dict(os.environ))
-    mine, of = part[0] * world.size + world.rank, part[1] * world.size
+    world = this_world()
+    mine = Part(*part).for_task(world)
     jobs = {name: jobs_of(split, encoding.latents) for name, split in splits.items()}
     listed = [job for rows in jobs.values() for job in rows]
-    if of == 1:
-        tidy(encoding.target)
-    todo = [job for place, job in enumerate(listed) if place % of == mine and not _done(encoding.target, job)]
+    todo = [job for place, job in enumerate(listed) if mine.has(place) and not _done(encoding.target, job)]
     processes = 1 if torch.cuda.is_available() else workers or max(cores() // world.local_size, 1)
     work = functools.partial(encode_shard, encoding=encoding)
     total, left = (sum(job.end - job.start for job in rows) for rows in (listed, todo))
-    with progress(f"encode {encoding.target.name}", total, done=total - left) as tick:
+    label, done = f"encode {encoding.target.name}", total - left
+    with writing(encoding.target), progress(label, total, done=done) as tick:
         for made in run_parallel(work, todo, workers=min(processes, max(len(todo), 1))):
             tick(made)
     return _complete(encoding, splits, jobs, autoencoder=autoencoder)
@@ -169,7 +168,7 @@ def _done(directory: Path, job: EncodeJob) -> bool:
 
 def encode_shard(job: EncodeJob, encoding: Encoding) -> int:
     """Write one shard of latents. Returns how many images it holds."""
-    device = device_for(world_from(dict(os.environ)))
+    device = own_device()
     latents = encoding.latents
     network = _loaded(latents.autoencoder, latents.weights, latents.step, sha256=encoding.sha256, device=str(device))
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -25,12 +25,13 @@ from pipeline.metrics.domain import (
     save_classifier,
     train_classifier,
 )
-from pipeline.metrics.extraction import Work, default_device, extract, ranks
+from pipeline.metrics.extraction import Work, default_device, extract
 from pipeline.metrics.extractors import CLASSIFIER, build_extractors, classifier_directory
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.references import reference_path, save_reference
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, sha256_file, sweep_partial, write_json
+from pipeline.runtime.parts import WHOLE, this_world
 from pipeline.runtime.progress import progress
 
 RECEIPT = "receipt.json"
@@ -131,11 +132,11 @@ def _statistics(cfg: Config, split: ShardDirectory, extractor: Extractor, *, pat
     evaluate = cfg.evaluate
     name = f"{path.stem}-{split.manifest.sha256[:8]}-{evaluate.block}.work"
     work = Work(path.with_name(name), split.manifest.count, evaluate.block, evaluate.batch)
-    rank, processes = ranks()
-    for part in [(rank, processes), *([(0, 1)] if rank == 0 and processes > 1 else [])]:
-        with progress(f"{extractor.name} features of {split.manifest.split}", -(-work.count // part[1])) as tick:
+    mine = WHOLE.for_task(this_world())
+    for part in [mine, *([WHOLE] if mine.number == 0 and mine != WHOLE else [])]:
+        with progress(f"{extractor.name} features of {split.manifest.split}", work.images_of(part)) as tick:
             extract(work, Reader(split).read, extractor, part=part, tick=tick, device=default_device())
-    if rank:
+    if mine.number:
         return
     save_reference(
         path,

@@ -5,6 +5,7 @@ import sys
 import traceback
 
 from pipeline.runtime.errors import NonFiniteError, RendezvousError, UserError, did_you_mean
+from pipeline.runtime.parts import one_task_only
 
 JOBS = {
     "train": ("pipeline.train.job", "train a model, or go on where it was interrupted"),
@@ -20,6 +21,7 @@ JOBS = {
     "export": ("pipeline.export", "write a folder that diffusers loads"),
     "import": ("pipeline.adopt", "make a run of such a folder, to train on or sample from"),
 }
+ALONE = ("draw", "compare", "export", "import")  # jobs whose work tasks cannot share
 BAD_INPUT, NON_FINITE, OUT_OF_MEMORY, NO_RENDEZVOUS = 2, 76, 77, 78
 
 
@@ -57,6 +59,8 @@ def _code_of(words: list[str]) -> int:
 def _run(job: str, words: list[str]) -> int:
     if job not in JOBS:
         raise UserError(f"'{job}' is no job. Jobs: {', '.join(JOBS)}.{did_you_mean(job, JOBS)}")
+    if job in ALONE and not one_task_only(job):
+        return 0
     module = importlib.import_module(JOBS[job][0])  # only the job that is asked for pays for its imports
     code: int = module.main(words)
     return code

@@ -2,22 +2,24 @@
 
     python -m pipeline compare RUN_DIR... [--out DIR] [--metric NAME]...
 
-Numbers stand in one table only if they were measured against the same images in the same features.
+Numbers stand in one table only if they were measured against the same images in the same features. A run that was
+measured in more networks than another one stands beside it: the table has empty cells.
 """
 
 import argparse
 import csv
 import io
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.metrics.plots import Line, Point, draw_lines
-from pipeline.metrics.report import ENOUGH, USUAL, is_distance, shown, usual_first
+from pipeline.metrics.report import ENOUGH, USUAL, is_distance, usual_first
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, write_text
+from pipeline.runtime.numbers_text import note, shown
 
 PANELS = 8  # metrics in a plot, at most
 CURVES = 10  # sets whose distances are drawn against the number of samples, at most
@@ -26,14 +28,16 @@ SETTINGS = ("step", "weights", "sampler", "steps", "guidance", "images")
 
 @dataclass(frozen=True)
 class Row:
-    """One sample set's numbers. `standard`: hash of what they were measured against and with."""
+    """One sample set's numbers. `measured_by`: hashes of the images and the networks, by name. `standard`: a hash that
+    rows of one table share."""
 
     run: str
     name: str
-    settings: Mapping[str, Any]  # of SETTINGS
+    settings: Mapping[str, Any]  # SETTINGS, and all else that decides the images, which is shown where it differs
     metrics: Mapping[str, float]
     details: Mapping[str, Any]
-    standard: str
+    measured_by: Mapping[str, str]
+    standard: str = ""
 
 
 def compare(runs: Sequence[Path], out: Path, *, metrics: Sequence[str] = ()) -> list[Path]:
@@ -43,7 +47,7 @@ def compare(runs: Sequence[Path], out: Path, *, metrics: Sequence[str] = ()) -> 
         Incomplete: a run has no results.
         UserError: a metric that no result has.
     """
-    rows = [row for run in runs for row in read_rows(run)]
+    rows = grouped([row for run in runs for row in read_rows(run)])
     names = chosen(rows, metrics)
     files = [out / "comparison.md", out / "comparison.csv"]
     write_text(files[0], markdown(rows, names))
@@ -64,19 +68,62 @@ def read_rows(run: Path) -> list[Row]:
 
 
 def _row(run: Path, result: Mapping[str, Any]) -> Row:
-    sample = result["samples"]["made_from"].get("sample", {})
-    sampler = sample.get("sampler", {})
+    made_from = result["samples"]["made_from"]
+    sample = flat(made_from.get("sample", {}))
     settings = {
         "step": result["step"],
-        "weights": sample.get("weights", ""),
-        "sampler": sampler.get("kind", ""),
-        "steps": sampler.get("steps", ""),
-        "guidance": sampler.get("guidance", {}).get("scale", ""),
+        "weights": sample.pop("weights", ""),
+        "sampler": sample.pop("sampler.kind", ""),
+        "steps": sample.pop("sampler.steps", ""),
+        "guidance": sample.pop("sampler.guidance.scale", ""),
         "images": result["samples"]["count"],
     }
-    standard = content_hash([result["data"], result["extractors"]])[:8]
+    sample.pop("images_per_shard", None)  # decides no image
+    others = {**sample, "seed": made_from.get("seed", "")}
+    details = result["details"]
+    first = next((d["reference"] for n, d in sorted(details.items()) if "@" not in n and "reference" in d), "")
+    measured_by = {"first split": first}  # which names the metrics
+    measured_by |= {f"images of {split}": content_hash(facts) for split, facts in result["data"].items()}
+    measured_by |= {network: content_hash(protocol) for network, protocol in result["extractors"].items()}
     name = result["samples"]["set"].split("/")[-1]
-    return Row(run.resolve().name, name, settings, result["metrics"], result["details"], standard)
+    return Row(run.resolve().name, name, {**settings, **others}, result["metrics"], details, measured_by)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping with dotted keys; lists and None as text."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value if isinstance(value, str | int | float) else str(value)
+    return found
+
+
+def grouped(rows: Sequence[Row]) -> list[Row]:
+    """The rows with their `standard`: rows share it unless something that measured both of them is not the same."""
+    groups: list[dict[str, str]] = []
+    places = []
+    for row in rows:
+        fitting = (n for n, group in enumerate(groups) if _agree(group, row.measured_by))
+        place = next(fitting, len(groups))
+        if place == len(groups):
+            groups.append({})
+        groups[place] |= row.measured_by
+        places.append(place)
+    hashes = [content_hash(group)[:8] for group in groups]
+    return [replace(row, standard=hashes[place]) for row, place in zip(rows, places, strict=True)]
+
+
+def _agree(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    shared = one.keys() & other.keys()
+    return any(name.startswith("images of ") for name in shared) and all(one[name] == other[name] for name in shared)
+
+
+def _differing(rows: Sequence[Row]) -> list[str]:
+    """Settings beside SETTINGS in which rows differ."""
+    known = dict.fromkeys(name for row in rows for name in row.settings if name not in SETTINGS)
+    return [name for name in known if len({str(row.settings.get(name, "")) for row in rows}) > 1]
 
 
 def chosen(rows: Sequence[Row], asked: Sequence[str]) -> list[str]:
@@ -107,20 +154,22 @@ def markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
         said = ", ".join(f"{s} {_shown(row.settings[s])}" for s, row in same.items() if row.settings[s] != "")
         if said and len(group) > 1:
             parts.append(f"All: {said}.\n")
-        columns = [s for s in SETTINGS if s not in same or len(group) == 1]
+        columns = [*(s for s in SETTINGS if s not in same or len(group) == 1), *_differing(group)]
         parts.append(_table(group, usual, columns))
         if other := [n for n in known if n not in usual]:
             parts.append("Other metrics (`@valid`: against the validation images)\n\n" + _table(group, other, columns))
-    return "\n".join([*parts, *_remarks(rows, standards)])
+    return "\n".join([*parts, *_remarks(rows, standards, names)])
 
 
-def _remarks(rows: Sequence[Row], standards: Sequence[str]) -> list[str]:
+def _remarks(rows: Sequence[Row], standards: Sequence[str], names: Sequence[str]) -> list[str]:
     parts = []
     if len(standards) > 1:
         parts.append(
             f"The {len(standards)} standards are other reference images or other features: their numbers do not "
             "compare.\n"
         )
+    noted = {n: said for row in rows for n, value in row.metrics.items() if n in names and (said := note(n, value))}
+    parts += [f"{name}: {said}.\n" for name, said in noted.items()]
     counts = sorted({int(row.settings["images"]) for row in rows})
     if len(counts) > 1:
         parts.append(
@@ -139,7 +188,7 @@ def _table(rows: Sequence[Row], names: Sequence[str], columns: Sequence[str]) ->
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     best = {name: _best(name, [row.metrics[name] for row in rows if name in row.metrics]) for name in names}
     for row in rows:
-        cells = [row.run, *(_shown(row.settings[s]) for s in columns)]
+        cells = [row.run, *(_shown(row.settings.get(s, "")) for s in columns)]
         for name in names:
             value = row.metrics.get(name)
             text = "" if value is None else shown(value, row.details.get(name, {}))
@@ -174,14 +223,14 @@ def _best(name: str, values: Sequence[float]) -> float | None:
     return None
 
 
-def table_csv(rows: Iterable[Row], names: Sequence[str]) -> str:
+def table_csv(rows: Sequence[Row], names: Sequence[str]) -> str:
     """All numbers in full, one line for each sample set."""
-    text = io.StringIO()
+    text, settings = io.StringIO(), [*SETTINGS, *_differing(rows)]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "set", "standard", *SETTINGS, *names])
+    writer.writerow(["run", "set", "standard", *settings, *names])
     for row in rows:
         values = [row.metrics.get(name, "") for name in names]
-        writer.writerow([row.run, row.name, row.standard, *(row.settings[s] for s in SETTINGS), *values])
+        writer.writerow([row.run, row.name, row.standard, *(row.settings.get(s, "") for s in settings), *values])
     return text.getvalue()
 
 
@@ -207,8 +256,9 @@ def plots(rows: Sequence[Row], names: Sequence[str]) -> list[tuple[str, str, dic
 def _groups(rows: Sequence[Row], axis: str) -> dict[tuple[str, ...], list[Row]]:
     """Rows that differ in `axis` alone, where there are two places on it: by what they have in common."""
     groups: dict[tuple[str, ...], list[Row]] = {}
+    names = [s for s in (*SETTINGS, *_differing(rows)) if s != axis]
     for row in rows:
-        others = (f"{s} {_shown(row.settings[s])}" for s in SETTINGS if s != axis and row.settings[s] != "")
+        others = (f"{s} {_shown(row.settings[s])}" for s in names if row.settings.get(s, "") != "")
         groups.setdefault((f"standard {row.standard}", row.run, *others), []).append(row)
     return {k: g for k, g in groups.items() if len({_place(row.settings[axis]) for row in g} - {None}) > 1}
 

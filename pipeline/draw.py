@@ -16,14 +16,13 @@ from torch import Tensor
 
 from pipeline import checkpoint, drawing
 from pipeline.config.autoencoder import require_latents
-from pipeline.config.load import config_from, run_named
-from pipeline.config.paths import run_directory, sample_set_name, tiling
+from pipeline.config.paths import sample_set_name, tiling
 from pipeline.config.schema import Config
 from pipeline.data.pictures import Pixels, write_picture
 from pipeline.drawing import Model, Way
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import content_hash, sha256_file
-from pipeline.runtime.run_dir import RunDir, step_name, step_of
+from pipeline.runtime.run_dir import RunDir, existing_run, step_name, step_of
 
 KINDS = ("strip", "interpolate", "edit", "inpaint")
 SEEDS = 8
@@ -58,8 +57,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
     parser.add_argument("--to", type=Path, help="the PNG to write; default: in the run directory's drawings/")
     options, rest = parser.parse_known_args(words)
-    cfg = config_from([options.run, *rest])
-    run = RunDir(run_named([options.run]) or run_directory(cfg))
+    run, cfg = existing_run([options.run, *rest])
     wish = Wish(**{name: getattr(options, name) for name in Wish.__dataclass_fields__})
     print(draw(cfg, run, wish, step=options.step, to=options.to))
     return 0

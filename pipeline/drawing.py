@@ -70,7 +70,7 @@ def load_model(cfg: Config, run: RunDir, *, step: int) -> Model:
     Raises:
         UserError: for a model that makes images in one step.
     """
-    device = distributed.device_for(distributed.world_from({}))
+    device = distributed.own_device()
     train = open_shards(training_shards(cfg) / "train")
     objective = loaded_objective(cfg, run, train.manifest, step=step, device=device)
     if not isinstance(objective, Denoising):

@@ -3,41 +3,46 @@
     python -m pipeline evaluate RUN_DIR [--part K/N] [key=value ...]
 
 Every finished sample set of the run is measured that has no result yet for these very images and settings. Killed and
-started again it goes on where it was; several processes (RANK and WORLD_SIZE, or --part) share the images.
+started again it goes on where it was; the tasks of a job, and the parts of an array, share the images.
 """
 
+import argparse
+import functools
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from pipeline.config.load import config_from, run_named
 from pipeline.config.needs import require
 from pipeline.config.schema import Config
 from pipeline.data.reader import Reader
 from pipeline.data.shards import Manifest, ShardDirectory, open_shards
 from pipeline.metrics.board import write_board
-from pipeline.metrics.copies import Images, Worst, measure_copies
-from pipeline.metrics.extraction import Work, default_device, extract, ranks
+from pipeline.metrics.copies import QUERIES, Images, InFeatures, Worst, measure_copies
+from pipeline.metrics.extraction import Read, Work, all_features, default_device, extract, first_features
 from pipeline.metrics.features import Extractor
+from pipeline.metrics.memorisation import mirrored
 from pipeline.metrics.pictures import draw_worst
 from pipeline.metrics.provenance import versions
 from pipeline.metrics.quality_suite import measure_quality, quality_work, score_blocks
+from pipeline.metrics.references import Reference
 from pipeline.metrics.report import caution, show
-from pipeline.metrics.suite import Asked, Measured, measure
+from pipeline.metrics.suite import Asked, Measured, measure, spaces_of
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, write_json
+from pipeline.runtime.parts import WHOLE, Part, parse_part, this_world
 from pipeline.runtime.progress import progress
-from pipeline.runtime.run_dir import RunDir
+from pipeline.runtime.run_dir import RunDir, existing_run
 from pipeline.standards import Standards, open_standards
 
 FINISHED = "manifest.json"
 
 
-def evaluate(cfg: Config, run: RunDir, *, part: tuple[int, int] | None = None) -> list[Path]:
+def evaluate(cfg: Config, run: RunDir, *, part: Part | None = None) -> list[Path]:
     """Measure the sample sets that `cfg.evaluate.samples` chooses; returns the result files that are complete.
 
     Args:
@@ -47,10 +52,12 @@ def evaluate(cfg: Config, run: RunDir, *, part: tuple[int, int] | None = None) -
         UserError: a reference of other images or another protocol.
     """
     standards = open_standards(cfg)
-    finished = []
-    for directory in chosen(cfg, run):
-        samples = open_shards(directory)
+    sets = [open_shards(directory) for directory in chosen(cfg, run)]
+    for samples in sets:
         _check_shape(samples, standards)
+    finished = []
+    for samples in sets:
+        directory = samples.path
         result = run.results / f"{directory.parent.name.removeprefix('step-')}-{directory.name}.json"
         key = _key(cfg, samples, standards)
         if not (result.exists() and read_json(result).get("key") == key):
@@ -95,9 +102,12 @@ def _check_shape(samples: ShardDirectory, standards: Standards) -> None:
 def _key(cfg: Config, samples: ShardDirectory, standards: Standards) -> str:
     """What decides every number of a result, as one hash. How the work is cut up is not part of it."""
     elsewhere = {"domain", "inception", "dinov2", "clip"}  # what they decide is in the networks' own identities
-    settings = cfg.evaluate.model_dump(mode="json", exclude={"samples", "batch", "block", "quality", *elsewhere})
+    settings = cfg.evaluate.model_dump(
+        mode="json", exclude={"samples", "batch", "block", "quality", "copies", *elsewhere}
+    )
     quality = [cfg.evaluate.quality.images, *(scorer.sha256 for scorer in standards.scorers)]
-    return content_hash([samples.manifest.sha256, standards.identity, quality, settings])
+    left_out = [] if cfg.evaluate.copies else ["copies"]  # so that results from before the switch keep their key
+    return content_hash([samples.manifest.sha256, standards.identity, quality, settings, *left_out])
 
 
 def _work(cfg: Config, samples: ShardDirectory, extractor: Extractor, *, work: Path) -> Work:
@@ -115,22 +125,63 @@ def _quality_works(
     return [(s, quality_work(work / f"quality-{n}", scorers, count=s.manifest.count, most=most)) for n, s in sets]
 
 
-def _features(
-    cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path, part: tuple[int, int] | None
-) -> bool:
+@dataclass(frozen=True)
+class _Mirrored:
+    """Mirrored images whose features the copy check needs: the samples', and those of held-out images."""
+
+    images: str
+    extractor: Extractor
+    read: Read
+    blocks: Work
+
+
+def _mirrored_works(cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path) -> list[_Mirrored]:
+    """What has to be computed for the copy check, in the last network that is switched on. The features of images that
+    are not mirrored are there already."""
+    extractor = next((e for e in reversed(standards.extractors) if e.name in ("domain", "inception", "dinov2")), None)
+    if extractor is None or not cfg.evaluate.copies:
+        return []
+    sets = [(samples, np.arange(samples.manifest.count))]
+    sets += [(standards.splits[name], held.indices()) for name, held in _held_out(standards, extractor)]
+    found = []
+    for images, numbers in sets:
+        name = f"mirrored-{images.manifest.sha256[:12]}-{extractor.key}-{cfg.evaluate.block}"
+        blocks = Work(work / name, min(len(numbers), QUERIES), cfg.evaluate.block, cfg.evaluate.batch)
+        read = functools.partial(_read_mirrored, Reader(images), numbers)
+        found.append(_Mirrored(images.path.name, extractor, read, blocks))
+    return found
+
+
+def _held_out(standards: Standards, extractor: Extractor) -> list[tuple[str, Reference]]:
+    """The second split, the images of which nobody can have copied, and its reference; [] where there is none."""
+    return list(standards.references[extractor.key].items())[1:2]
+
+
+def _read_mirrored(
+    reader: Reader, numbers: npt.NDArray[np.int64], places: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint8]:
+    return mirrored(reader.read(numbers[places]))
+
+
+def _features(cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path, part: Part | None) -> bool:
     """Compute this process's share of features and scores; whether it is the one that goes on and writes the result.
 
     The first process of several then computes whatever is missing still: it waits for nobody and nobody's death
     stops it.
     """
-    mine = part or ranks()
-    gathers = part is None and mine[0] == 0
-    shares = [mine, (0, 1)] if gathers and mine[1] > 1 else [mine]
+    mine = (part or WHOLE).for_task(this_world())
+    gathers = part is None and mine.number == 0
+    shares = [mine, WHOLE] if gathers and mine != WHOLE else [mine]
     for extractor in standards.extractors:
         blocks = _work(cfg, samples, extractor, work=work)
         for share in shares:
             with progress(f"{extractor.name} features of {samples.path.name}", blocks.images_of(share)) as tick:
                 extract(blocks, Reader(samples).read, extractor, part=share, tick=tick, device=default_device())
+    for some in _mirrored_works(cfg, samples, standards, work=work):
+        label = f"{some.extractor.name} features of {some.images}, mirrored"
+        for share in shares:
+            with progress(label, some.blocks.images_of(share)) as tick:
+                extract(some.blocks, some.read, some.extractor, part=share, tick=tick, device=default_device())
     for images, blocks in _quality_works(cfg, samples, standards, work=work):
         for share in shares:
             with progress(f"quality of {images.path.name}", blocks.images_of(share)) as tick:
@@ -147,8 +198,7 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, *, work:
         blocks = _work(cfg, samples, extractor, work=work)
         measured.update(measure(extractor, blocks, standards.references[extractor.key], asked=asked, cfg=cfg.evaluate))
     sets = [Images(Reader(s).read, s.manifest.count) for s in (samples, *standards.splits.values())]
-    copies, worst = _copies(cfg, standards, sets)
-    _draw(picture, worst, sets)
+    copies, worst = _copies(cfg, samples, standards, sets=sets, work=work) if cfg.evaluate.copies else (Measured(), [])
     measured.update(copies)
     manifest = samples.manifest
     scores = [blocks for _, blocks in _quality_works(cfg, samples, standards, work=work)]
@@ -156,6 +206,7 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, *, work:
         held_out = scores[1] if len(scores) > 1 else None
         measured.update(measure_quality(scores[0], held_out, standards.scorers, size=manifest.shape[1:]))
     cautions = caution(manifest.count, measured.metrics, measured.details)
+    _draw(picture, worst, sets)
     return {
         "run": samples.path.parents[2].name,
         "step": int(samples.path.parent.name.removeprefix("step-")),
@@ -178,18 +229,25 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, *, work:
     }
 
 
-def _copies(cfg: Config, standards: Standards, sets: Sequence[Images]) -> tuple[Measured, list[Worst]]:
-    """The memorisation check, in pixels and in the features of the last network that is switched on."""
-    extractor = next((e for e in reversed(standards.extractors) if e.name in ("domain", "inception", "dinov2")), None)
-    reference = None
-    if extractor is not None:
-        reference = next(iter(standards.references[extractor.key].values()))
+def _copies(
+    cfg: Config, samples: ShardDirectory, standards: Standards, *, sets: Sequence[Images], work: Path
+) -> tuple[Measured, list[Worst]]:
+    """The memorisation check, in pixels and in the features of a network."""
+    others, features = _mirrored_works(cfg, samples, standards, work=work), None
+    if others:
+        extractor = others[0].extractor
+        space = next(s for s, what in spaces_of(extractor).items() if what.full)
+        train = next(iter(standards.references[extractor.key].values()))
+        plain = [first_features(_work(cfg, samples, extractor, work=work), space, QUERIES)]
+        plain += [held.features(space)[:QUERIES] for _, held in _held_out(standards, extractor)]
+        views = [(one, all_features(some.blocks, space)) for one, some in zip(plain, others, strict=True)]
+        held_out = views[1] if len(views) > 1 else None
+        features = InFeatures(extractor.name, views[0], held_out, train.features(space), train.indices())
     return measure_copies(
         sets[0],
         sets[1],
         sets[2] if len(sets) > 2 else None,
-        extractor=extractor,
-        reference=reference,
+        features=features,
         cfg=cfg.evaluate,
         device=default_device(),
     )
@@ -218,25 +276,14 @@ def _partial(manifest: Manifest) -> list[str]:
     return [f"the sample set holds {manifest.count} of the {wanted} images asked for: some of its shards are missing"]
 
 
-def parse_part(words: Sequence[str]) -> tuple[list[str], tuple[int, int] | None]:
-    """Take `--part K/N` (K from 0) out of the words of a command line."""
-    rest = list(words)
-    if "--part" not in rest:
-        return rest, None
-    at = rest.index("--part")
-    text = rest[at + 1] if at + 1 < len(rest) else ""
-    pieces = text.split("/")
-    if len(pieces) != 2 or not all(p.isdigit() for p in pieces) or not int(pieces[0]) < int(pieces[1]):
-        raise UserError(f"--part: found '{text}', expected K/N with 0 <= K < N, such as 0/4.")
-    return rest[:at] + rest[at + 2 :], (int(pieces[0]), int(pieces[1]))
-
-
 def main(words: list[str]) -> int:
-    """The command line; returns the exit code."""
-    rest, part = parse_part(words)
-    cfg = config_from(rest)
+    """`python -m pipeline evaluate RUN_DIR [--part k/n] [key=value ...]`."""
+    parser = argparse.ArgumentParser(prog="pipeline evaluate", description=main.__doc__)
+    parser.add_argument("--part", metavar="k/n", help="compute this share of the features alone, and write no result")
+    options, rest = parser.parse_known_args(words)
+    part = None if options.part is None else parse_part(options.part)
+    run, cfg = existing_run(rest)
     require(cfg, "evaluate")
-    run = RunDir(run_named(rest) or cfg.runs_dir / cfg.name)
     for path in evaluate(cfg, run, part=part):
         show(read_json(path))
         print(path)

@@ -11,17 +11,24 @@ from typing import get_args
 
 from pipeline import checkpoint
 from pipeline.config.autoencoder import KINDS, require_latents
-from pipeline.config.load import config_from, run_named
-from pipeline.config.paths import run_directory, training_shards
+from pipeline.config.paths import training_shards
 from pipeline.config.schema import Config
 from pipeline.data.latents import image_shape, spread_of
 from pipeline.data.shards import Manifest, read_manifest
-from pipeline.interchange.folder import SETTINGS, Format, Latents, Network, write_diffusers, write_safetensors
+from pipeline.interchange.folder import (
+    SETTINGS,
+    Format,
+    Latents,
+    Network,
+    settings_of,
+    write_diffusers,
+    write_safetensors,
+)
 from pipeline.models.pretrained import load_autoencoder
 from pipeline.objectives.space import remember, space_of
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.runtime.run_dir import COMMIT, RunDir, step_name, step_of
+from pipeline.runtime.run_dir import COMMIT, RunDir, existing_run, step_name, step_of
 
 NETWORKS = ("denoiser", "autoencoder")
 TRAINING_ONLY = "balance."  # the head that weighs losses over noise levels: no part of the network that samples
@@ -34,8 +41,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--format", choices=get_args(Format), default="diffusers")
     parser.add_argument("--to", type=Path, help="the folder to write; default: inside the run directory")
     options, rest = parser.parse_known_args(words)
-    cfg = config_from(rest)
-    run = RunDir(run_named(rest) or run_directory(cfg))
+    run, cfg = existing_run(rest)
     folder, notes = export(cfg, run, step=options.step, form=options.format, to=options.to)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
@@ -48,7 +54,7 @@ def export(
 ) -> tuple[Path, list[str]]:
     """Write the weights that `cfg.sample.weights` names. Returns the folder, and in what it samples differently.
 
-    A folder that is there and was made from the same checkpoint is left as it is.
+    A folder that is there and was made from the same checkpoint with the same settings is left as it is.
 
     Raises:
         UserError: for a run without checkpoints, a network without an equal in diffusers, a folder that is taken.
@@ -57,7 +63,7 @@ def export(
     weights_name = cfg.sample.weights.replace(":", "")
     folder = to or run.path / "exports" / f"{step_name(found)}-{weights_name}-{form}"
     network = at_rest(cfg, run, step=found)
-    if (folder / SETTINGS).is_file() and read_json(folder / SETTINGS).get("made_from") == network.made_from:
+    if (folder / SETTINGS).is_file() and read_json(folder / SETTINGS) == settings_of(network):
         print(f"{folder} is complete: nothing to do", file=sys.stderr)
         return folder, []
     if folder.exists():

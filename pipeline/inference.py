@@ -99,7 +99,7 @@ def weak_model(cfg: Config, train: Manifest, device: torch.device) -> Denoising 
 
 def image_maker(cfg: Config, run: RunDir, train: Manifest, *, step: int) -> Make:
     """A function from seeds [B] and what they are asked for to images, with the wanted weights loaded."""
-    device = distributed.device_for(distributed.world_from({}))
+    device = distributed.own_device()
     objective = loaded_objective(cfg, run, train, step=step, device=device)
     weak = weak_model(cfg, train, device)
 

@@ -3,8 +3,8 @@
     python -m pipeline likelihood RUN_DIR [--split valid] [--images N] [--step N] [key=value ...]
 
 A sum over all T timesteps, so T calls of the network an image (Ho et al. 2020, equation 5). Each image's noise is a
-function of its place in the split: no number depends on batches or processes. Several processes (RANK and WORLD_SIZE)
-share the images in blocks; killed and started again, the job goes on with the blocks that are missing.
+function of its place in the split: no number depends on batches or processes. The tasks of a job share the images in
+blocks; killed and started again, the job goes on with the blocks that are missing.
 """
 
 import argparse
@@ -19,20 +19,20 @@ import numpy.typing as npt
 import torch
 
 from pipeline import checkpoint
-from pipeline.config.load import config_from, run_named
-from pipeline.config.paths import data_directory, run_directory
+from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.data.batches import validation_batches
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
 from pipeline.inference import autocast, loaded_objective
-from pipeline.metrics.extraction import default_device, ranks
+from pipeline.metrics.extraction import default_device
 from pipeline.metrics.provenance import versions
 from pipeline.objectives.denoising import Denoising
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_path, content_hash, read_json, write_json
+from pipeline.runtime.parts import WHOLE, this_world
 from pipeline.runtime.progress import progress
-from pipeline.runtime.run_dir import COMMIT, RunDir, step_name, step_of
+from pipeline.runtime.run_dir import COMMIT, RunDir, existing_run, step_name, step_of
 
 BLOCK = 64  # images of one restartable piece of work
 Bits = npt.NDArray[np.float64]
@@ -47,8 +47,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--images", type=int, help="this many, spread over the split; default: all")
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
     options, rest = parser.parse_known_args(words)
-    cfg = config_from(rest)
-    run = RunDir(run_named(rest) or run_directory(cfg))
+    run, cfg = existing_run(rest)
     path = likelihood(cfg, run, split=options.split, images=options.images, step=options.step)
     if path is not None:
         found = read_json(path)
@@ -79,7 +78,7 @@ def likelihood(
     if not path.is_file():
         blocks = _blocks(cfg, run, reader, count=count, step=found, work=work)
         if blocks is None:
-            return None
+            return path if path.is_file() else None
         write_json(path, {**_summary(blocks), "split": split, "step": found, **decides, "versions": versions()})
         shutil.rmtree(work, ignore_errors=True)
     return path
@@ -119,8 +118,8 @@ def _decides(cfg: Config, run: RunDir, reader: Reader, *, count: int, step: int)
 def _blocks(cfg: Config, run: RunDir, reader: Reader, *, count: int, step: int, work: Path) -> Bits | None:
     """Bits per dimension [images, T + 1] by timestep, the prior's last; None while other processes work on blocks."""
     number = -(-count // BLOCK)
-    rank, world_size = ranks()
-    mine = [k for k in range(rank, number, world_size) if not (work / f"{k}.npy").is_file()]
+    part = WHOLE.for_task(this_world())
+    mine = [k for k in range(number) if part.has(k) and not (work / f"{k}.npy").is_file()]
     if mine:
         device = torch.device(default_device())
         objective = loaded_objective(cfg, run, reader.manifest, step=step, device=device)
@@ -141,11 +140,11 @@ def _blocks(cfg: Config, run: RunDir, reader: Reader, *, count: int, step: int, 
                 with atomic_path(work / f"{k}.npy") as partial, partial.open("wb") as file:
                     np.save(file, np.concatenate(rows))
                 tick(1)
-    done = [work / f"{k}.npy" for k in range(number)]
-    if not all(path.is_file() for path in done):
+    try:
+        return np.concatenate([np.load(work / f"{k}.npy") for k in range(number)])
+    except FileNotFoundError:  # not made yet, or removed by the process that has just written the result
         print(f"{work}: other processes make the rest", file=sys.stderr)
         return None
-    return np.concatenate([np.load(path) for path in done])
 
 
 def _summary(bits: Bits) -> dict[str, Any]:

@@ -1,15 +1,17 @@
 """Reconstruct: what an autoencoder makes of images that it was not trained on, as a shard set, with its numbers.
 
-    python -m pipeline reconstruct RUN_DIR [--step N] [key=value ...]
+    python -m pipeline reconstruct RUN_DIR [--step N] [--part k/n] [key=value ...]
 
 All images of the validation split (of the training split where there is none) go through the weights that
 `sample.weights` names, by the posterior's mean, in float32 as `data_prep encode` and the decoding of samples are.
-Killed and started again it makes the shards that are missing.
+Killed and started again it makes the shards that are missing. The tasks of a job share the shards; the first of them
+makes what is missing still and measures. So does a call without --part after those with one.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,8 @@ import torch
 from PIL import Image
 
 from pipeline import checkpoint
-from pipeline.config.load import config_from, run_named
-from pipeline.config.paths import data_directory, run_directory
+from pipeline.config.needs import require
+from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.data.batches import Batch, validation_batches
 from pipeline.data.images import encode
@@ -31,6 +33,7 @@ from pipeline.data.shards import (
     Manifest,
     Sample,
     ShardDirectory,
+    ShardRecord,
     finish,
     open_shards,
     read_manifest,
@@ -50,30 +53,35 @@ from pipeline.models.posterior import Posterior
 from pipeline.objectives.autoencoder import Autoencoding
 from pipeline.objectives.measuring import Standards, measure_restoration, open_standards, pixels
 from pipeline.runtime import distributed
-from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import atomic_path, content_hash, read_json, sweep_partial, write_json
+from pipeline.runtime.errors import Incomplete, UserError
+from pipeline.runtime.files import atomic_path, content_hash, read_json, write_json
+from pipeline.runtime.parts import WHOLE, Part, parse_part, this_world, writing
 from pipeline.runtime.progress import progress
-from pipeline.runtime.run_dir import COMMIT, RunDir, step_name, step_of
+from pipeline.runtime.run_dir import COMMIT, RunDir, existing_run, step_name, step_of
 
 SHOWN = 32  # images in the picture
 WIDTH = 1200  # pixels of the picture, about
 
 
 def main(words: list[str]) -> int:
-    """`python -m pipeline reconstruct RUN_DIR [--step N] [key=value ...]`."""
+    """`python -m pipeline reconstruct RUN_DIR [--step N] [--part k/n] [key=value ...]`."""
     parser = argparse.ArgumentParser(prog="pipeline reconstruct", description=main.__doc__)
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument("--part", metavar="k/n", help="only every n-th shard from the k-th, and no result")
     options, rest = parser.parse_known_args(words)
-    cfg = config_from(rest)
-    run = RunDir(run_named(rest) or run_directory(cfg))
-    path = reconstruct(cfg, run, step=options.step)
-    show(read_json(path))
-    print(path)
+    part = None if options.part is None else parse_part(options.part)
+    run, cfg = existing_run(rest)
+    require(cfg, "reconstruct")
+    path = reconstruct(cfg, run, step=options.step, part=part)
+    if path is not None:
+        show(read_json(path))
+        print(path)
     return 0
 
 
-def reconstruct(cfg: Config, run: RunDir, *, step: int | None = None) -> Path:
-    """Make the set, the result and the picture of a checkpoint, whichever are missing. Returns the result file.
+def reconstruct(cfg: Config, run: RunDir, *, step: int | None = None, part: Part | None = None) -> Path | None:
+    """Make the set, the result and the picture of a checkpoint, whichever are missing. Returns the result file, or None
+    from a part and from tasks other than the first, which make their shards alone.
 
     Raises:
         UserError: for a run of another kind, no valid checkpoint, or latents that are not finite.
@@ -85,7 +93,14 @@ def reconstruct(cfg: Config, run: RunDir, *, step: int | None = None) -> Path:
     standards = open_standards(cfg)
     name = originals.path.name + ("" if cfg.sample.weights == "average" else f"-{cfg.sample.weights.replace(':', '')}")
     directory = run.path / "reconstructions" / step_name(found) / name
-    restored = _restored(cfg, run, objective, originals=originals, directory=directory)
+    mine = (part or WHOLE).for_task(this_world())
+    restored = _restored(cfg, run, objective, originals=originals, directory=directory, part=mine)
+    if part is not None or mine.number:
+        return None
+    if restored is None:  # others have not finished their shards: nobody is waited for
+        restored = _restored(cfg, run, objective, originals=originals, directory=directory, part=WHOLE)
+    if restored is None:
+        raise Incomplete(f"{directory}: shards have vanished while they were made. Start this again.")
     result = run.results / f"{found:09d}-reconstruction.json"
     key = content_hash([restored.manifest.sha256, originals.manifest.sha256, standards.identity, SHOWN])
     if not (result.exists() and read_json(result).get("key") == key):
@@ -105,7 +120,7 @@ def _split(cfg: Config) -> Path:
 
 
 def _objective(cfg: Config, run: RunDir, originals: ShardDirectory, *, step: int) -> Autoencoding:
-    device = distributed.device_for(distributed.world_from({}))
+    device = distributed.own_device()
     objective = loaded_objective(cfg, run, originals.manifest, step=step, device=device)
     if not isinstance(objective, Autoencoding):
         raise UserError(
@@ -116,9 +131,12 @@ def _objective(cfg: Config, run: RunDir, originals: ShardDirectory, *, step: int
 
 
 def _restored(
-    cfg: Config, run: RunDir, objective: Autoencoding, *, originals: ShardDirectory, directory: Path
-) -> ShardDirectory:
-    """The finished set; shards that an earlier, interrupted call finished are taken over."""
+    cfg: Config, run: RunDir, objective: Autoencoding, *, originals: ShardDirectory, directory: Path, part: Part
+) -> ShardDirectory | None:
+    """The set, finished by the process that finds all of its shards; None where others have to make theirs.
+
+    Shards that an earlier, interrupted call finished are taken over.
+    """
     made_from = {
         "run": cfg.name,
         "step": step_of(directory.parent.name),
@@ -128,33 +146,51 @@ def _restored(
         "split": originals.path.name,
     }
     if (directory / "manifest.json").is_file():
-        before = read_manifest(directory).made_from
-        if any(before[name] != value for name, value in made_from.items() if name != "run"):
-            raise UserError(f"{directory} was made of other images or other weights. Delete it and run this again.")
-        return open_shards(directory)
-    sweep_partial(directory)
+        return _finished(directory, made_from)
     layout = Layout(encoding="png", shape=originals.manifest.layout.shape)
     count, size = originals.manifest.count, cfg.sample.images_per_shard
-    parts = {n: range(n * size, min((n + 1) * size, count)) for n in range(-(-count // size))}
-    records = {n: r for n in parts if (r := read_record(directory / shard_name(n))) and r.count == len(parts[n])}
-    with progress("reconstruct", count, done=sum(r.count for r in records.values())) as tick:
-        for number in sorted(parts.keys() - records.keys()):
-            notes: list[dict[str, str]] = []
-            samples = _samples(cfg, objective, Reader(originals), places=parts[number], notes=notes, tick=tick)
-            records[number] = write_shard(directory / shard_name(number), samples, layout, notes=notes)
-    latents = _noted(records.values(), noise=objective.has_noise)
-    train: Manifest = originals.manifest
-    finish(
-        directory,
-        records.values(),
-        layout,
-        classes=train.classes,
-        protocol=train.protocol,
-        split=f"reconstructions of {originals.path.name}",
-        made_from={**made_from, "latents": latents},
-    )
-    tidy(directory, {record.name for record in records.values()})
+    places = {n: range(n * size, min((n + 1) * size, count)) for n in range(-(-count // size))}
+
+    def present() -> dict[int, ShardRecord]:
+        found = {n: read_record(directory / shard_name(n)) for n in places}
+        return {n: record for n, record in found.items() if record and record.count == len(places[n])}
+
+    with writing(directory):
+        done = sum(record.count for record in present().values())
+        with progress("reconstruct", count, done=done) as tick:
+            for number in sorted(n for n in places.keys() - present().keys() if part.has(n)):
+                if number in present() or (directory / "manifest.json").is_file():  # made by another process meanwhile
+                    continue
+                notes: list[dict[str, str]] = []
+                samples = _samples(cfg, objective, Reader(originals), places=places[number], notes=notes, tick=tick)
+                write_shard(directory / shard_name(number), samples, layout, notes=notes)
+        records = present()
+        if (directory / "manifest.json").is_file():
+            return _finished(directory, made_from)
+        if len(records) < len(places):
+            print(f"{directory}: {len(records)} of {len(places)} shards are there", file=sys.stderr)
+            return None
+        train: Manifest = originals.manifest
+        finish(
+            directory,
+            records.values(),
+            layout,
+            classes=train.classes,
+            protocol=train.protocol,
+            split=f"reconstructions of {originals.path.name}",
+            made_from={**made_from, "latents": _noted(records.values(), noise=objective.has_noise)},
+        )
     return open_shards(directory)
+
+
+def _finished(directory: Path, made_from: Mapping[str, Any]) -> ShardDirectory:
+    """A set that is there, without traces of the work, if it is of these images and weights."""
+    shards = open_shards(directory)
+    before = shards.manifest.made_from
+    if any(before[name] != value for name, value in made_from.items() if name != "run"):
+        raise UserError(f"{directory} was made of other images or other weights. Delete it and run this again.")
+    tidy(directory, (shard["name"] for shard in shards.manifest.shards))
+    return shards
 
 
 def _samples(

@@ -1,13 +1,16 @@
 """The sampling job: seeds -> images in shards. Image k is a function of seed k; there are no collectives.
 
-Any number of processes may work on a set (`--part 2/8` makes every eighth shard, beginning with the third); whoever
-finds it whole finishes it. A killed job started again makes only the shards that are missing.
+Any number of processes may work on a set: the tasks of a job share its shards, and `--part 2/8` makes every eighth
+shard, beginning with the third. The process that finds the set whole finishes it. A killed job started again makes
+only the shards that are missing.
 """
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,14 @@ import torch
 
 from pipeline import checkpoint, drawing
 from pipeline.config.autoencoder import require_latents
-from pipeline.config.load import config_from, run_named
-from pipeline.config.paths import run_directory, sample_set_name, training_shards
+from pipeline.config.needs import require
+from pipeline.config.paths import sample_set_name, training_shards
 from pipeline.config.schema import Config
 from pipeline.data.images import encode
 from pipeline.data.latents import image_shape
 from pipeline.data.pictures import Pixels, to_uint8, write_picture
 from pipeline.data.shards import (
     Layout,
-    Manifest,
     Sample,
     ShardDirectory,
     ShardRecord,
@@ -32,114 +34,185 @@ from pipeline.data.shards import (
     open_shards,
     read_manifest,
     read_record,
-    reopen,
+    records_of,
     shard_name,
     tidy,
+    write_record,
     write_shard,
 )
 from pipeline.drawing import DENOISERS
 from pipeline.inference import Make, asked_for, image_maker
-from pipeline.runtime.files import read_json, sweep_partial
+from pipeline.runtime.errors import Incomplete
+from pipeline.runtime.files import read_json
+from pipeline.runtime.parts import WHOLE, Part, parse_part, this_world, writing
 from pipeline.runtime.progress import progress
-from pipeline.runtime.run_dir import COMMIT, RunDir, step_of
+from pipeline.runtime.run_dir import COMMIT, RunDir, existing_run, step_of
 
 GRID_COLUMNS, GRID_ROWS = 16, 32  # images
 STRIP = 8  # seeds, and frames of each
+MANIFEST = "manifest.json"
+GROWN = "grown-"  # before the name of a shard that holds more seeds than the one that a manifest lists
 
 
 @dataclass(frozen=True)
-class Part:
-    """Shards number % count == number."""
+class SampleSet:
+    """One set of samples: what decides it, where it stands, and the seeds of each of its shards by number."""
 
-    number: int = 0
-    count: int = 1
+    cfg: Config
+    run: RunDir
+    step: int
+    data: ShardDirectory
+
+    @property
+    def directory(self) -> Path:
+        """Where the set stands, whole or not."""
+        return self.run.samples(self.step) / sample_set_name(self.cfg)
+
+    @property
+    def layout(self) -> Layout:
+        """Of its images."""
+        return Layout(encoding="png", shape=image_shape(self.data.manifest))
+
+    @cached_property
+    def shards(self) -> dict[int, range]:
+        """Seeds of each shard, by number."""
+        asked = self.cfg.sample
+        size, count, first = asked.images_per_shard, asked.count, asked.first_seed
+        return {n: range(first + n * size, first + min((n + 1) * size, count)) for n in range(-(-count // size))}
+
+    def complete(self) -> bool:
+        """Whether a manifest lists as many images as are asked for."""
+        return sum(self._listed().values()) >= self.cfg.sample.count
+
+    def present(self) -> list[int]:
+        """Numbers of the shards that are on the disk with the seeds they should hold."""
+        listed = self._listed()
+        return [n for n in self.shards if listed.get(shard_name(n)) == len(self.shards[n]) or self._record(n)]
+
+    def path(self, number: int) -> Path:
+        """Where to write a shard. What a manifest lists is not touched: its larger successor waits under another name
+        until the whole set is there."""
+        name = shard_name(number)
+        return self.directory / (GROWN + name if name in self._listed() else name)
+
+    def records(self) -> dict[int, ShardRecord]:
+        """The records of all shards that are present, by number; those of a finished set are made again."""
+        found = {n: record for n in self.shards if (record := self._record(n))}
+        listed = self._listed()
+        if any(shard_name(n) in listed for n in self.shards.keys() - found.keys()):
+            whole = {record.name: record for record in records_of(self.directory)}
+            for number, seeds in self.shards.items():
+                record = whole.get(shard_name(number))
+                if number not in found and record is not None and record.count == len(seeds):
+                    found[number] = record
+        return found
+
+    def _listed(self) -> dict[str, int]:
+        """Images of each shard that the manifest lists, by name; {} where the set is not finished."""
+        try:
+            return {shard["name"]: shard["count"] for shard in read_manifest(self.directory).shards}
+        except Incomplete:
+            if (self.directory / MANIFEST).is_file():  # there, and not readable
+                raise
+            return {}
+
+    def _record(self, number: int) -> ShardRecord | None:
+        """The record that the writer of a shard left, where it holds the seeds it should."""
+        for name in (shard_name(number), GROWN + shard_name(number)):
+            record = read_record(self.directory / name)
+            if record is not None and record.count == len(self.shards[number]):
+                return replace(record, name=shard_name(number))
+        return None
 
 
 def main(words: list[str]) -> int:
     """`python -m pipeline sample RUN_DIR [--step N] [--part k/n] [--partial] [key=value ...]`."""
     parser = argparse.ArgumentParser(prog="pipeline sample", description=main.__doc__)
     parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
-    parser.add_argument("--part", type=_part, default=Part(), metavar="k/n", help="only every n-th shard from the k-th")
+    parser.add_argument("--part", default="0/1", metavar="k/n", help="only every n-th shard from the k-th")
     parser.add_argument("--partial", action="store_true", help="finish the set with the shards that are there")
     options, rest = parser.parse_known_args(words)
-    cfg = config_from(rest)
-    run = RunDir(run_named(rest) or run_directory(cfg))
-    sample(cfg, run, step=options.step, part=options.part, finish_partial=options.partial)
+    part = parse_part(options.part)
+    run, cfg = existing_run(rest)
+    require(cfg, "sample")
+    sample(cfg, run, step=options.step, part=part, finish_partial=options.partial)
     return 0
 
 
-def _part(text: str) -> Part:
-    number, _, count = text.partition("/")
-    return Part(int(number), int(count))
-
-
 def sample(
-    cfg: Config, run: RunDir, *, step: int | None = None, part: Part | None = None, finish_partial: bool = False
+    cfg: Config, run: RunDir, *, step: int | None = None, part: Part = WHOLE, finish_partial: bool = False
 ) -> Path:
-    """Make this part of the sample set of a checkpoint; finish the set if it is whole. Returns its directory.
+    """Make this part of the sample set of a checkpoint, or this task's share of it; finish the set if it is whole.
+
+    Nothing is written before the settings have been checked and the model is built, and a finished set that is to grow
+    stays as it is until the larger one is complete. Returns the set's directory.
 
     Raises:
         UserError: where there is no valid checkpoint, or the data it was trained on is not there.
     """
-    part = part or Part()
     found = step_of(checkpoint.step_to_read(run, step).name) or 0
-    directory = run.samples(found) / sample_set_name(cfg)
     require_latents(cfg)
     data = open_shards(training_shards(cfg) / "train")
-    train = data.manifest
-    layout = Layout(encoding="png", shape=image_shape(train))
-    shards = _shards(cfg)
-    if (directory / "manifest.json").is_file():
-        if read_manifest(directory).count >= cfg.sample.count:
-            _end(cfg, run, directory, step=found)  # a job killed after its manifest left the rest to us
-            print(f"{directory} is complete: nothing to do", file=sys.stderr)
-            return directory
-        reopen(directory)
-        for name in ("grid.png", "strip.png"):
-            (directory / name).unlink(missing_ok=True)
-    if part.count == 1:
-        sweep_partial(directory)  # the only writer: what is unfinished is a killed job's
-    records = _existing(directory, shards)
-    missing = [n for n in sorted(shards.keys() - records.keys()) if n % part.count == part.number]
-    if missing and not finish_partial:
-        make = image_maker(cfg, run, train, step=found)
-        done = sum(record.count for record in records.values())
-        with progress("sample", done + sum(len(shards[n]) for n in missing), done=done) as tick:
-            for number in missing:
-                samples = _samples(cfg, shards[number], make=make, data=data, tick=tick)
-                records[number] = write_shard(directory / shard_name(number), samples, layout)
-    records = _existing(directory, shards)  # other parts may have finished meanwhile
-    if records and (finish_partial or records.keys() == shards.keys()):
-        _finish(cfg, run, directory, step=found, records=records, layout=layout, train=train)
-    elif not finish_partial:
+    asked_for(cfg, torch.tensor([cfg.sample.first_seed]), data)  # raises for what the data has not
+    images = SampleSet(cfg, run, found, data)
+    if images.complete():
+        _end(images)  # a job killed after its manifest left the rest to us
+        print(f"{images.directory} is complete: nothing to do", file=sys.stderr)
+    elif finish_partial:
+        if this_world().main:  # other tasks may see other shards
+            _finish_partial(images)
+    else:
+        mine = part.for_task(this_world())
+        missing = sorted(n for n in images.shards.keys() - set(images.present()) if mine.has(n))
+        make = image_maker(cfg, run, data.manifest, step=found) if missing else None
+        with writing(images.directory):
+            if make is not None:
+                _make_shards(images, missing, make)
+            _finish_whole(images)
+    return images.directory
+
+
+def _make_shards(images: SampleSet, missing: list[int], make: Make) -> None:
+    """Write the shards with these numbers, but for those that another process has written meanwhile."""
+    done = sum(len(images.shards[n]) for n in images.present())
+    with progress("sample", done + sum(len(images.shards[n]) for n in missing), done=done) as tick:
+        for number in missing:
+            if number in images.present():
+                tick(len(images.shards[number]))
+            else:
+                write_shard(images.path(number), _samples(images, number, make=make, tick=tick), images.layout)
+
+
+def _finish_whole(images: SampleSet) -> None:
+    """Finish the set where every shard is there and nobody else has done it."""
+    present = images.present()
+    records = images.records() if len(present) == len(images.shards) else {}
+    if images.complete():
+        _end(images)
+    elif len(records) == len(images.shards):
+        _finish(images, records)
+    else:
         print(
-            f"{directory}: {len(records)} of {len(shards)} shards are there; other parts make the rest", file=sys.stderr
+            f"{images.directory}: {len(present)} of {len(images.shards)} shards are there; other parts or tasks make "
+            "the rest",
+            file=sys.stderr,
         )
-    return directory
 
 
-def _shards(cfg: Config) -> dict[int, range]:
-    """Seeds of each shard, by number."""
-    size, count, first = cfg.sample.images_per_shard, cfg.sample.count, cfg.sample.first_seed
-    return {n: range(first + n * size, first + min((n + 1) * size, count)) for n in range(-(-count // size))}
+def _finish_partial(images: SampleSet) -> None:
+    """Finish the set with the shards that are there."""
+    records = images.records()
+    if not records:
+        raise Incomplete(f"{images.directory} has no finished shard yet. Make some first, without --partial.")
+    with writing(images.directory):
+        _finish(images, records)
 
 
-def _existing(directory: Path, shards: dict[int, range]) -> dict[int, ShardRecord]:
-    """Shards that are complete on the disk and hold the seeds they should."""
-    found: dict[int, ShardRecord] = {}
-    for number, seeds in shards.items():
-        record = read_record(directory / shard_name(number))
-        if record is not None and record.count == len(seeds):
-            found[number] = record
-    return found
-
-
-def _samples(
-    cfg: Config, seeds: range, *, make: Make, data: ShardDirectory, tick: Callable[[int], None]
-) -> Iterator[Sample]:
+def _samples(images: SampleSet, number: int, *, make: Make, tick: Callable[[int], None]) -> Iterator[Sample]:
+    cfg, seeds = images.cfg, images.shards[number]
     for first in range(seeds.start, seeds.stop, cfg.sample.batch):
         batch = torch.arange(first, min(first + cfg.sample.batch, seeds.stop))
-        asked = asked_for(cfg, batch, data)
+        asked = asked_for(cfg, batch, images.data)
         pixels = to_uint8(make(batch, asked))
         rows = [()] * len(batch) if asked.attributes is None else map(tuple, asked.attributes.tolist())
         for seed, label, row, image in zip(batch.tolist(), asked.labels.tolist(), rows, pixels, strict=True):
@@ -155,21 +228,45 @@ def _samples(
         tick(len(batch))
 
 
-def _finish(
-    cfg: Config,
-    run: RunDir,
-    directory: Path,
-    *,
-    step: int,
-    records: dict[int, ShardRecord],
-    layout: Layout,
-    train: Manifest,
-) -> None:
-    """Write the manifest and the grid. Every process that finds the set whole writes the same bytes."""
+def _finish(images: SampleSet, records: Mapping[int, ShardRecord]) -> None:
+    """Write the manifest and the pictures; a smaller set that was finished before is replaced only now.
+
+    Every process that finds the set whole writes the same bytes.
+    """
+    directory = images.directory
+    for record in records.values():
+        write_record(directory / record.name, record)  # from here on a kill loses nothing: all is there to finish
+    for name in (MANIFEST, "grid.png", "strip.png"):
+        (directory / name).unlink(missing_ok=True)
+    for record in records.values():
+        grown = directory / (GROWN + record.name)
+        with contextlib.suppress(FileNotFoundError):
+            grown.replace(directory / record.name)
+        tidy(directory, [grown.name])
+    train = images.data.manifest
+    finish(
+        directory,
+        records.values(),
+        images.layout,
+        classes=train.classes,
+        attributes=train.attributes if images.cfg.model.condition == "attributes" else (),
+        protocol=train.protocol,
+        split=f"samples-step-{images.step}",
+        made_from=_made_from(images),
+    )
+    _end(images)
+    asked, count = images.cfg.sample.count, sum(record.count for record in records.values())
+    of = "" if count == asked else f" of {asked} asked"
+    print(f"{count} images{of} in {directory}\npicture: {directory / 'grid.png'}", file=sys.stderr)
+
+
+def _made_from(images: SampleSet) -> dict[str, Any]:
+    """What decides every image of the set."""
+    cfg, train = images.cfg, images.data.manifest
     made_from: dict[str, Any] = {
         "run": cfg.name,
-        "step": step,
-        "checkpoint": read_json(run.checkpoint(step) / COMMIT)["files"],
+        "step": images.step,
+        "checkpoint": read_json(images.run.checkpoint(images.step) / COMMIT)["files"],
         "sample": cfg.sample.model_dump(mode="json", exclude={"count", "batch"}),
         "seeds": [cfg.sample.first_seed, cfg.sample.first_seed + cfg.sample.count],
         "wanted": cfg.sample.count,
@@ -178,31 +275,19 @@ def _finish(
     if cfg.latents is not None:
         tile = cfg.latents.tile
         made_from["latents"] = {"autoencoder": train.made_from["autoencoder"], "tile": tile, "sha256": train.sha256}
-    finish(
-        directory,
-        records.values(),
-        layout,
-        classes=train.classes,
-        attributes=train.attributes if cfg.model.condition == "attributes" else (),
-        protocol=train.protocol,
-        split=f"samples-step-{step}",
-        made_from=made_from,
-    )
-    _end(cfg, run, directory, step=step)
-    count = sum(record.count for record in records.values())
-    asked = "" if count == cfg.sample.count else f" of {cfg.sample.count} asked"
-    print(f"{count} images{asked} in {directory}\npicture: {directory / 'grid.png'}", file=sys.stderr)
+    return made_from
 
 
-def _end(cfg: Config, run: RunDir, directory: Path, *, step: int) -> None:
+def _end(images: SampleSet) -> None:
     """What comes after the manifest: the pictures, and no traces of the work."""
+    cfg, directory = images.cfg, images.directory
     if not (directory / "grid.png").is_file():
         grid(directory)
     if not (directory / "strip.png").is_file() and cfg.model.kind in DENOISERS:
         seeds = torch.arange(min(cfg.sample.count, STRIP)) + cfg.sample.first_seed
-        pixels = drawing.strip(drawing.load_model(cfg, run, step=step), seeds, frames=STRIP)
+        pixels = drawing.strip(drawing.load_model(cfg, images.run, step=images.step), seeds, frames=STRIP)
         write_picture(directory / "strip.png", pixels, columns=STRIP)
-    tidy(directory, {shard["name"] for shard in read_manifest(directory).shards})
+    tidy(directory, (shard["name"] for shard in read_manifest(directory).shards))
 
 
 def grid(directory: Path) -> Path:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.runtime.files import read_json
+from pipeline.runtime.numbers_text import note, shown
 from slurm.workflows import Launch, comparison, reconstruction_of, result_of, sample_set
 
 PICTURES = {"grid.png": "Picture", "strip.png": "Strip"}  # of a sample set: images, and how they came out of noise
@@ -37,6 +38,7 @@ def _table(path: Path, what: str) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
+    table.add_column("note", overflow="fold")
     for name, value in sorted(result["metrics"].items()):
-        table.add_row(name, f"{value:.4g}")
+        table.add_row(name, shown(value, result.get("details", {}).get(name, {})), note(name, value))
     return table

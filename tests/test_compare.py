@@ -7,14 +7,15 @@ import pytest
 
 from pipeline.compare import CURVES, compare, main, plots, read_rows
 from pipeline.runtime.errors import Incomplete, UserError
-from pipeline.runtime.files import write_json
+from pipeline.runtime.files import read_json, write_json
 
 
-def result(run: Path, *, step: int, scale: float, value: float, data: str = "a", weights: str = "average") -> None:
+def result(run: Path, *, step: int, scale: float, value: float, data: str = "a", weights: str = "average") -> Path:
     name = f"heun-w{scale}-{weights.replace(':', '')}"
     points = [[500, value + 1], [1000, value + 0.5]]
+    path = run / "results" / f"{step:09d}-{name}.json"
     write_json(
-        run / "results" / f"{step:09d}-{name}.json",
+        path,
         {
             "step": step,
             "samples": {
@@ -33,6 +34,7 @@ def result(run: Path, *, step: int, scale: float, value: float, data: str = "a",
             "details": {"fd-domain": {"low": value - 1, "high": value + 1}, "fd-domain-infinity": {"points": points}},
         },
     )
+    return path
 
 
 @pytest.fixture
@@ -95,6 +97,50 @@ def test_other_reference_images_stand_in_another_table(runs: list[Path], tmp_pat
     text = compare([*runs, tmp_path / "three"], tmp_path / "out")[0].read_text()
     assert text.count("## Measured against standard") == 2 and "their numbers do not" in text
     assert "**4 (3 to 5)**" in text  # still the best of its own table
+
+
+def test_a_run_with_one_metric_more_stands_in_the_same_table(runs: list[Path], tmp_path: Path) -> None:
+    path = result(tmp_path / "three", step=1, scale=1.0, value=3.0)
+    found = read_json(path)
+    found["extractors"]["inception"] = {"version": 1}
+    found["metrics"]["fid"] = 8.0
+    write_json(path, found)
+    text = compare([*runs, tmp_path / "three"], tmp_path / "out")[0].read_text()
+    assert "## Measured against" not in text and "numbers do not" not in text
+    assert "**3 (2 to 4)**" in text and "| 8 |" in text
+    found["extractors"]["domain"]["version"] = 2  # now its common network is another one
+    write_json(path, found)
+    text = compare([*runs, tmp_path / "three"], tmp_path / "out")[0].read_text()
+    assert text.count("## Measured against standard") == 2
+
+
+SETS = (([0], 0.0, 1), ([1], 0.0, 1), ([1], 0.5, 1), ([1], 0.5, 2))  # classes, eta, seed
+
+
+def test_sets_that_differ_in_anything_can_be_told_apart(tmp_path: Path) -> None:
+    for number, (classes, eta, seed) in enumerate(SETS):
+        path = result(tmp_path / "one", step=1, scale=1.0, value=3.0, weights=f"power:0.{number + 1}")
+        found = read_json(path)
+        made_from = found["samples"]["made_from"]
+        made_from["sample"] |= {"classes": classes, "weights": "average", "first_seed": 0}
+        made_from["sample"]["sampler"] |= {"eta": eta}
+        made_from["seed"] = seed
+        write_json(path, found)
+    files = compare([tmp_path / "one"], tmp_path / "out")
+    assert "| run | classes | sampler.eta | seed |" in files[0].read_text()
+    with files[1].open() as file:
+        table = list(csv.DictReader(file))
+    assert len({(row["classes"], row["sampler.eta"], row["seed"]) for row in table}) == 4
+    assert "first_seed" not in table[0]
+
+
+def test_what_misleads_is_said_below_the_table(tmp_path: Path) -> None:
+    path = result(tmp_path / "one", step=1, scale=1.0, value=3.0)
+    found = read_json(path)
+    found["metrics"] |= {"kid-domain": -0.002, "precision-domain": 0.9}
+    write_json(path, found)
+    text = compare([tmp_path / "one"], tmp_path / "out")[0].read_text()
+    assert "kid-domain: below 0: no difference seen" in text and "precision-domain: the domain classifier" in text
 
 
 def test_a_metric_can_be_chosen_and_misspelt(runs: list[Path], tmp_path: Path) -> None:

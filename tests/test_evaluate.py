@@ -21,9 +21,10 @@ from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.data.images import encode
 from pipeline.data.shards import Layout, Sample, finish, open_shards, write_shard
-from pipeline.evaluate import evaluate, main, parse_part
+from pipeline.evaluate import evaluate, main
 from pipeline.metrics.references import open_reference, reference_path
 from pipeline.runtime.errors import Incomplete, UserError
+from pipeline.runtime.parts import Part
 from pipeline.runtime.run_dir import RunDir, open_run
 
 LAYOUT = Layout("png", (1, 16, 16))
@@ -107,6 +108,33 @@ def test_planted_copies_are_found_and_drawn(scored) -> None:
     assert (run.results / "000000120-heun.nearest.png").stat().st_size > 1000
 
 
+def test_the_copy_check_computes_in_shared_blocks_what_is_not_there(scored, tmp_path, capsys) -> None:
+    """Only mirrored images are computed for it, in blocks with progress, which the parts of an array share."""
+    expected = scored[2]
+    cfg, run = make(tmp_path)
+    reference.run(cfg)
+    for part in ("0/2", "1/2"):
+        assert main([str(run.path), "--part", part]) == 0
+        log = capsys.readouterr().err
+        assert "features of heun, mirrored" in log and "features of valid, mirrored" in log
+    before = {p: p.stat().st_mtime_ns for p in run.results.rglob("mirrored-*/*.safetensors")}
+    assert sum(1 for _ in before) == -(-72 // 16) + -(-90 // 16)
+    (path,) = evaluate(cfg, run)
+    found = json.loads(path.read_text())
+    assert found["metrics"] == expected["metrics"]
+    assert found["nearest_training_images"] == expected["nearest_training_images"]
+
+
+def test_the_copy_check_can_be_switched_off(scored, tmp_path) -> None:
+    cfg, run = make(tmp_path, "evaluate.copies=false")
+    reference.run(cfg)
+    result = json.loads(evaluate(cfg, run)[0].read_text())
+    assert result["metrics"] == {n: v for n, v in scored[2]["metrics"].items() if not n.startswith("copy-rate")}
+    assert not list(run.results.glob("*.nearest.png"))
+    (again,) = evaluate(config_from([str(run.path), "evaluate.copies=true"]), run)
+    assert json.loads(again.read_text())["metrics"] == scored[2]["metrics"]
+
+
 def test_evaluating_again_does_nothing_and_says_the_same(scored) -> None:
     cfg, run, _ = scored
     (path,) = run.results.glob("*.json")
@@ -120,7 +148,7 @@ def test_parts_and_other_batches_give_the_same_numbers(scored, tmp_path) -> None
     cfg, run = make(tmp_path, "evaluate.batch=7", "evaluate.block=10")
     reference.run(cfg)
     for part in range(3):
-        assert evaluate(cfg, run, part=(part, 3)) == []
+        assert evaluate(cfg, run, part=Part(part, 3)) == []
     (path,) = evaluate(cfg, run)
     found = json.loads(path.read_text())["metrics"]
     assert found == pytest.approx(expected["metrics"], rel=1e-6, abs=1e-9)
@@ -173,13 +201,6 @@ def test_the_command_line_prints_a_table(scored, capsys) -> None:
     assert main([str(run.path)]) == 0
     printed = capsys.readouterr().out
     assert "fd-domain" in printed and "accuracy-domain" in printed and "72 images" in printed
-
-
-def test_part_is_checked() -> None:
-    assert parse_part(["run", "--part", "1/3", "a=b"]) == (["run", "a=b"], (1, 3))
-    for wrong in (["--part"], ["--part", "3/3"], ["--part", "x"]):
-        with pytest.raises(UserError, match="expected K/N"):
-            parse_part(wrong)
 
 
 def test_inception_features_are_named_by_their_number(tmp_path, shared: Path) -> None:

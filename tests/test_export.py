@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline import checkpoint
+from pipeline.__main__ import main
 from pipeline.adopt import adopt
 from pipeline.config.paths import training_shards
 from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
@@ -127,7 +128,7 @@ def test_an_exported_folder_gives_the_same_images_in_diffusers(case, tmp_path):
     module, rest = network_of(model, diffusion, sampler)
     labelled = model.condition == "class"
     notes = write_diffusers(tmp_path / "out", rest)
-    assert [note for note in notes if "use_clipped_model_output" not in note] == []
+    assert [note for note in notes if "use_clipped_model_output" not in note and "init_noise_sigma" not in note] == []
     labels = torch.tensor([0, 3, 1]) if labelled else None
     generator, way = torch.Generator().manual_seed(5), torch.Generator().manual_seed(9)
     noise = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(5))
@@ -387,6 +388,34 @@ def test_what_diffusers_samples_otherwise_is_noted(sampler, message):
     eps = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": DDPM})
     (note,) = scheduling(eps, SamplerConfig.model_validate(sampler)).notes
     assert message in note
+
+
+@pytest.mark.parametrize(("row", "sigma_data"), [("edm", 0.5), ("edm", 1.0), ("v", 0.5)])
+@pytest.mark.parametrize("kind", ["euler", "dpmpp_2m"])
+def test_another_start_than_the_scheduler_has_is_noted(row, sigma_data, kind):
+    diffusion = DiffusionConfig.model_validate({"parametrisation": row, "sigma_data": sigma_data})
+    plan = scheduling(diffusion, SamplerConfig.model_validate({"kind": kind}))
+    theirs = getattr(diffusers, plan.config["_class_name"]).from_config(plan.config).init_noise_sigma
+    noted = [note for note in plan.notes if "init_noise_sigma" in note]
+    assert bool(noted) == (abs(plan.start / theirs - 1) > 1e-9)
+    assert all(f"{plan.start:.8g}" in note and f"{theirs:.8g}" in note for note in noted)
+
+
+def test_a_refused_export_leaves_nothing_and_other_settings_are_not_the_same_folder(trained, capsys):
+    cfg, run = trained
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
+    for wrong in ("train.optim.lr=5", "diffusion.parametrisation=eps"):
+        assert main(["export", str(run.path), wrong]) == 2
+    assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*")} == before
+    unlike = cfg.model_copy(update={"diffusion": DiffusionConfig(parametrisation="eps")})
+    with pytest.raises(UserError, match="no scheduler"):
+        export(unlike, run, to=run.path / "new" / "folder")
+    assert not (run.path / "new").exists()
+    assert main(["export", str(run.path)]) == 0
+    capsys.readouterr()
+    assert main(["export", str(run.path)]) == 0 and "nothing to do" in capsys.readouterr().err
+    assert main(["export", str(run.path), "sample.sampler.steps=7"]) == 2
+    assert "exists and holds something else" in capsys.readouterr().err
 
 
 def test_damaged_and_strange_folders_are_refused(tmp_path):

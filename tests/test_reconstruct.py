@@ -1,6 +1,8 @@
 """Reconstruction as a job: the same bytes however it was interrupted or cut up, and numbers that can be checked."""
 
+import os
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data_prep import reference
 from pipeline import checkpoint
+from pipeline.__main__ import main
 from pipeline.adopt import adopt
 from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
@@ -162,6 +165,39 @@ def test_an_interrupted_set_goes_on_with_the_shard_that_is_missing(trained):
     assert verify_shards(whole.path).manifest.sha256 == whole.manifest.sha256
 
 
+def _task(path, rank):
+    torch.set_num_threads(1)
+    os.environ.update(SLURM_PROCID=str(rank), SLURM_STEP_NUM_TASKS="2", SLURM_LOCALID=str(rank))
+    sys.exit(main(["reconstruct", str(path), "sample.images_per_shard=5"]))
+
+
+def test_tasks_of_one_job_share_the_shards(trained):
+    whole, result = made(trained, images_per_shard=5)
+    run = trained[1]
+    for name in ("reconstructions", "results"):
+        shutil.rmtree(run.path / name)
+    tasks = [tiny.processes().Process(target=_task, args=(run.path, rank)) for rank in (1, 0)]
+    tasks[0].start()
+    tasks[0].join()
+    assert [p.name for p in whole.path.glob("*.tar")] == ["000001.tar"] and not run.results.exists()
+    tasks[1].start()
+    tasks[1].join()
+    assert [task.exitcode for task in tasks] == [0, 0]
+    assert read_json(run.results / f"{STEPS:09d}-reconstruction.json") == result
+    assert verify_shards(whole.path).manifest.sha256 == whole.manifest.sha256
+    assert not list(whole.path.glob("*.record.json"))
+
+
+def test_a_refused_call_leaves_everything_as_it_was(trained, capsys):
+    made(trained)
+    run = trained[1]
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
+    for wrong, said in (("model.width=16", "model.width: the run has 8"), ("--part=1/0", "--part: found '1/0'")):
+        assert main(["reconstruct", str(run.path), wrong]) == 2
+        assert said in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*")} == before
+
+
 def test_weights_that_are_not_finite_are_named(trained):
     cfg, run = trained
     snapshot = checkpoint.read(run.checkpoint(STEPS))
@@ -171,6 +207,7 @@ def test_weights_that_are_not_finite_are_named(trained):
     try:
         with pytest.raises(UserError, match="not finite"):
             reconstruct(cfg, run, step=99)
+        assert not (run.path / "reconstructions" / "step-000000099").exists()
     finally:
         shutil.rmtree(run.checkpoint(99))
 

@@ -4,7 +4,9 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
+import sys
 import time
 
 import numpy as np
@@ -14,13 +16,15 @@ import torch
 from PIL import Image
 
 from pipeline import sample as job
+from pipeline.__main__ import main
 from pipeline.data.images import encode
 from pipeline.data.reader import Reader
 from pipeline.data.shards import Layout, Sample, finish, open_shards, read_manifest, shard_name, write_shard
 from pipeline.inference import labels_for
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.parts import Part
 from pipeline.runtime.run_dir import RunDir
-from pipeline.sample import Part, sample
+from pipeline.sample import sample
 
 
 @pytest.fixture(scope="module")
@@ -178,3 +182,110 @@ def test_killed_at_random_moments_it_makes_the_same_bytes(trained, elsewhere, ki
             os.kill(process.pid, signal.SIGKILL)
         process.join()
     assert digest(sample(cfg, run)) == expected
+
+
+@pytest.fixture
+def by_command(trained, elsewhere):
+    """A copy of the run that a command line can name."""
+
+    def copy(name):
+        run = elsewhere(name)
+        shutil.copy(trained[1].config, run.config)
+        return run
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("model.width=16", "model.width: the run has 8, this call has 16"),
+        ("train.optim.lr=5", "train.optim.lr: the run has 0.003, this call has 5"),
+        ("sample.classes=[9]", "sample.classes: found [9], but the data has classes 0 to 2"),
+        (
+            "sample.sampler.guidance={kind: autoguidance, scale: 2, weak: nowhere}",
+            "'nowhere' is neither a run directory",
+        ),
+    ],
+)
+def test_a_refused_call_leaves_everything_as_it_was(by_command, wrong, said, capsys):
+    run = by_command("finished")
+    assert main(["sample", str(run.path)]) == 0
+    before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
+    for count in (24, 41):
+        assert main(["sample", str(run.path), f"sample.count={count}", wrong]) == 2
+        assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*")} == before
+    assert capsys.readouterr().err.count(said) == 2
+
+
+def test_a_set_that_grows_stays_whole_until_the_larger_one_is(trained, elsewhere):
+    """Killed while it adds images; 10 images leave the third shard half full, so that it is made anew."""
+    cfg, run = changed(trained[0], images_per_shard=4, batch=4), elsewhere("growing")
+    directory = sample(changed(cfg, count=10), run)
+    before = digest(directory)
+    larger = changed(cfg, count=160)
+    process = tiny.processes().Process(target=_in_a_process, args=(larger, run.path))
+    process.start()
+    while process.is_alive() and not (directory / "000004.tar").exists():
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert {name: digest(directory).get(name) for name in before} == before
+    assert digest(sample(larger, run)) == digest(sample(larger, elsewhere("at_once")))
+
+
+def _rank(path, words, rank, size):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
+    sys.exit(main(["sample", str(path), *words]))
+
+
+def ranks(run, *words, size=2):
+    started = [tiny.processes().Process(target=_rank, args=(run.path, words, rank, size)) for rank in range(size)]
+    for process in started:
+        process.start()
+    return started
+
+
+def test_tasks_of_one_job_share_the_shards(trained, by_command):
+    run, words = by_command("shared"), ["sample.count=80"]
+    expected = digest(sample(changed(trained[0], count=80), by_command("whole")))
+    first, second = ranks(run, *words)
+    for process in (first, second):
+        process.join()
+    (directory,) = run.samples(12).iterdir()
+    assert [first.exitcode, second.exitcode] == [0, 0] and digest(directory) == expected
+
+
+def test_a_task_makes_its_own_shards_of_its_part(by_command, monkeypatch):
+    """Task 1 of 2 of part 1 of 2 is number 3 of 4."""
+    run = by_command("nested")
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["sample", str(run.path), "sample.count=80", "--part", "1/2"]) == 0
+    (directory,) = run.samples(12).iterdir()
+    assert sorted(p.name for p in directory.glob("*.tar")) == ["000003.tar", "000007.tar"]
+
+
+def test_another_process_on_the_same_set_takes_nothing_away(trained, by_command):
+    """One is stopped in the middle of a shard, another one makes the whole set, then the first goes on."""
+    cfg = changed(trained[0], images_per_shard=16, batch=1, count=64)
+    run, expected = by_command("both"), digest(sample(cfg, by_command("whole")))
+    process = tiny.processes().Process(target=_in_a_process, args=(cfg, run.path))
+    process.start()
+    while process.is_alive() and not (unfinished := list(run.path.rglob("*.tar.partial-*"))):
+        time.sleep(0.001)
+    os.kill(process.pid, signal.SIGSTOP)
+    directory = sample(cfg, run)
+    assert all(path.exists() for path in unfinished) and unfinished
+    os.kill(process.pid, signal.SIGCONT)
+    process.join()
+    assert process.exitcode == 0 and digest(directory) == expected
+
+
+@pytest.mark.parametrize("wrong", ["3/2", "1/0", "2/2", "-1/2", "1", "a/b", "1/2/3", ""])
+def test_a_part_that_is_none_is_refused(by_command, wrong, capsys):
+    run = by_command("wrong")
+    assert main(["sample", str(run.path), f"--part={wrong}"]) == 2
+    assert f"--part: found '{wrong}', expected K/N with 0 <= K < N" in capsys.readouterr().err
+    assert not (run.path / "samples").exists()

@@ -7,6 +7,7 @@ from pipeline.config.autoencoder import Facts
 from pipeline.config.check_autoencoder import check_autoencoder
 from pipeline.config.check_latents import DENOISERS, check_latents
 from pipeline.config.check_model import check_model
+from pipeline.config.check_tasks import check_tasks
 from pipeline.config.check_training import check_training
 from pipeline.config.durations import to_images
 from pipeline.config.known_data import attribute_names, class_count, split_names
@@ -184,4 +185,5 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _average,
     check_autoencoder,
     check_training,
+    check_tasks,
 )

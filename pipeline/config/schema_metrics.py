@@ -71,6 +71,7 @@ class EvaluateConfig(Settings):
     kid_subset_size: int = Field(1000, ge=2)
     neighbours: int = Field(3, ge=1)  # k of precision and recall; density and coverage use 5, as published
     confidence_blocks: int = Field(10, ge=2)  # seed blocks of the confidence interval
+    copies: bool = True  # look for copies of training images; reads the training split twice
     copy_level: float = Field(0.01, gt=0, lt=0.5)  # share of held-out images that the copy check may flag
     worst: int = Field(16, ge=0)  # copies shown in the picture of the worst cases
     seed: int = Field(2020, ge=0)  # of subsets and permutations

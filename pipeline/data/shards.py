@@ -8,7 +8,7 @@ writes them and when: tar metadata is fixed and sums are kept as integers. Torch
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -213,11 +213,15 @@ def write_shard(
         digest.update(END)
         position += file.write(END)
     sums.finish()
-    record = ShardRecord(
-        path.name, digest.hexdigest(), position, rows, attributes, sums.sums, sums.squares, notes or []
-    )
-    write_text(_record_path(path), json.dumps(asdict(record)))
+    written = path.name, digest.hexdigest(), position
+    record = ShardRecord(*written, rows, attributes, sums.sums, sums.squares, notes or [])
+    write_record(path, record)
     return record
+
+
+def write_record(path: Path, record: ShardRecord) -> None:
+    """Write the record of the shard at `path`, for `read_record`."""
+    write_text(_record_path(path), json.dumps(asdict(record)))
 
 
 def _check_key(key: str, keys: set[str]) -> None:
@@ -240,18 +244,19 @@ def _record_path(path: Path) -> Path:
 
 def read_record(path: Path) -> ShardRecord | None:
     """The record of a shard that an earlier, interrupted writer finished at `path`; None where it has to be written."""
-    if not path.exists() or not _record_path(path).exists():
+    try:
+        value = read_json(_record_path(path))
+    except Incomplete:  # none, a damaged one, or one that a process which finished the directory has just removed
         return None
-    value = read_json(_record_path(path))
     rows = [(row[0], row[1], row[2]) for row in value.pop("rows")]
     attributes = [tuple(row) for row in value.pop("attributes")]
     record = ShardRecord(**value, rows=rows, attributes=attributes)
-    return record if path.stat().st_size == record.bytes else None
+    return record if path.exists() and path.stat().st_size == record.bytes else None
 
 
 def finish(
     directory: Path,
-    records: Iterable[ShardRecord],
+    records: Collection[ShardRecord],
     layout: Layout,
     *,
     classes: list[str],
@@ -272,13 +277,12 @@ def finish(
     if names:
         with atomic_path(directory / "attributes.npy") as partial, partial.open("wb") as file:
             np.save(file, np.array([row for r in kept for row in r.attributes], dtype=np.int8).reshape(-1, len(names)))
-    hashes = [record.sha256 for record in kept]
     mean, std = _moments(kept, layout)
     manifest = Manifest(
         kind=layout.kind,
         count=len(index),
         shards=[{"name": r.name, "sha256": r.sha256, "bytes": r.bytes, "count": r.count} for r in kept],
-        sha256=hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
+        sha256=hashlib.sha256("\n".join(record.sha256 for record in kept).encode()).hexdigest(),
         encoding=layout.encoding,
         shape=layout.shape,
         dtype=layout.dtype,
@@ -292,17 +296,16 @@ def finish(
         made_from=dict(made_from or {}),
     )
     write_json(directory / "manifest.json", asdict(manifest))
-    tidy(directory, {record.name for record in kept})
+    tidy(directory, (record.name for record in records))
+    for empty in (record for record in records if not record.count):
+        (directory / empty.name).unlink(missing_ok=True)
     return manifest
 
 
-def tidy(directory: Path, kept: set[str]) -> None:
-    """Remove the records, which the manifest has made needless, and shards without samples."""
-    for record in directory.glob("*.record.json"):
-        record.unlink(missing_ok=True)
-    for path in directory.glob("*.tar"):
-        if path.name not in kept:
-            path.unlink(missing_ok=True)
+def tidy(directory: Path, shards: Iterable[str]) -> None:
+    """Remove the records of these shards, which the manifest has made needless."""
+    for name in shards:
+        _record_path(directory / name).unlink(missing_ok=True)
 
 
 def _index(records: list[ShardRecord]) -> npt.NDArray[Any]:
@@ -358,8 +361,7 @@ def open_shards(path: Path) -> ShardDirectory:
             raise Incomplete(f"{file} is missing. Delete {path}/manifest.json and shard again.")
         if file.stat().st_size != shard["bytes"]:
             raise Incomplete(f"{file} has {file.stat().st_size} bytes, the manifest says {shard['bytes']}.")
-    names = ["index.npy", *(["attributes.npy"] if manifest.attributes else [])]
-    for name in names:
+    for name in ("index.npy", *(("attributes.npy",) if manifest.attributes else ())):
         if not (path / name).exists():
             raise Incomplete(f"{path / name} is missing. Delete {path}/manifest.json and shard again.")
     index = np.load(path / "index.npy", mmap_mode="r")
@@ -379,10 +381,10 @@ def verify_shards(path: Path) -> ShardDirectory:
     return directory
 
 
-def reopen(path: Path) -> None:
-    """Make a finished directory unfinished again: its shards get their records back, so that more can be added."""
+def records_of(path: Path) -> list[ShardRecord]:
+    """The records of a finished directory's shards, as their writers had them: every sample is decoded again."""
     directory = open_shards(path)
-    layout = directory.manifest.layout
+    layout, records = directory.manifest.layout, []
     for number, entry in enumerate(directory.manifest.shards):
         mine = np.flatnonzero(directory.index["shard"] == number)
         sums = _Sums(layout)
@@ -393,8 +395,6 @@ def reopen(path: Path) -> None:
         sums.finish()
         rows = [(int(r["size"]), int(r["offset"]), int(r["label"])) for r in directory.index[mine]]
         attributes = [() if directory.attributes is None else tuple(map(int, directory.attributes[k])) for k in mine]
-        record = ShardRecord(
-            entry["name"], entry["sha256"], entry["bytes"], rows, attributes, sums.sums, sums.squares, []
-        )
-        write_text(_record_path(path / entry["name"]), json.dumps(asdict(record)))
-    (path / "manifest.json").unlink(missing_ok=True)
+        written = entry["name"], entry["sha256"], entry["bytes"]
+        records.append(ShardRecord(*written, rows, attributes, sums.sums, sums.squares, []))
+    return records

@@ -89,7 +89,7 @@ def write_diffusers(folder: Path, network: Network) -> list[str]:
             notes: list[str] = []
         else:
             notes = _denoiser(partial, network)
-        write_json(partial / SETTINGS, _settings(network))
+        write_json(partial / SETTINGS, settings_of(network))
     return notes
 
 
@@ -122,11 +122,12 @@ def scheduler_of(folder: Path) -> dict[str, Any] | None:
 
 def _plain(folder: Path, network: Network) -> None:
     _save(network.weights, folder / WEIGHTS)
-    write_json(folder / SETTINGS, _settings(network))
+    write_json(folder / SETTINGS, settings_of(network))
 
 
-def _settings(network: Network) -> dict[str, Any]:
-    return {
+def settings_of(network: Network) -> dict[str, Any]:
+    """What settings.json says: all but the tensors, as JSON gives it back."""
+    settings = {
         "format": 1,
         "model": network.model.model_dump(mode="json"),
         "shape": list(network.shape),
@@ -139,6 +140,7 @@ def _settings(network: Network) -> dict[str, Any]:
         "latents": {"mean": network.latents.mean, "std": network.latents.std} if network.latents else None,
         "made_from": dict(network.made_from),
     }
+    return dict(json.loads(json.dumps(settings)))
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -230,6 +230,12 @@ def _edm(diffusion: DiffusionConfig, sampler: SamplerConfig, notes: list[str]) -
     notes += ["x0 estimates are not clipped"] if sampler.clip else []
     sigma_data = diffusion.sigma_data if diffusion.parametrisation == "edm" else 1.0
     high = grid.sigma_max or levels.sigma_max
+    start, theirs = math.hypot(high, sigma_data), math.hypot(high, 1.0)
+    if start != theirs:
+        notes.append(
+            f"noise begins with a deviation of {start:.8g}, as in LabelPipeline: init_noise_sigma of {name} is "
+            f"{theirs:.8g}, for sigma_data=1, and moves images by some 1e-4"
+        )
     config: dict[str, Any] = {
         "_class_name": name,
         "sigma_min": grid.sigma_min or levels.sigma_min,
@@ -240,7 +246,7 @@ def _edm(diffusion: DiffusionConfig, sampler: SamplerConfig, notes: list[str]) -
         "prediction_type": "epsilon" if diffusion.parametrisation == "edm" else "v_prediction",
         "final_sigmas_type": "zero",
     }
-    return Scheduling(config, start=math.hypot(high, sigma_data), notes=notes)
+    return Scheduling(config, start=start, notes=notes)
 
 
 def _flow(diffusion: DiffusionConfig, sampler: SamplerConfig, notes: list[str]) -> Scheduling:

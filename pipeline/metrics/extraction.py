@@ -5,7 +5,6 @@ not computed again. Any process may compute any block, so it does not matter how
 """
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.moments import Moments, merged, moments
+from pipeline.runtime.distributed import own_device
 from pipeline.runtime.files import atomic_path
 
 Read = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]]
@@ -95,6 +95,12 @@ def all_features(work: Work, space: str) -> Floats:
     return np.concatenate(list(blocks_of(work, space)))
 
 
+def first_features(work: Work, space: str, count: int) -> Floats:
+    """Features [N, D] of the first images, at most so many; no more blocks are read than hold them."""
+    parts = itertools.islice(blocks_of(work, space), -(-count // work.block))
+    return np.concatenate(list(parts))[:count]
+
+
 def all_moments(work: Work, space: str) -> Moments:
     """Moments of all images; memory does not grow with their number."""
     return merged(moments(block) for block in blocks_of(work, space))
@@ -114,13 +120,6 @@ def grouped_moments(work: Work, space: str, groups: int) -> list[Moments]:
     return [part[0] for part in parts]
 
 
-def ranks() -> tuple[int, int]:
-    """(rank, number of processes) as torchrun or this project's launcher set them; (0, 1) alone."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-
-
 def default_device() -> str:
-    """The GPU of this process where there is one, else the CPU."""
-    if not torch.cuda.is_available():
-        return "cpu"
-    return f"cuda:{int(os.environ.get('LOCAL_RANK', 0)) % torch.cuda.device_count()}"
+    """The GPU of this process among the tasks of its job where there is one, else the CPU."""
+    return str(own_device())

@@ -47,16 +47,15 @@ def closeness(views: Sequence[Floats], candidates: Blocks, *, count: int, device
 
     Args:
         views: vectors [N, D] of the images and of their mirror images: each image counts with its nearest view.
-        candidates: yields (first index, vectors [B, D]) of all training images; called once for each view.
+        candidates: yields (first index, vectors [B, D]) of all training images; they are read once.
     """
-    k = min(NEAR, count)
-    found = [nearest_streamed(view, candidates(), k=k, device=device) for view in views]
-    scores = np.stack([f.distance[:, 0] / np.maximum(f.distance.mean(axis=1), 1e-12) for f in found])
-    best = scores.argmin(axis=0)
-    rows = np.arange(scores.shape[1])
-    index = np.stack([f.index[:, 0] for f in found])[best, rows]
-    distance = np.stack([f.distance[:, 0] for f in found])[best, rows]
-    return Closeness(scores[best, rows], index, distance)
+    found = nearest_streamed(np.concatenate(views), candidates(), k=min(NEAR, count), device=device)
+    first, mean = found.distance[:, 0], found.distance.mean(axis=1)
+    scores, index, distance = (
+        values.reshape(len(views), -1) for values in (first / np.maximum(mean, 1e-12), found.index[:, 0], first)
+    )
+    best, rows = scores.argmin(axis=0), np.arange(scores.shape[1])
+    return Closeness(scores[best, rows], index[best, rows], distance[best, rows])
 
 
 def copy_rate(samples: Closeness, held_out: Closeness | None, *, level: float) -> CopyRate:

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.runtime.numbers_text import note, shown
+
 ENOUGH = 10_000  # images below which a Frechet distance says little across papers
 USUAL = (  # what people look at first, in this order
     *("fid", "fd-domain", "kid", "kid-domain", "is", "is-domain", "accuracy-domain", "accuracy-attributes"),
@@ -50,13 +52,11 @@ def caution(count: int, metrics: Mapping[str, float], details: Mapping[str, Any]
             f"{', '.join(singular)}: fewer images than dimensions on one side, {facts[singular[0]]['dimensions']} or "
             "more. The covariance is then singular and the distance far too large."
         )
-    if below := [n for n in metrics if n.endswith("-infinity") and metrics[n] < 0]:
-        found.append(f"{', '.join(below)} below 0: too few images for the extrapolation; read it as 0.")
-    if below := [n for n in metrics if n.startswith("kid") and metrics[n] < 0]:
-        found.append(
-            f"{', '.join(below)} below 0: an estimate without bias scatters around 0 where no difference is seen, and "
-            "sets with equal numbers of every class lie a little lower."
-        )
+    noted: dict[str, list[str]] = {}
+    for name, value in metrics.items():
+        if said := note(name, value):
+            noted.setdefault(said, []).append(name)
+    found += [f"{', '.join(names)}: {said}." for said, names in noted.items()]
     return found
 
 
@@ -86,13 +86,6 @@ def _against(result: Mapping[str, Any], name: str, splits: Sequence[str]) -> lis
     names = [name, *(f"{name}@{split}" for split in splits[1:])]
     metrics, details = result["metrics"], result["details"]
     return [shown(metrics[n], details.get(n, {})) if n in metrics else "" for n in names]
-
-
-def shown(value: float, details: Mapping[str, Any]) -> str:
-    """A value with its 95% interval in brackets, or its standard deviation over subsets or splits."""
-    if "low" in details:
-        return f"{value:.4g} ({details['low']:.4g} to {details['high']:.4g})"
-    return f"{value:.4g} ± {details['std']:.2g}" if "std" in details else f"{value:.4g}"
 
 
 def remark(details: Mapping[str, Any]) -> str:

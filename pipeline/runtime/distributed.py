@@ -12,7 +12,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,38 +24,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.runtime.errors import RendezvousError, UserError
 from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.parts import World as World
+from pipeline.runtime.parts import this_world
+from pipeline.runtime.parts import world_from as world_from
 
 Result = TypeVar("Result")
 _PARAMETERS = inspect.signature(DistributedDataParallel).parameters
 _SYNC_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _PARAMETERS else "broadcast_buffers"  # older torch
 _DDP: dict[str, Any] = {_SYNC_BUFFERS: False, "gradient_as_bucket_view": True}
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among those that train together."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-
-    @property
-    def main(self) -> bool:
-        """Whether this is rank 0, which writes files."""
-        return self.rank == 0
-
-
-def world_from(env: dict[str, str]) -> World:
-    """Read a launcher's environment. Slurm's counts only inside a step with several tasks, not in the batch shell."""
-    if "RANK" in env:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    elif "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env:
-        names = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
-    else:
-        return World()
-    rank, size, local_rank, local_size = (env.get(name) or default for name, default in zip(names, "0101", strict=True))
-    return World(int(rank), int(size), int(local_rank), int(local_size.split("(")[0].split(",")[0]))
 
 
 def device_for(world: World, *, gpus: int = 0, setting: str = "cluster.*.gpus") -> torch.device:
@@ -88,6 +63,11 @@ def device_for(world: World, *, gpus: int = 0, setting: str = "cluster.*.gpus") 
             "Ask for as many GPUs as tasks on a node (cluster.train.gpus, cluster.train.tasks)."
         )
     return torch.device("cuda", 0 if visible == 1 else world.local_rank)
+
+
+def own_device() -> torch.device:
+    """The device of this process among the tasks of its job."""
+    return device_for(this_world())
 
 
 def join(world: World, rendezvous: Path, *, timeout_seconds: float = 300.0) -> None:

@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,11 @@ def temporary_name(path: Path) -> Path:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path to write a file or make a directory at; on a clean exit it becomes `path`.
 
-    Nothing is left at either name where the body raises. A finished directory is never overwritten (`Incomplete`
-    says so); a finished file is replaced. A full disk becomes a `UserError` that names the path.
+    Nothing is left at either name where the body raises, nor of the folders that were made for it. A finished
+    directory is never overwritten (`Incomplete` says so); a finished file is replaced. A full disk becomes a
+    `UserError` that names the path.
     """
+    missing = missing_folders(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = temporary_name(path)
     try:
@@ -60,6 +63,19 @@ def atomic_path(path: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
         else:
             partial.unlink(missing_ok=True)
+        remove_empty(missing)
+
+
+def missing_folders(path: Path) -> list[Path]:
+    """A folder and those above it that do not exist yet, the deepest first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders that are there and empty, in this order."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def disk_error(error: OSError, path: Path) -> Exception:
@@ -131,9 +147,15 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def sweep_partial(directory: Path) -> None:
-    """Remove what killed writers left under temporary names. Call it where there is one writer."""
+def sweep_partial(directory: Path, *, older_than_s: float = 0.0) -> None:
+    """Remove what killed writers left under temporary names, of those that nobody wrote to for so long.
+
+    Call it where there is one writer, or with an age that no live writer's file reaches.
+    """
     for path in directory.glob(f"*{TEMPORARY}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if older_than_s and time.time() - path.stat().st_mtime < older_than_s:
+                continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -1,5 +1,6 @@
 """What happens at a sweep's end, whichever it is: the report is written, or what is under way is cancelled."""
 
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from optuna.trial import TrialState
 
 from pipeline.runtime.files import write_json
+from pipeline.runtime.parts import without_launcher
 from slurm import cancel as cancelling
 from slurm import ledger
 from slurm.executor import sbatch
@@ -31,7 +33,10 @@ def write(sweep: SweepDir, *, finished: bool = True) -> Path:
     board.write(sweep, found)
     if settings.run is not None:
         words = ["compare", str(settings.run), "--out", str(sweep.path / "comparison")]
-        subprocess.run([sys.executable, "-m", settings.program, *words], stdout=subprocess.DEVNULL, check=False)
+        alone = without_launcher(os.environ)  # rank 0 of a trial's job may be the one that ends the sweep
+        subprocess.run(
+            [sys.executable, "-m", settings.program, *words], env=alone, stdout=subprocess.DEVNULL, check=False
+        )
     if finished:
         write_json(sweep.finished, {"time": time.time()})
     return path

@@ -14,9 +14,10 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.runtime.parts import without_launcher
 from pipeline.runtime.stopping import STOPPED, Stop
 from slurm.job import Job
 from slurm.sweep.batches import read_batch
@@ -105,17 +106,15 @@ class Chain:
         return code_of(process.returncode, told=told)
 
     def _words(self, job: Job) -> list[str]:
-        """The stage's words; ranks share samples by parts, and evaluate what this trial sampled alone."""
-        words, size = list(job.argv[1:]), int(os.environ.get("WORLD_SIZE", "1"))
-        if job.name == "sample" and size > 1:
-            words += ["--part", f"{rank()}/{size}"]
+        """The stage's words: evaluate what this trial sampled alone. Ranks share the images by their environment."""
+        words = list(job.argv[1:])
         if job.name == "evaluate" and (samples := sample_set(self.launch)) is not None:
             words += [chosen_set(samples)]
         return words
 
     def _wait_for(self, words: Sequence[str]) -> int:
-        """Run other words of the program to their end."""
-        process = start(self.settings.program, words)
+        """Run other words of the program to their end. Only this rank runs them, so they do the whole work."""
+        process = start(self.settings.program, words, env=without_launcher(os.environ))
         return code_of(process.wait(), told=False)
 
     def _wait_until_complete(self, job: Job) -> None:
@@ -143,9 +142,9 @@ def code_of(returncode: int, *, told: bool) -> int:
     return 128 - returncode if returncode < 0 else returncode
 
 
-def start(program: str, words: Sequence[str]) -> "subprocess.Popen[bytes]":
+def start(program: str, words: Sequence[str], *, env: Mapping[str, str] | None = None) -> "subprocess.Popen[bytes]":
     """Start a stage. It ends with this process: an orphan would go on writing beside the run's next start."""
-    return subprocess.Popen([sys.executable, "-u", "-m", program, *words], preexec_fn=_end_with_parent)
+    return subprocess.Popen([sys.executable, "-u", "-m", program, *words], env=env, preexec_fn=_end_with_parent)
 
 
 def _end_with_parent() -> None:

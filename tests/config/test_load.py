@@ -192,3 +192,18 @@ def test_paths_may_hold_equals_signs(tmp_path):
     run = create_run(cfg)
     assert config_from([str(run.path), f"data_dir={tmp_path}/y=z"]).data_dir == tmp_path / "y=z"
     assert run_named([str(run.path)]) == run.path and run_named(["seed=a/b"]) is run_named([]) is None
+
+
+@pytest.mark.parametrize("asked", ["compare.tasks=2", "prepare.nodes=2", "compare.gpus=2"])
+def test_jobs_that_tasks_cannot_share_are_refused_before_anything_is_queued(asked):
+    assert f"cluster.{asked.partition('.')[0]}: found 2 tasks" in refused(f"cluster.{asked}")
+    assert config_from(["experiment=glyphs16", "cluster.sample.tasks=2", "cluster.evaluate.gpus=2"])
+
+
+def test_features_of_inception_may_be_written_as_numbers(tmp_path):
+    words = ["evaluate.inception.features=[64,192,'768',spatial]"]
+    cfg = config_from(["experiment=glyphs16", f"runs_dir={tmp_path}", *words])
+    assert cfg.evaluate.inception.features == ("64", "192", "768", "spatial")
+    run = create_run(cfg)
+    assert config_from([str(run.path), *words]) == cfg
+    assert "evaluate.inception.features.0" in refused("evaluate.inception.features=[65]")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.metrics.manifolds import density_coverage, precision_recall, radii
+from pipeline.metrics.manifolds import DensityCoverage, PrecisionRecall, density_coverage, precision_recall, radii
 
 RNG = np.random.default_rng(0)
 REAL = RNG.normal(size=(500, 6))
@@ -27,12 +27,41 @@ def test_equal_to_brute_force_for_any_block(block: int) -> None:
     assert dense.coverage == pytest.approx((between.min(0) < y_radius).mean(), abs=1e-12)
 
 
+@pytest.mark.parametrize("block", [64, 300, 1024])
+@pytest.mark.parametrize("dimensions", [64, 768])
+def test_copies_are_in_every_ball_that_reaches_them_for_any_block(dimensions: int, block: int) -> None:
+    """A generator that gives back every real image four times: its balls have no size, and hold the image itself."""
+    real = np.random.default_rng(1).gamma(0.5, 30.0, (300, dimensions)).astype(np.float32)
+    copies = np.repeat(real, 4, axis=0)
+    assert precision_recall(copies, real, block=block) == PrecisionRecall(1.0, 1.0)
+    assert density_coverage(copies, real, block=block).coverage == 1.0
+    one = np.repeat(real[:1], 700, axis=0)
+    assert precision_recall(one, real, block=block) == PrecisionRecall(1.0, 1 / 300)
+    repeated = np.repeat(real[:60], 10, axis=0)  # real balls without a size, of which only the edge is reached
+    assert density_coverage(real[:60], repeated, block=block) == DensityCoverage(0.0, 0.0)
+
+
+@pytest.mark.parametrize("block", [7, 64, 1024])
+def test_ties_are_decided_as_by_differences_in_float64(block: int) -> None:
+    """Shared images are exactly as far from some others as those balls reach: at their edge, and so not within it."""
+    rng = np.random.default_rng(2)
+    y = rng.gamma(0.5, 30.0, (150, 200)).astype(np.float32)
+    x = np.concatenate([y[20:60], y[20:60], rng.gamma(0.5, 30.0, (40, 200)).astype(np.float32)])
+    x_radius, y_radius = (np.sort(distances(z.astype(np.float64), z), 1)[:, 3] for z in (x, y))
+    five, between = np.sort(distances(y.astype(np.float64), y), 1)[:, 5], distances(x.astype(np.float64), y)
+    expected = (between <= y_radius).any(1).mean(), (between <= x_radius[:, None]).any(0).mean()
+    assert precision_recall(x, y, block=block) == PrecisionRecall(*expected)
+    assert (between == five).sum() >= 40  # there are ties, or this would say nothing
+    expected = (between < five).sum() / (5 * len(x)), (between < five).any(0).mean()
+    assert density_coverage(x, y, block=block) == DensityCoverage(*expected)
+
+
 def test_one_pass_finds_the_neighbours_of_every_order_and_says_how_far_it_is() -> None:
     y, told = np.repeat(REAL[:90], 2, axis=0), []  # twins: the nearest other row is at no distance
     found = radii(y, (1, 5, 2), block=50, tick=told.append)
     brute = np.sort(distances(y, y) ** 2, 1)
     np.testing.assert_allclose(found, brute[:, [1, 5, 2]].T, atol=1e-12)
-    assert told == [50, 50, 50, 30]
+    assert told == [100, 80]  # a block of 50 different rows, and one of 40
     given = radii(REAL, (3, 5))
     assert precision_recall(y, REAL, reaches=given[0]) == precision_recall(y, REAL)
     assert density_coverage(y, REAL, reaches=given[1]) == density_coverage(y, REAL)

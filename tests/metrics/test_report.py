@@ -44,8 +44,10 @@ def test_every_caution_comes_once_and_names_its_metrics() -> None:
     few, singular, extrapolated, negative = caution(500, METRICS, DETAILS)
     assert few.startswith("fd-domain, fd-domain@valid, fd-domain-infinity: measured on 500 images")
     assert singular.startswith("fd-domain@valid: fewer images than dimensions on one side, 64")
-    assert extrapolated.startswith("fd-domain-infinity below 0")
-    assert negative.startswith("kid-domain, kid-domain@valid below 0")
+    assert extrapolated.startswith("fd-domain-infinity: below 0")
+    assert negative.startswith("kid-domain, kid-domain@valid: below 0")
+    (noise,) = caution(10_000, {"precision-domain": 0.9, "precision": 0.9}, {})
+    assert noise.startswith("precision-domain: the domain classifier never saw noise: pure noise may get 0.7")
     assert caution(10_000, {"fid": 3.0}, {"fid": {"images": [10_000, 50_000], "dimensions": 2048}}) == []
 
 
