@@ -1,0 +1,209 @@
+"""A training step, sampling, decoding and features never ask the device for a value.
+
+Proven without a GPU: on torch's `meta` device there are no values, so whatever reads one (`item`, `cpu`, `bool`, a
+comparison in an `if`) or mixes devices raises.
+"""
+
+import contextlib
+import copy
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import tiny
+import torch
+
+from pipeline.config.paths import training_shards
+from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
+from pipeline.data.batches import batches, validation_batches
+from pipeline.data.reader import Reader
+from pipeline.data.shards import open_shards
+from pipeline.metrics.domain import LABELS, DomainClassifier, Shape
+from pipeline.metrics.resize import resize
+from pipeline.models.build import build_network
+from pipeline.objectives.build import build_objective
+from pipeline.runtime.random import Stream, normal
+from pipeline.train.loss_scale import LossScale
+from pipeline.train.optim import build_optimizer
+from pipeline.train.state import State
+from pipeline.train.step import launch_step
+
+META = torch.device("meta")
+DIT = {"kind": "dit", "condition": "class", "width": 16, "depth": 2, "heads": 2, "patch": 2, "dropout": 0.1}
+SIMPLE = {"kind": "simple_unet", "condition": "class", "width": 8, "multipliers": [1, 2], "attention": [4], "heads": 1}
+DROPOUT = {**tiny.UNET, "condition": "class", "dropout": 0.1}
+ATTRIBUTES = {**tiny.UNET, "condition": "attributes"}
+BOTTLENECK = {"kind": "bottleneck_autoencoder", "width": 8, "multipliers": [1, 2], "latent_channels": 2, "groups": 4}
+COLOURS = {"flip": True, "augmentation": {"brightness": 0.3, "contrast": 0.3, "hue": 0.1, "sharpness": 2.0}}
+MODELS = {
+    "unet": (tiny.UNET, {}),
+    "unet-dropout": (DROPOUT, {"micro_batch": 4}),
+    "unet-attributes": (ATTRIBUTES, COLOURS),
+    "unet-fp16": (DROPOUT, {"precision": "fp16"}),
+    "unet-sgd": (tiny.UNET, {"optim": {"kind": "sgd", "lr": 0.1}}),
+    "unet-muon": (tiny.UNET, {"optim": {"kind": "muon", "lr": 1e-3}}),
+    "dit": (DIT, {}),
+    "simple_unet": (SIMPLE, {}),
+    "game": (tiny.GAME, {}),
+    "autoencoder": (tiny.AUTOENCODER, {}),
+    "bottleneck": (BOTTLENECK, {}),
+    "vae": (tiny.VAE, {}),
+}
+TIMESTEPS = {"kind": "ddpm", "timesteps": 20, "schedule": "cosine"}
+PROCESSES = {
+    "edm": {},
+    "uncertainty": {"learned_uncertainty": True},
+    "ddpm": {"parametrisation": "eps", "levels": TIMESTEPS, "clock": "timestep"},
+    "ddpm-learned": {"parametrisation": "eps", "levels": TIMESTEPS, "learned_variance": True},
+    "v-min-snr": {"parametrisation": "v", "levels": TIMESTEPS, "weighting": "min_snr"},
+    "flow": {"parametrisation": "flow", "levels": {"kind": "logit_normal"}, "clock": "flow_time"},
+    "ve": {"levels": {"kind": "geometric", "sigma_min": 0.01, "sigma_max": 50.0}},
+}
+SAMPLERS = {
+    "euler": {"kind": "euler"},
+    "heun-churn": {"kind": "heun", "churn": {"amount": 10.0}},
+    "ddim": {"kind": "ddim", "eta": 0.5},
+    "ddpm": {"kind": "ddpm"},
+    "dpmpp_2m": {"kind": "dpmpp_2m"},
+    "dpmpp_2m_sde": {"kind": "dpmpp_2m_sde"},
+    "unipc": {"kind": "unipc"},
+    "langevin": {"kind": "langevin"},
+    "guided": {"kind": "heun", "guidance": {"scale": 3.0, "rescale": 0.5, "interval": [0.1, 10.0]}, "clip": 1.0},
+}
+
+
+class OnMeta(torch.optim.AdamW):
+    """Fused optimisers have no kernel on this device, and the others do not know a loss scaler's protocol."""
+
+    found_inf = grad_scale = None
+
+    def step(self, closure=None):
+        assert self.found_inf.is_meta and (self.grad_scale is None or self.grad_scale.is_meta)
+        self.found_inf = self.grad_scale = None
+        return super().step(closure)
+
+
+def session_of(cfg):
+    """What a step is given, with every tensor on the meta device but those of the data."""
+    reader = Reader(open_shards(training_shards(cfg) / "train"))
+    objective = build_objective(cfg, reader.manifest)
+    for network in objective.networks.values():
+        network.to(META)
+    made = {player: build_optimizer(objective.networks[player], cfg.train.optim) for player in objective.players}
+    optimizers = {
+        player: optimizer if cfg.train.optim.kind == "muon" else OnMeta(objective.networks[player].parameters())
+        for player, optimizer in made.items()
+    }
+    scale = LossScale(META) if cfg.train.precision == "fp16" else None
+    state = State(objective.networks, optimizers, averaged=objective.averaged, cfg=cfg.train.average, loss_scale=scale)
+    accelerator = SimpleNamespace(no_sync=lambda _: contextlib.nullcontext(), backward=lambda loss: loss.backward())
+    return SimpleNamespace(
+        cfg=cfg,
+        plan=SimpleNamespace(total_steps=100, warmup_steps=10, half_life_images=1000),
+        accelerator=accelerator,
+        device=META,
+        dtype=torch.float32,
+        objective=objective,
+        networks={player: objective.networks[player] for player in objective.players},
+        state=state,
+        reader=reader,
+    )
+
+
+def steps(s, *, micro_batch=8):
+    cfg = s.cfg
+    data = batches(
+        s.reader,
+        seed=cfg.seed,
+        start_step=4,  # the critic of the autoencoder has joined
+        global_batch=8,
+        rank=0,
+        world_size=1,
+        micro_batch=micro_batch,
+        flip=cfg.train.flip,
+        augmentation=cfg.train.augmentation,
+        draws=s.objective.draws,
+    )
+    return [launch_step(s, batch, stop_asked=False, save_asked=False) for batch in itertools.islice(data, 2)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_of_every_network_and_objective(name, tmp_path, monkeypatch):
+    model, settings = MODELS[name]
+    if name == "unet-muon":  # its other half is torch's AdamW, of which there is no fused kernel here
+        monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: None)
+    cfg = tiny.config(tmp_path, model=model, **settings)
+    tiny.prepare(cfg, attributes=model.get("condition") == "attributes")
+    s = session_of(cfg)
+    launched = steps(s, micro_batch=cfg.train.micro_batch or 8)
+    for found in launched[-1].found.values():
+        assert found._values.is_meta  # nobody read it
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_step_of_every_process(name, tmp_path):
+    cfg = tiny.config(tmp_path, model=DROPOUT)
+    diffusion = DiffusionConfig.model_validate({"label_dropout": 0.1, **PROCESSES[name]})
+    cfg = cfg.model_copy(update={"diffusion": diffusion})
+    tiny.prepare(cfg)
+    steps(session_of(cfg))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    cfg = tiny.config(tmp_path_factory.mktemp("meta"), model=DROPOUT)
+    tiny.prepare(cfg)
+    return session_of(cfg)
+
+
+@contextlib.contextmanager
+def evaluating(s):
+    for network in s.objective.networks.values():
+        network.eval()
+    yield
+    for network in s.objective.networks.values():
+        network.train()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_with_and_without_guidance(name, trained):
+    numbers = torch.arange(4, device=META)
+    sampler = SamplerConfig.model_validate({"steps": 4, **SAMPLERS[name]})
+    with torch.no_grad(), evaluating(trained):
+        images = trained.objective.generate(trained.objective.networks, numbers, numbers % 3, sampler=sampler)
+    assert images.is_meta and images.shape == (4, 1, tiny.SIZE, tiny.SIZE)
+
+
+def test_validation_of_every_objective(tmp_path):
+    for name in ("unet", "dit", "game", "autoencoder", "vae"):
+        cfg = tiny.config(tmp_path / name, model=MODELS[name][0])
+        tiny.prepare(cfg)
+        s = session_of(cfg)
+        (batch,) = validation_batches(s.reader, count=8, batch=8)
+        with torch.no_grad(), evaluating(s):
+            s.objective.validate(s.objective.networks, batch.to(META))
+
+
+def test_decoding_and_features(tmp_path):
+    model = tiny.config(tmp_path, model={**tiny.AUTOENCODER, "latent_channels": 3}).model
+    network = build_network(model, shape=(3, 16, 16)).to(META)
+    noise = normal(0, Stream.POSTERIOR, torch.arange(4, device=META), shape=(3, 8, 8))
+    images = network.decode(noise)
+    assert images.is_meta
+    shape = Shape(channels=3, size=32, classes=4, width=8, features=16, task=LABELS)
+    found = DomainClassifier(shape).to(META)(resize(images, 32, "tf1"))
+    assert all(value.is_meta for value in found.values())
+
+
+def test_the_device_does_raise_where_a_step_would_wait(trained):
+    """The proof can fail: an objective that looks at its loss is found out."""
+    s = copy.copy(trained)
+    plain = s.objective
+    s.objective = SimpleNamespace(
+        players=plain.players,
+        networks=plain.networks,
+        draws=plain.draws,
+        loss=lambda *words: {name: value * float(value.detach().sum()) for name, value in plain.loss(*words).items()},
+    )
+    with pytest.raises(RuntimeError, match="meta"):
+        steps(s)
