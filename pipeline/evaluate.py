@@ -32,8 +32,10 @@ from pipeline.metrics.quality_suite import measure_quality, quality_work, score_
 from pipeline.metrics.references import Reference
 from pipeline.metrics.report import caution, show
 from pipeline.metrics.suite import Asked, Measured, measure, spaces_of
+from pipeline.runtime.distributed import own_device
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, write_json
+from pipeline.runtime.numerics import set_numerics
 from pipeline.runtime.parts import WHOLE, Part, parse_part, this_world
 from pipeline.runtime.progress import progress
 from pipeline.runtime.run_dir import RunDir, existing_run
@@ -169,6 +171,8 @@ def _features(cfg: Config, samples: ShardDirectory, standards: Standards, *, wor
     The first process of several then computes whatever is missing still: it waits for nobody and nobody's death
     stops it.
     """
+    own_device(gpus=cfg.cluster.evaluate.gpus, setting="cluster.evaluate.gpus")  # where it has none, that is said
+    set_numerics()
     mine = (part or WHOLE).for_task(this_world())
     gathers = part is None and mine.number == 0
     shares = [mine, WHOLE] if gathers and mine != WHOLE else [mine]

@@ -18,6 +18,7 @@ from pipeline.objectives.objective import Objective
 from pipeline.objectives.space import remember
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.numerics import set_numerics
 from pipeline.runtime.random import Stream, uniform
 from pipeline.runtime.run_dir import RunDir, open_run, step_of
 
@@ -99,7 +100,8 @@ def weak_model(cfg: Config, train: Manifest, device: torch.device) -> Denoising 
 
 def image_maker(cfg: Config, run: RunDir, train: Manifest, *, step: int) -> Make:
     """A function from seeds [B] and what they are asked for to images, with the wanted weights loaded."""
-    device = distributed.own_device()
+    set_numerics(tf32=cfg.train.precision == "tf32")
+    device = distributed.own_device(gpus=cfg.cluster.sample.gpus, setting="cluster.sample.gpus")
     objective = loaded_objective(cfg, run, train, step=step, device=device)
     weak = weak_model(cfg, train, device)
 

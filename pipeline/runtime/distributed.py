@@ -65,9 +65,9 @@ def device_for(world: World, *, gpus: int = 0, setting: str = "cluster.*.gpus") 
     return torch.device("cuda", 0 if visible == 1 else world.local_rank)
 
 
-def own_device() -> torch.device:
-    """The device of this process among the tasks of its job."""
-    return device_for(this_world())
+def own_device(*, gpus: int = 0, setting: str = "cluster.*.gpus") -> torch.device:
+    """The device of this process among the tasks of its job; arguments and errors as for `device_for`."""
+    return device_for(this_world(), gpus=gpus, setting=setting)
 
 
 def join(world: World, rendezvous: Path, *, timeout_seconds: float = 300.0) -> None:
