@@ -19,10 +19,11 @@ from pipeline.runtime.errors import UserError
 from slurm.environment import setup_lines, teardown_lines
 from slurm.job import Job
 from slurm.payload import Words
+from slurm.rank import RECEIPT
 from slurm.snapshot import commit_of
 
 # What a process inside a job inherits and a job that it submits must not.
-_OF_A_JOB = ("SLURM_", "SUBMITIT_", "MASTER_", "MUDI_NODE_CACHE", "MUDI_COMMIT")
+_OF_A_JOB = ("SLURM_", "SUBMITIT_", "MASTER_", "MUDI_NODE_CACHE", "MUDI_COMMIT", RECEIPT)
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -103,8 +104,8 @@ def slurm_parameters(job: Job, place: Place) -> dict[str, Any]:
         "stderr_to_stdout": True,
         # srun of Slurm 22.05 and later does not take the cores of a task from sbatch: a rank would be bound to one.
         "srun_args": ["--kill-on-bad-exit=1", *([f"--cpus-per-task={asked.cpus}"] if asked.cpus else [])],
-        "setup": setup_lines(cluster, asked, place.snapshot),
-        "teardown": teardown_lines(cluster, python_of(cluster), place.record),
+        "setup": setup_lines(cluster, asked, place.snapshot, record=place.record),
+        "teardown": teardown_lines(cluster, asked, python_of(cluster), record=place.record),
         "additional_parameters": more | dict(cluster.options),
     }
 

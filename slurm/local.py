@@ -14,7 +14,7 @@ from slurm.failures import retries_allowed
 from slurm.graph import ordered
 from slurm.job import Job
 from slurm.ledger import State, Submission
-from slurm.payload import process_born
+from slurm.rank import process_born
 from slurm.submit import place
 from slurm.watching import last_line, newest_log, training_of
 from slurm.workflows import Launch

@@ -8,13 +8,14 @@ from submitit.slurm.slurm import _make_sbatch_string
 from pipeline.runtime.files import write_text
 from slurm import ledger, snapshot
 from slurm.adopt import SCRIPTS
+from slurm.environment import receipt_lines
 from slurm.executor import Place, python_of, slurm_parameters
 from slurm.graph import ordered
 from slurm.job import Job
 from slurm.workflows import Launch
 
 # 75: training has saved its state and asks to be started again; 140: SIGUSR2 ended a job that has nothing to save.
-_REQUEUE = ["code=$?", 'if [ $code = 75 ] || [ $code = 140 ]; then scontrol requeue "$SLURM_JOB_ID"; fi', "exit $code"]
+_REQUEUE = ['if [ $code = 75 ] || [ $code = 140 ]; then scontrol requeue "$SLURM_JOB_ID"; fi', "exit $code"]
 
 
 def write(launch: Launch, folder: Path) -> list[Path]:
@@ -46,11 +47,12 @@ def script(launch: Launch, job: Job, *, code: Path) -> str:
     # By the comment, `slurm submit` recognises in the queue what was submitted by hand.
     comment = f"mudi {launch.key(job.name)} {record}"
     place = Place(launch.cfg.cluster, record, code, f"{launch.run.path.name}.{job.name}", comment)
-    parameters = slurm_parameters(job, place) | {"teardown": _REQUEUE}
+    parameters = slurm_parameters(job, place) | {"teardown": [*receipt_lines(job.resources), *_REQUEUE]}
     # Relative paths of the config are relative to here, wherever sbatch is typed.
     parameters["additional_parameters"] |= {"chdir": str(Path.cwd())}
     parts = job.resources.parts
-    words = shlex.join(("-u", "-m", *job.argv)) + (f" --part $SLURM_ARRAY_TASK_ID/{parts}" if parts > 1 else "")
+    part = f" --part $SLURM_ARRAY_TASK_ID/{parts}" if parts > 1 else ""
+    words = shlex.join(("-u", "-m", "slurm.rank", *job.argv)) + part
     array = {"map_count": parts} if parts > 1 else {}
     text: str = _make_sbatch_string(f"{python_of(launch.cfg.cluster)} {words}", str(record), **parameters, **array)
     return text.replace("export SUBMITIT_EXECUTOR=slurm\n", "").rstrip() + "\n"

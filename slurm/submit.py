@@ -16,8 +16,8 @@ from slurm.executor import Place, sbatch, submit
 from slurm.graph import ancestors, ordered
 from slurm.job import Job
 from slurm.ledger import State
-from slurm.payload import process_born
 from slurm.queue import mine
+from slurm.rank import process_born
 from slurm.workflows import Launch
 
 

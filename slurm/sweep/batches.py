@@ -15,8 +15,9 @@ from pipeline.runtime.files import content_hash, read_json, read_lines, write_js
 from slurm import ledger, snapshot
 from slurm.executor import Place, submit
 from slurm.job import Job
-from slurm.payload import ATTEMPTS, process_born
+from slurm.payload import ATTEMPTS
 from slurm.queue import Seen
+from slurm.rank import process_born
 from slurm.sweep.folder import SweepDir
 from slurm.sweep.runs import Run, resources_of, stages
 from slurm.workflows import Launch

@@ -10,7 +10,7 @@ from launching import profile, stand_in
 from slurm import logs
 from slurm.__main__ import main
 from slurm.ledger import note
-from slurm.payload import process_born
+from slurm.rank import process_born
 
 
 def test_following_goes_over_to_the_log_of_the_next_submission(tmp_path, capfd, monkeypatch):
