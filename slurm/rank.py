@@ -7,9 +7,11 @@ srun's exit code alone does not tell how a job ended. Where the step's manager (
 signal, though all is saved. The batch script counts the receipts.
 """
 
+import contextlib
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -42,6 +44,9 @@ def end_with_step(say: Callable[[str], None] = lambda _: None) -> None:
         while process_born(manager) == born:
             time.sleep(LOOK_SECONDS)
         say(f"the manager of this step (slurmstepd, pid {manager}) has died: Slurm knows nothing of its ranks any more")
+        with contextlib.suppress(OSError):  # no Slurm in this container: srun sees it in minutes
+            step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
+            subprocess.Popen(["scancel", "--quiet", step], start_new_session=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True).start()
