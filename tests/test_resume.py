@@ -96,7 +96,7 @@ def test_a_signal_saves_at_the_next_step_and_nothing_is_trained_twice(tmp_path, 
         time.sleep(0.01)
     os.kill(rank.pid, number)
     os.kill(rank.pid, number)  # a second one must not disturb the save
-    rank.join(60)
+    rank.join()
     assert rank.exitcode == 75
     step = run.latest_step()
     assert 0 < step < 60

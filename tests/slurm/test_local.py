@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from launching import HERE, PATIENCE, kept_steps, profile, real, result, slurm_words, stand_in, states, uninterrupted
+from launching import HERE, LIMIT, kept_steps, profile, real, result, slurm_words, stand_in, states, uninterrupted
 
 from pipeline.config.load import config_from
 from pipeline.runtime.errors import UserError
@@ -52,9 +52,9 @@ def trained(launch) -> int:
     return len(kept_steps(launch)) if (launch.run.path / "steps.txt").exists() else 0
 
 
-def wait(condition, *, seconds: float = 30.0) -> None:
+def wait(condition) -> None:
     """Until a condition holds."""
-    end = time.monotonic() + PATIENCE * seconds
+    end = time.monotonic() + LIMIT
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.05)
@@ -110,13 +110,13 @@ def test_ctrl_c_saves_ends_everything_and_the_next_call_goes_on(tmp_path):
     shell = in_a_terminal(tmp_path, words="--steps 100 --pace 0.05")
     wait(lambda: trained(launch) >= 5)
     os.killpg(shell.pid, signal.SIGINT)  # what a terminal sends to the whole foreground group
-    assert shell.wait(30 * PATIENCE) == 130
+    assert shell.wait() == 130
     assert 5 <= trained(launch) < 100
     starts = [json.loads(line) for line in (launch.run.jobs / "train" / ATTEMPTS).read_text().splitlines()]
     assert not any(Path(f"/proc/{row['pid']}").exists() for row in starts if row["event"] == "start")
     assert states(launch)["train"].word == "cancelled"
     again = in_a_terminal(tmp_path, words="--steps 100 --pace 0.01")
-    assert again.wait(60 * PATIENCE) == 0
+    assert again.wait() == 0
     assert kept_steps(launch) == list(range(1, 101))  # nothing was lost, nothing was done twice
     assert result(launch) == uninterrupted(100)
 
@@ -129,7 +129,7 @@ def test_a_submitter_that_is_killed_leaves_its_job_which_the_next_one_adopts(tmp
     shell.wait()
     assert states(launch)["train"].word == "running"
     again = in_a_terminal(tmp_path, words="--steps 100 --pace 0.05")
-    assert again.wait(60 * PATIENCE) == 0
+    assert again.wait() == 0
     assert kept_steps(launch) == list(range(1, 101))
     rows = [json.loads(line) for line in (launch.run.jobs / "train" / ATTEMPTS).read_text().splitlines()]
     assert sum(row["event"] == "start" for row in rows) == 1
