@@ -13,6 +13,7 @@ from pipeline.runtime.run_dir import RunDir, differences
 from slurm.adopt import locked
 from slurm.status import last_words_of, states_of
 from slurm.workflows import launch_of_run, trained_autoencoder
+from slurm.writable import check_folder
 
 EARLIER = "earlier"  # a folder of what a run's starts with other settings left: curves, the settings themselves
 
@@ -31,6 +32,8 @@ def correct(cfg: Config) -> list[str]:
     changed = {r: found for r, c in wanted.items() if (found := differences(r, c))}
     if not changed or any(_holds_something(r) or (r != run and _trained_on(r, but=run)) for r in changed):
         return []
+    for r in changed:
+        check_folder(r.path, "runs_dir")
     _refuse_under_way([r for r in wanted if r.config.is_file()])
     return [
         f"{r.path}: nothing is trained yet, so it takes the new settings: {'; '.join(found)} "

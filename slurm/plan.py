@@ -87,5 +87,5 @@ def train_images(cfg: Config) -> int | None:
     """The size of the training split; None while it is not prepared."""
     try:
         return int(read_json(data_directory(cfg) / "shards" / "train" / "manifest.json")["count"])
-    except Incomplete:
+    except (Incomplete, NotADirectoryError):
         return None

@@ -13,6 +13,7 @@ from slurm.executor import Place, python_of, slurm_parameters
 from slurm.graph import ordered
 from slurm.job import Job
 from slurm.workflows import Launch
+from slurm.writable import check_file, check_folder
 
 # 75: training has saved its state and asks to be started again; 140: SIGUSR2 ended a job that has nothing to save.
 _REQUEUE = ['if [ $code = 75 ] || [ $code = 140 ]; then scontrol requeue "$SLURM_JOB_ID"; fi', "exit $code"]
@@ -25,6 +26,8 @@ def write(launch: Launch, folder: Path) -> list[Path]:
     scripts: `status` then looks for what was submitted of them.
     """
     folder = folder.resolve()
+    check_folder(folder, "--sbatch")
+    check_file(launch.run.jobs / ledger.LEDGER, "the ledger of submissions")
     code = snapshot.take(folder / "code")
     written, lines = [], ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(Path.cwd()))}"]
     for number, job in enumerate(ordered(launch.jobs), 1):

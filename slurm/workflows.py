@@ -24,6 +24,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import content_hash, read_json
 from pipeline.runtime.run_dir import RunDir, create_run, overrides_for
 from slurm.job import Job
+from slurm.writable import check_folder
 
 MANIFEST = "manifest.json"  # what makes a sample set complete
 RECEIPT = "receipt.json"  # what makes a stage of preparation complete
@@ -78,12 +79,26 @@ def launch_for(cfg: Config, *, make: bool) -> Launch:
     if make:
         _check_source(cfg)
         _check_perceptual(cfg)
+        check_places(cfg)
     if make and cfg.latents is not None:
         _make_autoencoder(cfg, cfg.latents)
     run = create_run(cfg) if make else RunDir(run_directory(cfg))
     run = RunDir(run.path.resolve())
     words = overrides_for(run, cfg) if run.config.is_file() else []
     return Launch(cfg, run, tuple(graph_of(cfg, run, words)), tuple(words))
+
+
+def check_places(cfg: Config) -> None:
+    """Whether the run's directory can be written, and the data's where something of the data has yet to be made.
+
+    Raises:
+        UserError: naming the setting and whose folder it is.
+    """
+    check_folder(run_directory(cfg), "runs_dir")
+    data = data_directory(cfg)
+    made = [data / "shards", data / "reference", *([latents_directory(cfg)] if cfg.latents is not None else [])]
+    if not all((folder / RECEIPT).is_file() for folder in made):
+        check_folder(data, "data_dir")
 
 
 def _check_source(cfg: Config) -> None:
@@ -109,6 +124,7 @@ def _check_perceptual(cfg: Config) -> None:
 def _make_autoencoder(cfg: Config, latents: LatentsConfig) -> None:
     """The run of the autoencoder that the graph trains; where it trains none, one that can encode must be there."""
     if (own := trained_autoencoder(cfg)) is not None:
+        check_folder(run_directory(own), "latents.autoencoder")
         create_run(own)
         return
     if missing := missing_autoencoder(cfg):
