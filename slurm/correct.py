@@ -11,8 +11,8 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_text
 from pipeline.runtime.run_dir import RunDir, differences
 from slurm.adopt import locked
-from slurm.status import last_words_of, states_of
-from slurm.workflows import launch_of_run, trained_autoencoder
+from slurm.status import as_submitted, states_of
+from slurm.workflows import trained_autoencoder
 from slurm.writable import check_folder
 
 EARLIER = "earlier"  # a folder of what a run's starts with other settings left: curves, the settings themselves
@@ -57,7 +57,7 @@ def _trained_on(autoencoder: RunDir, *, but: RunDir) -> bool:
 
 
 def _refuse_under_way(runs: list[RunDir]) -> None:
-    found = [launch_of_run(run.path, last_words_of(run.path)) for run in runs]
+    found = [as_submitted(run.path) for run in runs]
     for launch, states in zip(found, states_of(found), strict=True):
         if busy := [f"{name} ({', '.join(state.ids)})" for name, state in states.items() if state.active]:
             raise UserError(

@@ -49,7 +49,7 @@ class State:
     """How a job stands."""
 
     job: str
-    word: str  # complete, running, waiting, failed, cancelled, blocked, not submitted
+    word: str  # complete, running, waiting, failed, cancelled, blocked, not submitted; unknown: Slurm is away
     cause: str | None = None  # a class of slurm.failures, where it did not end well
     message: str = ""
     ids: tuple[str, ...] = ()

@@ -29,7 +29,7 @@ def write(launch: Launch, folder: Path) -> list[Path]:
     check_folder(folder, "--sbatch")
     check_file(launch.run.jobs / ledger.LEDGER, "the ledger of submissions")
     code = snapshot.take(folder / "code")
-    written, lines = [], ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(Path.cwd()))}"]
+    written, lines = [], ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(launch.cwd))}"]
     for number, job in enumerate(ordered(launch.jobs), 1):
         path = folder / f"{number}-{job.name}.sbatch"
         write_text(path, script(launch, job, code=code))
@@ -39,7 +39,7 @@ def write(launch: Launch, folder: Path) -> list[Path]:
         lines += [f"{job.name}=$(sbatch --parsable{option} {shlex.quote(str(path))})", f'echo "{job.name} ${job.name}"']
     write_text(folder / "submit.sh", "\n".join(lines) + "\n")
     (folder / "submit.sh").chmod(0o755)
-    ledger.note(launch.run, SCRIPTS, folder=str(folder), words=launch.words, cwd=str(Path.cwd()))
+    ledger.note(launch.run, SCRIPTS, folder=str(folder), words=launch.words, cwd=str(launch.cwd))
     return [*written, folder / "submit.sh"]
 
 
@@ -49,10 +49,8 @@ def script(launch: Launch, job: Job, *, code: Path) -> str:
     record.mkdir(parents=True, exist_ok=True)
     # By the comment, `slurm submit` recognises in the queue what was submitted by hand.
     comment = f"mudi {launch.key(job.name)} {record}"
-    place = Place(launch.cfg.cluster, record, code, f"{launch.run.path.name}.{job.name}", comment)
+    place = Place(launch.cfg.cluster, record, code, f"{launch.run.path.name}.{job.name}", comment, cwd=launch.cwd)
     parameters = slurm_parameters(job, place) | {"teardown": [*receipt_lines(job.resources), *_REQUEUE]}
-    # Relative paths of the config are relative to here, wherever sbatch is typed.
-    parameters["additional_parameters"] |= {"chdir": str(Path.cwd())}
     parts = job.resources.parts
     part = f" --part $SLURM_ARRAY_TASK_ID/{parts}" if parts > 1 else ""
     words = shlex.join(("-u", "-m", "slurm.rank", *job.argv)) + part

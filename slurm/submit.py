@@ -118,6 +118,7 @@ def place(
         label=f"{launch.run.path.name}.{job.name}",
         comment=f"mudi {launch.key(job.name)} {record}",
         dependency=",".join(filter(None, waits)) or None,
+        cwd=launch.cwd,
     )
     ids = tuple(str(j.job_id) for j in submit(job, where))
     born = tuple(process_born(int(i)) for i in ids) if launch.cfg.cluster.executor == "local" else ()
@@ -135,7 +136,7 @@ def place(
         commit=snapshot.commit_of(code),
         record=str(record),
         words=launch.words,
-        cwd=str(Path.cwd()),
+        cwd=str(launch.cwd),
     )
     return ids
 
