@@ -131,7 +131,7 @@ def _submit_local(job: Job, place: Place, words: Words) -> Any:
         "PYTHONPATH": os.pathsep.join([str(place.snapshot), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONSAFEPATH": "1",
         "MUDI_COMMIT": commit_of(place.snapshot),
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
     }

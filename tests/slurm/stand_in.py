@@ -42,6 +42,7 @@ def main() -> int:
     args = parser.parse_args()
     (args.run / f"{args.kind}.code").write_text(CODE)
     (args.run / f"{args.kind}.python_path").write_text(sys.modules["pipeline"].__path__[0])
+    (args.run / f"{args.kind}.threads").write_text(os.environ["OMP_NUM_THREADS"])
     failed = args.run / f"{args.kind}.failed"
     if not (args.once and failed.exists()):
         failed.touch()

@@ -18,6 +18,7 @@ from pipeline.config.load import config_from
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_lines
 from slurm import ledger
+from slurm.__main__ import main
 from slurm.board import Board
 from slurm.local import run_here
 from slurm.payload import ATTEMPTS
@@ -173,6 +174,30 @@ def test_bad_input_says_what_and_what_to_do(tmp_path):
     launch.run.checkpoint(3).mkdir(parents=True)  # what was trained with these settings keeps them
     done = slurm_words("submit", str(tmp_path / "runs" / "tiny"), "train.global_batch=12")
     assert done.returncode == 2 and "train.global_batch" in done.stderr and "name=" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["plan"], ["submit"], ["sweep", "plan"]], ids=" ".join)
+def test_gpus_that_are_not_here_are_refused_before_anything_runs(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    where = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs", f"sweep.folder={tmp_path}/sweeps"]
+    words = [
+        "experiment=glyphs16",
+        "cluster=local",
+        "cluster.train.gpus=2",
+        *(where if "sweep" in command else where[:2]),
+    ]
+    words += ["train.optim.lr=1e-3,1e-4", "name=s", "cluster.train.tasks=2"] if "sweep" in command else []
+    assert main([*command, *words]) == 2
+    assert "cluster.train.gpus=2: found 0 GPUs on this machine" in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*/jobs")) and not (tmp_path / "sweeps").exists()
+
+
+def test_an_empty_number_of_threads_is_none(tmp_path, monkeypatch):
+    """Some shells and containers set the variable to nothing."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    launch = stand_in(tmp_path, profile("local", prepare={"cpus": 3}), only=("prepare",))
+    assert run(launch)[0] == 0
+    assert (launch.run.path / "prepare.threads").read_text() == "3"
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused_before_anything_is_queued(tmp_path):
