@@ -1,6 +1,7 @@
 """Other settings for a run that holds nothing yet. Once there is a checkpoint or a result, they stay as they are."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -48,12 +49,26 @@ def _holds_something(run: RunDir) -> bool:
 
 
 def _trained_on(autoencoder: RunDir, *, but: RunDir) -> bool:
-    """Whether a run beside these two takes its latents from this autoencoder."""
+    """Whether a run beside these two takes its latents from this autoencoder.
+
+    Raises:
+        UserError: naming a config that cannot be read, whose run may be one.
+    """
     for path in {p for folder in {autoencoder.path.parent, but.path.parent} for p in folder.glob(f"*/{CONFIG_FILE}")}:
-        latents = (yaml.safe_load(path.read_text()) or {}).get("latents")
+        latents = _values_of(path).get("latents")
         if path.parent != but.path and latents and Path(latents["autoencoder"]).resolve() == autoencoder.path:
             return True
     return False
+
+
+def _values_of(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise UserError(f"Cannot read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: found '{values}', expected settings. Restore the file, or remove that directory.")
+    return values
 
 
 def _refuse_under_way(runs: list[RunDir]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 from faults import CUT, REAL_STEPS, STEPS, scenarios
-from launching import LIMIT, ended, kept_steps, result, states, uninterrupted, wait_for
+from launching import LIMIT, ended, kept_steps, logs, result, states, uninterrupted, wait_for
 
 from pipeline.runtime.files import read_lines
 from slurm.ledger import LEDGER
@@ -44,7 +44,7 @@ def test_each_class_of_failure_is_recognised_and_what_comes_after_is_explained(r
 def test_ranks_that_do_not_find_each_other_are_started_again(running, kind):
     launch = running[f"lost_{kind}"]
     now = wait_for(launch, ended)
-    assert now["train"].word == "complete" and now["train"].starts >= 2
+    assert now["train"].word == "complete" and now["train"].starts >= 2, (now, logs(launch))
     told = read_lines(launch.run.jobs / "train" / FAILURES)
     assert {(row["class"], row["code"]) for row in told if row["restart"] == 0} == {("rendezvous", 78)}
     absent = "ranks [1] of 2 have not arrived"
