@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.config.load import config_from, listed, run_named
+from pipeline.config.load import listed, run_named
 from pipeline.runtime.errors import UserError, did_you_mean
 from slurm import cancel, logs, plan, preflight, sbatch_files, status
 from slurm.board import Board
@@ -24,7 +24,7 @@ from slurm.correct import correct
 from slurm.local import run_here
 from slurm.submit import submit_all, submit_graph
 from slurm.summary import summary
-from slurm.workflows import Launch, launch_for, missing_for
+from slurm.workflows import Launch, launch_for, meant, missing_for
 
 
 def submit(words: list[str]) -> int:
@@ -35,7 +35,7 @@ def submit(words: list[str]) -> int:
 
 
 def _made(words: list[str]) -> Launch:
-    cfg = config_from(words)
+    cfg = meant(words)
     for line in correct(cfg):
         print(line)
     return launch_for(cfg, make=True)
@@ -65,7 +65,7 @@ def _submit(launch: Launch) -> int:
 def plan_(words: list[str]) -> int:
     """Print what `submit` would do; with --sbatch DIR, write it as scripts."""
     rest, options = options_of(words, values=("--sbatch",))
-    launch = _made(rest) if "--sbatch" in options else launch_for(config_from(rest), make=False)
+    launch = _made(rest) if "--sbatch" in options else launch_for(meant(rest), make=False)
     plan.show(launch, console_for(sys.stdout.isatty()))
     if "--sbatch" in options:
         for path in sbatch_files.write(launch, Path(options["--sbatch"])):
@@ -76,25 +76,33 @@ def plan_(words: list[str]) -> int:
 
 
 def status_(words: list[str]) -> int:
-    """Show runs; 1 where a job of them failed."""
-    runs = status.launches([Path(w) for w in words] or [status.RUNS])
+    """Show runs; 1 where a job of them failed, or one of them cannot be read."""
+    runs, unread = _opened(words or [str(status.RUNS)])
     console = console_for(sys.stdout.isatty())
-    found = status.show(runs, console)
+    code = status.show(runs, console)
     if len(runs) == 1:
         summary(runs[0], console)
-    return int(any(s.word in ("failed", "blocked") for states in found for s in states.values()))
+    return max(code, unread)
+
+
+def _opened(words: list[str]) -> tuple[list[Launch], int]:
+    """The runs that can be read, and 1 where others cannot, which are named."""
+    runs, problems = status.launches([Path(w) for w in words])
+    for problem in problems:
+        print(f"slurm: cannot read {problem}", file=sys.stderr)
+    return runs, int(bool(problems))
 
 
 def retry(words: list[str]) -> int:
     """Submit again what is not complete, as it was submitted."""
     if not words:
         raise UserError("retry what? For example: python -m slurm retry runs/glyphs16")
-    runs = status.launches([Path(w) for w in words])
+    runs, unread = _opened(words)
     remote = [launch for launch in runs if launch.cfg.cluster.executor == "slurm"]
     if remote:
         submit_all(remote)
         status.show(remote, console_for(sys.stdout.isatty()))
-    return max((_submit(launch) for launch in runs if launch not in remote), default=0)
+    return max([unread, *(_submit(launch) for launch in runs if launch not in remote)])
 
 
 def logs_(words: list[str]) -> int:
@@ -103,7 +111,7 @@ def logs_(words: list[str]) -> int:
     if not 1 <= len(rest) <= 2:
         raise UserError("logs of which run? For example: python -m slurm logs runs/glyphs16 train -f")
     follow, lines = bool({"-f", "--follow"} & options.keys()), int(number_of(options, "-n", 40))
-    launch = status.launches([Path(rest[0])])[0]
+    (launch, *_), _ = status.launches([Path(rest[0])])
     logs.show(launch, rest[1] if len(rest) == 2 else None, follow=follow, lines=lines)
     return 0
 
@@ -113,9 +121,10 @@ def cancel_(words: list[str]) -> int:
     rest, options = options_of(words, values=("--job",))
     if not rest:
         raise UserError("cancel what? For example: python -m slurm cancel runs/glyphs16")
-    said = cancel.cancel(status.launches([Path(w) for w in rest]), job=options.get("--job"))
+    runs, unread = _opened(rest)
+    said = cancel.cancel(runs, job=options.get("--job"))
     print("\n".join(said) or "nothing was under way")
-    return 0
+    return unread
 
 
 def preflight_(words: list[str]) -> int:
@@ -124,7 +133,7 @@ def preflight_(words: list[str]) -> int:
     if run_named(rest) is None and not any(w.startswith(("experiment=", "data=", "model=")) for w in rest):
         rest = ["data=glyphs16", "model=unet_tiny", "name=preflight", *rest]
     wait_s = number_of(options, "--wait", 300)
-    return int(not preflight.preflight(config_from(rest), console_for(sys.stdout.isatty()), wait_s=wait_s))
+    return int(not preflight.preflight(meant(rest), console_for(sys.stdout.isatty()), wait_s=wait_s))
 
 
 def options_of(

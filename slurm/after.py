@@ -31,20 +31,9 @@ def main(words: list[str]) -> int:
     parser.add_argument("--backoff", type=float, default=60.0)
     args = parser.parse_args(words)
     limits = {name: int(number) for name, _, number in (w.partition("=") for w in args.retries.split(",") if w)}
-    if args.code and all_ended_well(args.record):
-        print(f"slurm: srun says {args.code}, but every rank had ended well before: that is what counts")
-        return 0
     if args.code and explain(args.record, args.code, limits=limits, backoff=args.backoff) and contained():
         return AGAIN
     return int(args.code)
-
-
-def all_ended_well(record: Path) -> bool:
-    """Whether every rank of this start has recorded exit code 0: what comes after is the interpreter's own exit."""
-    name, restart = job_id(), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-    rows = [r for r in read_lines(record / ATTEMPTS) if (r["id"], r["restart"]) == (name, restart)]
-    well = {r["rank"] for r in rows if r["event"] == "end" and r["code"] == 0}
-    return len(well) == int(os.environ.get("SLURM_NTASKS", "1"))
 
 
 def job_id() -> str:

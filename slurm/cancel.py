@@ -9,6 +9,7 @@ from slurm.ledger import one_word
 from slurm.local import stop
 from slurm.status import states_of
 from slurm.workflows import Launch, job_named
+from slurm.writable import check_file
 
 MOST_IDS = 500  # in one call of scancel
 
@@ -22,7 +23,11 @@ def cancel(runs: Sequence[Launch], *, job: str | None = None) -> list[str]:
     said: list[str] = []
     ids: list[str] = []
     others = _waited_for_elsewhere(runs)
-    for launch, states in zip(runs, states_of(runs), strict=True):
+    found = states_of(runs)
+    for launch, states in zip(runs, found, strict=True):
+        if any(state.active for state in states.values()):
+            check_file(launch.run.jobs / ledger.LEDGER, "the ledger of submissions")
+    for launch, states in zip(runs, found, strict=True):
         if job is not None:
             job_named(launch, job)
         for name, submission in ledger.submissions(launch.run).items():

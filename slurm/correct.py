@@ -1,6 +1,7 @@
 """Other settings for a run that holds nothing yet. Once there is a checkpoint or a result, they stay as they are."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -11,8 +12,9 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_text
 from pipeline.runtime.run_dir import RunDir, differences
 from slurm.adopt import locked
-from slurm.status import last_words_of, states_of
-from slurm.workflows import launch_of_run, trained_autoencoder
+from slurm.status import as_submitted, states_of
+from slurm.workflows import trained_autoencoder
+from slurm.writable import check_folder
 
 EARLIER = "earlier"  # a folder of what a run's starts with other settings left: curves, the settings themselves
 
@@ -31,6 +33,8 @@ def correct(cfg: Config) -> list[str]:
     changed = {r: found for r, c in wanted.items() if (found := differences(r, c))}
     if not changed or any(_holds_something(r) or (r != run and _trained_on(r, but=run)) for r in changed):
         return []
+    for r in changed:
+        check_folder(r.path, "runs_dir")
     _refuse_under_way([r for r in wanted if r.config.is_file()])
     return [
         f"{r.path}: nothing is trained yet, so it takes the new settings: {'; '.join(found)} "
@@ -45,16 +49,30 @@ def _holds_something(run: RunDir) -> bool:
 
 
 def _trained_on(autoencoder: RunDir, *, but: RunDir) -> bool:
-    """Whether a run beside these two takes its latents from this autoencoder."""
+    """Whether a run beside these two takes its latents from this autoencoder.
+
+    Raises:
+        UserError: naming a config that cannot be read, whose run may be one.
+    """
     for path in {p for folder in {autoencoder.path.parent, but.path.parent} for p in folder.glob(f"*/{CONFIG_FILE}")}:
-        latents = (yaml.safe_load(path.read_text()) or {}).get("latents")
+        latents = _values_of(path).get("latents")
         if path.parent != but.path and latents and Path(latents["autoencoder"]).resolve() == autoencoder.path:
             return True
     return False
 
 
+def _values_of(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise UserError(f"Cannot read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: found '{values}', expected settings. Restore the file, or remove that directory.")
+    return values
+
+
 def _refuse_under_way(runs: list[RunDir]) -> None:
-    found = [launch_of_run(run.path, last_words_of(run.path)) for run in runs]
+    found = [as_submitted(run.path) for run in runs]
     for launch, states in zip(found, states_of(found), strict=True):
         if busy := [f"{name} ({', '.join(state.ids)})" for name, state in states.items() if state.active]:
             raise UserError(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from pipeline.config.schema_cluster import ClusterConfig, Resources
 from slurm.after import AGAIN
-from slurm.failures import POLICIES, retries_allowed
+from slurm.failures import LOST_STEP, POLICIES, retries_allowed
+from slurm.rank import RECEIPT
 from slurm.snapshot import commit_of
 
 PORTS = (20000, 20000)  # first port and how many: a job's own is found from its id, then the next free one
@@ -17,18 +18,19 @@ export MASTER_PORT=$(({first} + (SLURM_JOB_ID * 13 + ${{SLURM_RESTART_COUNT:-0}}
 while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done"""
 
 
-def setup_lines(cluster: ClusterConfig, resources: Resources, snapshot: Path) -> list[str]:
+def setup_lines(cluster: ClusterConfig, resources: Resources, snapshot: Path, *, record: Path) -> list[str]:
     """What a batch script does before `srun`: the profile's own lines, then ours.
 
     The batch script runs on the first node of the allocation, where rank 0 will listen: so it is here that a port is
     derived from the job's id and restart, and that it is seen to be free. CUDA_VISIBLE_DEVICES is left alone.
     """
-    commit = commit_of(snapshot)
+    commit, receipts = commit_of(snapshot), shlex.quote(str(record / "ended"))
     lines = [
         *cluster.setup,
         f"export PYTHONPATH={shlex.quote(str(snapshot))}${{PYTHONPATH:+:$PYTHONPATH}}  # the code as it was submitted",
         "export PYTHONSAFEPATH=1  # and not what lies in the working directory",
         f"export MUDI_COMMIT={commit}",
+        f"mkdir -p {receipts}; export {RECEIPT}={receipts}/$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}",
         "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
         f"export MUDI_NODE_CACHE={shlex.quote(cluster.node_local)}/mudi-$(id -un)-$SLURM_JOB_ID",
         "export TORCHINDUCTOR_CACHE_DIR=$MUDI_NODE_CACHE/inductor TRITON_CACHE_DIR=$MUDI_NODE_CACHE/triton",
@@ -39,7 +41,24 @@ def setup_lines(cluster: ClusterConfig, resources: Resources, snapshot: Path) ->
     return lines
 
 
-def teardown_lines(cluster: ClusterConfig, python: str, record: Path) -> list[str]:
+def receipt_lines(resources: Resources) -> list[str]:
+    """What a batch script does directly after `srun`: keep its code, unless the ranks' receipts tell otherwise.
+
+    srun leaves with 0 where the manager of the step was killed, and with a signal where a rank aborts after its end.
+    Each receipt is looked for by its name, as a network file system may show a folder as it was a minute ago.
+    """
+    last = resources.nodes * resources.tasks_per_node - 1
+    well = "slurm: srun says $code, but every rank had ended well before: that is what counts"
+    return [
+        "code=$? missing=",
+        f'for rank in {{0..{last}}}; do [ -e "${RECEIPT}.$rank" ] || missing="$missing $rank"; done',
+        f'rm -f "${RECEIPT}".*',
+        f'if [ $code = 0 ] && [ "$missing" ]; then code=137; echo "{LOST_STEP}$missing"; fi',
+        f'if [ $code != 0 ] && [ -z "$missing" ]; then echo "{well}"; code=0; fi',
+    ]
+
+
+def teardown_lines(cluster: ClusterConfig, resources: Resources, python: str, *, record: Path) -> list[str]:
     """What a batch script does after `srun`: say why it failed, queue it again where the policy allows, keep the code.
 
     Dependencies look at the batch script's exit code, so it must stay the job's.
@@ -50,7 +69,7 @@ def teardown_lines(cluster: ClusterConfig, python: str, record: Path) -> list[st
     after = f"{python} -m slurm.after {shlex.quote(str(record))} $code {limits}"
     again = f'if [ $code = {AGAIN} ]; then scontrol requeue "$SLURM_JOB_ID"; fi  # Python is in a container'
     return [
-        "code=$?",
+        *receipt_lines(resources),
         f"if [ $code != 0 ]; then {after}; code=$?; fi",
         'rm -rf "$MUDI_NODE_CACHE"',
         again,

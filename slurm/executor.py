@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from pipeline.runtime.errors import UserError
 from slurm.environment import setup_lines, teardown_lines
 from slurm.job import Job
 from slurm.payload import Words
+from slurm.rank import RECEIPT
 from slurm.snapshot import commit_of
 
 # What a process inside a job inherits and a job that it submits must not.
-_OF_A_JOB = ("SLURM_", "SUBMITIT_", "MASTER_", "MUDI_NODE_CACHE", "MUDI_COMMIT")
+_OF_A_JOB = ("SLURM_", "SUBMITIT_", "MASTER_", "MUDI_NODE_CACHE", "MUDI_COMMIT", RECEIPT)
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -36,6 +37,7 @@ class Place:
     label: str  # the job's name in the queue
     comment: str  # what it is, for adopting it later
     dependency: str | None = None  # Slurm's --dependency
+    cwd: Path = field(default_factory=Path.cwd)  # the job's working directory
 
 
 def submit(job: Job, place: Place) -> list[Any]:
@@ -82,6 +84,7 @@ def slurm_parameters(job: Job, place: Place) -> dict[str, Any]:
     cluster, asked = place.cluster, job.resources
     gpus = f"{cluster.gpu_type}:{asked.gpus}" if cluster.gpu_type else str(asked.gpus)
     more: dict[str, Any] = {"requeue" if cluster.requeue else "no-requeue": True, "kill-on-invalid-dep": "yes"}
+    more["chdir"] = str(place.cwd)
     if asked.gpus:
         more |= {"gres": f"gpu:{gpus}"} if cluster.gpu_option == "gres" else {"gpus-per-node": gpus}
     return {
@@ -103,8 +106,8 @@ def slurm_parameters(job: Job, place: Place) -> dict[str, Any]:
         "stderr_to_stdout": True,
         # srun of Slurm 22.05 and later does not take the cores of a task from sbatch: a rank would be bound to one.
         "srun_args": ["--kill-on-bad-exit=1", *([f"--cpus-per-task={asked.cpus}"] if asked.cpus else [])],
-        "setup": setup_lines(cluster, asked, place.snapshot),
-        "teardown": teardown_lines(cluster, python_of(cluster), place.record),
+        "setup": setup_lines(cluster, asked, place.snapshot, record=place.record),
+        "teardown": teardown_lines(cluster, asked, python_of(cluster), record=place.record),
         "additional_parameters": more | dict(cluster.options),
     }
 
@@ -113,9 +116,8 @@ def _submit_local(job: Job, place: Place, words: Words) -> Any:
     asked = job.resources
     if asked.nodes > 1:
         raise UserError(f"cluster.{job.name}.nodes: found {asked.nodes}, expected 1 with the local executor.")
-    executor = submitit.LocalExecutor(
-        place.record, max_num_timeout=place.cluster.max_timeouts, python=python_of(place.cluster)
-    )
+    python = f"env -C {shlex.quote(str(place.cwd))} {python_of(place.cluster)}"
+    executor = submitit.LocalExecutor(place.record, max_num_timeout=place.cluster.max_timeouts, python=python)
     executor.update_parameters(
         timeout_min=asked.minutes,
         tasks_per_node=asked.tasks_per_node,

@@ -66,6 +66,7 @@ _TELLING = ("non_finite", "out_of_memory", "disk_full", "bad_config", "rendezvou
 _MEMORY = re.compile(r"out of memory|can't allocate memory|cannot allocate memory|not enough memory", re.IGNORECASE)
 _OUTGROWN = re.compile(r"^(srun|slurmstepd\S*): error: .*(Out Of Memory|oom.kill event)", re.MULTILINE)
 _ENDED = re.compile(r"^srun: error: \S+: tasks? \S+: (\w+).*", re.MULTILINE)
+LOST_STEP = "slurm: srun says 0, but the step was lost: no record of their end from ranks"  # the batch script's words
 _STARTING = "Starting with JobEnvironment"  # submitit's first line of each start
 
 
@@ -99,9 +100,13 @@ def outgrown(log: Path | None) -> str | None:
 def lost_rank(log: Path) -> tuple[str, str] | None:
     """Class and Slurm's own line, where the first rank that a start lost was ended by a signal from outside.
 
-    srun then ends the others, which know nothing better than that they were asked to, or have lost a partner.
+    srun then ends the others, which know nothing better than that they were asked to, or have lost a partner. Of a
+    step that was lost as a whole the batch script says so.
     """
-    first = _ENDED.search(last_words(log).rpartition(_STARTING)[2])
+    words = last_words(log).rpartition(_STARTING)[2]
+    if LOST_STEP in words:
+        return "killed", next(line for line in words.splitlines() if line.startswith(LOST_STEP))
+    first = _ENDED.search(words)
     if first is None or first[1] in ("Terminated", "Exited", "Out"):
         return None
     return ("killed" if first[1] == "Killed" else "error"), first[0]

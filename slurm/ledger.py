@@ -10,8 +10,9 @@ from typing import Any
 from pipeline.runtime.files import append_line, read_lines
 from pipeline.runtime.run_dir import RunDir
 from slurm.failures import POLICIES, class_of_exit, last_words, lost_rank, outgrown, root_cause
-from slurm.payload import ATTEMPTS, failures_of, process_born
+from slurm.payload import ATTEMPTS, failures_of
 from slurm.queue import HELD, NEVER, Seen, look
+from slurm.rank import process_born
 
 LEDGER = "ledger.jsonl"
 _BY_STATE = {
@@ -48,7 +49,7 @@ class State:
     """How a job stands."""
 
     job: str
-    word: str  # complete, running, waiting, failed, cancelled, blocked, not submitted
+    word: str  # complete, running, waiting, failed, cancelled, blocked, not submitted; unknown: Slurm is away
     cause: str | None = None  # a class of slurm.failures, where it did not end well
     message: str = ""
     ids: tuple[str, ...] = ()

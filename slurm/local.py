@@ -14,8 +14,8 @@ from slurm.failures import retries_allowed
 from slurm.graph import ordered
 from slurm.job import Job
 from slurm.ledger import State, Submission
-from slurm.payload import process_born
-from slurm.submit import place
+from slurm.rank import process_born
+from slurm.submit import place, refuse_unwritable
 from slurm.watching import last_line, newest_log, training_of
 from slurm.workflows import Launch
 
@@ -43,6 +43,7 @@ class Cancel:
 
 def run_here(launch: Launch, board: Board) -> int:
     """Run what is not complete; the exit code: 0, 1 where a job failed, 130 where it was cancelled."""
+    refuse_unwritable(launch)
     with locked(launch.run), Cancel() as cancel, board:
         code: Path | None = None
         failed: set[str] = set()

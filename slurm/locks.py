@@ -1,4 +1,4 @@
-"""Files that one process at a time holds; whoever dies gives them back."""
+"""Files that one process at a time holds: flock, which is released when the holder dies."""
 
 import contextlib
 import fcntl
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.runtime.errors import UserError
+from slurm.writable import check_file
 
 
 @contextlib.contextmanager
@@ -17,6 +18,7 @@ def held(path: Path, *, refusal: str, seconds: float = 0.0) -> Iterator[None]:
         seconds: how long to wait for it.
         refusal: what to say where it cannot be had, as a `UserError`.
     """
+    check_file(path, "the lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + seconds
     with path.open("w") as file:

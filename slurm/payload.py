@@ -22,6 +22,7 @@ from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
 from pipeline.runtime.files import append_line, read_lines
 from slurm.failures import class_of, class_of_exit, last_words
+from slurm.rank import end_with_step, leave_receipt, process_born
 
 STOPPED = 75  # the training saved its state and asks to be started again
 TERMINATED = 143  # SIGTERM that was not followed by a new start
@@ -105,9 +106,17 @@ class Attempt:
             os.environ.update(LOCAL_RANK=str(self.local_rank), LOCAL_WORLD_SIZE=str(self.local_size))
         node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
         self.note("start", node=node, pid=os.getpid(), born=process_born(os.getpid()), log=str(self.log))
+        end_with_step(lambda why: self._failed("killed", why, 137))
 
     def run(self, argv: tuple[str, ...]) -> int:
         """Run a module as `python -m` would, in this process; its exit code. Failures are recorded with their class."""
+        code = self._code_of(argv)
+        if code == 0:
+            leave_receipt()  # before anything that may abort
+        leave_group()
+        return code
+
+    def _code_of(self, argv: tuple[str, ...]) -> int:
         module, *words = argv
         sys.argv = [module, *words]
         try:
@@ -125,8 +134,6 @@ class Attempt:
             traceback.print_exc()
             self._failed(class_of(error), f"{type(error).__name__}: {error}", 1)
             return 1
-        finally:
-            leave_group()
         return 0
 
     def end(self, code: int) -> None:
@@ -191,16 +198,6 @@ def leave_group() -> None:
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()
-
-
-def process_born(pid: int) -> str:
-    """When a process started, in the kernel's ticks; "" where it does not run. Tells a pid from a later one."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    fields = stat.rpartition(")")[2].split()
-    return "" if fields[0] == "Z" else fields[19]
 
 
 def failures_of(record: Path, job_id: str) -> list[dict[str, object]]:

@@ -1,5 +1,9 @@
 """What a submission would do, and what follows from the config. Nothing is written, made or submitted."""
 
+import shlex
+import subprocess
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.table import Table
 
@@ -8,9 +12,11 @@ from pipeline.config.paths import data_directory
 from pipeline.config.plan import plan_for
 from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import Resources
-from pipeline.runtime.errors import Incomplete
+from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import read_json
+from slurm.executor import python_of
 from slurm.graph import ordered
+from slurm.job import Job
 from slurm.watching import duration
 from slurm.workflows import Launch, trained_autoencoder
 
@@ -53,11 +59,32 @@ def quantities(launch: Launch) -> dict[str, str]:
     """What follows from the config, and from that of the autoencoder which the graph trains.
 
     Raises:
-        UserError: as `derived`.
+        UserError: as `derived`, and as `check_gpus`.
     """
+    check_gpus(launch.cfg, launch.jobs)
     own = trained_autoencoder(launch.cfg)
     theirs = {f"autoencoder: {k}": v for k, v in derived(own).items() if k != "samples"} if own is not None else {}
     return theirs | derived(launch.cfg)
+
+
+def check_gpus(cfg: Config, jobs: Sequence[Job]) -> None:
+    """Refuse GPUs that this machine does not have, where jobs run here: they would run on the CPU.
+
+    Raises:
+        UserError: naming the settings, and how many GPUs torch sees.
+    """
+    asked = {f"cluster.{job.name}.gpus": job.resources.gpus for job in jobs if job.resources.gpus}
+    if cfg.cluster.executor != "local" or not asked:
+        return
+    # The job's own Python is asked: this package's launcher does not load torch.
+    words = [*shlex.split(python_of(cfg.cluster)), "-c", "import torch; print(torch.cuda.device_count())"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    found = int(done.stdout) if done.returncode == 0 else 0
+    if short := [f"{name}={number}" for name, number in asked.items() if number > found]:
+        raise UserError(
+            f"{', '.join(short)}: found {found} GPUs on this machine, where cluster={cfg.cluster.name} runs its jobs. "
+            "Ask for as many as there are (0: on the CPU), or name a cluster that has them."
+        )
 
 
 def derived(cfg: Config) -> dict[str, str]:
@@ -87,5 +114,5 @@ def train_images(cfg: Config) -> int | None:
     """The size of the training split; None while it is not prepared."""
     try:
         return int(read_json(data_directory(cfg) / "shards" / "train" / "manifest.json")["count"])
-    except Incomplete:
+    except (Incomplete, NotADirectoryError):
         return None

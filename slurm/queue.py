@@ -15,6 +15,10 @@ HELD = ("launch failed requeued held", "JobHoldMaxRequeue", "JobHeldAdmin")
 _FIELDS = "%i|%T|%r|%N|%S|%k"  # id, state, reason, nodes, (expected) start, comment
 
 
+class SlurmAway(UserError):
+    """Slurm's commands are not here, or nobody answers them."""
+
+
 @dataclass(frozen=True)
 class Seen:
     """One job, or one part of an array, as Slurm shows it now."""
@@ -70,13 +74,13 @@ def mine() -> list[Seen]:
     """Everything of this user in the queue, with what ended in the last minutes; parts of arrays one by one.
 
     Raises:
-        UserError: where there is no squeue, or it cannot reach the controller.
+        SlurmAway: where there is no squeue, or it cannot reach the controller.
     """
     if shutil.which("squeue") is None:
-        raise UserError("squeue is not on this machine: ask where Slurm is, on the cluster's login node.")
+        raise SlurmAway("squeue is not on this machine: ask where Slurm is, on the cluster's login node.")
     done = _run(["squeue", "-h", "--me", "-r", "-t", "all", "-o", _FIELDS])
     if done.returncode:
-        raise UserError(f"squeue failed: {done.stderr.strip()}. Is the cluster up, and SLURM_CONF right?")
+        raise SlurmAway(f"squeue failed: {done.stderr.strip()}. Is the cluster up, and SLURM_CONF right?")
     return [Seen(*line.split("|", 5)) for line in done.stdout.splitlines() if line.count("|") >= 5]
 
 
@@ -103,4 +107,4 @@ def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"{words[0]} did not answer within 60 s: the controller is busy or away. Try again.") from error
+        raise SlurmAway(f"{words[0]} did not answer within 60 s: the controller is busy or away. Try again.") from error

@@ -8,13 +8,15 @@ from submitit.slurm.slurm import _make_sbatch_string
 from pipeline.runtime.files import write_text
 from slurm import ledger, snapshot
 from slurm.adopt import SCRIPTS
+from slurm.environment import receipt_lines
 from slurm.executor import Place, python_of, slurm_parameters
 from slurm.graph import ordered
 from slurm.job import Job
 from slurm.workflows import Launch
+from slurm.writable import check_file, check_folder
 
 # 75: training has saved its state and asks to be started again; 140: SIGUSR2 ended a job that has nothing to save.
-_REQUEUE = ["code=$?", 'if [ $code = 75 ] || [ $code = 140 ]; then scontrol requeue "$SLURM_JOB_ID"; fi', "exit $code"]
+_REQUEUE = ['if [ $code = 75 ] || [ $code = 140 ]; then scontrol requeue "$SLURM_JOB_ID"; fi', "exit $code"]
 
 
 def write(launch: Launch, folder: Path) -> list[Path]:
@@ -24,8 +26,10 @@ def write(launch: Launch, folder: Path) -> list[Path]:
     scripts: `status` then looks for what was submitted of them.
     """
     folder = folder.resolve()
+    check_folder(folder, "--sbatch")
+    check_file(launch.run.jobs / ledger.LEDGER, "the ledger of submissions")
     code = snapshot.take(folder / "code")
-    written, lines = [], ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(Path.cwd()))}"]
+    written, lines = [], ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(launch.cwd))}"]
     for number, job in enumerate(ordered(launch.jobs), 1):
         path = folder / f"{number}-{job.name}.sbatch"
         write_text(path, script(launch, job, code=code))
@@ -35,7 +39,7 @@ def write(launch: Launch, folder: Path) -> list[Path]:
         lines += [f"{job.name}=$(sbatch --parsable{option} {shlex.quote(str(path))})", f'echo "{job.name} ${job.name}"']
     write_text(folder / "submit.sh", "\n".join(lines) + "\n")
     (folder / "submit.sh").chmod(0o755)
-    ledger.note(launch.run, SCRIPTS, folder=str(folder), words=launch.words, cwd=str(Path.cwd()))
+    ledger.note(launch.run, SCRIPTS, folder=str(folder), words=launch.words, cwd=str(launch.cwd))
     return [*written, folder / "submit.sh"]
 
 
@@ -45,12 +49,11 @@ def script(launch: Launch, job: Job, *, code: Path) -> str:
     record.mkdir(parents=True, exist_ok=True)
     # By the comment, `slurm submit` recognises in the queue what was submitted by hand.
     comment = f"mudi {launch.key(job.name)} {record}"
-    place = Place(launch.cfg.cluster, record, code, f"{launch.run.path.name}.{job.name}", comment)
-    parameters = slurm_parameters(job, place) | {"teardown": _REQUEUE}
-    # Relative paths of the config are relative to here, wherever sbatch is typed.
-    parameters["additional_parameters"] |= {"chdir": str(Path.cwd())}
+    place = Place(launch.cfg.cluster, record, code, f"{launch.run.path.name}.{job.name}", comment, cwd=launch.cwd)
+    parameters = slurm_parameters(job, place) | {"teardown": [*receipt_lines(job.resources), *_REQUEUE]}
     parts = job.resources.parts
-    words = shlex.join(("-u", "-m", *job.argv)) + (f" --part $SLURM_ARRAY_TASK_ID/{parts}" if parts > 1 else "")
+    part = f" --part $SLURM_ARRAY_TASK_ID/{parts}" if parts > 1 else ""
+    words = shlex.join(("-u", "-m", "slurm.rank", *job.argv)) + part
     array = {"map_count": parts} if parts > 1 else {}
     text: str = _make_sbatch_string(f"{python_of(launch.cfg.cluster)} {words}", str(record), **parameters, **array)
     return text.replace("export SUBMITIT_EXECUTOR=slurm\n", "").rstrip() + "\n"

@@ -1,7 +1,7 @@
 """How runs stand: every job of every run asked for, from disk, one squeue and one sacct."""
 
-import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.config.load import CONFIG_FILE
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import read_lines
 from slurm import ledger
 from slurm.adopt import adopt_its_own, written_by_hand
 from slurm.board import COLOURS
 from slurm.ledger import LEDGER, State
-from slurm.queue import mine
+from slurm.queue import SlurmAway, mine
 from slurm.watching import last_line, newest_log, training_of
 from slurm.workflows import Launch, job_named, launch_of_run
 
@@ -53,16 +54,30 @@ def _submitted_last(run: Path) -> dict[str, Any] | None:
     return max(rows, key=lambda row: (row["event"] == "submitted", row["time"]), default=None)
 
 
-def launches(paths: Sequence[Path]) -> list[Launch]:
-    """The runs, each as it was submitted last.
+def launches(paths: Sequence[Path]) -> tuple[list[Launch], list[str]]:
+    """The runs, each as it was submitted last, and a line for each that cannot be read.
 
-    Relative paths in their settings are relative to where they were submitted: this process goes there.
+    Raises:
+        UserError: where none of them can be read.
     """
-    runs = [path.resolve() for path in runs_under(paths)]
-    places = [Path(row["cwd"]) for run in runs if (row := _submitted_last(run))]
-    if places and places[-1].is_dir():
-        os.chdir(places[-1])
-    return [launch_of_run(path, last_words_of(path)) for path in runs]
+    found: list[Launch] = []
+    problems: list[str] = []
+    for path in runs_under(paths):
+        try:
+            launch = as_submitted(path)
+            launch.complete()  # reads what its jobs have made
+            found.append(launch)
+        except (UserError, OSError, ValueError) as error:
+            problems.append(f"{path / CONFIG_FILE}: {error}")
+    if not found:
+        raise UserError("\n".join(problems))
+    return found, problems
+
+
+def as_submitted(path: Path) -> Launch:
+    """A run with the words of its last submission; relative paths in its config start where it was submitted."""
+    row = _submitted_last(path)
+    return launch_of_run(path, last_words_of(path), cwd=Path(row["cwd"]) if row else None)
 
 
 def states_of(runs: Sequence[Launch]) -> list[dict[str, State]]:
@@ -77,9 +92,12 @@ def states_of(runs: Sequence[Launch]) -> list[dict[str, State]]:
     return ledger.states_of_all([(launch.run, launch.complete) for launch in runs], known, queue)
 
 
-def show(runs: Sequence[Launch], console: Console) -> list[dict[str, State]]:
-    """Print the table; the states that it shows."""
-    found = states_of(runs)
+def show(runs: Sequence[Launch], console: Console) -> int:
+    """Print the table; 1 where a job failed or is blocked, or nobody knows how it stands."""
+    try:
+        found = states_of(runs)
+    except SlurmAway as error:
+        found = _without_slurm(runs, str(error))
     table = Table()
     for column in ("run", "job", "state", "id", "starts", "how far, or why not"):
         table.add_column(column, justify="right" if column == "starts" else "left", overflow="fold")
@@ -97,6 +115,19 @@ def show(runs: Sequence[Launch], console: Console) -> list[dict[str, State]]:
             name = ""
         table.add_section()
     console.print(table)
+    return int(any(s.word in ("failed", "blocked", "unknown") for states in found for s in states.values()))
+
+
+def _without_slurm(runs: Sequence[Launch], why: str) -> list[dict[str, State]]:
+    """What the disk tells of jobs; of those that Slurm has, where nothing on the disk says how they ended: unknown."""
+    found = []
+    for launch in runs:
+        known = ledger.submissions(launch.run)
+        states = ledger.states(launch.run, launch.complete(), {})
+        for name, state in states.items():
+            if state.cause in ("vanished", "upstream") and known[name].executor == "slurm":
+                states[name] = replace(state, word="unknown", cause=None, message=why)
+        found.append(states)
     return found
 
 
@@ -124,6 +155,7 @@ def explain(launch: Launch, state: State) -> str:
     if state.word == "waiting":
         parents = ", ".join(job_named(launch, state.job).parents)
         told += [f"waits for {parents}" if state.message.startswith("Dependency") and parents else state.message]
+    told += [state.message] if state.word == "unknown" else []
     line = ", ".join(filter(None, told))
     if state.cause is None:
         return line

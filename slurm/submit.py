@@ -16,9 +16,10 @@ from slurm.executor import Place, sbatch, submit
 from slurm.graph import ancestors, ordered
 from slurm.job import Job
 from slurm.ledger import State
-from slurm.payload import process_born
 from slurm.queue import mine
-from slurm.workflows import Launch
+from slurm.rank import process_born
+from slurm.workflows import Launch, check_places
+from slurm.writable import check_file, check_folder
 
 
 def submit_graph(launch: Launch) -> dict[str, State]:
@@ -32,6 +33,8 @@ def submit_all(launches: Sequence[Launch]) -> list[dict[str, State]]:
     Raises:
         UserError: sbatch's complaint; what was queued before it stays, and is adopted the next time.
     """
+    for launch in launches:
+        refuse_unwritable(launch)
     with contextlib.ExitStack() as locks:
         for folder in sorted({launch.run.path.parent for launch in launches}):
             locks.enter_context(in_turn(folder))
@@ -49,6 +52,23 @@ def submit_all(launches: Sequence[Launch]) -> list[dict[str, State]]:
         for launch, states in zip(launches, found, strict=True):
             _submit(launch, states, left=left, code=code, made=made)
         return found
+
+
+def refuse_unwritable(launch: Launch) -> None:
+    """Test everything that a submission writes.
+
+    Raises:
+        UserError: where something cannot be written: which file or folder, whose it is, and which setting says so.
+    """
+    run, complete = launch.run, launch.complete()
+    to_do = [name for name, done in complete.items() if not done]
+    if not to_do:
+        return
+    check_places(launch.cfg)
+    check_folder(run.path.parent / snapshot.FOLDER, "runs_dir")
+    check_file(run.jobs / ledger.LEDGER, "the ledger of submissions")
+    for name in to_do:
+        check_folder(run.jobs / name, "runs_dir")
 
 
 def _submit(
@@ -98,6 +118,7 @@ def place(
         label=f"{launch.run.path.name}.{job.name}",
         comment=f"mudi {launch.key(job.name)} {record}",
         dependency=",".join(filter(None, waits)) or None,
+        cwd=launch.cwd,
     )
     ids = tuple(str(j.job_id) for j in submit(job, where))
     born = tuple(process_born(int(i)) for i in ids) if launch.cfg.cluster.executor == "local" else ()
@@ -115,7 +136,7 @@ def place(
         commit=snapshot.commit_of(code),
         record=str(record),
         words=launch.words,
-        cwd=str(Path.cwd()),
+        cwd=str(launch.cwd),
     )
     return ids
 

@@ -8,13 +8,13 @@
 Each is one command that a person can also type; each skips what it finds done.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from pipeline.config.autoencoder import KINDS, missing_autoencoder
-from pipeline.config.load import autoencoder_config, config_from, listed
+from pipeline.config.load import autoencoder_config, config_from, listed, run_named
 from pipeline.config.needs import missing
 from pipeline.config.paths import data_directory, latents_directory, run_directory, sample_set_name
 from pipeline.config.schema import Config
@@ -24,6 +24,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import content_hash, read_json
 from pipeline.runtime.run_dir import RunDir, create_run, overrides_for
 from slurm.job import Job
+from slurm.writable import check_folder
 
 MANIFEST = "manifest.json"  # what makes a sample set complete
 RECEIPT = "receipt.json"  # what makes a stage of preparation complete
@@ -38,6 +39,7 @@ class Launch:
     run: RunDir
     jobs: tuple[Job, ...]
     words: tuple[str, ...]  # what this call says differently from the run's own config
+    cwd: Path = field(default_factory=Path.cwd)  # relative paths in the run's config, and so its jobs, start here
 
     def key(self, job: str) -> str:
         """What a job makes, as 16 hex digits: two runs that need the same data, autoencoder or latents share the job.
@@ -78,6 +80,7 @@ def launch_for(cfg: Config, *, make: bool) -> Launch:
     if make:
         if problems := missing_for(_launch(cfg)):
             raise UserError(listed(problems))
+        check_places(cfg)
         if cfg.latents is not None:
             _make_autoencoder(cfg, cfg.latents)
         create_run(cfg)
@@ -95,9 +98,23 @@ def missing_for(launch: Launch) -> list[str]:
     return missing(launch.cfg, [name for name, complete in launch.complete().items() if not complete])
 
 
+def check_places(cfg: Config) -> None:
+    """Whether the run's directory can be written, and the data's where something of the data has yet to be made.
+
+    Raises:
+        UserError: naming the setting and whose folder it is.
+    """
+    check_folder(run_directory(cfg), "runs_dir")
+    data = data_directory(cfg)
+    made = [data / "shards", data / "reference", *([latents_directory(cfg)] if cfg.latents is not None else [])]
+    if not all((folder / RECEIPT).is_file() for folder in made):
+        check_folder(data, "data_dir")
+
+
 def _make_autoencoder(cfg: Config, latents: LatentsConfig) -> None:
     """The run of the autoencoder that the graph trains; where it trains none, one that can encode must be there."""
     if (own := trained_autoencoder(cfg)) is not None:
+        check_folder(run_directory(own), "latents.autoencoder")
         create_run(own)
         return
     if missing := missing_autoencoder(cfg):
@@ -116,11 +133,35 @@ def trained_autoencoder(cfg: Config) -> Config | None:
     return autoencoder_config(cfg) if cfg.latents is not None and cfg.latents.experiment is not None else None
 
 
-def launch_of_run(path: Path, words: tuple[str, ...] = ()) -> Launch:
-    """The launch of an existing run directory, with the words of its last submission or others."""
-    cfg = config_from([str(path), *words])
-    run = RunDir(path.resolve())
-    return Launch(cfg, run, tuple(graph_of(cfg, run, words)), words)
+def launch_of_run(path: Path, words: tuple[str, ...] = (), *, cwd: Path | None = None) -> Launch:
+    """The launch of an existing run directory, with the words of its last submission or others.
+
+    Args:
+        cwd: where it was submitted; None: here.
+    """
+    cwd = cwd or Path.cwd()
+    run, cfg = RunDir(path.resolve()), _seen_from(cwd, meant([str(path), *words]))
+    return Launch(cfg, run, tuple(graph_of(cfg, run, words)), words, cwd)
+
+
+def meant(words: Sequence[str]) -> Config:
+    """The config that a command line means. A run directory may have been copied or moved: its own name and place
+    count, not those in its config.
+    """
+    cfg, path = config_from(words), run_named(words)
+    if path is None:
+        return cfg
+    here = path.resolve() if path.name in ("", "..") else path
+    return cfg.model_copy(update={"runs_dir": here.parent, "name": here.name})
+
+
+def _seen_from(cwd: Path, cfg: Config) -> Config:
+    """The config with absolute places of its run, its data and its autoencoder."""
+    changes: dict[str, object] = {"data_dir": cwd / cfg.data_dir, "runs_dir": cwd / cfg.runs_dir}
+    if cfg.latents is not None:
+        place = cwd / cfg.latents.autoencoder
+        changes["latents"] = cfg.latents.model_copy(update={"autoencoder": place})
+    return cfg.model_copy(update=changes)
 
 
 def graph_of(cfg: Config, run: RunDir, words: list[str] | tuple[str, ...]) -> list[Job]:

@@ -6,6 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No verdict depends on how fast the machine is.
+settings.register_profile("any-speed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any-speed")
 
 # Tests run side by side; a process that takes every core for itself slows them all. Read when torch is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -75,7 +75,7 @@ def test_number_of_ranks_may_change_at_every_restart(tmp_path, single):
             time.sleep(0.002)
         os.kill(ranks[-1].pid, signal.SIGUSR2)  # one rank alone is told: all agree
         for r in ranks:
-            r.join(60)
+            r.join()
         assert len({r.exitcode for r in ranks}) == 1
     assert largest_difference(expected, tiny.run(cfg, world_size=2)) < 1e-9
 

@@ -1,5 +1,7 @@
 """The main job, from fonts to scores, through the commands that people type; and the mistakes that they make."""
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -8,6 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
+from data_prep import __main__ as data_prep
+from pipeline import __main__ as pipeline
+from pipeline.config.load import config_from
+from slurm import __main__ as slurm
+from slurm.graph import ordered
+from slurm.workflows import Launch, launch_for
 
 ROOT = Path(__file__).resolve().parent.parent
 # The demo's experiment, small enough for a test: four letters, a narrow network, a few steps.
@@ -28,17 +37,37 @@ SMALL = [
 ]
 
 
-def mudi(module: str, *words: str, cwd: Path = ROOT, code: int = 0) -> str:
-    done = subprocess.run([sys.executable, "-m", module, *words], cwd=cwd, capture_output=True, text=True, timeout=280)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+MAIN = {"data_prep": data_prep.main, "pipeline": pipeline.main, "slurm": slurm.main}
+
+
+def mudi(module: str, *words: str, code: int = 0) -> str:
+    """`python -m module words` without its interpreter; what it printed."""
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
+        try:
+            found = MAIN[module](list(words))
+        except SystemExit as leave:
+            found = leave.code
+    assert found == code, said.getvalue()
+    return said.getvalue()
+
+
+def graph_here(*words: str) -> Launch:
+    """Every job of an experiment, with the words it would be queued with, one after the other in this process."""
+    launch = launch_for(config_from(words), make=True)
+    for job in ordered(launch.jobs):
+        mudi(*job.argv)
+    return launch
 
 
 @pytest.fixture(scope="module")
 def submitted(tmp_path_factory):
+    """The demo, as a person types it: every job is a process."""
     root = tmp_path_factory.mktemp("end_to_end")
     words = ["experiment=glyphs16", "cluster=local", f"data_dir={root}/data", f"runs_dir={root}/runs", *SMALL]
-    return root, words, mudi("slurm", "submit", *words)
+    command = [sys.executable, "-m", "slurm", "submit", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root, words, done.stdout + done.stderr
 
 
 def test_one_command_prepares_trains_samples_and_scores(submitted):

@@ -5,14 +5,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from test_end_to_end import graph_here, mudi
 
-from data_prep import __main__ as data_prep
-from pipeline import __main__ as pipeline
-from pipeline.config.load import config_from
 from pipeline.config.paths import latents_directory
-from slurm.graph import ordered
-from slurm.job import Job
-from slurm.workflows import Launch, launch_for
+from slurm.workflows import Launch
 
 SMALL = [
     "model.condition=none",
@@ -52,17 +48,7 @@ def made(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
             archive.extract(member, root / "flowers", filter="data")
     words = ["experiment=photos32_ldm_f4", "cluster=local", "name=tiny", f"data.source.path={root}/flowers"]
     words += [f"data_dir={root}/data", f"runs_dir={root}/runs", *SMALL, f"latents.overrides={json.dumps(AUTOENCODER)}"]
-    launch = launch_for(config_from(words), make=True)
-    assert not any(launch.complete().values())
-    for job in ordered(launch.jobs):
-        run_job(job)
-    return root, launch
-
-
-def run_job(job: Job) -> None:
-    """What the job's process would do."""
-    main = {"data_prep": data_prep.main, "pipeline": pipeline.main}[job.argv[0]]
-    assert main(list(job.argv[1:])) == 0, job.name
+    return root, graph_here(*words)
 
 
 def test_one_graph_goes_from_photographs_to_scores(made):
@@ -82,5 +68,5 @@ def test_its_jobs_do_nothing_when_called_again(made):
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.suffix in (".tar", ".safetensors")}
     for job in launch.jobs:
         if job.name in ("autoencoder", "encode", "train", "sample"):
-            run_job(job)
+            mudi(*job.argv)
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.suffix in (".tar", ".safetensors")} == before

@@ -152,16 +152,16 @@ def test_tiles_blend_larger_latents(encoded):
 
 def test_killed_and_resumed_is_uninterrupted(encoded):
     often = {
-        "duration": "24 steps",
+        "duration": "48 steps",
         "checkpoint_every": "2 steps",
         "log_every": "4 steps",
-        "validate_every": "8 steps",
+        "validate_every": "24 steps",
     }
     whole, cut = like(encoded, name="whole", **often), like(encoded, name="cut", **often)
     expected = tiny.run(whole)
-    assert kill_at_random(cut, kills=2) >= 1
+    assert kill_at_random(cut, kills=1) == 1
     found = tiny.run(cut)
-    assert tiny.fingerprint(found, 24) == tiny.fingerprint(expected, 24)
+    assert tiny.fingerprint(found, 48) == tiny.fingerprint(expected, 48)
     assert tiny.history(found) == tiny.history(expected)
 
 

@@ -30,11 +30,10 @@ def kill_at_random(cfg, *, kills, world_size=1, seed=0):
     run = RunDir(cfg.runs_dir / cfg.name)
     for _ in range(kills):
         ranks = tiny.start(cfg, world_size=world_size)
-        # The clock starts when this start has begun to train: mostly steps, saves and rotations are hit.
-        began = run.latest_step() or 0
-        wait = rng.uniform(0, 0.15)
-        while all(r.is_alive() for r in ranks) and (run.latest_step() or 0) <= began:
-            time.sleep(0.005)
+        # Some saves after this start has begun to train, as long as a save takes here: on any machine, steps, saves and
+        # rotations are hit.
+        first = saved_after(run, run.latest_step() or 0, ranks)
+        wait = rng.uniform(0, 3) * (saved_after(run, run.latest_step() or 0, ranks) - first)
         time.sleep(wait)
         alive = [r for r in ranks if r.is_alive()]
         landed += bool(alive)
@@ -45,6 +44,13 @@ def kill_at_random(cfg, *, kills, world_size=1, seed=0):
         if run.finished():
             break
     return landed
+
+
+def saved_after(run, step, ranks):
+    """When the first checkpoint after that step was there, or a rank had ended."""
+    while all(r.is_alive() for r in ranks) and (run.latest_step() or 0) <= step:
+        time.sleep(0.002)
+    return time.monotonic()
 
 
 MODELS = {"diffusion": tiny.UNET, "game": tiny.GAME, "autoencoder": tiny.AUTOENCODER}
@@ -158,7 +164,7 @@ def test_a_signal_saves_at_the_next_step_and_nothing_is_trained_twice(tmp_path, 
         time.sleep(0.01)
     os.kill(rank.pid, number)
     os.kill(rank.pid, number)  # a second one must not disturb the save
-    rank.join(60)
+    rank.join()
     assert rank.exitcode == 75
     step = run.latest_step()
     assert 0 < step < 60

@@ -25,7 +25,7 @@ from pipeline.runtime.run_dir import COMMIT, RunDir, create_run
 
 Change = Callable[[Config, int], Config]
 SIZE, CLASSES = 8, 3
-STANDSTILL_SECONDS = 120  # a busy machine may take any time to the end, but not this long between two lines
+STANDSTILL_SECONDS = 900  # a busy machine may take any time to the end, but not this long between two lines
 ATTRIBUTES = ("Large", "Left", "Top")
 
 
@@ -185,7 +185,7 @@ def start(cfg: Config, *, world_size: int = 1, change: Change | None = None) -> 
 
 
 def run(cfg: Config, *, world_size: int = 1, change: Change | None = None) -> RunDir:
-    """Train to the end on that many ranks; an error where they write nothing for two minutes."""
+    """Train to the end on that many ranks; an error where they write nothing for STANDSTILL_SECONDS."""
     ranks, found = start(cfg, world_size=world_size, change=change), RunDir(cfg.runs_dir / cfg.name)
     written, since = 0, time.monotonic()
     while any(process.is_alive() for process in ranks) and time.monotonic() - since < STANDSTILL_SECONDS:

@@ -32,6 +32,7 @@ _STEP = re.compile(r"^step-(\d{9})$")
 # done with the result.
 _MEMORY = ("train.micro_batch", "latents.decode_batch", "latents.tile")
 _FREE = ("cluster", "sample", "evaluate", "runs_dir", "data_dir", *_MEMORY)
+_PLACE = ("name", "runs_dir")  # a run's directory says them, and may have been copied or moved
 
 
 def step_name(step: int) -> str:
@@ -164,7 +165,7 @@ def overrides_for(run: RunDir, cfg: Config) -> list[str]:
     return [
         word_for(key, value)
         for key, value in sorted(after.items())
-        if _free(key) and (key not in before or before[key] != value)
+        if _free(key) and key not in _PLACE and (key not in before or before[key] != value)
     ]
 
 
@@ -181,7 +182,7 @@ def differences(run: RunDir, cfg: Config) -> list[str]:
     return [
         f"{key}: the run has {before.get(key)!r}, this call has {after.get(key)!r}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not _free(key)
+        if before.get(key) != after.get(key) and not _free(key) and key not in _PLACE
     ]
 
 

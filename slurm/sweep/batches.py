@@ -15,11 +15,13 @@ from pipeline.runtime.files import content_hash, read_json, read_lines, write_js
 from slurm import ledger, snapshot
 from slurm.executor import Place, submit
 from slurm.job import Job
-from slurm.payload import ATTEMPTS, process_born
+from slurm.payload import ATTEMPTS
 from slurm.queue import Seen
+from slurm.rank import process_born
 from slurm.sweep.folder import SweepDir
 from slurm.sweep.runs import Run, resources_of, stages
 from slurm.workflows import Launch
+from slurm.writable import check_file
 
 BATCH, SUBMITTED = "batch.json", "submitted.json"
 SETTLE_SECONDS = 5.0  # sbatch may outlive whoever called it by this
@@ -70,6 +72,8 @@ def submit_batch(
     number = max((int(b.folder.name.removeprefix("batch-")) for b in batches(sweep)), default=-1) + 1
     asks = resources_of(launch).model_copy(update={"parts": len(runs), "at_once": at_once})
     batch = Batch(sweep.jobs / f"batch-{number:04d}", tuple(run.name for run in runs), asks)
+    for run in runs:
+        check_file(run.records.jobs / ledger.LEDGER, "the ledger of submissions")
     write_json(batch.folder / BATCH, {"runs": batch.runs, "asks": asks.model_dump(mode="json"), "time": time.time()})
     cluster, code = launch.cfg.cluster, snapshot.take(sweep.path / snapshot.FOLDER)
     job = Job("trials", ("slurm.sweep.trial", str(batch.folder / BATCH)), asks)

@@ -26,6 +26,7 @@ from slurm.sweep.folder import SweepDir
 from slurm.sweep.runs import resources_of, shared
 from slurm.sweep.settings import SweepSettings
 from slurm.workflows import Launch
+from slurm.writable import check_file
 
 if TYPE_CHECKING:
     from slurm.sweep.driver import Outcome
@@ -135,6 +136,7 @@ def chain(sweep: SweepDir, cluster: ClusterConfig, after: Sequence[str]) -> None
     live = {seen.id for seen in mine() if seen.active}
     rows = read_lines(sweep.jobs / CHAIN)
     covered = {row["after"] for row in rows if row["id"] in live}
+    check_file(sweep.jobs / CHAIN, "the record of tiny jobs")
     for job in after:
         if job not in covered:
             append_line(sweep.jobs / CHAIN, {"after": job, "id": _tiny(sweep, cluster, f"afterany:{job}")})

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.config.check_training import metric_problems
 from pipeline.config.load import config_from
+from pipeline.config.paths import run_directory
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import RunDir
@@ -12,6 +13,7 @@ from slurm import plan
 from slurm.sweep.runs import run_words
 from slurm.sweep.settings import SweepSettings
 from slurm.sweep.space import Params, corners, dimension, grid, words_of
+from slurm.workflows import graph_of
 
 MOST_SHOWN = 12  # problems in a message
 
@@ -55,6 +57,7 @@ def check(settings: SweepSettings) -> Config:
             found.setdefault(problem, []).append(params)
     if found:
         raise UserError("\n".join(_said(problem, who, of=len(tried)) for problem, who in [*found.items()][:MOST_SHOWN]))
+    plan.check_gpus(valid[0], graph_of(valid[0], RunDir(run_directory(valid[0])), ()))
     return valid[0]
 
 

@@ -27,6 +27,7 @@ from pipeline.runtime.run_dir import RunDir
 from slurm.locks import held
 from slurm.sweep.settings import SweepSettings
 from slurm.sweep.space import dimension, is_sweep, word_of
+from slurm.writable import check_folder
 
 SETTINGS = "sweep.yaml"
 LOCK_SECONDS = 600.0  # an advance takes seconds; whoever holds the lock and dies gives it back
@@ -92,6 +93,7 @@ class SweepDir:
 
     def write(self, settings: SweepSettings) -> None:
         """Write the settings down."""
+        check_folder(self.path, "sweep.folder")
         write_text(self.settings_file, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
 
     def lock(self, *, seconds: float = LOCK_SECONDS, of: str = "") -> AbstractContextManager[None]:

@@ -94,7 +94,7 @@ DefMemPerCPU=500
 GresTypes=gpu
 SlurmctldTimeout=30
 SlurmdTimeout=30
-KillWait=5
+KillWait=15
 SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=5,sched_min_interval=100000,bf_interval=2
 PriorityType=priority/basic
@@ -110,7 +110,7 @@ JobCompType=jobcomp/none
 {nodes}
 PartitionName=main    Nodes=ALL Default=YES MaxTime=1440 DefaultTime=10 PriorityTier=10 PreemptMode=OFF State=UP
 PartitionName=short   Nodes=ALL MaxTime=1 DefaultTime=1 PriorityTier=10 PreemptMode=OFF State=UP
-PartitionName=preempt Nodes=ALL MaxTime=1440 DefaultTime=10 PriorityTier=1 PreemptMode=REQUEUE GraceTime=10 State=UP
+PartitionName=preempt Nodes=ALL MaxTime=1440 DefaultTime=10 PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 State=UP
 """
 
 

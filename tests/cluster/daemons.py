@@ -42,7 +42,7 @@ class Daemons:
         """Every daemon that has a record."""
         return sorted(p.name.removesuffix(".pid") for p in (self.directory / "run").glob("*.pid"))
 
-    def start(self, name: str, words: list[str], *, ready: Callable[[], bool], seconds: float = 60.0) -> bool:
+    def start(self, name: str, words: list[str], *, ready: Callable[[], bool], seconds: float = 600.0) -> bool:
         """Start a daemon unless it runs, and wait until it is ready. Returns whether it was started."""
         fresh = self.pid(name) is None
         if fresh:
@@ -81,7 +81,7 @@ class Daemons:
 def answers(*words: str, env: dict[str, str] | None = None) -> bool:
     """Whether a command succeeds."""
     with contextlib.suppress(subprocess.TimeoutExpired, OSError):
-        return subprocess.run(words, capture_output=True, timeout=10, env=env, check=False).returncode == 0
+        return subprocess.run(words, capture_output=True, timeout=60, env=env, check=False).returncode == 0
     return False
 
 

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import tarfile
-import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -168,8 +167,8 @@ def test_files_are_closed_with_the_reader(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
-def test_opening_a_large_set_is_quick_and_keeps_nothing(tmp_path):
-    """1.3 M samples: the index stays on the disk; from nothing to a batch in the middle within milliseconds."""
+def test_opening_a_large_set_keeps_nothing(tmp_path):
+    """1.3 M samples: the index stays on the disk; a batch in the middle reads what it needs of it."""
     count = 1_300_000
     small = write_numbered(tmp_path, [100])
     index = np.zeros(count, dtype=INDEX)
@@ -180,10 +179,8 @@ def test_opening_a_large_set_is_quick_and_keeps_nothing(tmp_path):
     del index, small
     tracemalloc.start()
     try:
-        began = time.process_time()
         reader = Reader(open_shards(tmp_path))
         found = reader.read(np.arange(700_000, 700_256))
-        assert time.process_time() - began < 0.1
         assert tracemalloc.get_traced_memory()[1] < 500_000
     finally:
         tracemalloc.stop()

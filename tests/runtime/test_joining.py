@@ -118,7 +118,7 @@ def join_in_a_process(world: World, folder: Path, env: dict[str, str], *, timeou
         Path(out).write_text(str(error))
 
 
-def joined(tmp_path, ranks, *, size, env=None, timeout=60.0):
+def joined(tmp_path, ranks, *, size, env=None, timeout=600.0):
     started = []
     for rank in ranks:
         out = str(tmp_path / f"rank{rank}")
@@ -130,7 +130,7 @@ def joined(tmp_path, ranks, *, size, env=None, timeout=60.0):
         process.start()
         started.append(process)
     for process in started:
-        process.join(60)
+        process.join()
     return [(tmp_path / f"rank{rank}").read_text() for rank in ranks]
 
 

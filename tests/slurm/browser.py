@@ -70,7 +70,7 @@ class Browser:
 
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
-        self._process.wait(20)
+        self._process.wait()
         os.close(self._out)
         os.close(self._in)
 
@@ -82,7 +82,7 @@ class Browser:
         """All text of the page, a line for each piece."""
         return str(self._evaluate(_TEXT))
 
-    def wait_for(self, *words: str, seconds: float = 60.0) -> str:
+    def wait_for(self, *words: str, seconds: float = 600.0) -> str:
         """Until all these words are on the page; its text."""
         end = time.monotonic() + seconds
         while not all(w in (text := self.text()) for w in words):

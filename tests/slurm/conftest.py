@@ -28,7 +28,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.skip("no test cluster is up: run tests/cluster/up (Debian's Slurm, about 30 s the first time)")
     before = os.environ.get("SLURM_CONF")
     os.environ["SLURM_CONF"] = str(conf)
-    answer = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=30, check=False)
+    answer = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, check=False)
     if answer.returncode:
         pytest.skip(f"the test cluster in {directory} does not answer: run tests/cluster/up")
     yield directory
@@ -39,10 +39,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def _end_jobs_below(folder: Path) -> None:
     """Cancel what this session's tests left: jobs say in their comments where they belong."""
     words = ["squeue", "-h", "-o", "%A %k"]
-    queue = subprocess.run(words, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+    queue = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
     left = sorted({line.split()[0] for line in queue if str(folder) in line})
     if left:
-        subprocess.run(["scancel", "--quiet", *left], timeout=60, check=False)
+        subprocess.run(["scancel", "--quiet", *left], check=False)
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,19 @@
 """Stands in for the pipeline's commands where a test is about launching: small words that leave the same files.
 
-    python -m stand_in KIND RUN_DIR [--steps N] [--pace SECONDS] [--hold] [--fail CLASS] [--part k/n] [--deaf]
+    python -m stand_in KIND RUN_DIR [--steps N] [--pace SECONDS] [--hold] [--fail CLASS] [--part k/n] [--deaf] [--abort]
 
 `train` counts steps with a chain of hashes, saves the way real training does when it is asked to stop, and goes on
 from its last save. Each step that it keeps is a line in steps.txt: a step that was trained twice would be there twice.
 """
 
 import argparse
+import atexit
 import hashlib
 import os
 import signal
 import sys
 import time
+import types
 from pathlib import Path
 
 from pipeline.config.load import config_from
@@ -36,13 +38,17 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="fail at the first start alone")
     parser.add_argument("--part", default="0/1")
     parser.add_argument("--deaf", action="store_true", help="ignore signals")
+    parser.add_argument("--abort", action="store_true", help="rank 0 aborts when everything has ended well")
     args = parser.parse_args()
     (args.run / f"{args.kind}.code").write_text(CODE)
     (args.run / f"{args.kind}.python_path").write_text(sys.modules["pipeline"].__path__[0])
+    (args.run / f"{args.kind}.threads").write_text(os.environ["OMP_NUM_THREADS"])
     failed = args.run / f"{args.kind}.failed"
     if not (args.once and failed.exists()):
         failed.touch()
         fail(args.fail)
+    if args.abort:
+        abort_at_the_end()
     if args.deaf:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -69,7 +75,7 @@ def fail(kind: str) -> None:
         while os.environ.get("SLURM_PROCID", "0") == str(int(os.environ.get("SLURM_NTASKS", "1")) - 1):
             eaten.append(bytearray(16 * 2**20))
             time.sleep(0.01)
-        time.sleep(4)
+        time.sleep(900)  # srun ends it when its partner has been killed
         raise RuntimeError("Connection closed by peer")  # what its partner sees then
     if kind == "killed":
         os.kill(os.getpid(), 9)
@@ -82,6 +88,16 @@ def fail(kind: str) -> None:
         time.sleep(900)
     if kind == "error":
         raise RuntimeError("the file system went away for a moment")
+
+
+def abort_at_the_end() -> None:
+    """Abort on rank 0 as torch may: as its process group is taken apart, or else at the interpreter's exit."""
+    if os.environ.get("SLURM_PROCID", "0") == "0":
+        group = types.SimpleNamespace(
+            is_available=lambda: True, is_initialized=lambda: True, destroy_process_group=os.abort
+        )
+        sys.modules["torch.distributed"] = group  # type: ignore[assignment]
+        atexit.register(os.abort)
 
 
 def train(args: argparse.Namespace, path: Path) -> int:

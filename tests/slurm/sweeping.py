@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import toy
 from faults import environment
-from launching import PATIENCE, slurm_words
+from launching import LIMIT, slurm_words
 from optuna.trial import FrozenTrial, TrialState
 
 from pipeline.config.load import config_from
@@ -62,7 +62,7 @@ def submitted(root: Path, name: str, *words: str) -> SweepDir:
     return SweepDir(root / "sweeps" / name)
 
 
-def wait_until(good: Callable[[], bool], sweep: SweepDir, *, seconds: float) -> None:
+def wait_until(good: Callable[[], bool], sweep: SweepDir, *, seconds: float = LIMIT) -> None:
     """Poll; fail with the sweep's logs."""
     end = time.monotonic() + seconds
     while not good():
@@ -118,7 +118,7 @@ def accounted(sweep: SweepDir, *, count: int) -> list[FrozenTrial]:
     assert [t.number for t in found] == list(range(count)), said(sweep)
     assert {t.state for t in found} == {TrialState.COMPLETE}, said(sweep)
     assert sorted(p.name for p in sweep.trials.glob("[!.]*")) == [Run(sweep, n, 0).name for n in range(count)]
-    wait_until(lambda: not jobs_of(sweep), sweep, seconds=30 * PATIENCE)  # the last tiny job finds nothing to do
+    wait_until(lambda: not jobs_of(sweep), sweep)  # the last tiny job finds nothing to do
     return found
 
 

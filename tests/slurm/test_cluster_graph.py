@@ -15,7 +15,7 @@ import pytest
 from faults import begun, kill_node
 from launching import (
     HERE,
-    PATIENCE,
+    LIMIT,
     SMALL,
     ended,
     kept_steps,
@@ -37,7 +37,7 @@ from slurm.status import explain
 from slurm.submit import submit_all, submit_graph
 from slurm.workflows import comparison, launch_of_run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300 * PATIENCE)]
+pytestmark = pytest.mark.cluster
 CALM = {"exclude": "node2,node4"}  # where faults.py takes nodes away
 ROOT = HERE.parents[1]
 PIXELS = (
@@ -93,7 +93,7 @@ def real_run(copied_code, tmp_path_factory):
     env = os.environ | {"PYTHONPATH": str(copied_code), "PYTHONSAFEPATH": "1"}
     command = [sys.executable, "-m", "slurm", "submit", *TINY, *words, *later, *where]
     shell = subprocess.Popen(command, cwd=root, env=env, stderr=subprocess.PIPE, text=True, process_group=0)
-    ledger_file, end = root / "runs" / "real" / "jobs" / LEDGER, time.monotonic() + 100 * PATIENCE
+    ledger_file, end = root / "runs" / "real" / "jobs" / LEDGER, time.monotonic() + LIMIT
     while not (ledger_file.exists() and '"compare"' in ledger_file.read_text()):
         assert time.monotonic() < end and shell.poll() is None, shell.stderr.read()
         time.sleep(0.02)
@@ -199,10 +199,10 @@ def test_runs_on_the_same_latents_share_their_autoencoder_and_the_array_that_enc
     assert cancel.cancel([two], job="compare") == [f"cancelled two/compare ({ids[1]['compare'][0]})"]
     assert explain(two, states(two)["encode"]).startswith("0 of 3 parts done, waits for autoencoder")
     assert sum(line.startswith("left alone") for line in cancel.cancel([one])) == 3  # two waits for these
-    wait_for(two, ended, seconds=200)
+    wait_for(two, ended)
     for launch in (one, two):
         submit_graph(launch)
-        wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()), seconds=200)
+        wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
     assert log_of(two, "encode")[1].parent == one.run.jobs / "encode"
     first = first_event(one, "reconstruct", "start")
     assert first_event(one, "autoencoder", "end") <= min(first, first_event(one, "encode", "start"))
@@ -222,7 +222,7 @@ def test_a_failed_autoencoder_leaves_everything_after_it_explained(tmp_path):
     }
     again = with_stand_ins(launch_of_run(launch.run.path))  # what `retry` does, and this time it goes well
     submit_graph(again)
-    wait_for(again, lambda now: all(s.word == "complete" for s in now.values()), seconds=200)
+    wait_for(again, lambda now: all(s.word == "complete" for s in now.values()))
 
 
 def test_everything_completes_though_the_submitter_is_killed(tmp_path):
@@ -236,7 +236,7 @@ submit_graph(stand_in(Path({str(tmp_path)!r}), profile("testbed", options={CALM!
 os.kill(os.getpid(), 9)
 """
     env = os.environ | {"PYTHONPATH": f"{ROOT}:{HERE}"}
-    done = subprocess.run([sys.executable, "-c", script], env=env, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", script], env=env, check=False)
     assert done.returncode == -signal.SIGKILL
     launch = stand_in(tmp_path, profile("testbed"), only=("train", "sample"))
     wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
@@ -304,8 +304,7 @@ def test_without_accounting_status_knows_from_disk_and_queue(tmp_path, cluster, 
         subprocess.run([down, "--dir", directory, "--wipe"], check=True, capture_output=True)
 
 
-def test_preflight_is_green_in_a_minute(tmp_path):
-    began = time.monotonic()
+def test_preflight_is_green(tmp_path):
     words = [
         "cluster=testbed",
         "cluster.train.nodes=2",
@@ -314,7 +313,6 @@ def test_preflight_is_green_in_a_minute(tmp_path):
     ]
     done = slurm_words("preflight", *words, "cluster.internet=false", f"runs_dir={tmp_path}", f"data_dir={tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert time.monotonic() - began < 60 * PATIENCE
     for check in ("2 of 2 on node1, node3", "every rank sees every rank's file", "GB/s", "SIGUSR2"):
         assert check in done.stdout
 
@@ -323,10 +321,10 @@ def test_real_latent_diffusion_on_two_nodes_runs_the_code_that_was_submitted(rea
     path = str(real_run.run.path)
     followed = slurm_words("logs", path, "autoencoder", "-f")  # also where it has yet to start
     assert "==> autoencoder: complete" in followed.stderr and "step" in followed.stdout
-    now = wait_for(real_run, ended, seconds=280)
+    now = wait_for(real_run, ended)
     assert {name: s.word for name, s in now.items() if s.word != "complete"} == {"compare": "cancelled"}
     assert slurm_words("retry", path).returncode == 0
-    now = wait_for(real_run, lambda now: all(s.word == "complete" for s in now.values()), seconds=60)
+    now = wait_for(real_run, lambda now: all(s.word == "complete" for s in now.values()))
     assert list(now) == ["prepare", "autoencoder", "reconstruct", "encode", "train", "sample", "evaluate", "compare"]
     for run in (real_run.run, real_run.autoencoder):
         assert json.loads(run.starts.read_text().splitlines()[0])["world_size"] == 2
@@ -355,5 +353,5 @@ def test_sbatch_scripts_are_submitted_by_hand_and_need_no_launcher(tmp_path):
     wait_for(launch, lambda _: (launch.run.path / "steps.txt").exists())
     # What Slurm sends before a time limit; the script queues itself again when training has saved.
     subprocess.run(["scancel", "--signal=USR2", ids["train"]], check=True)
-    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()), seconds=200)
+    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
     assert kept_steps(launch) == list(range(1, 21))

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 import tiny
 from faults import CUT, REAL_STEPS, STEPS, scenarios
-from launching import PATIENCE, ended, kept_steps, result, states, uninterrupted, wait_for
+from launching import LIMIT, ended, kept_steps, logs, result, states, uninterrupted, wait_for
 
 from pipeline.runtime.files import read_lines
 from slurm.ledger import LEDGER
 from slurm.payload import FAILURES
 from slurm.watching import tail_rows
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400 * PATIENCE)]
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
 def running(faults):
     """The scenarios, when all that is to be cut was cut."""
-    end = time.monotonic() + 200 * PATIENCE
+    end = time.monotonic() + LIMIT
     while not (faults / CUT).exists():
         assert time.monotonic() < end and "Error" not in (faults / "faults.log").read_text(), "faults.py failed"
         time.sleep(0.5)
@@ -43,8 +43,8 @@ def test_each_class_of_failure_is_recognised_and_what_comes_after_is_explained(r
 @pytest.mark.parametrize("kind", ["taken", "absent", "astray"])
 def test_ranks_that_do_not_find_each_other_are_started_again(running, kind):
     launch = running[f"lost_{kind}"]
-    now = wait_for(launch, ended, seconds=200)
-    assert now["train"].word == "complete" and now["train"].starts >= 2
+    now = wait_for(launch, ended)
+    assert now["train"].word == "complete" and now["train"].starts >= 2, (now, logs(launch))
     told = read_lines(launch.run.jobs / "train" / FAILURES)
     assert {(row["class"], row["code"]) for row in told if row["restart"] == 0} == {("rendezvous", 78)}
     absent = "ranks [1] of 2 have not arrived"
@@ -53,7 +53,7 @@ def test_ranks_that_do_not_find_each_other_are_started_again(running, kind):
 
 
 def test_ranks_that_never_find_each_other_stop_after_the_profile_s_limit(running):
-    now = wait_for(running["lost_absent_for_good"], ended, seconds=200)
+    now = wait_for(running["lost_absent_for_good"], ended)
     assert (now["train"].word, now["train"].cause, now["train"].starts) == ("failed", "rendezvous", 2)
     assert "ranks [1] of 2 have not arrived" in now["train"].message
     assert now["sample"].cause == "upstream"
@@ -81,7 +81,7 @@ def test_preempted_saves_leaves_and_comes_back(running):
 
 
 def test_preempted_real_training_on_two_ranks_equals_the_uninterrupted(running):
-    cut, whole = (wait_for(running[name], ended, seconds=200) for name in ("real", "real_whole"))
+    cut, whole = (wait_for(running[name], ended) for name in ("real", "real_whole"))
     assert cut["train"].word == whole["train"].word == "complete"
     assert cut["train"].starts == 2 and whole["train"].starts == 1
     found, expected = running["real"].run, running["real_whole"].run
@@ -92,7 +92,7 @@ def test_preempted_real_training_on_two_ranks_equals_the_uninterrupted(running):
 
 
 def test_time_limit_saves_before_it_and_goes_on_after(running):
-    now = wait_for(running["time_limit"], ended, seconds=150)
+    now = wait_for(running["time_limit"], ended)
     assert now["sample"].word == now["train"].word == "complete" and now["train"].starts >= 2
     assert kept_steps(running["time_limit"]) == list(range(1, STEPS + 1))
     assert result(running["time_limit"]) == uninterrupted(STEPS)
@@ -100,10 +100,10 @@ def test_time_limit_saves_before_it_and_goes_on_after(running):
 
 def test_killed_node_goes_on_when_the_node_is_back(running, cluster):
     lost = running["dead_node_for_good"]
-    now = wait_for(lost, ended, seconds=120)
+    now = wait_for(lost, ended)
     assert (now["train"].word, now["train"].cause) == ("failed", "node_failure")
     up = Path(__file__).resolve().parents[1] / "cluster" / "up"
-    subprocess.run([up, "--dir", cluster], check=True, capture_output=True, timeout=120)
+    subprocess.run([up, "--dir", cluster], check=True, capture_output=True)
     now = wait_for(running["dead_node"], ended)
     assert now["train"].word == "complete" and now["train"].starts == 2
     # Nothing warned it, so steps since its last save were trained again; the result is the same.
@@ -114,7 +114,7 @@ def test_killed_node_goes_on_when_the_node_is_back(running, cluster):
 def test_jobs_that_may_not_be_queued_again_say_why_they_ended(running):
     now = wait_for(running["preempted_for_good"], ended)
     assert (now["train"].word, now["train"].cause) == ("failed", "preempted")
-    now = wait_for(running["time_limit_deaf"], ended, seconds=150)
+    now = wait_for(running["time_limit_deaf"], ended)
     assert (now["train"].word, now["train"].cause) == ("failed", "time_limit")
 
 
@@ -123,6 +123,4 @@ def test_states_need_nothing_but_the_disk_and_the_queue(running):
     launch = running["requeued"]
     wait_for(launch, ended)
     assert (launch.run.jobs / LEDGER).is_file()
-    began = time.monotonic()
     assert states(launch)["train"].word == "complete"
-    assert time.monotonic() - began < 5

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import tiny
 from faults import kill_node
-from launching import PATIENCE, ended, logs, profile, real, wait_for
+from launching import LIMIT, ended, logs, profile, real, wait_for
 
 from slurm import ledger
 from slurm.submit import submit_graph
 from slurm.watching import tail_rows
 from slurm.workflows import Launch
 
-pytestmark = [pytest.mark.cluster, pytest.mark.full, pytest.mark.timeout(600 * PATIENCE)]
-STEPS = round(40 / PATIENCE) * 100  # 4000 last a minute or two; where a machine is slow, fewer do
+pytestmark = [pytest.mark.cluster, pytest.mark.full, pytest.mark.timeout(2 * 3600)]
+STEPS = 4000  # more than half a minute, after which the signal of a limit of one minute comes
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def trained(cluster, tmp_path_factory):  # noqa: ARG001 (it is up as long as thi
 def whole(trained):
     """The same training, left alone."""
     launch = trained("whole", "node1")
-    now = wait_for(launch, ended, seconds=400)
+    now = wait_for(launch, ended)
     assert (now["train"].word, now["train"].starts) == ("complete", 1), logs(launch)
     return launch
 
@@ -54,7 +54,7 @@ def equal(found: Launch, expected: Launch) -> None:
 
 def reached(launch: Launch, step: int) -> None:
     """Wait until a checkpoint of that step is committed."""
-    end = time.monotonic() + 300 * PATIENCE
+    end = time.monotonic() + LIMIT
     while (launch.run.latest_step() or 0) < step:
         assert time.monotonic() < end, logs(launch)
         time.sleep(0.1)
@@ -63,12 +63,12 @@ def reached(launch: Launch, step: int) -> None:
 def revive(cluster: Path) -> None:
     """Start the daemons that were killed."""
     up = Path(__file__).resolve().parents[1] / "cluster" / "up"
-    subprocess.run([up, "--dir", cluster], check=True, capture_output=True, timeout=120)
+    subprocess.run([up, "--dir", cluster], check=True, capture_output=True)
 
 
 def test_cut_by_its_time_limit(whole, trained):
-    cut = trained("limited", "node2", minutes=max(1, round(PATIENCE / 2)))
-    now = wait_for(cut, ended, seconds=400)
+    cut = trained("limited", "node2", minutes=1)
+    now = wait_for(cut, ended)
     assert now["train"].word == "complete" and now["train"].starts >= 2, logs(cut)
     equal(cut, whole)
     # It was warned and saved where it was: no step was trained twice.
@@ -79,9 +79,9 @@ def test_its_node_dies(whole, trained, cluster):
     cut = trained("orphaned", "node4")
     reached(cut, 600)
     kill_node("node4")
-    wait_for(cut, lambda now: now["train"].word != "running", seconds=120)
+    wait_for(cut, lambda now: now["train"].word != "running")
     revive(cluster)
-    now = wait_for(cut, ended, seconds=400)
+    now = wait_for(cut, ended)
     assert now["train"].word == "complete" and now["train"].starts == 2, logs(cut)
     equal(cut, whole)
 
@@ -90,7 +90,7 @@ def test_requeued_by_hand(whole, trained):
     cut = trained("requeued", "node2")
     reached(cut, 600)
     subprocess.run(["scontrol", "requeue", ledger.submissions(cut.run)["train"].ids[0]], check=True)
-    now = wait_for(cut, ended, seconds=400)
+    now = wait_for(cut, ended)
     assert now["train"].word == "complete" and now["train"].starts == 2, logs(cut)
     equal(cut, whole)
 
@@ -99,11 +99,11 @@ def test_cancelled_and_retried(whole, trained):
     cut = trained("cancelled", "node3")
     reached(cut, 600)
     subprocess.run(["scancel", ledger.submissions(cut.run)["train"].ids[0]], check=True)
-    now = wait_for(cut, ended, seconds=120)
+    now = wait_for(cut, ended)
     assert (now["train"].word, now["train"].cause) == ("cancelled", "cancelled"), logs(cut)
     assert (cut.run.latest_step() or 0) >= 600
     submit_graph(cut)
-    now = wait_for(cut, ended, seconds=400)
+    now = wait_for(cut, ended)
     assert now["train"].word == "complete", logs(cut)
     equal(cut, whole)
 
@@ -115,8 +115,8 @@ def test_its_slurmd_dies_and_it_is_started_elsewhere_while_it_lives(whole, train
     node = wait_for(cut, lambda now: now["train"].nodes)["train"].nodes
     pid = (cluster / "run" / f"slurmd.{node}.pid").read_text().split()[0]
     subprocess.run(["kill", "-9", pid], check=True)
-    now = wait_for(cut, lambda now: now["train"].starts == 2 or not now["train"].active, seconds=200)
+    now = wait_for(cut, lambda now: now["train"].starts == 2 or not now["train"].active)
     revive(cluster)
-    now = wait_for(cut, ended, seconds=400)
+    now = wait_for(cut, ended)
     assert now["train"].word == "complete", logs(cut)
     equal(cut, whole)

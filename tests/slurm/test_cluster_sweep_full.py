@@ -11,13 +11,13 @@ from random import Random
 
 import pytest
 from faults import kill_node
-from launching import HERE, PATIENCE
+from launching import HERE
 from sweeping import REAL, Killer, accounted, expected_search, has_ended, submitted, toy_value, wait_until
 
 from pipeline.runtime.files import read_lines
 from slurm.sweep.folder import SweepDir
 
-MINUTES = 50 * PATIENCE  # for a sweep
+MINUTES = 150  # for a sweep
 pytestmark = [
     pytest.mark.full,
     pytest.mark.cluster,

@@ -1,7 +1,7 @@
 """What sweeps on a cluster may also be: limited by GPU hours, several ranks a trial, on one autoencoder's latents."""
 
 import pytest
-from launching import PATIENCE, slurm_words
+from launching import slurm_words
 from optuna.trial import TrialState
 from sweeping import CALM, REAL, accounted, has_ended, said, submitted, toy_value, wait_until
 
@@ -12,14 +12,14 @@ from slurm.sweep.batches import batches, held, total
 from slurm.sweep.driver import trials_of
 from slurm.sweep.runs import Run, training_values
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400 * PATIENCE), pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 
 
 def test_gpu_hours_end_a_grid_and_more_of_them_go_on_with_it(tmp_path):
     words = ("train.optim.lr=1e-4,1e-3,1e-2,1e-1", "cluster=testbed", CALM, "sweep.at_once=2")
     asks = ("cluster.train.gpus=1", "cluster.sample.gpus=1", "cluster.evaluate.gpus=1")
     sweep = submitted(tmp_path, "budget", *words, *asks, "sweep.gpu_hours=1e-6")
-    wait_until(lambda: has_ended(sweep), sweep, seconds=120 * PATIENCE)
+    wait_until(lambda: has_ended(sweep), sweep)
     found = accounted(sweep, count=2)  # two may begin before anything is known of what a trial costs
     spent = total(held(sweep))
     assert spent.gpu_hours == pytest.approx(spent.hours) and spent.gpu_hours > 1e-6
@@ -27,7 +27,7 @@ def test_gpu_hours_end_a_grid_and_more_of_them_go_on_with_it(tmp_path):
     assert f"{spent.gpu_hours:.2f} of 1e-06 GPU hours" in slurm_words("sweep", "status", str(sweep.path)).stdout
     more = slurm_words("sweep", "extend", str(sweep.path), "sweep.gpu_hours=100")
     assert more.returncode == 0, more.stdout + more.stderr
-    wait_until(lambda: has_ended(sweep), sweep, seconds=120 * PATIENCE)
+    wait_until(lambda: has_ended(sweep), sweep)
     found, settings = accounted(sweep, count=4), sweep.settings()
     assert [t.value for t in found] == pytest.approx([toy_value(settings, t) for t in found])
 
@@ -50,7 +50,7 @@ def test_trials_of_one_and_of_two_ranks_share_an_autoencoder_and_its_latents_and
     words = (*REAL, *LATENT, f"latents.autoencoder={tmp_path / 'runs' / 'autoencoder'}")
     words = (*words, "cluster=testbed", CALM, "cluster.train.tasks=1,2", "sweep.metric=fd-domain")
     sweep = submitted(tmp_path, "latents", *words)
-    wait_until(lambda: has_ended(sweep), sweep, seconds=300 * PATIENCE)
+    wait_until(lambda: has_ended(sweep), sweep)
     found = trials_of(sweep)
     assert [t.state for t in found] == [TrialState.COMPLETE] * 2, said(sweep)
     assert sorted(b.asks.tasks_per_node for b in batches(sweep)) == [1, 2]

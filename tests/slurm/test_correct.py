@@ -63,6 +63,12 @@ def test_an_autoencoder_takes_other_settings_until_somebody_else_uses_it(tmp_pat
     assert config_from([str(launch.autoencoder.path)]).train.duration == "30 steps"
     latent(tmp_path, name="two", overrides=slower)
     faster = others(launch.cfg, SMALL)
+    broken = launch.run.path.parent / "a-broken-one" / "config.yaml"
+    broken.parent.mkdir()
+    broken.write_text("x")
+    with pytest.raises(UserError, match=f"{broken}: found 'x'"):  # it may be what uses the autoencoder
+        correct(faster)
+    broken.unlink()
     assert correct(faster) == []
     assert config_from([str(launch.autoencoder.path)]).train.duration == "30 steps"
     with pytest.raises(UserError, match="was made with other settings"):

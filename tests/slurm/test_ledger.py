@@ -8,7 +8,7 @@ from launching import profile, stand_in
 from pipeline.runtime.files import append_line
 from slurm import ledger
 from slurm.adopt import SCRIPTS, strays
-from slurm.failures import lost_rank
+from slurm.failures import LOST_STEP, lost_rank
 from slurm.ledger import note, states, states_of_all, submissions
 from slurm.payload import ATTEMPTS, FAILURES
 from slurm.queue import NEVER, Seen
@@ -108,3 +108,5 @@ def test_the_first_rank_that_a_start_lost_explains_the_others(tmp_path, first, c
     log.write_text(before + now + "srun: error: node1: task 0: Terminated\n")
     found = lost_rank(log)
     assert (found and found[0]) == cause
+    log.write_text(before + now + f"{LOST_STEP} 0 1\nslurm: train failed\n")
+    assert lost_rank(log) == ("killed", f"{LOST_STEP} 0 1")

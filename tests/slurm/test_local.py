@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import tiny
-from launching import HERE, PATIENCE, kept_steps, profile, real, result, slurm_words, stand_in, states, uninterrupted
+from launching import HERE, LIMIT, kept_steps, profile, real, result, slurm_words, stand_in, states, uninterrupted
 
 from pipeline.config.load import config_from
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_lines
 from slurm import ledger
+from slurm.__main__ import main
 from slurm.board import Board
 from slurm.local import run_here
 from slurm.payload import ATTEMPTS
@@ -52,9 +53,9 @@ def trained(launch) -> int:
     return len(kept_steps(launch)) if (launch.run.path / "steps.txt").exists() else 0
 
 
-def wait(condition, *, seconds: float = 30.0) -> None:
+def wait(condition) -> None:
     """Until a condition holds."""
-    end = time.monotonic() + PATIENCE * seconds
+    end = time.monotonic() + LIMIT
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.05)
@@ -110,13 +111,13 @@ def test_ctrl_c_saves_ends_everything_and_the_next_call_goes_on(tmp_path):
     shell = in_a_terminal(tmp_path, words="--steps 100 --pace 0.05")
     wait(lambda: trained(launch) >= 5)
     os.killpg(shell.pid, signal.SIGINT)  # what a terminal sends to the whole foreground group
-    assert shell.wait(30 * PATIENCE) == 130
+    assert shell.wait() == 130
     assert 5 <= trained(launch) < 100
     starts = [json.loads(line) for line in (launch.run.jobs / "train" / ATTEMPTS).read_text().splitlines()]
     assert not any(Path(f"/proc/{row['pid']}").exists() for row in starts if row["event"] == "start")
     assert states(launch)["train"].word == "cancelled"
     again = in_a_terminal(tmp_path, words="--steps 100 --pace 0.01")
-    assert again.wait(60 * PATIENCE) == 0
+    assert again.wait() == 0
     assert kept_steps(launch) == list(range(1, 101))  # nothing was lost, nothing was done twice
     assert result(launch) == uninterrupted(100)
 
@@ -129,7 +130,7 @@ def test_a_submitter_that_is_killed_leaves_its_job_which_the_next_one_adopts(tmp
     shell.wait()
     assert states(launch)["train"].word == "running"
     again = in_a_terminal(tmp_path, words="--steps 100 --pace 0.05")
-    assert again.wait(60 * PATIENCE) == 0
+    assert again.wait() == 0
     assert kept_steps(launch) == list(range(1, 101))
     rows = [json.loads(line) for line in (launch.run.jobs / "train" / ATTEMPTS).read_text().splitlines()]
     assert sum(row["event"] == "start" for row in rows) == 1
@@ -173,6 +174,30 @@ def test_bad_input_says_what_and_what_to_do(tmp_path):
     launch.run.checkpoint(3).mkdir(parents=True)  # what was trained with these settings keeps them
     done = slurm_words("submit", str(tmp_path / "runs" / "tiny"), "train.global_batch=12")
     assert done.returncode == 2 and "train.global_batch" in done.stderr and "name=" in done.stderr
+
+
+@pytest.mark.parametrize("command", [["plan"], ["submit"], ["sweep", "plan"]], ids=" ".join)
+def test_gpus_that_are_not_here_are_refused_before_anything_runs(tmp_path, monkeypatch, capsys, command):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    where = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs", f"sweep.folder={tmp_path}/sweeps"]
+    words = [
+        "experiment=glyphs16",
+        "cluster=local",
+        "cluster.train.gpus=2",
+        *(where if "sweep" in command else where[:2]),
+    ]
+    words += ["train.optim.lr=1e-3,1e-4", "name=s", "cluster.train.tasks=2"] if "sweep" in command else []
+    assert main([*command, *words]) == 2
+    assert "cluster.train.gpus=2: found 0 GPUs on this machine" in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*/jobs")) and not (tmp_path / "sweeps").exists()
+
+
+def test_an_empty_number_of_threads_is_none(tmp_path, monkeypatch):
+    """Some shells and containers set the variable to nothing."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    launch = stand_in(tmp_path, profile("local", prepare={"cpus": 3}), only=("prepare",))
+    assert run(launch)[0] == 0
+    assert (launch.run.path / "prepare.threads").read_text() == "3"
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused_before_anything_is_queued(tmp_path):

@@ -10,7 +10,7 @@ from launching import profile, stand_in
 from slurm import logs
 from slurm.__main__ import main
 from slurm.ledger import note
-from slurm.payload import process_born
+from slurm.rank import process_born
 
 
 def test_following_goes_over_to_the_log_of_the_next_submission(tmp_path, capfd, monkeypatch):
@@ -20,7 +20,7 @@ def test_following_goes_over_to_the_log_of_the_next_submission(tmp_path, capfd, 
     record = launch.run.jobs / "train"
     record.mkdir(parents=True)
     (record / "1_0_log.out").write_text("earlier\nthe first try failed\n")
-    job = subprocess.Popen(["sleep", "60"])
+    job = subprocess.Popen(["sleep", "3600"])
     row = {"executor": "local", "snapshot": "", "ids": [str(job.pid)], "born": [process_born(job.pid)]}
     note(launch.run, "submitted", job="train", **row)
     follower = threading.Thread(target=logs.show, args=(launch, "train"), kwargs={"follow": True, "lines": 1})
@@ -34,13 +34,13 @@ def test_following_goes_over_to_the_log_of_the_next_submission(tmp_path, capfd, 
     finally:
         job.kill()
         job.wait()
-        follower.join(30)
+        follower.join()
     assert said + capfd.readouterr().out == "the first try failed\nthe second try\nits last words\n"
 
 
 def seen(capfd, text: str) -> str:
     """What was printed until a text came."""
-    said, end = "", time.monotonic() + 30
+    said, end = "", time.monotonic() + 600
     while text not in said:
         assert time.monotonic() < end, said
         said += capfd.readouterr().out

@@ -1,0 +1,99 @@
+"""What cannot be written is said in a sentence, with its owner, before anything is submitted."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from launching import profile, stand_in
+
+from pipeline.runtime.errors import UserError
+from slurm import cancel, sbatch_files
+from slurm.__main__ import main
+from slurm.board import Board
+from slurm.ledger import LEDGER, note
+from slurm.local import run_here
+from slurm.submit import submit_graph
+from slurm.sweep.folder import SweepDir, settings_from
+
+
+@pytest.fixture
+def root() -> Iterator[Path]:
+    """A folder that every user of this machine can reach."""
+    path = Path(tempfile.mkdtemp())
+    yield path
+    shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def as_a_colleague(root: Path, *, but: Path | None = None) -> Iterator[None]:
+    """As a user who may write to every folder below root, `but` one, and to none of the files that are there.
+
+    For root itself, permissions do not bind: root becomes nobody for a while.
+    """
+    for path in (root, *root.rglob("*")):
+        path.chmod(0o555 if path == but else 0o777 if path.is_dir() else 0o444)
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.cluster
+def test_a_colleagues_ledger_is_named_and_nothing_is_queued(cluster, root):  # noqa: ARG001 (it sets SLURM_CONF)
+    launch = stand_in(root, profile("testbed", options={"begin": "now+900"}), only=("train", "sample"))
+    note(launch.run, "submitted", job="train", ids=["1"], executor="slurm", born=[], snapshot="")
+    with as_a_colleague(root):
+        for act in (submit_graph, lambda launch: sbatch_files.write(launch, root / "scripts")):
+            with pytest.raises(UserError, match=rf"cannot write to {launch.run.jobs / LEDGER}, which belongs to \w+"):
+                act(launch)
+    queue = subprocess.run(["squeue", "-h", "-o", "%k"], capture_output=True, text=True, check=True)
+    assert str(root) not in queue.stdout
+
+
+def test_a_colleagues_ledger_stops_what_runs_here_and_cancelling(root):
+    launch = stand_in(root, profile("local"), only=("train",))
+    job = subprocess.Popen(["sleep", "3600"])
+    born = Path(f"/proc/{job.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    note(launch.run, "submitted", job="train", ids=[str(job.pid)], executor="local", born=[born], snapshot="")
+    try:
+        with as_a_colleague(root):
+            for act in (lambda: run_here(launch, Board(["train"], title="")), lambda: cancel.cancel([launch])):
+                with pytest.raises(UserError, match=rf"cannot write to {launch.run.jobs / LEDGER}, which belongs to"):
+                    act()
+        assert job.poll() is None
+    finally:
+        job.kill()
+        job.wait()
+
+
+@pytest.mark.parametrize("setting", ["runs_dir", "data_dir"])
+def test_a_file_where_a_folder_should_be_is_named_with_its_setting(tmp_path, capsys, setting):
+    (tmp_path / "file").touch()
+    places = {"runs_dir": tmp_path / "runs", "data_dir": tmp_path / "data", setting: tmp_path / "file" / "here"}
+    words = [f"{name}={path}" for name, path in places.items()]
+    assert main(["submit", "experiment=glyphs16", "cluster=local", *words]) == 2
+    said = capsys.readouterr().err
+    assert f"{setting}: cannot write to {places[setting]}" in said and f"{tmp_path / 'file'} belongs to" in said
+    assert not list(tmp_path.rglob("jobs"))
+
+
+def test_a_folder_of_somebody_else_is_named(root):
+    launch = stand_in(root, profile("local"), only=("train",))
+    refused = pytest.raises(UserError, match=rf"runs_dir: cannot write to {launch.run.path}: .* belongs to \w+")
+    with as_a_colleague(root, but=launch.run.path), refused:
+        run_here(launch, Board(["train"], title=""))
+
+
+def test_a_sweep_says_the_same(tmp_path):
+    (tmp_path / "file").touch()
+    settings = settings_from(["experiment=glyphs16", "name=s", "train.global_batch=8,16"])
+    with pytest.raises(UserError, match=r"sweep\.folder: cannot write to"):
+        SweepDir(tmp_path / "file" / "s").write(settings)
