@@ -41,6 +41,13 @@ def test_copies_are_in_every_ball_that_reaches_them_for_any_block(dimensions: in
     assert density_coverage(real[:60], repeated, block=block) == DensityCoverage(0.0, 0.0)
 
 
+def test_a_set_of_repeated_copies_recalls_every_image() -> None:
+    """Balls without a size, around copies, hold the image itself; products of 2,048 numbers round otherwise."""
+    for seed in range(4):
+        real = np.random.default_rng(seed).normal(size=(30, 2048)).astype(np.float32)
+        assert precision_recall(np.repeat(real, 37, axis=0), real).recall == 1.0
+
+
 @pytest.mark.parametrize("block", [7, 64, 1024])
 def test_ties_are_decided_as_by_differences_in_float64(block: int) -> None:
     """Shared images are exactly as far from some others as those balls reach: at their edge, and so not within it."""
