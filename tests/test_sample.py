@@ -204,7 +204,7 @@ def by_command(trained, elsewhere):
         ("sample.classes=[9]", "sample.classes: found [9], but the data has classes 0 to 2"),
         (
             "sample.sampler.guidance={kind: autoguidance, scale: 2, weak: nowhere}",
-            "'nowhere' is neither a run directory",
+            "the run directory of the weaker model",
         ),
     ],
 )
