@@ -37,11 +37,12 @@ class Case:
     batch: int
     compiled: bool
     profiled: bool = False
+    graph: bool = False
 
     @property
     def mode(self) -> str:
         """In one word."""
-        return "compiled" if self.compiled else "eager"
+        return "graph" if self.graph else "compiled" if self.compiled else "eager"
 
 
 def cases(device: str) -> list[Case]:
@@ -50,7 +51,8 @@ def cases(device: str) -> list[Case]:
         return [Case("unet_tiny", 16, 4, compiled=False, profiled=True), Case("unet_tiny", 16, 2, compiled=False)]
     base, small, large = ("unet_base", 64), ("unet_small", 32), ("unet_large", 64)
     first = [Case(*base, 256, compiled=False, profiled=True), Case(*large, 256, compiled=False)]
-    eager = [Case(*small, 256, compiled=False)]
+    eager = [Case(*small, 256, compiled=False, graph=graph) for graph in (False, True)]
+    eager += [Case(*small, 64, compiled=False, graph=True), Case(*base, 256, compiled=False, graph=True)]
     eager += [Case(*network, batch, compiled=False) for network in (base, small) for batch in (512, 128, 64)]
     compiled = [Case(*base, 256, compiled=True), Case(*small, 256, compiled=True)]  # minutes to compile
     return [*first, *eager, *compiled]
@@ -145,6 +147,7 @@ def config_of(case: Case, place: checks.Place) -> Config:
         batch=case.batch,
         precision="bf16",
         compile=case.compiled,
+        cuda_graph=case.graph,
         workers=min(os.cpu_count() or 1, 8) if place.device == "cuda" else 0,
     )
     adapter.prepare(cfg, count=4096 if place.device == "cuda" else 64)

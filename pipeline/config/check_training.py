@@ -13,6 +13,25 @@ def check_training(cfg: Config) -> Iterator[str]:
         yield from (f"train.early_stop.metric: {p}" for p in metric_problems(cfg, cfg.train.early_stop.metric))
     yield from _tail(cfg)
     yield from _double_backward(cfg)
+    yield from _graph(cfg)
+
+
+def _graph(cfg: Config) -> Iterator[str]:
+    """What a CUDA graph cannot hold: a scale that changes, two networks that take turns, several GPUs."""
+    asked = cfg.cluster.train
+    if not cfg.train.cuda_graph:
+        return
+    if cfg.model.kind not in DENOISERS or cfg.train.precision == "fp16" or cfg.train.compile:
+        yield (
+            f"train.cuda_graph: found true with model.kind={cfg.model.kind}, train.precision={cfg.train.precision} and "
+            f"train.compile={cfg.train.compile}, expected a diffusion model, another precision than fp16, and no "
+            "compilation. Set it to false, or change that."
+        )
+    if asked.nodes * asked.tasks_per_node > 1:
+        yield (
+            f"train.cuda_graph: found true with cluster.train.nodes={asked.nodes} and {asked.tasks_per_node} tasks on "
+            "each, expected one GPU. Set it to false."
+        )
 
 
 def metric_problems(cfg: Config, metric: str) -> Iterator[str]:

@@ -37,6 +37,7 @@ from pipeline.runtime.files import append_line
 from pipeline.runtime.numerics import set_numerics
 from pipeline.runtime.run_dir import RunDir, step_of
 from pipeline.runtime.run_lock import only_trainer
+from pipeline.train.graphs import GraphedBackward
 from pipeline.train.loss_scale import LossScale
 from pipeline.train.optim import build_optimizer
 from pipeline.train.saver import Saver, clean
@@ -62,6 +63,7 @@ class Session:
     state: State
     recorder: Recorder
     saver: Saver
+    graph: GraphedBackward | None = None  # train.cuda_graph
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,10 +115,28 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
             state=state,
             recorder=recorder,
             saver=saver,
+            graph=_graph(cfg, objective, networks, plan=plan, device=device),
         )
     finally:
         saver.finish()
         recorder.close()
+
+
+def _graph(
+    cfg: Config, objective: Objective, networks: dict[str, nn.Module], *, plan: Plan, device: torch.device
+) -> GraphedBackward | None:
+    """Raises `UserError` where a graph cannot hold what a step does."""
+    if not cfg.train.cuda_graph:
+        return None
+    ranks = distributed.ranks()[1]
+    if device.type != "cuda" or ranks > 1 or plan.accumulate > 1 or cfg.train.compile:
+        raise UserError(
+            f"train.cuda_graph: found true on {device.type} with {ranks} rank(s), {plan.accumulate} micro-batch(es) a "
+            f"step and compile={cfg.train.compile}, expected one GPU, one rank, one micro-batch and no compilation. "
+            "Set it to false."
+        )
+    (player,) = objective.players
+    return GraphedBackward(objective, networks, player)
 
 
 def _device(cfg: Config, world: World) -> torch.device:

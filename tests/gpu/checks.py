@@ -282,6 +282,16 @@ def steps_do_not_wait(place: Place) -> Iterator[Finding]:
         yield Finding(f"3 steps wait for the device ({label})", found, note=where)
 
 
+def a_graph_is_eager(place: Place) -> Iterator[Finding]:
+    """train.cuda_graph=true: the same losses and weights, and resumed the same bits."""
+    for label, model in (("", adapter.SMALL), (", dropout", DROPOUT)):
+        found = []
+        for graph in (False, True):
+            cfg = place.config("graph", model=model, precision="bf16", optim=SGD, cuda_graph=graph)
+            found.append(some_steps(cfg, place.device, steps=8, exact=False))
+        yield from found[1].beside(found[0], f"graph = eager, bf16{label}", loss=1e-6, weights=1e-6, change=1e-5)
+
+
 def compiled_is_eager(place: Place) -> Iterator[Finding]:
     """train.compile=true: the same losses and weights up to the rounding of fused sums."""
     found = []
@@ -353,6 +363,7 @@ CHECKS: tuple[Check, ...] = (  # the most important first, what compiles last
     ddp_of_one_rank_is_plain,
     samples_are_the_cpus,
     inception_gives_known_features,
+    a_graph_is_eager,
     compiled_is_eager,
 )
 NEEDS_CUDA: frozenset[Check] = frozenset(
@@ -363,6 +374,7 @@ NEEDS_CUDA: frozenset[Check] = frozenset(
         an_infinite_loss_is_skipped,
         samples_are_the_cpus,
         inception_gives_known_features,
+        a_graph_is_eager,
         compiled_is_eager,
     }
 )

@@ -106,6 +106,7 @@ def session_of(cfg):
         objective=objective,
         networks={player: objective.networks[player] for player in objective.players},
         state=state,
+        graph=None,
         reader=reader,
     )
 

@@ -1,0 +1,25 @@
+"""What a CUDA graph cannot hold is said when the run is planned."""
+
+import pytest
+
+from pipeline.config.load import config_from
+from pipeline.runtime.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train.precision=fp16"],
+        ["train.compile=true"],
+        ["model=stylegan_tiny"],
+        ["cluster=slurm_generic", "cluster.train.gpus=2"],
+    ],
+    ids=str,
+)
+def test_a_graph_that_cannot_be_recorded_is_refused(words):
+    with pytest.raises(UserError, match=r"train\.cuda_graph: found true"):
+        config_from(["experiment=glyphs16", "train.cuda_graph=true", *words])
+
+
+def test_a_small_model_on_one_gpu_may_use_it():
+    assert config_from(["experiment=glyphs16", "train.cuda_graph=true", "train.precision=bf16"]).train.cuda_graph
