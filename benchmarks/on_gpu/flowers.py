@@ -66,8 +66,11 @@ class Job:
         return time.monotonic() - start
 
 
-def run(report: Report, clock: Clock, place: checks.Place, settings: list[str]) -> None:
-    """Train, and keep the curve, the pictures and the scores in the folder of results. `settings` come last."""
+def run(report: Report, clock: Clock, place: checks.Place, settings: list[str], *, rate: float | None) -> None:
+    """Train, and keep the curve, the pictures and the scores in the folder of results. `settings` come last.
+
+    `rate`: images a second that the length of the training is planned with; None: as measured before, or tried.
+    """
     if place.images is None and place.device == "cuda":
         report.say("no images: give --images")
         return
@@ -78,7 +81,7 @@ def run(report: Report, clock: Clock, place: checks.Place, settings: list[str]) 
         "prepare_seconds": job.run("data_prep", "all", *job.words, *settings, limit=clock.left() / 2)
     }
     report.put("flowers", found)
-    mode, rate = speed(job)
+    mode, rate = ("eager", rate) if rate else speed(job)
     words = [*job.words, *training_words(job, mode, rate), *settings]
     found |= {"words": words, "expected_rate": rate, "mode": mode}
     limit = clock.left() * 0.72 if place.device == "cuda" else clock.left()

@@ -183,7 +183,7 @@ def measure(case: Case, clock: Clock, place: checks.Place, report: Report) -> di
                 row["note"] = "out of memory (theirs)"
                 release()
             cuda = device == "cuda"
-            times = interleaved(sides, device=device, rounds=7 if cuda else 2, least=0.4 if cuda else 0.0, clock=clock)
+            times = interleaved(sides, device=device, rounds=5 if cuda else 2, least=0.25 if cuda else 0.0, clock=clock)
             row |= speeds(case, times, peak=report.data.get("header", {}).get("peak_tflops"))
             row["shares"] = shares(s, times, network=network, inputs=inputs, device=device)
             if case.profiled:
