@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pipeline.models.dropout import KeyedDropout
-from pipeline.models.norm import GroupNorm, added, apart
+from pipeline.models.norm import GroupNorm, added, apart, fuses, own_precision
 
 Resample = Literal["up", "down", "none"]
 M = TypeVar("M", bound=nn.Module)
@@ -25,12 +25,21 @@ def convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv2d:
 
 
 def upsample(x: Tensor) -> Tensor:
-    """Nearest neighbour: [B, C, H, W] -> [B, C, 2H, 2W]."""
-    return nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+    """Nearest neighbour: [B, C, H, W] -> [B, C, 2H, 2W]. Autocast would make it float32, twice the memory traffic."""
+    if fuses(x):
+        from pipeline.models.resample_triton import double
+
+        return double(x)
+    with own_precision(x):
+        return nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
 def downsample(x: Tensor) -> Tensor:
     """Mean of 2x2: [B, C, H, W] -> [B, C, H/2, W/2]."""
+    if fuses(x):
+        from pipeline.models.resample_triton import halve
+
+        return halve(x)
     return nn.functional.avg_pool2d(x, 2)
 
 

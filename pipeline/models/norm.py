@@ -36,7 +36,7 @@ class GroupNorm(nn.GroupNorm):
 
         `before`, `scale` and `shift` are [B, C]; what is None is left out.
         """
-        if _fuses(x):
+        if fuses(x):
             from pipeline.models.norm_triton import group_norm
 
             return group_norm(
@@ -50,7 +50,7 @@ class GroupNorm(nn.GroupNorm):
                 shift=shift,
                 silu=silu,
             )
-        with _own_precision(x):
+        with own_precision(x):
             out = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
             out = out if before is None else out + before.to(out.dtype)[..., None, None]
             out = functional.group_norm(out, self.num_groups, self.weight, self.bias, self.eps)
@@ -68,7 +68,7 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> [..., width]."""
-        with _own_precision(x):
+        with own_precision(x):
             return functional.layer_norm(x, self.normalized_shape, eps=self.eps)
 
 
@@ -77,7 +77,7 @@ def apart(convolution: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
 
     torch adds the bias of a convolution on a GPU in a pass of its own; fused kernels add it as they read.
     """
-    if not _fuses(x):
+    if not fuses(x):
         return convolution(x), None
     return functional.conv2d(x, convolution.weight, None, convolution.stride, convolution.padding), convolution.bias
 
@@ -86,19 +86,20 @@ def added(x: Tensor, branch: Tensor, bias: Tensor | None) -> Tensor:
     """x + branch + bias: [B, C, H, W], and [C] or None."""
     if bias is None:
         return x + branch
-    if x.dtype == branch.dtype and _fuses(x) and _fuses(branch):
+    if x.dtype == branch.dtype and fuses(x) and fuses(branch):
         from pipeline.models.norm_triton import add
 
         return add(x, branch, bias)
     return x + (branch + bias.to(branch.dtype)[:, None, None])
 
 
-def _own_precision(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+def own_precision(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """No autocast. There is none on the meta device, where shapes and costs are found out."""
     return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
-def _fuses(x: Tensor) -> bool:
+def fuses(x: Tensor) -> bool:
+    """Whether a map [B, C, H, W] is for the fused kernels."""
     return (
         x.is_cuda
         and _HAS_TRITON

@@ -37,19 +37,21 @@ def _statistics(x, partial, pixels, channels, rows: tl.constexpr, block_p: tl.co
     first = run * rows
     start = x + (image * pixels + first) * channels
     reference = tl.load(start + c, mask=known, other=0.0).to(tl.float32)
-    total = tl.zeros([block_c], tl.float32)
-    squares = tl.zeros([block_c], tl.float32)
+    # One sum for each place of a tile: they are joined once, after the loop, which costs no exchange between threads.
+    total = tl.zeros([block_p, block_c], tl.float32)
+    squares = tl.zeros([block_p, block_c], tl.float32)
     for row in range(0, rows, block_p):
         p = row + tl.arange(0, block_p)
         inside = (p[:, None] < rows) & (first + p[:, None] < pixels) & known[None, :]
         value = tl.load(start + p[:, None].to(tl.int64) * channels + c[None, :], mask=inside, other=0.0).to(tl.float32)
         deviation = tl.where(inside, value - reference[None, :], 0.0)
-        total += tl.sum(deviation, 0)
-        squares += tl.sum(deviation * deviation, 0)
+        total += deviation
+        squares += deviation * deviation
+    sums, around = tl.sum(total, 0), tl.sum(squares, 0)
     count = tl.minimum(rows, pixels - first).to(tl.float32)
     out = partial + ((image * tl.num_programs(0) + run) * 2) * channels + c
-    tl.store(out, reference + total / count, mask=known)
-    tl.store(out + channels, squares - total * total / count, mask=known)
+    tl.store(out, reference + sums / count, mask=known)
+    tl.store(out + channels, around - sums * sums / count, mask=known)
 
 
 @triton.jit
@@ -148,8 +150,8 @@ def _gradient_sums(
         before, weight, bias, mean, rstd, scale, shift, image, c, known, channels, groups, width, moved, modulated
     )
     start = (image * pixels + run * rows) * channels
-    plain = tl.zeros([block_c], tl.float32)
-    along = tl.zeros([block_c], tl.float32)
+    plain = tl.zeros([block_p, block_c], tl.float32)
+    along = tl.zeros([block_p, block_c], tl.float32)
     for row in range(0, rows, block_p):
         p = row + tl.arange(0, block_p)
         inside = (p[:, None] < rows) & (run * rows + p[:, None] < pixels) & known[None, :]
@@ -157,11 +159,11 @@ def _gradient_sums(
         value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
         gradient = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
         normed, du = _slopes(value, gradient, centre, factor, w, b, s, t, silu)
-        plain += tl.sum(du, 0)
-        along += tl.sum(tl.where(inside, du * normed, 0.0), 0)
+        plain += du
+        along += tl.where(inside, du * normed, 0.0)
     out = partial + ((image * tl.num_programs(0) + run) * 2) * channels + c
-    tl.store(out, plain, mask=known)
-    tl.store(out + channels, along, mask=known)
+    tl.store(out, tl.sum(plain, 0), mask=known)
+    tl.store(out + channels, tl.sum(along, 0), mask=known)
 
 
 @triton.jit

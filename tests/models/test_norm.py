@@ -105,6 +105,23 @@ def test_fused_results_of_an_image_do_not_depend_on_its_batch(kernels):
     assert torch.equal(whole[2:3], part)
 
 
+@pytest.mark.parametrize("shape", [(2, 24, 6, 10), (1, 64, 8, 8), (3, 5, 2, 2)], ids=str)
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("up", [True, False])
+def test_fused_resampling_is_torchs_with_its_gradients(shape, up):
+    from pipeline.models.resample_triton import double, halve
+
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE).to(memory_format=torch.channels_last)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    found = (double if up else halve)(ours)
+    expected = functional.interpolate(theirs, scale_factor=2.0) if up else functional.avg_pool2d(theirs, 2)
+    assert found.is_contiguous(memory_format=torch.channels_last) and torch.allclose(found, expected, atol=1e-6)
+    slopes = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    found.backward(slopes)
+    expected.backward(slopes)
+    assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+
+
 def test_the_fused_sum_adds_the_bias(kernels):
     a, b, bias = (torch.randn(2, 24, 5, 7), torch.randn(2, 24, 5, 7), torch.randn(24))
     a, b = (v.to(DEVICE).to(memory_format=torch.channels_last).requires_grad_() for v in (a, b))
