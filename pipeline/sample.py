@@ -156,7 +156,8 @@ def sample(
     asked_for(cfg, torch.tensor([cfg.sample.first_seed]), data)  # raises for what the data has not
     images = SampleSet(cfg, run, found, data)
     if images.complete():
-        _end(images)  # a job killed after its manifest left the rest to us
+        with writing(images.directory):
+            _end(images)  # a job killed after its manifest left the rest to us
         print(f"{images.directory} is complete: nothing to do", file=sys.stderr)
     elif finish_partial:
         if this_world().main:  # other tasks may see other shards

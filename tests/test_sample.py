@@ -289,3 +289,12 @@ def test_a_part_that_is_none_is_refused(by_command, wrong, capsys):
     assert main(["sample", str(run.path), f"--part={wrong}"]) == 2
     assert f"--part: found '{wrong}', expected K/N with 0 <= K < N" in capsys.readouterr().err
     assert not (run.path / "samples").exists()
+
+
+def test_what_a_job_left_that_was_killed_while_drawing_the_grid_is_removed(by_command):
+    run = by_command("drawing")
+    assert main(["sample", str(run.path)]) == 0
+    (grid,) = run.path.rglob("grid.png")
+    grid.rename(grid.with_name("grid.png.partial-0123456789ab"))
+    assert main(["sample", str(run.path)]) == 0
+    assert grid.is_file() and not list(run.path.rglob("*.partial-*"))
