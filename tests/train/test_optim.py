@@ -61,3 +61,19 @@ def test_one_step_of_each_kind_has_its_closed_form():
     first, second = (1 - 0.6) * 0.5 * 0.6 + 0.4 * 0.1, (1 - 0.9) * 0.5**2 * 0.9 + 0.1 * 0.1**2
     last = 0.1 * (first / (1 - 0.6**2)) / (second / (1 - 0.9**2)) ** 0.5
     assert stepped(0.5, 0.1, kind="adam", betas=(0.6, 0.9)) == pytest.approx(1 - 0.1 - last)
+
+
+def test_a_first_step_that_is_skipped_leaves_no_momentum_behind():
+    """Torch allocates SGD's momentum in the first step and does not write it where the step is skipped."""
+    layer = torch.nn.Linear(3, 2)
+    torch.use_deterministic_algorithms(True)  # new memory is filled with NaN
+    try:
+        sgd = build_optimizer(layer, OptimConfig(kind="sgd", lr=0.1))
+        before = layer.weight.detach().clone()
+        for skipped in (1.0, 0.0):
+            layer.weight.grad, layer.bias.grad = torch.ones(2, 3), torch.ones(2)
+            sgd.found_inf = torch.tensor(skipped)
+            sgd.step()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.allclose(layer.weight, before - 0.1)
