@@ -70,6 +70,7 @@ class TrainConfig(Settings):
         None, ge=0
     )  # threads that read ahead; None: from the CPUs given. No result depends on it
     log_every: Duration = "50 steps"
+    profile: int = Field(0, ge=0)  # record so many steps of rank 0 into RUN/profile, after 10 that warm up
     validate_every: Interval | None = None
     validate_images: int = Field(512, ge=1)
     metric_every: Interval | None = None  # fd-domain and accuracies of samples of fixed seeds, as "sampled/..."
