@@ -63,7 +63,7 @@ def _run(s: Session, report: Reporter, stop: Stop, profiler: Profiler) -> bool:
     running: deque[Launched] = deque()
     while not _ended(s):
         profiler.step(s.state.clock.step + 1)
-        running.append(launch_step(s, next(data), stop_asked=stop.asked, save_asked=report.save_is_due()))
+        running.append(launch_step(s, report.next(data), stop_asked=stop.asked, save_asked=report.save_is_due()))
         step, final = s.state.clock.step, s.state.clock.step == plan.total_steps
         heard = _hear(s, report, running, everything=final or plan.pauses_after(step))
         if heard.failed is not None:
