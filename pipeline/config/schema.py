@@ -62,6 +62,7 @@ class TrainConfig(Settings):
     micro_batch: int | None = Field(None, ge=1)  # most images on one GPU at once; None: global_batch / GPUs
     precision: Literal["fp64", "fp32", "tf32", "bf16", "fp16"] = "fp32"  # tf32: fp32, products rounded on a GPU
     compile: bool = False
+    activation_checkpointing: bool = False  # less memory, a forward pass more: blocks keep their inputs alone
     optim: OptimConfig = OptimConfig()
     average: AverageConfig = AverageConfig()
     flip: bool = False  # mirror half of the images, keyed by image number

@@ -31,7 +31,7 @@ COMMIT = "commit.json"  # written last into a checkpoint: without it there is no
 _STEP = re.compile(r"^step-(\d{9})$")
 # What may differ between the config of a run and a later call on it: where jobs run, what memory they have, what is
 # recorded of how they run, and what is done with the result.
-_MEMORY = ("train.micro_batch", "latents.decode_batch", "latents.tile")
+_MEMORY = ("train.micro_batch", "train.activation_checkpointing", "latents.decode_batch", "latents.tile")
 _FREE = ("cluster", "sample", "evaluate", "runs_dir", "data_dir", "train.profile", *_MEMORY)
 _PLACE = ("name", "runs_dir")  # a run's directory says them, and may have been copied or moved
 
