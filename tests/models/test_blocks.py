@@ -3,6 +3,8 @@
 import pytest
 import tiny
 import torch
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from pipeline.config.schema_model import DiTConfig, KLAutoencoderConfig, SimpleUNetConfig, UNetConfig
 from pipeline.models.blocks import blocks_of, recompute_activations
@@ -64,6 +66,28 @@ def test_gradients_of_denoisers_are_the_same_from_fewer_tensors(name):
         return network(x, noise, condition, visits=torch.arange(4)).square().mean()
 
     assert_same_from_less(cfg, loss, share=0.5)
+
+
+def test_the_compiler_sees_one_graph_and_computes_the_blocks_again():
+    """train.compile=true beside it. The forward graph hands over less: its outputs are what is kept."""
+    x, noise, labels, visits = torch.randn(4, 1, 8, 8), torch.linspace(-1, 1, 4), torch.arange(4) % 3, torch.arange(4)
+    kept, found = [], []
+    for recompute in (False, True):
+        torch._dynamo.reset()
+        network = network_of(DENOISERS["unet"][0], recompute=recompute)
+
+        def count(graph, _):
+            (output,) = graph.graph.find_nodes(op="output")
+            kept.append(sum(node.op != "placeholder" for node in output.all_input_nodes))
+            return make_boxed_func(graph.forward)
+
+        backend = aot_autograd(fw_compiler=count, bw_compiler=lambda graph, _: make_boxed_func(graph.forward))
+        compiled = torch.compile(network, backend=backend, fullgraph=True)
+        compiled(x, noise, labels, visits=visits).square().mean().backward()
+        found.append({name: p.grad for name, p in network.named_parameters()})
+    for name, expected in found[0].items():
+        assert torch.allclose(found[1][name], expected, rtol=1e-4, atol=1e-6)
+    assert kept[1] < kept[0]
 
 
 def test_gradients_of_autoencoders_are_the_same_from_fewer_tensors():
