@@ -54,7 +54,7 @@ def _trained_on(autoencoder: RunDir, *, but: RunDir) -> bool:
     Raises:
         UserError: naming a config that cannot be read, whose run may be one.
     """
-    for path in {p for folder in {autoencoder.path.parent, but.path.parent} for p in folder.glob(f"*/{CONFIG_FILE}")}:
+    for path in sorted({p for at in {autoencoder.path.parent, but.path.parent} for p in at.glob(f"*/{CONFIG_FILE}")}):
         latents = _values_of(path).get("latents")
         if path.parent != but.path and latents and Path(latents["autoencoder"]).resolve() == autoencoder.path:
             return True

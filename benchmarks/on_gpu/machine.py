@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from on_gpu.report import seconds
 
+from pipeline.monitor.cards import peak_tflops
 from pipeline.runtime import distributed
-
-# Dense bf16 TFLOP/s of the data sheets, by what the card's name holds; the first that fits counts.
-PEAKS = (("H200", 989.0), ("H100 PCIe", 756.0), ("H100 NVL", 835.0), ("H100", 989.0), ("A100", 312.0))
 
 
 def header(device: str, root: Path) -> dict[str, Any]:
@@ -29,7 +27,7 @@ def header(device: str, root: Path) -> dict[str, Any]:
         return found | {"card": platform.processor() or "cpu", "measured_tflops": None, "peak_tflops": None}
     card = torch.cuda.get_device_properties(0)
     measured = matmul_tflops()
-    known = next((peak for name, peak in PEAKS if name in card.name), None)
+    known = peak_tflops(card.name, "bf16")
     return found | {
         "card": card.name,
         "memory_gib": round(card.total_memory / 2**30, 1),

@@ -6,6 +6,8 @@ from pipeline.config.check_latents import DENOISERS
 from pipeline.config.known_data import split_names
 from pipeline.config.schema import Config
 
+BLOCKS = (*DENOISERS, "kl_autoencoder")  # kinds of networks made of blocks, see pipeline.models.blocks
+
 
 def check_training(cfg: Config) -> Iterator[str]:
     """Everything that would make training fail, or waste it, though the settings are valid one by one."""
@@ -14,6 +16,7 @@ def check_training(cfg: Config) -> Iterator[str]:
     yield from _tail(cfg)
     yield from _double_backward(cfg)
     yield from _graph(cfg)
+    yield from _without_blocks(cfg)
 
 
 def _graph(cfg: Config) -> Iterator[str]:
@@ -113,4 +116,12 @@ def _double_backward(cfg: Config) -> Iterator[str]:
             "train.compile: found true, but the gradient penalty (adversarial.r1_gamma="
             f"{cfg.adversarial.r1_gamma:g}) takes the gradient of a gradient, which a compiled network has not. Set "
             "train.compile=false, or adversarial.r1_gamma=0."
+        )
+
+
+def _without_blocks(cfg: Config) -> Iterator[str]:
+    if cfg.train.activation_checkpointing and cfg.model.kind not in BLOCKS:
+        yield (
+            f"train.activation_checkpointing: found true with model.kind={cfg.model.kind}, which has no blocks to "
+            f"compute again ({', '.join(BLOCKS)} have). Set it to false, or lower train.micro_batch."
         )

@@ -62,7 +62,9 @@ class TrainConfig(Settings):
     micro_batch: int | None = Field(None, ge=1)  # most images on one GPU at once; None: global_batch / GPUs
     precision: Literal["fp64", "fp32", "tf32", "bf16", "fp16"] = "fp32"  # tf32: fp32, products rounded on a GPU
     compile: bool = False
-    cuda_graph: bool = False  # one GPU: start forward and backward at once, for networks too small to fill it
+    # One GPU: start forward and backward at once, for networks too small to fill it. Not run on a GPU so far.
+    cuda_graph: bool = False
+    activation_checkpointing: bool = False  # less memory, a forward pass more: blocks keep their inputs alone
     optim: OptimConfig = OptimConfig()
     average: AverageConfig = AverageConfig()
     flip: bool = False  # mirror half of the images, keyed by image number
@@ -71,6 +73,7 @@ class TrainConfig(Settings):
         None, ge=0
     )  # threads that read ahead; None: from the CPUs given. No result depends on it
     log_every: Duration = "50 steps"
+    profile: int = Field(0, ge=0)  # record so many steps of rank 0 into RUN/profile, after 10 that warm up
     validate_every: Interval | None = None
     validate_images: int = Field(512, ge=1)
     metric_every: Interval | None = None  # fd-domain and accuracies of samples of fixed seeds, as "sampled/..."

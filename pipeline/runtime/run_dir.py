@@ -8,6 +8,7 @@ runs/<name>/
   checkpoints/step-000012000/   complete when it has a commit record
   samples/step-000012000/<protocol>/
   results/<step>-<protocol>.json
+  profile/trace.json.gz         a timeline of some steps, where train.profile asked for one
   jobs/                         logs and records of jobs
   training.lock                 who trains it at the moment; empty where nobody does
 """
@@ -28,10 +29,10 @@ from pipeline.runtime.files import write_text
 
 COMMIT = "commit.json"  # written last into a checkpoint: without it there is no checkpoint
 _STEP = re.compile(r"^step-(\d{9})$")
-# What may differ between the config of a run and a later call on it: where jobs run, what memory they have, and what is
-# done with the result.
-_MEMORY = ("train.micro_batch", "latents.decode_batch", "latents.tile")
-_FREE = ("cluster", "sample", "evaluate", "runs_dir", "data_dir", *_MEMORY)
+# What may differ between the config of a run and a later call on it: where jobs run, what memory they have, what is
+# recorded of how they run, and what is done with the result.
+_MEMORY = ("train.micro_batch", "train.activation_checkpointing", "latents.decode_batch", "latents.tile")
+_FREE = ("cluster", "sample", "evaluate", "runs_dir", "data_dir", "train.profile", *_MEMORY)
 _PLACE = ("name", "runs_dir")  # a run's directory says them, and may have been copied or moved
 
 
@@ -86,6 +87,11 @@ class RunDir:
     def jobs(self) -> Path:
         """The folder of job records and logs."""
         return self.path / "jobs"
+
+    @property
+    def profile(self) -> Path:
+        """The newest timeline of training steps."""
+        return self.path / "profile" / "trace.json.gz"
 
     @property
     def lock(self) -> Path:

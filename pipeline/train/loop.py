@@ -19,6 +19,7 @@ from pipeline.runtime.distributed import World
 from pipeline.runtime.errors import NonFiniteError
 from pipeline.runtime.run_dir import RunDir
 from pipeline.runtime.stopping import Stop
+from pipeline.train.profiling import Profiler
 from pipeline.train.reporting import Reporter
 from pipeline.train.sampled import Judge
 from pipeline.train.session import Session, restore_newest, session
@@ -49,11 +50,11 @@ def train(cfg: Config, run: RunDir) -> int:
 
 
 def _in_session(cfg: Config, run: RunDir, *, world: World, stop: Stop) -> bool:
-    with session(cfg, run, world) as s, Reporter(s) as report:
-        return _run(s, report, stop)
+    with session(cfg, run, world) as s, Reporter(s) as report, Profiler(s) as profiler:
+        return _run(s, report, stop, profiler)
 
 
-def _run(s: Session, report: Reporter, stop: Stop) -> bool:
+def _run(s: Session, report: Reporter, stop: Stop, profiler: Profiler) -> bool:
     """Step until the end (True) or until asked to stop (False); either way the state is then on the disk."""
     plan, data = s.plan, _data(s)
     judge = Judge(s) if plan.metric_every else None
@@ -61,7 +62,8 @@ def _run(s: Session, report: Reporter, stop: Stop) -> bool:
         report.save(wait=True)  # a full disk shows now rather than hours later, and there is a state to roll back to
     running: deque[Launched] = deque()
     while not _ended(s):
-        running.append(launch_step(s, next(data), stop_asked=stop.asked, save_asked=report.save_is_due()))
+        profiler.step(s.state.clock.step + 1)
+        running.append(launch_step(s, report.next(data), stop_asked=stop.asked, save_asked=report.save_is_due()))
         step, final = s.state.clock.step, s.state.clock.step == plan.total_steps
         heard = _hear(s, report, running, everything=final or plan.pauses_after(step))
         if heard.failed is not None:

@@ -3,17 +3,19 @@
 import math
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from pipeline.config.plan import due
+from pipeline.data.batches import LoadedBatch
 from pipeline.monitor.speed import goodput, seconds_of_starts
 from pipeline.runtime import distributed
 from pipeline.runtime.progress import progress
 from pipeline.train.session import Session
+from pipeline.train.speed import Speed
 from pipeline.train.step import Outcome
 
 
@@ -24,10 +26,10 @@ class Reporter:
         """Clocks start here: what came before (imports, joining, reading a checkpoint) is not training."""
         self._s = s
         self._stack = ExitStack()
+        self._speed = Speed(s)
         self._kept = time.monotonic() - s.state.clock.kept_seconds
-        self._begun = self._interval = self._saved = time.monotonic()
+        self._begun = self._saved = time.monotonic()
         self._earlier_seconds = seconds_of_starts(s.run)
-        self._logged_step = s.state.clock.step
 
     def __enter__(self) -> "Reporter":
         s = self._s
@@ -37,6 +39,10 @@ class Reporter:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def next(self, data: Iterator[list[LoadedBatch]]) -> list[LoadedBatch]:
+        """The data of the next step; the log says how long the loop waited for it."""
+        return self._speed.next(data)
 
     def step(self, outcome: Outcome) -> None:
         """Count one step in; write a row when one is due. Rows are means over the steps since the last one."""
@@ -54,19 +60,15 @@ class Reporter:
             self._row(outcome.step)
 
     def _row(self, step: int) -> None:
-        s, clock, now = self._s, self._s.state.clock, time.monotonic()
+        s, clock = self._s, self._s.state.clock
         batch = s.cfg.train.global_batch
         row = {name: total / max(clock.count, 1) for name, total in clock.sums.items()}
         row |= {"images": step * batch, "epoch": step * batch / s.train_data.count}
         row |= {"skipped": clock.skipped, "rollbacks": clock.rollbacks}
-        rate = (step - self._logged_step) * batch / max(now - self._interval, 1e-9)
-        wall = self._earlier_seconds + now - self._begun
-        row |= {"speed/images_per_second": rate, "speed/goodput": goodput(self._kept_seconds(), wall)}
-        if s.device.type == "cuda":
-            row["speed/memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        wall = self._earlier_seconds + time.monotonic() - self._begun
+        row |= {**self._speed.row(step), "speed/goodput": goodput(self._kept_seconds(), wall)}
         s.recorder.add(step, row)
         clock.sums, clock.count = {}, 0
-        self._interval, self._logged_step = now, step
 
     def values(self, values: dict[str, float]) -> None:
         """A row of its own, such as validation."""
@@ -103,7 +105,7 @@ class Reporter:
         self._s.recorder.rewind(clock.step)
         self._kept = time.monotonic() - clock.kept_seconds
         self._tick(clock.step - failed_step)
-        self._logged_step = clock.step
+        self._speed.rolled_back(clock.step)
         self._say(
             f"{self._s.cfg.train.nonfinite_limit} steps in a row up to {failed_step} were not finite: back to step "
             f"{clock.step}, going on with the data after them"

@@ -25,6 +25,7 @@ from pipeline.config.plan import Plan, plan_for
 from pipeline.config.schema import Config
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
+from pipeline.models.blocks import recompute_activations
 from pipeline.monitor.recorder import Recorder
 from pipeline.monitor.speed import seconds_of_starts
 from pipeline.objectives.build import build_objective
@@ -180,6 +181,8 @@ def _prepared(network: nn.Module, cfg: Config, accelerator: Accelerator) -> nn.M
             f"train.compile: found true with adversarial.r1_gamma={cfg.adversarial.r1_gamma}, which takes gradients of "
             "gradients: torch.compile has none. Set train.compile=false, or adversarial.r1_gamma=0."
         )
+    if cfg.train.activation_checkpointing:
+        recompute_activations(network)
     if cfg.train.compile:
         # A backward pass then leaves what it needs, as an adaptive weight takes gradients before the step does.
         functorch.donated_buffer = False
