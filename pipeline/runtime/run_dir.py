@@ -31,7 +31,7 @@ _STEP = re.compile(r"^step-(\d{9})$")
 # What may differ between the config of a run and a later call on it: where jobs run, what memory they have, and what is
 # done with the result.
 _MEMORY = ("train.micro_batch", "latents.decode_batch", "latents.tile")
-_FREE = ("cluster", "sample", "evaluate", "runs_dir", "data_dir", *_MEMORY)
+_FREE = ("cluster", "sample", "evaluate", "runs_dir", "data_dir", *_MEMORY, "train.async_save")
 _PLACE = ("name", "runs_dir")  # a run's directory says them, and may have been copied or moved
 
 

@@ -185,14 +185,17 @@ def restore_newest(run: RunDir, state: State) -> int | None:
     removes no checkpoint that another rank still reads.
     """
 
+    mine = None  # what rank 0 read to choose
+
     def choose() -> int | None:
-        path, sentences = checkpoint.newest_valid(run, set_aside=True)
+        nonlocal mine
+        path, mine, sentences = checkpoint.read_newest(run, set_aside=True)
         print(*sentences, sep="\n", end="\n" if sentences else "", file=sys.stderr)
         return None if path is None else step_of(path.name)
 
     step = distributed.decided(choose)
     if step is not None:
-        distributed.together(lambda: state.restore(checkpoint.read_chosen(run.checkpoint(step))))
+        distributed.together(lambda: state.restore(mine or checkpoint.read_chosen(run.checkpoint(step))))
     return step
 
 
