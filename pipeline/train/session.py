@@ -35,6 +35,7 @@ from pipeline.runtime.distributed import World
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import append_line
 from pipeline.runtime.numerics import set_numerics
+from pipeline.runtime.random import for_the_compiler
 from pipeline.runtime.run_dir import RunDir, step_of
 from pipeline.runtime.run_lock import only_trainer
 from pipeline.train.loss_scale import LossScale
@@ -163,6 +164,7 @@ def _prepared(network: nn.Module, cfg: Config, accelerator: Accelerator) -> nn.M
     if cfg.train.compile:
         # A backward pass then leaves what it needs, as an adaptive weight takes gradients before the step does.
         functorch.donated_buffer = False
+        for_the_compiler()
         network.compile()
     # Accelerate's own wrapper would name the GPU by the local rank. Where each task sees one GPU, that is number 0.
     bare: nn.Module = accelerator.prepare_model(network, evaluation_mode=True)
