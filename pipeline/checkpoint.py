@@ -133,6 +133,11 @@ def _load(path: Path, sha256: str | None) -> Tensors:
     return tensors
 
 
+def _load_recorded(path: Path) -> Tensors:
+    """Tensors of a file, as its checkpoint's commit record says."""
+    return _load(path, _records(path.parent)[path.name]["sha256"])
+
+
 def _damaged(directory: Path, wrong: str) -> Incomplete:
     return Incomplete(f"{directory} is damaged: {wrong}.")
 
@@ -240,7 +245,7 @@ def load_weights(run: RunDir, *, which: str, network: str, step: int | None = No
         there = sorted(Path(n).stem for n in records if n.endswith(".safetensors") and not n.startswith("optimizer"))
         raise UserError(f"{directory} has no '{which}.{network}'. It has: {', '.join(there)}.")
     try:
-        return _load(directory / name, records[name]["sha256"]), found
+        return _load_recorded(directory / name), found
     except Incomplete as error:
         raise Incomplete(f"{error} Choose another step: {run.steps()}.") from error
 
@@ -258,7 +263,7 @@ def _power_average(run: RunDir, network: str, step: int, width: float) -> Tensor
     coefficients = solve_weights(
         [s for s, _, _ in stored], [gamma_of(w) for _, w, _ in stored], time=step, gamma=gamma_of(width)
     )
-    return combine([load_file(path) for _, _, path in stored], coefficients)
+    return combine((_load_recorded(path) for _, _, path in stored), coefficients)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> Tensors:
