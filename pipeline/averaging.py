@@ -4,7 +4,7 @@ Every decay is a function of images seen, so an average is the same whatever the
 was interrupted. Weights are kept in fp32 (fp64 where training is), apart from the training weights.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -81,13 +81,16 @@ def _inner(
     return np.asarray(result, np.float64)
 
 
-def combine(averages: Sequence[Mapping[str, Tensor]], coefficients: NDArray[np.float64]) -> dict[str, Tensor]:
-    """sum_i c_i average_i for each tensor, accumulated in float64."""
-    combined = {}
-    for name, like in averages[-1].items():
-        if like.is_floating_point():
-            parts = [float(c) * a[name].double() for c, a in zip(coefficients, averages, strict=True)]
-            combined[name] = torch.stack(parts).sum(0).to(like.dtype)
-        else:
-            combined[name] = like.clone()
-    return combined
+def combine(averages: Iterable[Mapping[str, Tensor]], coefficients: NDArray[np.float64]) -> dict[str, Tensor]:
+    """sum_i c_i average_i for each tensor, accumulated in float64. What is not floating point is the last one's.
+
+    Averages are taken one at a time: of a generator, two are in memory at once, the next one and the sum.
+    """
+    sums: dict[str, Tensor] = {}
+    last: Mapping[str, Tensor] = {}
+    for coefficient, last in zip(coefficients, averages, strict=True):
+        for name, tensor in last.items():
+            if tensor.is_floating_point():
+                part = float(coefficient) * tensor.double()
+                sums[name] = sums[name].add_(part) if name in sums else part
+    return {name: sums[name].to(like.dtype) if name in sums else like.clone() for name, like in last.items()}

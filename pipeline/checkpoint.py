@@ -11,6 +11,8 @@ A directory is written under a temporary name, flushed and renamed; older ones a
 sight and then from the disk. So whatever is killed when, at least one whole checkpoint is there.
 """
 
+import hashlib
+import json
 import re
 import shutil
 import socket
@@ -31,7 +33,9 @@ from pipeline.runtime.files import atomic_path, fsync_path, read_json, sha256_fi
 from pipeline.runtime.run_dir import COMMIT, RunDir, step_of
 
 Tensors = dict[str, Tensor]
+STATE = "state.json"
 LATE_SECONDS = 60.0  # how long a network file system may take to show on one node what another has written
+_OTHER = "does not have the content that was written (sha256 differs)"
 
 
 @dataclass
@@ -51,46 +55,91 @@ def write(directory: Path, snapshot: Snapshot) -> None:
     """Write a checkpoint to `directory`, atomically. An existing one of the same name is left and raises."""
     with atomic_path(directory) as partial:
         partial.mkdir()
+        hashes = {}
         for name, tensors in snapshot.tensors.items():
-            _save(tensors, partial / f"{name}.safetensors")
-        write_json(partial / "state.json", snapshot.numbers)
-        files = {f.name: {"bytes": f.stat().st_size, "sha256": sha256_file(f)} for f in sorted(partial.iterdir())}
+            hashes[f"{name}.safetensors"] = _save(tensors, partial / f"{name}.safetensors")
+        write_json(partial / STATE, snapshot.numbers)
+        hashes[STATE] = sha256_file(partial / STATE)
+        files = {name: {"bytes": (partial / name).stat().st_size, "sha256": digest} for name, digest in hashes.items()}
         write_json(partial / COMMIT, {"step": snapshot.step, "files": files})
 
 
-def _save(tensors: Tensors, path: Path) -> None:
+def _save(tensors: Tensors, path: Path) -> str:
+    """Write a file; the sha256 that it has to have."""
+    packed = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     try:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, path)
+        save_file(packed, path)
     except SafetensorError as error:  # safetensors wraps what the system said, such as a full disk
         code = re.search(r"os error (\d+)", str(error))
         raise (OSError(int(code[1]), str(error)) if code else error) from error
+    return _sha256(path, packed)
 
 
-def damage(directory: Path, *, hashed: bool = True) -> str | None:
-    """What is wrong with a checkpoint, in words; None where every byte is as it was written.
+def _sha256(path: Path, tensors: Tensors) -> str:
+    """Hex sha256 of the safetensors file that holds these tensors. Its header alone is read, the rest is in memory.
 
-    Not `hashed`: None where every file is there and has its size.
+    The file is the header's size in 8 bytes, the header (JSON: the place of every tensor), and the tensors.
     """
+    with path.open("rb") as file:
+        size = file.read(8)
+        header = file.read(int.from_bytes(size, "little"))
+    places = {name: entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"}
+    digest = hashlib.sha256(size + header)
+    for name in sorted(places, key=places.__getitem__):
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read(directory: Path, *, hashed: bool = True) -> Snapshot:
+    """Read a checkpoint whole, each file once. Raises `Incomplete` naming the file and what is wrong with it.
+
+    Not `hashed`: every file is there and has its size; its content is taken as it is.
+    """
+    records = _records(directory)
+    tensors = {
+        Path(name).stem: _load(directory / name, record["sha256"] if hashed else None)
+        for name, record in records.items()
+        if name.endswith(".safetensors")
+    }
+    if hashed and sha256_file(directory / STATE) != records[STATE]["sha256"]:
+        raise _damaged(directory, f"{STATE} {_OTHER}")
+    return Snapshot(tensors, read_json(directory / STATE))
+
+
+def _records(directory: Path) -> dict[str, Any]:
+    """Size and sha256 of every file, from the commit record. All of them are there and have their sizes."""
     try:
-        files = read_json(directory / COMMIT)["files"]
-    except (Incomplete, KeyError, TypeError):
-        return f"it has no readable {COMMIT}"
-    for name, record in files.items():
+        records: dict[str, Any] = read_json(directory / COMMIT)["files"]
+    except (Incomplete, KeyError, TypeError) as error:
+        raise _damaged(directory, f"it has no readable {COMMIT}") from error
+    for name, record in records.items():
         file = directory / name
         if not file.is_file():
-            return f"{name} is missing"
+            raise _damaged(directory, f"{name} is missing")
         if file.stat().st_size != record["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {record['bytes']}"
-        if hashed and sha256_file(file) != record["sha256"]:
-            return f"{name} does not have the content that was written (sha256 differs)"
-    return None
+            raise _damaged(directory, f"{name} has {file.stat().st_size} bytes instead of {record['bytes']}")
+    return records
 
 
-def read(directory: Path, *, device: str = "cpu") -> Snapshot:
-    """Read a checkpoint whole. Raises `Incomplete` naming the file and what is wrong with it."""
-    if wrong := damage(directory):
-        raise Incomplete(f"{directory} is damaged: {wrong}.")
-    return _read(directory, device)
+def _load(path: Path, sha256: str | None) -> Tensors:
+    """Tensors of a file, mapped into memory, and compared with `sha256` there. None: they are not compared."""
+    try:
+        tensors: Tensors = load_file(path)
+        intact = sha256 is None or _sha256(path, tensors) == sha256
+    except (SafetensorError, ValueError) as error:  # ValueError: a header that is not Unicode
+        raise _damaged(path.parent, f"{path.name} cannot be read, its sha256 differs: {error}") from error
+    if not intact:
+        raise _damaged(path.parent, f"{path.name} {_OTHER}")
+    return tensors
+
+
+def _load_recorded(path: Path) -> Tensors:
+    """Tensors of a file, as its checkpoint's commit record says."""
+    return _load(path, _records(path.parent)[path.name]["sha256"])
+
+
+def _damaged(directory: Path, wrong: str) -> Incomplete:
+    return Incomplete(f"{directory} is damaged: {wrong}.")
 
 
 def read_chosen(directory: Path) -> Snapshot:
@@ -99,36 +148,39 @@ def read_chosen(directory: Path) -> Snapshot:
     Network file systems may show it here some seconds later: it is waited for. Raises `Incomplete` as `read` does.
     """
     end = time.monotonic() + LATE_SECONDS
-    while wrong := damage(directory, hashed=False):
-        if time.monotonic() >= end:
-            raise Incomplete(
-                f"{directory} was chosen by rank 0, but {socket.gethostname()} does not see it whole: {wrong}. Look at "
-                "the file system of the run directory on that node."
-            )
+    while True:
+        try:
+            return read(directory, hashed=False)
+        except Incomplete as error:
+            if time.monotonic() >= end:
+                raise Incomplete(
+                    f"{directory} was chosen by rank 0, but {socket.gethostname()} does not see it whole: {error} Look "
+                    "at the file system of the run directory on that node."
+                ) from error
         time.sleep(0.1)
-    return _read(directory, "cpu")
 
 
-def _read(directory: Path, device: str) -> Snapshot:
-    tensors = {f.stem: load_file(f, device=device) for f in sorted(directory.glob("*.safetensors"))}
-    return Snapshot(tensors, read_json(directory / "state.json"))
+def newest_valid(run: RunDir) -> tuple[Path | None, list[str]]:
+    """The newest undamaged checkpoint, and a sentence for each damaged one that was passed over."""
+    path, _, sentences = read_newest(run)
+    return path, sentences
 
 
-def newest_valid(run: RunDir, *, set_aside: bool = False) -> tuple[Path | None, list[str]]:
-    """The newest undamaged checkpoint, and a sentence for each damaged one that was passed over.
+def read_newest(run: RunDir, *, set_aside: bool = False) -> tuple[Path | None, Snapshot | None, list[str]]:
+    """`newest_valid`, and what was read to find it.
 
     `set_aside` renames the damaged ones, so that their step can be written again (one process only).
     """
     sentences: list[str] = []
     found = sorted((step, p) for p in run.checkpoints.glob("step-*") if (step := step_of(p.name)) is not None)
     for _, path in reversed(found):
-        wrong = damage(path)
-        if wrong is None:
-            return path, sentences
-        sentences.append(f"{path} is damaged ({wrong}) and is passed over.")
+        try:
+            return path, read(path), sentences
+        except Incomplete as error:
+            sentences.append(f"{error} It is passed over.")
         if set_aside:
             path.rename(path.with_name(f"damaged-{path.name}-{temporary_name(path).name[-6:]}"))
-    return None, sentences
+    return None, None, sentences
 
 
 def rotate(run: RunDir, *, keep_last: int, keep_every: int | None) -> None:
@@ -185,20 +237,17 @@ def load_weights(run: RunDir, *, which: str, network: str, step: int | None = No
         UserError: where there is no such checkpoint or average; `Incomplete` where it is damaged.
     """
     directory = step_to_read(run, step)
-    wrong = damage(directory)
-    if wrong:
-        raise Incomplete(f"{directory} is damaged: {wrong}. Choose another step: {run.steps()}.")
     found = step_of(directory.name) or 0
     if which.startswith("power:"):
         return _power_average(run, network, found, float(which.partition(":")[2])), found
-    path = directory / f"{which}.{network}.safetensors"
-    if not path.is_file():
-        there = sorted(p.stem for p in directory.glob("*.safetensors") if not p.stem.startswith("optimizer"))
+    records, name = _records(directory), f"{which}.{network}.safetensors"
+    if name not in records:
+        there = sorted(Path(n).stem for n in records if n.endswith(".safetensors") and not n.startswith("optimizer"))
         raise UserError(f"{directory} has no '{which}.{network}'. It has: {', '.join(there)}.")
     try:
-        return load_file(path), found
-    except SafetensorError as error:
-        raise Incomplete(f"{path} cannot be read: {error}") from error
+        return _load_recorded(directory / name), found
+    except Incomplete as error:
+        raise Incomplete(f"{error} Choose another step: {run.steps()}.") from error
 
 
 def _power_average(run: RunDir, network: str, step: int, width: float) -> Tensors:
@@ -214,13 +263,7 @@ def _power_average(run: RunDir, network: str, step: int, width: float) -> Tensor
     coefficients = solve_weights(
         [s for s, _, _ in stored], [gamma_of(w) for _, w, _ in stored], time=step, gamma=gamma_of(width)
     )
-    return combine([load_file(path) for _, _, path in stored], coefficients)
-
-
-def to_cpu(snapshot: Snapshot) -> Snapshot:
-    """A copy that later training steps do not change, for saving in the background."""
-    copy = {n: {k: v.detach().to("cpu", copy=True) for k, v in t.items()} for n, t in snapshot.tensors.items()}
-    return Snapshot(copy, dict(snapshot.numbers))
+    return combine((_load_recorded(path) for _, _, path in stored), coefficients)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> Tensors:

@@ -1,5 +1,7 @@
 """Averages against their closed forms."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -84,3 +86,29 @@ def test_counters_are_copied_not_averaged():
     average = {"n": torch.tensor(3)}
     averaging.update(average, {"n": torch.tensor(8)}, decay=0.9)
     assert average["n"] == 8
+
+
+def test_averages_are_taken_one_at_a_time():
+    """The same sum as of all of them stacked; those that were taken before need not be there any more."""
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(4, 3, generator=generator) for _ in range(30)]
+    coefficients = np.random.default_rng(0).normal(size=30)
+    alive = weakref.WeakSet()
+    largest = 0
+
+    def stored():
+        nonlocal largest
+        for k, value in enumerate(values):
+            copy = value.clone()
+            alive.add(copy)
+            largest = max(largest, len(alive))
+            one = {"w": copy, "n": torch.tensor(k)}
+            del copy
+            yield one
+            del one
+
+    found = averaging.combine(stored(), coefficients)
+    expected = torch.stack([float(c) * v.double() for c, v in zip(coefficients, values, strict=True)]).sum(0)
+    torch.testing.assert_close(found["w"], expected.float(), rtol=0, atol=1e-6)
+    assert found["n"] == 29
+    assert largest <= 2

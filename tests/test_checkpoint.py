@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 import tiny
@@ -10,7 +11,7 @@ import torch
 from pipeline import checkpoint
 from pipeline.checkpoint import Snapshot
 from pipeline.runtime.errors import Incomplete, UserError
-from pipeline.runtime.files import atomic_path, disk_error
+from pipeline.runtime.files import atomic_path, disk_error, read_json, sha256_file
 from pipeline.runtime.run_dir import COMMIT, RunDir
 
 
@@ -55,6 +56,61 @@ def test_damage_is_named_and_the_one_before_is_used(run, kind):
         checkpoint.read(run.checkpoint(6))
 
 
+def test_no_byte_of_a_tensor_file_may_differ(run):
+    """The header's names, places and shapes too, whatever the reader makes of them."""
+    file = run.checkpoint(6) / "average.net.safetensors"
+    whole = file.read_bytes()
+    for place in range(len(whole)):
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(Incomplete, match=r"step-000000006 is damaged: average.net.safetensors .*sha256 differs"):
+            checkpoint.read(run.checkpoint(6))
+
+
+KINDS = {
+    "scalar": torch.tensor(3),
+    "empty": torch.zeros(0, 4),
+    "bfloat16": torch.arange(7, dtype=torch.bfloat16),
+    "flags": torch.tensor([True, False]),
+    "transposed": torch.arange(12.0).reshape(3, 4).T,
+    "channels_last": torch.arange(48.0).reshape(2, 3, 4, 2).to(memory_format=torch.channels_last),
+    "gradient": torch.nn.Parameter(torch.arange(3.0)),
+    "ümlaut": torch.arange(5, dtype=torch.uint8),
+}
+
+
+@pytest.mark.parametrize("tensors", [KINDS, {}], ids=["all kinds", "none"])
+def test_the_recorded_hash_is_that_of_the_file(tmp_path, tensors):
+    checkpoint.write(tmp_path / "step-000000001", Snapshot({"network.net": tensors}, {"step": 1}))
+    for name, record in read_json(tmp_path / "step-000000001" / COMMIT)["files"].items():
+        assert record["sha256"] == sha256_file(tmp_path / "step-000000001" / name)
+    found = checkpoint.read(tmp_path / "step-000000001").tensors["network.net"]
+    assert found.keys() == tensors.keys() and all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def bytes_read():
+    """What this process has read so far; pages of mapped files are not counted."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_a_file_is_not_read_again_for_its_hash(tmp_path):
+    """Writing hashes what is in memory; reading hashes what is mapped."""
+    large = Snapshot({"network.net": {"w": torch.ones(1 << 20)}}, {"step": 1})
+    checkpoint.write(tmp_path / "checkpoints" / "step-000000001", large)  # whatever is loaded at a first call
+    before = bytes_read()
+    checkpoint.write(tmp_path / "checkpoints" / "step-000000002", Snapshot(large.tensors, {"step": 2}))
+    _, found, _ = checkpoint.read_newest(RunDir(tmp_path))
+    weights, _ = checkpoint.load_weights(RunDir(tmp_path), which="network", network="net")
+    assert torch.equal(found.tensors["network.net"]["w"], weights["w"])
+    assert bytes_read() - before < 1 << 20
+
+
+def test_weights_that_are_asked_for_by_step_are_verified(run):
+    file = run.checkpoint(4) / "average.net.safetensors"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    with pytest.raises(Incomplete, match=r"average.net.safetensors .*sha256 differs.*Choose another step: \[2, 4, 6\]"):
+        checkpoint.load_weights(run, which="average", network="net", step=4)
+
+
 def test_a_checkpoint_without_a_commit_record_is_none(run):
     (run.checkpoint(6) / COMMIT).unlink()
     assert run.latest_step() == 4
@@ -63,7 +119,7 @@ def test_a_checkpoint_without_a_commit_record_is_none(run):
 
 def test_a_damaged_one_is_set_aside_so_that_its_step_can_be_written_again(run):
     (run.checkpoint(6) / "state.json").write_text("{}")
-    checkpoint.newest_valid(run, set_aside=True)
+    checkpoint.read_newest(run, set_aside=True)
     checkpoint.write(run.checkpoint(6), snapshot(6))
     assert checkpoint.newest_valid(run) == (run.checkpoint(6), [])
 

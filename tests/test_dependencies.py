@@ -2,10 +2,16 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
+
+import pytest
+import tiny
+
+from pipeline.runtime.run_dir import create_run
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("pipeline", "slurm", "data_prep")
@@ -46,3 +52,56 @@ def test_every_library_that_mypy_is_told_about_is_imported():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
     told = {name.split(".")[0] for override in settings["overrides"] for name in override["module"]}
     assert told - imported().keys() == set()
+
+
+LARGE = (
+    "torch",
+    "scipy",
+    "matplotlib",
+    "optuna",
+    "torchmetrics",
+    "tensorboard",
+    "accelerate",
+    "pandas",
+    "transformers",
+)
+COMPILER = ("torch._dynamo", "sympy")  # a second, which an optimiser alone needs
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "but"),
+    [
+        ("pipeline", ["--help"], (*LARGE, "numpy", "pydantic", "hydra")),
+        ("slurm", ["--help"], LARGE),
+        ("slurm", ["plan", "experiment=glyphs16", "cluster=local"], LARGE),
+        ("slurm", ["status", "RUN"], LARGE),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_command_that_computes_nothing_loads_nothing_large(tmp_path, package, words, but):
+    run = create_run(tiny.config(tmp_path))
+    words = [str(run.path) if word == "RUN" else word for word in words]
+    code = (
+        "import atexit, runpy, sys\n"
+        f"sys.argv = [{package!r}, *{words!r}]\n"
+        f"atexit.register(lambda: print('loaded:', [name for name in {but!r} if name in sys.modules]))\n"
+        f"runpy.run_module({package!r}, run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode in (0, 1) and "Traceback" not in done.stderr, done.stderr  # 1: not everything is there
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
+@pytest.mark.parametrize(
+    ("module", "but"),
+    [
+        ("pipeline.train.job", ("scipy", "matplotlib", "torchmetrics", *COMPILER)),
+        ("pipeline.sample", ("scipy", "matplotlib", "torchmetrics", "tensorboard", "accelerate", *COMPILER)),
+        ("pipeline.export", ("scipy", "matplotlib", "torchmetrics", "tensorboard", "accelerate", *COMPILER)),
+        ("pipeline.evaluate", ("torchmetrics", "scipy.stats", "accelerate", *COMPILER)),
+    ],
+)
+def test_a_job_loads_what_it_needs(module, but):
+    code = f"import sys, {module}\nprint([name for name in {but!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"

@@ -84,7 +84,9 @@ class TrainConfig(Settings):
     checkpoint_minutes: float | None = Field(None, gt=0)  # also save when this much time has passed
     keep_last: int = Field(2, ge=1)
     keep_every: Duration | None = None  # checkpoints at multiples of this are never rotated away
-    async_save: bool = False
+    # Training goes on while a checkpoint is written, from a copy in the memory of rank 0's node: as large as the
+    # checkpoint, up to twice that beside a GPU. The last save, and that of a stop, are waited for.
+    async_save: bool = True
     nonfinite_limit: int = Field(5, ge=1)  # this many skipped steps in a row: back to the last checkpoint
     nonfinite_rollbacks: int = Field(2, ge=0)  # then this often past the offending data, then stop
 

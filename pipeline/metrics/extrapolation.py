@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtrit
 
 from pipeline.metrics.frechet import Target
 from pipeline.metrics.moments import Moments, merged, moments
@@ -44,7 +44,7 @@ def jackknife(groups: list[Moments], target: Target) -> Interval | None:
     count = len(groups)
     error = float(np.sqrt((count - 1) / count * ((values - values.mean()) ** 2).sum()))
     centre = target.quick(merged(groups))
-    half = float(stats.t.ppf(0.975, count - 1)) * error
+    half = float(stdtrit(count - 1, 0.975)) * error  # of Student's t; scipy.stats loads for a second
     return Interval(max(centre - half, 0.0), centre + half, error, count)
 
 

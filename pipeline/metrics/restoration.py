@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 RANGE = 2.0  # of pixels in [-1, 1]
 SSIM_WINDOW = 11  # pixels: the Gaussian of Wang et al. 2004, deviation 1.5
@@ -23,6 +22,9 @@ def ssim(restored: Tensor, originals: Tensor) -> Tensor:
     Of values from 0 to 1, as it is published: its comparison of means is one of light, of which there is none below 0.
     NaN where the images are no larger than half the window, which cannot be mirrored into a border then.
     """
+    # Loaded here, for it brings matplotlib and scipy: two seconds, which no other job is to spend.
+    from torchmetrics.functional.image import structural_similarity_index_measure
+
     if min(originals.shape[2:]) <= SSIM_WINDOW // 2:
         return originals.new_full((len(originals),), torch.nan)
     light = ((images.clamp(-1, 1) + 1) / 2 for images in (restored, originals))

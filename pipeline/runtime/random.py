@@ -124,10 +124,17 @@ def drop(x: Tensor, seed: int, stream: Stream, numbers: Tensor, *, share: float,
     return philox_triton.drop(x, numbers, share=share, key=key, last=last, threshold=threshold)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def fused(device: torch.device) -> bool:
-    """Whether draws on `device` are single Triton kernels: on CUDA, of a capability that Triton compiles for."""
+    """Whether draws on `device` are single Triton kernels: on CUDA, of a capability that Triton compiles for.
+
+    Call `for_the_compiler` before something that asks for it is compiled.
+    """
     return device.type == "cuda" and _triton_compiles_for(device.index)
+
+
+def for_the_compiler() -> None:
+    """Tell torch's compiler that `fused` does not change. Not a decorator: it loads the compiler, for a second."""
+    torch.compiler.assume_constant_result(fused)  # type: ignore[no-untyped-call]
 
 
 @functools.cache

@@ -21,7 +21,6 @@ from pipeline.runtime.run_dir import RunDir
 from pipeline.runtime.stopping import Stop
 from pipeline.train.profiling import Profiler
 from pipeline.train.reporting import Reporter
-from pipeline.train.sampled import Judge
 from pipeline.train.session import Session, restore_newest, session
 from pipeline.train.step import Launched, launch_step
 from pipeline.train.validation import keep_best, preview, validate
@@ -57,7 +56,11 @@ def _in_session(cfg: Config, run: RunDir, *, world: World, stop: Stop) -> bool:
 def _run(s: Session, report: Reporter, stop: Stop, profiler: Profiler) -> bool:
     """Step until the end (True) or until asked to stop (False); either way the state is then on the disk."""
     plan, data = s.plan, _data(s)
-    judge = Judge(s) if plan.metric_every else None
+    judge = None
+    if plan.metric_every:
+        from pipeline.train.sampled import Judge  # it loads scipy, which no other training needs
+
+        judge = Judge(s)
     if s.state.clock.step == 0:
         report.save(wait=True)  # a full disk shows now rather than hours later, and there is a state to roll back to
     running: deque[Launched] = deque()

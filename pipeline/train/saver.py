@@ -3,8 +3,10 @@
 import threading
 import time
 
+import torch
+
 from pipeline import checkpoint
-from pipeline.checkpoint import Snapshot
+from pipeline.checkpoint import Snapshot, Tensors
 from pipeline.runtime.files import sweep_partial, write_json
 from pipeline.runtime.run_dir import FINISHED, RunDir
 
@@ -18,6 +20,7 @@ class Saver:
         self._background = background
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._copies: dict[str, Tensors] = {}
         self.stall_seconds = 0.0  # how long the last save kept training waiting
 
     def save(self, snapshot: Snapshot, *, wait: bool) -> None:
@@ -25,7 +28,7 @@ class Saver:
         start = time.monotonic()
         self.finish()
         if self._background and not wait:
-            self._thread = threading.Thread(target=self._try, args=(checkpoint.to_cpu(snapshot),), daemon=False)
+            self._thread = threading.Thread(target=self._try, args=(self._copied(snapshot),), daemon=False)
             self._thread.start()
         else:
             self._write(snapshot)
@@ -43,6 +46,25 @@ class Saver:
     def close_run(self, step: int) -> None:
         """Mark the run as finished at `step`."""
         write_json(self._run.checkpoints / FINISHED, {"step": step})
+
+    def _copied(self, snapshot: Snapshot) -> Snapshot:
+        """A copy on the CPU that later training steps do not change, in memory that the next save uses again.
+
+        From a GPU into pinned memory: the copies are queued, and training waits for the device once, for all of them.
+        """
+        tensors: dict[str, Tensors] = {}
+        gpus: set[torch.device] = set()
+        for file, found in snapshot.tensors.items():
+            room = self._copies.setdefault(file, {})
+            for name, value in found.items():
+                if name not in room:
+                    room[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+                room[name].copy_(value.detach(), non_blocking=True)
+                gpus |= {value.device} if value.is_cuda else set()
+            tensors[file] = {name: room[name] for name in found}
+        for gpu in gpus:
+            torch.cuda.current_stream(gpu).synchronize()
+        return Snapshot(tensors, dict(snapshot.numbers))
 
     def _try(self, snapshot: Snapshot) -> None:
         try:

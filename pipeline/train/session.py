@@ -36,6 +36,7 @@ from pipeline.runtime.distributed import World
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import append_line
 from pipeline.runtime.numerics import set_numerics
+from pipeline.runtime.random import for_the_compiler
 from pipeline.runtime.run_dir import RunDir, step_of
 from pipeline.runtime.run_lock import only_trainer
 from pipeline.train.graphs import GraphedBackward
@@ -186,6 +187,7 @@ def _prepared(network: nn.Module, cfg: Config, accelerator: Accelerator) -> nn.M
     if cfg.train.compile:
         # A backward pass then leaves what it needs, as an adaptive weight takes gradients before the step does.
         functorch.donated_buffer = False
+        for_the_compiler()
         network.compile()
     # Accelerate's own wrapper would name the GPU by the local rank. Where each task sees one GPU, that is number 0.
     bare: nn.Module = accelerator.prepare_model(network, evaluation_mode=True)
@@ -208,14 +210,17 @@ def restore_newest(run: RunDir, state: State) -> int | None:
     removes no checkpoint that another rank still reads.
     """
 
+    mine = None  # what rank 0 read to choose
+
     def choose() -> int | None:
-        path, sentences = checkpoint.newest_valid(run, set_aside=True)
+        nonlocal mine
+        path, mine, sentences = checkpoint.read_newest(run, set_aside=True)
         print(*sentences, sep="\n", end="\n" if sentences else "", file=sys.stderr)
         return None if path is None else step_of(path.name)
 
     step = distributed.decided(choose)
     if step is not None:
-        distributed.together(lambda: state.restore(checkpoint.read_chosen(run.checkpoint(step))))
+        distributed.together(lambda: state.restore(mine or checkpoint.read_chosen(run.checkpoint(step))))
     return step
 
 

@@ -6,7 +6,7 @@ import torch
 
 from pipeline import checkpoint
 from pipeline.checkpoint import Snapshot
-from pipeline.runtime.run_dir import RunDir
+from pipeline.runtime.run_dir import RunDir, create_run
 from pipeline.train.saver import Saver
 
 
@@ -20,6 +20,17 @@ def test_a_background_save_holds_the_state_of_its_step(tmp_path):
     saver.finish()
     found = [float(checkpoint.read(run.checkpoint(s)).tensors["network.net"]["w"].unique()) for s in (1, 2, 3)]
     assert found == [0.0, 1.0, 2.0]
+
+
+def test_a_copy_holds_no_tensor_of_an_earlier_one(tmp_path):
+    """After a rollback to the first step the optimiser has no moments: the next save must not bring back old ones."""
+    saver = Saver(RunDir(tmp_path), keep_last=3, keep_every=None, background=True)
+    for step, names in ((1, ("w", "m")), (2, ("w",))):
+        tensors = {name: torch.full((2,), float(step)) for name in names}
+        saver.save(Snapshot({"optimizer.net": tensors}, {"step": step}), wait=False)
+    saver.finish()
+    found = [checkpoint.read(RunDir(tmp_path).checkpoint(s)).tensors["optimizer.net"] for s in (1, 2)]
+    assert [{name: float(t[0]) for name, t in tensors.items()} for tensors in found] == [{"w": 1, "m": 1}, {"w": 2}]
 
 
 def test_a_failed_background_save_is_raised(tmp_path):
@@ -40,7 +51,13 @@ def test_a_clock_on_the_wall_may_ask_for_saves_and_changes_nothing_else(tmp_path
 
 
 def test_training_with_background_saves_is_the_same_training(tmp_path):
-    one = tiny.config(tmp_path, name="one")
-    two = tiny.config(tmp_path, name="two", async_save=True, checkpoint_every="1 steps")
+    one = tiny.config(tmp_path, name="one", async_save=False)
+    two = tiny.config(tmp_path, name="two", checkpoint_every="1 steps")
+    assert two.train.async_save
     tiny.prepare(one)
     assert tiny.fingerprint(tiny.run(one), 12) == tiny.fingerprint(tiny.run(two), 12)
+
+
+def test_how_a_run_saves_may_be_said_anew(tmp_path):
+    run = create_run(tiny.config(tmp_path, async_save=False))
+    assert create_run(tiny.config(tmp_path, async_save=True)) == run
