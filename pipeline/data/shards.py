@@ -384,17 +384,18 @@ def verify_shards(path: Path) -> ShardDirectory:
 def records_of(path: Path) -> list[ShardRecord]:
     """The records of a finished directory's shards, as their writers had them: every sample is decoded again."""
     directory = open_shards(path)
-    layout, records = directory.manifest.layout, []
-    for number, entry in enumerate(directory.manifest.shards):
-        mine = np.flatnonzero(directory.index["shard"] == number)
+    layout, records, first = directory.manifest.layout, [], 0
+    for entry in directory.manifest.shards:
+        mine = slice(first, first + entry["count"])  # the index is in the order of the shards
+        first = mine.stop
         sums = _Sums(layout)
         with (path / entry["name"]).open("rb") as file:
-            for row in directory.index[mine]:
-                file.seek(int(row["offset"]))
-                sums.add(layout.decode(file.read(int(row["size"]))))
+            rows: list[tuple[int, int, int]] = directory.index[mine][["size", "offset", "label"]].tolist()
+            for size, offset, _ in rows:
+                file.seek(offset)
+                sums.add(layout.decode(file.read(size)))
         sums.finish()
-        rows = [(int(r["size"]), int(r["offset"]), int(r["label"])) for r in directory.index[mine]]
-        attributes = [() if directory.attributes is None else tuple(map(int, directory.attributes[k])) for k in mine]
-        written = entry["name"], entry["sha256"], entry["bytes"]
-        records.append(ShardRecord(*written, rows, attributes, sums.sums, sums.squares, []))
+        told = [()] * entry["count"] if directory.attributes is None else directory.attributes[mine].tolist()
+        seen = rows, [tuple(row) for row in told], sums.sums, sums.squares
+        records.append(ShardRecord(entry["name"], entry["sha256"], entry["bytes"], *seen))
     return records

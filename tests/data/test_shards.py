@@ -21,6 +21,7 @@ from pipeline.data.shards import (
     finish,
     open_shards,
     read_record,
+    records_of,
     shard_name,
     verify_shards,
     write_shard,
@@ -219,3 +220,17 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(Incomplete, match=r"000001\.tar is missing"):
         open_shards(tmp_path)
+
+
+@pytest.mark.parametrize("width", [0, 2])
+def test_the_records_of_a_finished_directory_are_those_of_its_writers(tmp_path, width):
+    layout, generator, written = Layout("raw", (3, 2, 2)), np.random.default_rng(0), []
+    for number, count in enumerate((3, 0, 20, 1)):
+        samples = [
+            Sample(f"{number}-{k}", generator.bytes(12), "npy", label=k % 5, attributes=(k % 2, -1)[:width])
+            for k in range(count)
+        ]
+        written.append(write_shard(tmp_path / shard_name(number), samples, layout))
+    names = ["a", "b"][:width]
+    finish(tmp_path, written, layout, classes=list("abcde"), protocol={}, split="train", attributes=names)
+    assert records_of(tmp_path) == [record for record in written if record.count]
