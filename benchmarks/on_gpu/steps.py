@@ -38,6 +38,7 @@ class Case:
     compiled: bool
     profiled: bool = False
     graph: bool = False
+    precision: str = "bf16"  # or fp32
 
     @property
     def mode(self) -> str:
@@ -99,15 +100,21 @@ def show(report: Report, rows: list[dict[str, Any]]) -> None:
     )
 
 
-def model_settings(network: str) -> dict[str, Any]:
-    """A file of configs/model, with classes and without dropout, as benchmarks/networks.py has it."""
+def model_settings(network: str, size: int | None = None) -> dict[str, Any]:
+    """A file of configs/model, with classes and without dropout, as benchmarks/networks.py has it.
+
+    Given the `size` of images, attention is left out where no map has its size.
+    """
     settings = yaml.safe_load((CONFIGS / f"{network}.yaml").read_text())
+    if size is not None:
+        maps = [size >> level for level in range(len(settings["multipliers"]))]
+        settings["attention"] = [pixels for pixels in settings["attention"] if pixels in maps]
     return {**settings, "condition": "class", "dropout": 0.0}
 
 
-def unet(network: str) -> UNetConfig:
+def unet(network: str, size: int | None = None) -> UNetConfig:
     """The same, checked."""
-    cfg: UNetConfig = TypeAdapter(ModelConfig).validate_python(model_settings(network))
+    cfg: UNetConfig = TypeAdapter(ModelConfig).validate_python(model_settings(network, size))
     return cfg
 
 
@@ -141,11 +148,11 @@ def config_of(case: Case, place: checks.Place) -> Config:
     """Our experiment of a case, with its data prepared."""
     cfg = adapter.config(
         place.root,
-        name=f"{case.network}-{case.batch}-{case.mode}",
-        model=model_settings(case.network),
+        name=f"{case.network}-{case.batch}-{case.mode}-{case.precision}",
+        model=model_settings(case.network, case.size),
         size=case.size,
         batch=case.batch,
-        precision="bf16",
+        precision=case.precision,
         compile=case.compiled,
         cuda_graph=case.graph,
         workers=min(os.cpu_count() or 1, 8) if place.device == "cuda" else 0,
@@ -229,8 +236,8 @@ def their_step(case: Case, images: Tensor, labels: Tensor, *, device: str) -> Ca
     from diffusers.optimization import get_scheduler
     from diffusers.training_utils import EMAModel
 
-    accelerator = Accelerator(mixed_precision="bf16", cpu=device == "cpu")
-    settings = foreign_unet.to_config(unet(case.network), (3, case.size, case.size), classes=adapter.CLASSES)
+    accelerator = Accelerator(mixed_precision="no" if case.precision == "fp32" else case.precision, cpu=device == "cpu")
+    settings = foreign_unet.to_config(unet(case.network, case.size), (3, case.size, case.size), classes=adapter.CLASSES)
     model = diffusers.UNet2DModel.from_config(settings)
     ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, foreach=True)
     model = model.to(device)
@@ -265,7 +272,7 @@ def their_step(case: Case, images: Tensor, labels: Tensor, *, device: str) -> Ca
 def speeds(case: Case, times: dict[str, float], *, peak: float | None) -> dict[str, Any]:
     """Images a second, ratios, and the share of the card's peak."""
     rate = {name: case.batch / value for name, value in times.items()}
-    flops = flops_per_image(unet(case.network), case.size)
+    flops = flops_per_image(unet(case.network, case.size), case.size)
     return {
         **rate,
         "ratio": rate["ours"] / rate["theirs"] if "theirs" in rate else None,

@@ -386,8 +386,7 @@ def records_of(path: Path) -> list[ShardRecord]:
     directory = open_shards(path)
     layout, records, first = directory.manifest.layout, [], 0
     for entry in directory.manifest.shards:
-        mine = slice(first, first + entry["count"])  # the index is in the order of the shards
-        first = mine.stop
+        mine = slice(first, first := first + entry["count"])  # the index is in the order of the shards
         sums = _Sums(layout)
         with (path / entry["name"]).open("rb") as file:
             rows: list[tuple[int, int, int]] = directory.index[mine][["size", "offset", "label"]].tolist()
@@ -396,6 +395,6 @@ def records_of(path: Path) -> list[ShardRecord]:
                 sums.add(layout.decode(file.read(size)))
         sums.finish()
         told = [()] * entry["count"] if directory.attributes is None else directory.attributes[mine].tolist()
-        seen = rows, [tuple(row) for row in told], sums.sums, sums.squares
-        records.append(ShardRecord(entry["name"], entry["sha256"], entry["bytes"], *seen))
+        written, seen = (entry["name"], entry["sha256"], entry["bytes"]), (rows, [tuple(row) for row in told])
+        records.append(ShardRecord(*written, *seen, sums.sums, sums.squares, []))
     return records

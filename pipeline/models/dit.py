@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.config.schema_model import DiTConfig
 from pipeline.models.conditioning import NoiseEmbedding, build_condition
 from pipeline.models.dropout import KeyedDropout, number_layers
-from pipeline.models.layers import zeroed
+from pipeline.models.layers import attend, zeroed
 from pipeline.models.norm import LayerNorm
 
 NOISE_FEATURES = 256
@@ -52,7 +52,7 @@ class TokenAttention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, width] -> [B, N, width]."""
         q, k, v = rearrange(self.to_qkv(tokens), "b n (three heads c) -> three b heads n c", three=3, heads=self.heads)
-        mixed = nn.functional.scaled_dot_product_attention(self.norm_q(q), self.norm_k(k), v)
+        mixed = attend(self.norm_q(q), self.norm_k(k), v)
         out: Tensor = self.to_out(rearrange(mixed, "b heads n c -> b n (heads c)"))
         return out
 

@@ -2,6 +2,7 @@
 
 from typing import Literal, TypeVar
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -10,6 +11,8 @@ from pipeline.models.norm import GroupNorm, added, apart, fuses, own_precision
 
 Resample = Literal["up", "down", "none"]
 M = TypeVar("M", bound=nn.Module)
+
+_FEW_TOKENS = 256  # of 16 px
 
 
 def zeroed(module: M) -> M:
@@ -43,6 +46,18 @@ def downsample(x: Tensor) -> Tensor:
     return nn.functional.avg_pool2d(x, 2)
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(width)) v of [..., tokens, width].
+
+    On a CPU, torch's fused kernel is slow in bf16 where tokens are few: three plain products take half of its time.
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or q.shape[-2] > _FEW_TOKENS:
+        return nn.functional.scaled_dot_product_attention(q, k, v)
+    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    mixed: Tensor = weights.softmax(-1) @ v
+    return mixed
+
+
 class Attention(nn.Module):
     """Self-attention over the pixels of a map, added to it (ADM; Dhariwal & Nichol 2021, section 3.1)."""
 
@@ -57,7 +72,7 @@ class Attention(nn.Module):
         """[B, C, H, W] -> [B, C, H, W]."""
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
         q, k, v = rearrange(self.to_qkv(tokens), "b n (three heads c) -> three b heads n c", three=3, heads=self.heads)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        mixed = attend(q, k, v)
         out = self.to_out(rearrange(mixed, "b heads n c -> b n (heads c)"))
         added: Tensor = x + rearrange(out, "b (h w) c -> b c h w", h=x.shape[2])
         return added
