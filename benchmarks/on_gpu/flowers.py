@@ -170,7 +170,6 @@ def training_words(job: Job, mode: str, rate: float) -> list[str]:
         "train.log_every=10 steps",
         f"train.validate_every={max(kimg / 8, 1):.0f} kimg",
         f"train.checkpoint_every={max(kimg / 3, 1):.0f} kimg",
-        "train.async_save=true",
         f"train.workers={min(os.cpu_count() or 1, 8)}",
     ]
 

@@ -18,7 +18,10 @@ TINY = "--model unet_tiny --autoencoder kl_autoencoder_tiny"
             f"latents.py {TINY} --size 16 --images 8 --batch 4 --steps 1 --rounds 1".split(),
             ["cached latents", "encoding at every step", "target 2x"],
         ),
-        ("steps.py --rounds 1 --case unet_tiny:16:2 --precision bf16".split(), ["ours", "diffusers", "target 1.25"]),
+        (
+            ["steps.py", "--rounds", "1", "--case", "unet_tiny:16:2", "--precision", "bf16"],
+            ["ours", "diffusers", "target 1.25"],
+        ),
         (["draws.py", "--batch", "1", "--steps", "1"], ["million numbers/s", "of a step"]),
     ],
 )
