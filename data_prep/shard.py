@@ -25,7 +25,7 @@ from data_prep.parallel import cores, run_parallel
 from data_prep.plan import Plan, ShardJob, make_plan
 from data_prep.reasons import BY_PROTOCOL, Unusable
 from data_prep.sources import glyphs
-from data_prep.stage import finished, run_stage, tidy
+from data_prep.stage import finished, run_stage
 from pipeline.config.paths import data_directory, protocol_hash
 from pipeline.config.schema import Config
 from pipeline.config.schema_data import DataConfig
@@ -45,6 +45,7 @@ from pipeline.data.shards import (
 )
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import atomic_path, read_lines
+from pipeline.runtime.parts import writing
 from pipeline.runtime.progress import progress
 
 VERSION = 1  # raised when the same settings would give other bytes
@@ -85,18 +86,17 @@ def _shard(cfg: Config, directory: Path, *, workers: int | None, part: tuple[int
     items = Items(source_directory(cfg))
     plan = plan_of(cfg)
     jobs = list(plan.jobs(cfg.data.images_per_shard))
-    if part == (0, 1):
-        tidy(directory)
     listed = read_rejected(source_directory(cfg) / "rejected.jsonl")
     check_rejected(cfg.data, listed, kept=len(items), path=source_directory(cfg) / "rejected.jsonl")
     missing = [job for place, job in enumerate(jobs) if place % part[1] == part[0] and not _done(directory, job)]
     total = sum(len(job.items) for job in jobs)
     places = {label: place for place, label in enumerate(plan.labels)}
     work = functools.partial(make_shard, data=cfg.data, source=source_directory(cfg), target=directory, places=places)
-    with progress(f"shard {cfg.data.name}", total, done=total - sum(len(job.items) for job in missing)) as tick:
+    done = total - sum(len(job.items) for job in missing)
+    with writing(directory), progress(f"shard {cfg.data.name}", total, done=done) as tick:
         for made in run_parallel(work, missing, workers=min(workers or cores(), max(len(missing), 1))):
             tick(made)
-    return complete(cfg, directory, plan, jobs=jobs)
+        return complete(cfg, directory, plan, jobs=jobs)
 
 
 def plan_of(cfg: Config) -> Plan:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import TEMPORARY, disk_error, read_json, sweep_partial, temporary_name, write_json
+from pipeline.runtime.files import TEMPORARY, disk_error, read_json, temporary_name, write_json
 
 RECEIPT = "receipt.json"
 OTHERWISE = "give the new data another data.name"
@@ -105,12 +105,6 @@ def _name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:  # a user whom this machine does not know
         return f"user {uid}"
-
-
-def tidy(directory: Path) -> None:
-    """Remove what killed writers left here and below. Only for a stage that has this directory to itself."""
-    for path in [directory, *(p for p in directory.iterdir() if p.is_dir())]:
-        sweep_partial(path)
 
 
 def _matching_receipt(name: str, directory: Path, inputs: dict[str, Any], otherwise: str = OTHERWISE) -> dict[str, Any]:

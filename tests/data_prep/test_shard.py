@@ -1,5 +1,6 @@
 """Exact and parallel: the same bytes whoever makes the shards, in how many pieces, and however often killed."""
 
+import fcntl
 import os
 import random
 import signal
@@ -230,3 +231,22 @@ def test_shards_of_other_settings_are_never_mixed(images: Path, tmp_path: Path) 
 def test_shard_before_fetch_says_what_to_run(images: Path, tmp_path: Path) -> None:
     with pytest.raises(Incomplete, match="Run `python -m data_prep fetch`"):
         shard.run(of(images, tmp_path))
+
+
+def test_what_another_process_is_writing_is_left_alone(images: Path, alone: dict[str, str], tmp_path: Path) -> None:
+    """A writer holds a shared lock on the folder, which the kernel releases when it dies."""
+    cfg = of(images, tmp_path)
+    listing.run(cfg)
+    folder = data_directory(cfg) / "shards"
+    unfinished = folder / "train" / "000000.tar.partial-0123456789ab"
+    unfinished.parent.mkdir(parents=True)
+    for lives in (True, False):
+        unfinished.touch()
+        handle = os.open(folder, os.O_RDONLY)
+        if lives:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        shard.run(cfg, workers=1, part=(0, 2))
+        os.close(handle)
+        assert unfinished.exists() == lives
+    shard.run(cfg, workers=1)
+    assert content_of(folder) == alone
