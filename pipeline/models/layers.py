@@ -7,7 +7,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from pipeline.models.dropout import KeyedDropout
-from pipeline.models.norm import GroupNorm, added, apart, fuses, own_precision
+from pipeline.models.norm import GroupNorm, added, apart, fuses
+from pipeline.runtime.numerics import own_precision
 
 Resample = Literal["up", "down", "none"]
 M = TypeVar("M", bound=nn.Module)

@@ -8,13 +8,13 @@ On a GPU, with channels last in memory, a group norm and what surrounds it run a
 the compiler fuses by itself, these are plain formulas.
 """
 
-import contextlib
 import importlib.util
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from pipeline.runtime.numerics import own_precision
 
 _FUSED_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -91,11 +91,6 @@ def added(x: Tensor, branch: Tensor, bias: Tensor | None) -> Tensor:
 
         return add(x, branch, bias)
     return x + (branch + bias.to(branch.dtype)[:, None, None])
-
-
-def own_precision(x: Tensor) -> contextlib.AbstractContextManager[Any]:
-    """No autocast. There is none on the meta device, where shapes and costs are found out."""
-    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def fuses(x: Tensor) -> bool:

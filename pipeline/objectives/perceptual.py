@@ -22,6 +22,7 @@ from pipeline.metrics.extractors import CLASSIFIER, classifier_directory
 from pipeline.models.squeezenet import SqueezeNet
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import read_json, sha256_file
+from pipeline.runtime.numerics import own_precision
 
 EPS = 1e-10
 _SETTING = "autoencoder.perceptual"
@@ -88,7 +89,7 @@ class Perceptual:
     def __call__(self, one: Tensor, other: Tensor) -> Tensor:
         """The distance of images [B, C, H, W] in [-1, 1], [B]. In float32 or wider, whatever runs around it."""
         network = self._loaded(one)
-        with torch.autocast(one.device.type, enabled=False):
+        with own_precision(one):
             heads = None if self._heads is None else [h.to(one) for h in self._heads]
             return distance(network(one), network(other), heads)
 

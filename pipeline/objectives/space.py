@@ -16,6 +16,7 @@ from pipeline.models.tiles import sliced, tiled
 from pipeline.runtime.constants import beside
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, sha256_file, write_json
+from pipeline.runtime.numerics import own_precision
 from pipeline.runtime.random import Stream, normal
 from pipeline.runtime.run_dir import RunDir
 
@@ -95,7 +96,7 @@ class LatentSpace:
             )
         self._autoencoder.to(x.device)
         mean, std = self._scales(x.float())
-        with torch.autocast(x.device.type, enabled=False):
+        with own_precision(x):
             return sliced(self._decode, x.float() * std + mean, images=self._cfg.decode_batch)
 
     def _decode(self, latents: Tensor) -> Tensor:

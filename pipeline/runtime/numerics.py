@@ -5,10 +5,12 @@ an algorithm that gives other bits each time. Here float32 is float32 unless a r
 same step give the same bits. Timing algorithms to choose one (cudnn.benchmark) is off: a restart could choose another.
 """
 
+import contextlib
 import os
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def set_numerics(*, tf32: bool = False) -> dict[str, Any]:
@@ -26,3 +28,8 @@ def set_numerics(*, tf32: bool = False) -> dict[str, Any]:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that writes all new memory
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]  # torch has no types here
     return {"tf32": tf32, "cudnn": cudnn, "deterministic": torch.cuda.is_available()}
+
+
+def own_precision(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """No autocast around what is computed of `x`. The meta device, where costs are counted, has none to leave."""
+    return contextlib.nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

@@ -15,6 +15,7 @@ from pipeline.metrics.frechet import Target
 from pipeline.metrics.moments import moments
 from pipeline.objectives.objective import Networks
 from pipeline.runtime import distributed
+from pipeline.runtime.numerics import own_precision
 from pipeline.standards import open_domain
 from pipeline.train.session import Session
 from pipeline.train.validation import averaged
@@ -56,7 +57,7 @@ class Judge:
         told = None if attributes is None else attributes.to(device)
         images = s.objective.generate(networks, seeds.to(device), labels.to(device), attributes=told, sampler=sampler)
         pixels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).to(device)
-        with torch.autocast(device.type, enabled=False):
+        with own_precision(pixels):
             found = {name: value.double().cpu() for name, value in self._extractor.run(pixels).items()}
         right, asked = torch.zeros(len(seeds)), torch.zeros(len(seeds))
         if self._classes:

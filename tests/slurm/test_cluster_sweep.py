@@ -87,7 +87,7 @@ def test_cancelled_it_stops_and_submitted_again_it_goes_on_and_a_bad_trial_poiso
     sweep = submitted(tmp_path, "cut", *words)
     wait_until(lambda: any(sweep.trials.glob("*/state.json")) or any(sweep.trials.glob("*/steps.txt")), sweep)
     done = slurm_words("sweep", "cancel", str(sweep.path))
-    assert "cancelled 0000-s0" in done.stdout or "cancelled 0001-s0" in done.stdout, done.stdout + done.stderr
+    assert "cancelled 000" in done.stdout, done.stdout + done.stderr  # whichever of the three was on
     wait_until(lambda: jobs_of(sweep) == [], sweep)
     assert "cancelled" in advance(sweep).words()  # a straggler's step does nothing
     assert slurm_words("sweep", "submit", str(sweep.path)).returncode == 0
