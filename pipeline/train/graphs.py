@@ -7,7 +7,7 @@ holds for one shape of batch on one GPU, and computes what the recorded calls co
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pipeline.data.batches import Batch
 from pipeline.objectives.objective import Networks, Objective
@@ -21,9 +21,7 @@ class GraphedBackward:
     def __init__(self, objective: Objective, networks: Networks, player: str) -> None:
         """`networks`: as the step calls them. Nothing is recorded until the first call."""
         self._objective, self._networks, self._player = objective, networks, player
-        network = objective.networks[player]
-        assert isinstance(network, nn.Module)
-        self._parameters = [p for p in network.parameters() if p.requires_grad]
+        self._parameters = [p for p in objective.networks[player].parameters() if p.requires_grad]
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batch: Batch | None = None
         self._gradients: list[Tensor | None] = []
