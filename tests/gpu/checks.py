@@ -360,10 +360,10 @@ CHECKS: tuple[Check, ...] = (  # the most important first, what compiles last
     steps_do_not_wait,
     an_infinite_loss_is_skipped,
     runs_are_repeatable,
+    a_graph_is_eager,
     ddp_of_one_rank_is_plain,
     samples_are_the_cpus,
     inception_gives_known_features,
-    a_graph_is_eager,
     compiled_is_eager,
 )
 NEEDS_CUDA: frozenset[Check] = frozenset(
