@@ -31,7 +31,7 @@ def convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv2d:
 def upsample(x: Tensor) -> Tensor:
     """Nearest neighbour: [B, C, H, W] -> [B, C, 2H, 2W]. Autocast would make it float32, twice the memory traffic."""
     if fuses(x):
-        from pipeline.models.resample_triton import double
+        from pipeline.models.maps_triton import double
 
         return double(x)
     with own_precision(x):
@@ -41,7 +41,7 @@ def upsample(x: Tensor) -> Tensor:
 def downsample(x: Tensor) -> Tensor:
     """Mean of 2x2: [B, C, H, W] -> [B, C, H/2, W/2]."""
     if fuses(x):
-        from pipeline.models.resample_triton import halve
+        from pipeline.models.maps_triton import halve
 
         return halve(x)
     return nn.functional.avg_pool2d(x, 2)
@@ -72,7 +72,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H, W]."""
         tokens = rearrange(self.norm(x), "b c h w -> b (h w) c")
-        q, k, v = rearrange(self.to_qkv(tokens), "b n (three heads c) -> three b heads n c", three=3, heads=self.heads)
+        # Taken apart before heads and tokens change places: then the gradients are joined where they belong, at once.
+        each = rearrange(self.to_qkv(tokens), "b n (three heads c) -> b n three heads c", three=3, heads=self.heads)
+        q, k, v = (part.transpose(1, 2) for part in each.unbind(2))
         mixed = attend(q, k, v)
         out = self.to_out(rearrange(mixed, "b heads n c -> b n (heads c)"))
         added: Tensor = x + rearrange(out, "b (h w) c -> b c h w", h=x.shape[2])
@@ -120,7 +122,10 @@ class ResidualBlock(nn.Module):
             x, hidden = change(x), change(hidden)
         hidden = self.dropout(self._conditioned(*apart(self.conv1, hidden), embedding), visits)
         hidden, bias = apart(self.conv2, hidden)
-        return added(self.skip(x), hidden, bias)
+        if isinstance(self.skip, nn.Conv2d):
+            x, of_skip = apart(self.skip, x)
+            bias = bias if of_skip is None else of_skip if bias is None else bias + of_skip
+        return added(x, hidden, bias)
 
     def _conditioned(self, hidden: Tensor, bias: Tensor | None, embedding: Tensor | None) -> Tensor:
         """Norm and SiLU, scaled and shifted by the embedding after the norm, or shifted before it (DDPM's way)."""
@@ -144,8 +149,7 @@ class Downsample(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor, visits: Tensor | None) -> Tensor:
         """[B, C, H, W] -> [B, C, H/2, W/2]. The other arguments are those of a block, unused."""
         del embedding, visits
-        out: Tensor = self.conv(x)
-        return out
+        return added(None, *apart(self.conv, x))
 
 
 class Upsample(nn.Module):
@@ -158,5 +162,4 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor, visits: Tensor | None) -> Tensor:
         """[B, C, H, W] -> [B, C, 2H, 2W]. The other arguments are those of a block, unused."""
         del embedding, visits
-        out: Tensor = self.conv(upsample(x))
-        return out
+        return added(None, *apart(self.conv, upsample(x)))

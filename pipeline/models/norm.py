@@ -82,15 +82,23 @@ def apart(convolution: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
     return functional.conv2d(x, convolution.weight, None, convolution.stride, convolution.padding), convolution.bias
 
 
-def added(x: Tensor, branch: Tensor, bias: Tensor | None) -> Tensor:
-    """x + branch + bias: [B, C, H, W], and [C] or None."""
-    if bias is None:
-        return x + branch
-    if x.dtype == branch.dtype and fuses(x) and fuses(branch):
-        from pipeline.models.norm_triton import add
+def added(x: Tensor | None, branch: Tensor, bias: Tensor | None) -> Tensor:
+    """x + branch + bias: [B, C, H, W], and [C]; what is None is left out."""
+    if bias is not None and fuses(branch) and (x is None or (x.dtype == branch.dtype and fuses(x))):
+        from pipeline.models.maps_triton import add
 
         return add(x, branch, bias)
-    return x + (branch + bias.to(branch.dtype)[:, None, None])
+    branch = branch if bias is None else branch + bias.to(branch.dtype)[:, None, None]
+    return branch if x is None else x + branch
+
+
+def joined(x: Tensor, other: Tensor) -> Tensor:
+    """Both maps' channels: [B, C, H, W] and [B, D, H, W] -> [B, C + D, H, W]."""
+    if x.dtype == other.dtype and fuses(x) and fuses(other):
+        from pipeline.models.maps_triton import join
+
+        return join(x, other)
+    return torch.cat([x, other], dim=1)
 
 
 def fuses(x: Tensor) -> bool:

@@ -21,6 +21,8 @@ from torch import Tensor
 
 ROWS = 256  # pixels of one program
 _TILE = 4096  # values in registers at once
+_TILE_OF_SUMS = 4096  # of the gradients' sums, which hold two sums for each value
+_WARPS = 4
 
 
 @triton.jit
@@ -85,19 +87,18 @@ def _coefficients(
     before, weight, bias, mean, rstd, scale, shift, image, c, known, channels, groups, width,
     moved: tl.constexpr, modulated: tl.constexpr,
 ):  # fmt: skip
-    """Of each channel of an image: the group's mean less `before`, its rstd, weight, bias, 1 + scale, shift."""
+    """Of each channel of an image: the group's mean less `before`, its rstd; u = normed * gain + offset."""
     g = image * groups + c // width
     centre, factor = tl.load(mean + g, mask=known, other=0.0), tl.load(rstd + g, mask=known, other=0.0)
     if moved:
         centre -= tl.load(before + image * channels + c, mask=known, other=0.0).to(tl.float32)
-    w = tl.load(weight + c, mask=known, other=0.0).to(tl.float32)
-    b = tl.load(bias + c, mask=known, other=0.0).to(tl.float32)
-    s = tl.full(c.shape, 1.0, tl.float32)
-    t = tl.full(c.shape, 0.0, tl.float32)
+    gain = tl.load(weight + c, mask=known, other=0.0).to(tl.float32)
+    offset = tl.load(bias + c, mask=known, other=0.0).to(tl.float32)
     if modulated:
-        s += tl.load(scale + image * channels + c, mask=known, other=0.0).to(tl.float32)
-        t += tl.load(shift + image * channels + c, mask=known, other=0.0).to(tl.float32)
-    return centre, factor, w, b, s, t
+        s = 1.0 + tl.load(scale + image * channels + c, mask=known, other=0.0).to(tl.float32)
+        gain *= s
+        offset = offset * s + tl.load(shift + image * channels + c, mask=known, other=0.0).to(tl.float32)
+    return centre, factor, gain, offset
 
 
 @triton.jit
@@ -110,7 +111,7 @@ def _apply(
     run, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * block_c + tl.arange(0, block_c)
     known = c < channels
-    centre, factor, w, b, s, t = _coefficients(
+    centre, factor, gain, offset = _coefficients(
         before, weight, bias, mean, rstd, scale, shift, image, c, known, channels, groups, width, moved, modulated
     )
     start = (image * pixels + run * rows) * channels
@@ -119,18 +120,18 @@ def _apply(
         inside = (p[:, None] < rows) & (run * rows + p[:, None] < pixels) & known[None, :]
         place = start + p[:, None].to(tl.int64) * channels + c[None, :]
         value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
-        u = ((value - centre[None, :]) * factor[None, :] * w[None, :] + b[None, :]) * s[None, :] + t[None, :]
+        u = (value - centre[None, :]) * factor[None, :] * gain[None, :] + offset[None, :]
         if silu:
             u = u * _sigmoid(u)
         tl.store(y + place, u.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _slopes(value, gradient, centre, factor, w, b, s, t, silu: tl.constexpr):
+def _slopes(value, gradient, centre, factor, gain, offset, silu: tl.constexpr):
     """The normalised value, and the gradient with respect to u."""
     normed = (value - centre[None, :]) * factor[None, :]
     if silu:
-        u = (normed * w[None, :] + b[None, :]) * s[None, :] + t[None, :]
+        u = normed * gain[None, :] + offset[None, :]
         gate = _sigmoid(u)
         gradient = gradient * gate * (1.0 + u * (1.0 - gate))
     return normed, gradient
@@ -146,7 +147,7 @@ def _gradient_sums(
     run, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * block_c + tl.arange(0, block_c)
     known = c < channels
-    centre, factor, w, b, s, t = _coefficients(
+    centre, factor, gain, offset = _coefficients(
         before, weight, bias, mean, rstd, scale, shift, image, c, known, channels, groups, width, moved, modulated
     )
     start = (image * pixels + run * rows) * channels
@@ -158,7 +159,7 @@ def _gradient_sums(
         place = start + p[:, None].to(tl.int64) * channels + c[None, :]
         value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
         gradient = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
-        normed, du = _slopes(value, gradient, centre, factor, w, b, s, t, silu)
+        normed, du = _slopes(value, gradient, centre, factor, gain, offset, silu)
         plain += du
         along += tl.where(inside, du * normed, 0.0)
     out = partial + ((image * tl.num_programs(0) + run) * 2) * channels + c
@@ -199,7 +200,7 @@ def _gradient(
     run, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * block_c + tl.arange(0, block_c)
     known = c < channels
-    centre, factor, w, b, s, t = _coefficients(
+    centre, factor, gain, offset = _coefficients(
         before, weight, bias, mean, rstd, scale, shift, image, c, known, channels, groups, width, moved, modulated
     )
     g = image * 2 * groups + c // width
@@ -212,20 +213,9 @@ def _gradient(
         place = start + p[:, None].to(tl.int64) * channels + c[None, :]
         value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
         gradient = tl.load(dy + place, mask=inside, other=0.0).to(tl.float32)
-        normed, du = _slopes(value, gradient, centre, factor, w, b, s, t, silu)
-        slope = factor[None, :] * (du * (w * s)[None, :] - first[None, :] - normed * second[None, :])
+        normed, du = _slopes(value, gradient, centre, factor, gain, offset, silu)
+        slope = factor[None, :] * (du * gain[None, :] - first[None, :] - normed * second[None, :])
         tl.store(dx + place, slope.to(dx.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _add(a, b, bias, y, size, channels, block: tl.constexpr):
-    """y = a + b + bias, of [..., C] in memory."""
-    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    inside = place < size
-    total = tl.load(a + place, mask=inside, other=0.0).to(tl.float32)
-    total += tl.load(b + place, mask=inside, other=0.0).to(tl.float32)
-    total += tl.load(bias + place % channels, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + place, total.to(y.dtype.element_ty), mask=inside)
 
 
 def group_norm(
@@ -246,26 +236,6 @@ def group_norm(
     """
     out: Tensor = _GroupNorm.apply(x, before, weight, bias, scale, shift, groups, eps, silu)
     return out
-
-
-def add(a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
-    """a + b + bias in one pass; a, b [B, C, H, W] of one dtype, channels last; bias [C]."""
-    out: Tensor = _Add.apply(a, b, bias)
-    return out
-
-
-class _Add(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, bias: Tensor) -> Tensor:
-        y = torch.empty_like(a)
-        ctx.dtype = bias.dtype
-        _add[(triton.cdiv(a.numel(), _TILE),)](a, b, bias, y, a.numel(), a.shape[1], block=_TILE)
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return dy, dy, dy.sum((0, 2, 3), dtype=torch.float32).to(ctx.dtype)
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -316,8 +286,9 @@ class _GroupNorm(torch.autograd.Function):
         means = torch.empty(batch, 2, groups, dtype=torch.float32, device=x.device)
         dx = torch.empty_like(x)
         tiles, grid = _tiles(channels), _grid(batch, pixels, channels)
+        tiles_of_sums = _tiles(channels, _TILE_OF_SUMS)
         sizes = (pixels, channels, groups, width)
-        _gradient_sums[grid](x, dy, partial, *known, *sizes, silu=silu, **flags, **tiles)
+        _gradient_sums[grid](x, dy, partial, *known, *sizes, silu=silu, **flags, **tiles_of_sums)
         _group_gradients[groups, batch](
             partial, weight, scale, sums, means, pixels, channels, runs,
             modulated=flags["modulated"], width=width, **_blocks(runs, width),
@@ -337,11 +308,11 @@ class _GroupNorm(torch.autograd.Function):
         return dx, dbefore, dweight.to(weight.dtype), dbias.to(bias.dtype), dscale, dshift, None, None, None
 
 
-def _tiles(channels: int) -> dict[str, int]:
+def _tiles(channels: int, tile: int = _TILE) -> dict[str, int]:
     """How a map is cut; nothing here may depend on the batch."""
     wide = [size for size in (128, 64) if channels % size == 0]
     block_c = wide[0] if wide else min(triton.next_power_of_2(channels), 128)
-    return {"rows": ROWS, "block_p": min(_TILE // block_c, ROWS), "block_c": block_c}
+    return {"rows": ROWS, "block_p": min(tile // block_c, ROWS), "block_c": block_c, "num_warps": _WARPS}
 
 
 def _grid(batch: int, pixels: int, channels: int) -> tuple[int, int, int]:

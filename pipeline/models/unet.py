@@ -7,13 +7,13 @@ computes the same from the same weights (`pipeline.interchange`).
 
 from collections.abc import Callable
 
-from torch import Tensor, cat, nn
+from torch import Tensor, nn
 
 from pipeline.config.schema_model import UNetConfig
 from pipeline.models.conditioning import NoiseEmbedding, build_condition
 from pipeline.models.dropout import number_layers
 from pipeline.models.layers import Attention, Downsample, Resample, ResidualBlock, Upsample, convolution, zeroed
-from pipeline.models.norm import GroupNorm
+from pipeline.models.norm import GroupNorm, joined
 
 Block = Callable[..., ResidualBlock]
 
@@ -49,7 +49,7 @@ class UpLevel(Level):
     def forward(self, x: Tensor, embedding: Tensor, *, visits: Tensor | None, maps: list[Tensor]) -> Tensor:
         """Takes from the end of `maps`, one a block, and removes what it took."""
         for number, block in enumerate(self.blocks):
-            x = block(cat([x, maps.pop()], dim=1), embedding, visits)
+            x = block(joined(x, maps.pop()), embedding, visits)
             x = self.attentions[number](x) if len(self.attentions) else x
         out: Tensor = x if self.resample is None else self.resample(x, embedding, visits)
         return out

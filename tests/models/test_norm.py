@@ -109,7 +109,7 @@ def test_fused_results_of_an_image_do_not_depend_on_its_batch(kernels):
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("up", [True, False])
 def test_fused_resampling_is_torchs_with_its_gradients(shape, up):
-    from pipeline.models.resample_triton import double, halve
+    from pipeline.models.maps_triton import double, halve
 
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(DEVICE).to(memory_format=torch.channels_last)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -122,11 +122,37 @@ def test_fused_resampling_is_torchs_with_its_gradients(shape, up):
     assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
 
 
-def test_the_fused_sum_adds_the_bias(kernels):
-    a, b, bias = (torch.randn(2, 24, 5, 7), torch.randn(2, 24, 5, 7), torch.randn(24))
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("shape", [(2, 24, 5, 7), (3, 80, 20, 20), (5, 3, 1, 1)], ids=str)
+def test_a_bias_is_added_and_its_gradient_is_the_sum_over_pixels(shape):
+    from pipeline.models.maps_triton import add
+
+    a, b, bias = torch.randn(shape), torch.randn(shape), torch.randn(shape[1])
     a, b = (v.to(DEVICE).to(memory_format=torch.channels_last).requires_grad_() for v in (a, b))
     bias = bias.to(DEVICE).requires_grad_()
-    y = kernels.add(a, b, bias)
-    assert torch.allclose(y, a + b + bias[:, None, None])
-    y.square().sum().backward()
-    assert torch.allclose(bias.grad, (2 * y).sum((0, 2, 3)), rtol=1e-4) and torch.equal(a.grad, b.grad)
+    for first in (a, None):
+        y = add(first, b, bias)
+        assert torch.allclose(y, (b if first is None else a + b) + bias[:, None, None], atol=1e-6)
+        found = torch.autograd.grad(y.square().sum(), [v for v in (first, b, bias) if v is not None])
+        assert all(torch.allclose(gradient, 2 * y) for gradient in found[:-1])
+        assert torch.allclose(found[-1], (2 * y).sum((0, 2, 3)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_channels_are_joined_and_their_gradients_taken_apart(dtype):
+    from pipeline.models.maps_triton import join
+
+    for first, second, height, width in ((24, 40, 5, 7), (64, 128, 12, 12), (1, 3, 1, 4), (5, 7, 3, 1)):
+        a, b = (
+            torch.randn(3, channels, height, width).to(DEVICE, dtype).to(memory_format=torch.channels_last)
+            for channels in (first, second)
+        )
+        a.requires_grad_()
+        b.requires_grad_()
+        y = join(a, b)
+        assert torch.equal(y, torch.cat([a, b], dim=1)) and y.is_contiguous(memory_format=torch.channels_last)
+        slopes = torch.randn(y.shape).to(y)
+        found = torch.autograd.grad(y, (a, b), slopes)
+        for gradient, expected in zip(found, slopes.split((first, second), dim=1), strict=True):
+            assert torch.equal(gradient, expected) and gradient.is_contiguous(memory_format=torch.channels_last)
