@@ -14,9 +14,10 @@ from pipeline.config.schema import Config
 from pipeline.data.shards import Manifest, ShardDirectory
 from pipeline.objectives.build import build_objective
 from pipeline.objectives.denoising import Denoising
-from pipeline.objectives.objective import Objective
+from pipeline.objectives.objective import Networks, Objective
 from pipeline.objectives.space import remember
 from pipeline.runtime import distributed
+from pipeline.runtime.cuda_graphs import GraphedNetwork
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.numerics import set_numerics
 from pipeline.runtime.random import Stream, uniform
@@ -104,14 +105,15 @@ def image_maker(cfg: Config, run: RunDir, train: Manifest, *, step: int) -> Make
     device = distributed.own_device(gpus=cfg.cluster.sample.gpus, setting="cluster.sample.gpus")
     objective = loaded_objective(cfg, run, train, step=step, device=device)
     weak = weak_model(cfg, train, device)
+    networks, of_weak = _quick(objective, device), {} if weak is None else _quick(weak, device)
 
     @torch.inference_mode()
     def make(seeds: Tensor, asked: Asked) -> Tensor:
         told, seeds = asked.to(device), seeds.to(device)
         with autocast(cfg, device):
-            led = None if weak is None else weak.denoise(weak.networks, told.labels, told.attributes)
+            led = None if weak is None else weak.denoise(of_weak, told.labels, told.attributes)
             return objective.generate(
-                objective.networks,
+                networks,
                 seeds,
                 told.labels,
                 attributes=told.attributes,
@@ -120,6 +122,13 @@ def image_maker(cfg: Config, run: RunDir, train: Manifest, *, step: int) -> Make
             )
 
     return make
+
+
+def _quick(objective: Objective, device: torch.device) -> Networks:
+    """The networks to call: on a GPU, a sampler's many calls of a denoiser are replays of a CUDA graph."""
+    if device.type != "cuda" or not isinstance(objective, Denoising):
+        return objective.networks
+    return {name: GraphedNetwork(network) for name, network in objective.networks.items()}
 
 
 def autocast(cfg: Config, device: torch.device) -> torch.autocast:

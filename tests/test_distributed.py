@@ -10,6 +10,7 @@ import tiny
 from safetensors.torch import load_file
 
 from pipeline.runtime.run_dir import RunDir
+from pipeline.train import graphs, loop, session
 from pipeline.train.validation import PREVIEW_IMAGES, preview_part
 
 STEPS = 12
@@ -64,13 +65,26 @@ def test_float32_losses_are_those_of_one_process(tmp_path, single, world_size):
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
 
 
+def unhurried(cfg, rank):
+    """A step takes long enough for a busy test to notice it."""
+    del rank
+    step = loop.launch_step
+
+    def launch_step(*args, **kwargs):
+        time.sleep(0.1)
+        return step(*args, **kwargs)
+
+    loop.launch_step = launch_step
+    return cfg
+
+
 def test_number_of_ranks_may_change_at_every_restart(tmp_path, single):
     expected = single(precision="fp64", checkpoint_every="1000 steps")
-    cfg = tiny.config(tmp_path, name="elastic", precision="fp64", checkpoint_every="1000 steps")
+    cfg = tiny.config(tmp_path, name="elastic", precision="fp64", checkpoint_every="1000 steps", log_every="1 steps")
     run = RunDir(cfg.runs_dir / cfg.name)
     for world_size in (4, 1, 2):
         before = run.latest_step() or 0
-        ranks = tiny.start(cfg, world_size=world_size)
+        ranks = tiny.start(cfg, world_size=world_size, change=unhurried)
         while all(r.is_alive() for r in ranks) and max([0, *(row["step"] for row in tiny.history(run))]) <= before:
             time.sleep(0.002)
         os.kill(ranks[-1].pid, signal.SIGUSR2)  # one rank alone is told: all agree
@@ -108,6 +122,43 @@ def test_accumulation_and_read_ahead_change_nothing(tmp_path, single):
     expected = single(precision="fp64")
     cfg = tiny.config(tmp_path, name="small_batches", precision="fp64", micro_batch=2, workers=3)
     assert largest_difference(expected, tiny.run(cfg, world_size=2)) < 1e-9
+
+
+class PlayedAgain:
+    """Stands for a CUDA graph where there is no GPU: a replay computes again, and leaves results in the same places."""
+
+    def __init__(self, work, forget):
+        self.work, self.forget, self.parameters = work, forget, work.__self__._parameters
+        self.sums = work()
+        self.gradients = [p.grad for p in self.parameters]
+
+    def replay(self):
+        self.forget()
+        for name, value in self.work().items():
+            self.sums[name].copy_(value)
+        for parameter, place in zip(self.parameters, self.gradients, strict=True):
+            if place is not None:
+                place.copy_(parameter.grad)
+
+
+def graphed(cfg, rank):
+    del rank
+
+    def recorded(work, *, after_warm_up):
+        graph = PlayedAgain(work, after_warm_up)
+        return graph, graph.sums
+
+    session.uses_graph = lambda cfg, device: True  # noqa: ARG005
+    graphs.recorded = recorded
+    return cfg
+
+
+def test_a_graphs_gradients_are_accumulated_and_averaged_over_ranks(tmp_path, single):
+    """The one network in it has no DDP wrapper. That a real graph computes what eager code does: tests/gpu."""
+    expected = single(precision="fp64")
+    for world_size, micro_batch in ((1, 2), (2, None), (2, 2)):
+        cfg = tiny.config(tmp_path, name=f"g{world_size}{micro_batch}", precision="fp64", micro_batch=micro_batch)
+        assert largest_difference(expected, tiny.run(cfg, world_size=world_size, change=graphed)) < 1e-9
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

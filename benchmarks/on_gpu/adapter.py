@@ -156,6 +156,7 @@ def use_ddp(s: Session) -> None:
     prepared = s.networks["denoiser"]
     ids = [s.device] if s.device.type == "cuda" else None
     s.networks["denoiser"] = torch.nn.parallel.DistributedDataParallel(prepared, device_ids=ids)
+    s.graph = None
 
 
 @contextlib.contextmanager

@@ -168,6 +168,22 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def average(values: list[torch.Tensor]) -> None:
+    """Mean over ranks of tensors on one device, in place. A collective, one for all tensors of a type."""
+    if ranks()[1] == 1:
+        return
+    for dtype in sorted({value.dtype for value in values}, key=str):
+        some = [value for value in values if value.dtype == dtype]
+        joint, start, parts = some[0].new_empty(sum(value.numel() for value in some)), 0, []
+        for value in some:  # dense, in whatever order of dimensions
+            parts.append(joint.as_strided(value.shape, value.stride(), start))
+            start += value.numel()
+        torch._foreach_copy_(parts, some)
+        total(joint)
+        joint /= dist.get_world_size()
+        torch._foreach_copy_(some, parts)
+
+
 def ranks() -> tuple[int, int]:
     """This process's rank, and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

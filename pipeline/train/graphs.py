@@ -1,66 +1,87 @@
-"""Forward and backward pass as one CUDA graph: recorded once, then started as a whole.
+"""Forward and backward pass as one CUDA graph: see `pipeline.runtime.cuda_graphs`."""
 
-Small networks leave a GPU idle while Python starts their thousand small kernels. A graph starts them all at once. It
-holds for one shape of batch on one GPU, and computes what the recorded calls compute.
-"""
-
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pipeline.config.check_latents import DENOISERS
+from pipeline.config.schema import Config
 from pipeline.data.batches import Batch
-from pipeline.objectives.objective import Networks, Objective
+from pipeline.objectives.objective import Objective
+from pipeline.runtime import distributed
+from pipeline.runtime.cuda_graphs import recorded
+from pipeline.runtime.errors import UserError
 
-WARM_UP = 3  # calls before the recording, in which kernels are compiled and workspaces allocated
+
+def uses_graph(cfg: Config, device: torch.device) -> bool:
+    """Whether forward and backward are one graph: `train.cuda_graph`, or where it holds on a single GPU.
+
+    Raises:
+        UserError: where it was asked for and there is no GPU.
+    """
+    asked = cfg.train.cuda_graph
+    if asked and device.type != "cuda":
+        raise UserError(
+            f"train.cuda_graph: found true on {device.type}, expected a GPU. Leave it out, or set it to false."
+        )
+    if asked is not None:
+        return asked
+    holds = cfg.model.kind in DENOISERS and cfg.train.precision != "fp16"
+    costs = cfg.train.compile or cfg.train.activation_checkpointing
+    return device.type == "cuda" and distributed.ranks()[1] == 1 and holds and not costs
 
 
 class GraphedBackward:
-    """The loss of one player's micro-batch and its gradients."""
+    """The loss of one player's micro-batches, and its gradients, averaged over ranks."""
 
-    def __init__(self, objective: Objective, networks: Networks, player: str) -> None:
-        """`networks`: as the step calls them. Nothing is recorded until the first call."""
-        self._objective, self._networks, self._player = objective, networks, player
+    def __init__(self, objective: Objective, networks: dict[str, nn.Module], player: str, *, accumulate: int) -> None:
+        """`networks`: as the step calls them, without DDP. `accumulate`: micro-batches of a step."""
+        self._objective, self._networks, self._player, self._accumulate = objective, networks, player, accumulate
         self._parameters = [p for p in objective.networks[player].parameters() if p.requires_grad]
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batch: Batch | None = None
-        self._gradients: list[Tensor | None] = []
+        self._gradients: list[Tensor] = []
         self._sums: dict[str, Tensor] = {}
 
-    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+    def __call__(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """Set the gradients of the mean loss; return the sums of what is logged, float64 scalars on the GPU."""
-        if self._graph is None or self._batch is None:
-            self._record(batch)
+        sums: dict[str, Tensor] = {}
+        gradients: list[Tensor] = []
+        for batch in batches:
+            for name, value in self._replay(batch).items():
+                sums[name] = sums[name] + value if name in sums else value.clone()  # the next replay overwrites it
+            if self._accumulate == 1:
+                gradients = self._gradients
+            elif not gradients:
+                gradients = [gradient.clone() for gradient in self._gradients]
+            else:
+                torch._foreach_add_(gradients, self._gradients)
+        distributed.average(gradients)
+        for parameter, gradient in zip(self._used, gradients, strict=True):
+            parameter.grad = gradient
+        return sums
+
+    def _replay(self, batch: Batch) -> dict[str, Tensor]:
+        if self._batch is None:
+            self._batch = replace(batch)
+            self._graph, self._sums = recorded(self._compute, after_warm_up=self._forget)
+            self._used = [p for p in self._parameters if p.grad is not None]
+            self._gradients = [p.grad for p in self._used if p.grad is not None]
         else:
             for own, new in zip(_tensors(self._batch), _tensors(batch), strict=True):
                 own.copy_(new)
         if self._graph is None:
-            raise RuntimeError("a graph is recorded before it is replayed")
+            raise RuntimeError("a graph whose recording failed cannot be replayed")
         self._graph.replay()
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
-            parameter.grad = gradient
-        return {name: total.clone() for name, total in self._sums.items()}  # the next replay overwrites them
-
-    def _record(self, batch: Batch) -> None:
-        self._batch = replace(batch)
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP):
-                self._compute()
-                self._forget()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._sums = self._compute()
-        self._gradients = [parameter.grad for parameter in self._parameters]
-        self._graph = graph
+        return self._sums
 
     def _compute(self) -> dict[str, Tensor]:
         if self._batch is None:
             raise RuntimeError("there is no batch to record with")
         values = self._objective.loss(self._player, self._networks, self._batch)
-        torch.autograd.backward(values["loss"].mean())
+        torch.autograd.backward(values["loss"].mean() / self._accumulate)
         return {name: value.detach().double().sum() for name, value in values.items()}
 
     def _forget(self) -> None:

@@ -39,7 +39,7 @@ from pipeline.runtime.numerics import set_numerics
 from pipeline.runtime.random import for_the_compiler
 from pipeline.runtime.run_dir import RunDir, step_of
 from pipeline.runtime.run_lock import only_trainer
-from pipeline.train.graphs import GraphedBackward
+from pipeline.train.graphs import GraphedBackward, uses_graph
 from pipeline.train.loss_scale import LossScale
 from pipeline.train.optim import build_optimizer
 from pipeline.train.saver import Saver, clean
@@ -98,7 +98,12 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
     remember(run, train_data.manifest, write=world.main)
     state = _state(cfg, objective, accelerator)
     _resume(run, state, world)
-    networks = {player: _prepared(objective.networks[player], cfg, accelerator) for player in objective.players}
+    graphed = uses_graph(cfg, device)
+    networks = {
+        player: _prepared(objective.networks[player], cfg, accelerator, joined=not graphed)
+        for player in objective.players
+    }
+    graph = GraphedBackward(objective, networks, objective.players[0], accumulate=plan.accumulate) if graphed else None
     _report(run, world, plan=plan, state=state, device=device, numerics=numerics)
     recorder = Recorder(run, step=state.clock.step, active=world.main)
     saver = Saver(run, keep_last=cfg.train.keep_last, keep_every=plan.keep_every, background=cfg.train.async_save)
@@ -117,28 +122,11 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
             state=state,
             recorder=recorder,
             saver=saver,
-            graph=_graph(cfg, objective, networks, plan=plan, device=device),
+            graph=graph,
         )
     finally:
         saver.finish()
         recorder.close()
-
-
-def _graph(
-    cfg: Config, objective: Objective, networks: dict[str, nn.Module], *, plan: Plan, device: torch.device
-) -> GraphedBackward | None:
-    """Raises `UserError` where a graph cannot hold what a step does."""
-    if not cfg.train.cuda_graph:
-        return None
-    ranks = distributed.ranks()[1]
-    if device.type != "cuda" or ranks > 1 or plan.accumulate > 1 or cfg.train.compile:
-        raise UserError(
-            f"train.cuda_graph: found true on {device.type} with {ranks} rank(s), {plan.accumulate} micro-batch(es) a "
-            f"step and compile={cfg.train.compile}, expected one GPU, one rank, one micro-batch and no compilation. "
-            "Set it to false."
-        )
-    (player,) = objective.players
-    return GraphedBackward(objective, networks, player)
 
 
 def _device(cfg: Config, world: World) -> torch.device:
@@ -175,8 +163,11 @@ def _state(cfg: Config, objective: Objective, accelerator: Accelerator) -> State
     )
 
 
-def _prepared(network: nn.Module, cfg: Config, accelerator: Accelerator) -> nn.Module:
-    """In place where it can be: the bare network, which validation calls, gets autocast and compilation too."""
+def _prepared(network: nn.Module, cfg: Config, accelerator: Accelerator, *, joined: bool) -> nn.Module:
+    """In place where it can be: the bare network, which validation calls, gets autocast and compilation too.
+
+    `joined`: backward passes average gradients over ranks (DDP). Within a CUDA graph they do not.
+    """
     if cfg.train.compile and cfg.model.kind == "stylegan" and cfg.adversarial.r1_gamma:
         raise UserError(
             f"train.compile: found true with adversarial.r1_gamma={cfg.adversarial.r1_gamma}, which takes gradients of "
@@ -191,7 +182,7 @@ def _prepared(network: nn.Module, cfg: Config, accelerator: Accelerator) -> nn.M
         network.compile()
     # Accelerate's own wrapper would name the GPU by the local rank. Where each task sees one GPU, that is number 0.
     bare: nn.Module = accelerator.prepare_model(network, evaluation_mode=True)
-    return distributed.parallel(bare, accelerator.device)
+    return distributed.parallel(bare, accelerator.device) if joined else bare
 
 
 def _resume(run: RunDir, state: State, world: World) -> None:

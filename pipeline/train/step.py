@@ -107,8 +107,7 @@ def _play_alone(s: Session, player: str) -> None:
 def _backward(s: Session, player: str, micro_batches: list[LoadedBatch]) -> dict[str, Tensor]:
     """Accumulate gradients of the mean loss over the global batch; return this rank's sums of what is logged."""
     if s.graph is not None:
-        (batch,) = micro_batches
-        return s.graph(batch.to(s.device, s.dtype))
+        return s.graph(batch.to(s.device, s.dtype) for batch in micro_batches)
     # The opponents are called bare: a DDP wrapper would wait for gradients that never come.
     networks = {**s.objective.networks, player: s.networks[player]}
     scale = s.state.loss_scale

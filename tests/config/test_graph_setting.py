@@ -12,7 +12,6 @@ from pipeline.runtime.errors import UserError
         ["train.precision=fp16"],
         ["train.compile=true"],
         ["model=stylegan_tiny"],
-        ["cluster=slurm_generic", "cluster.train.gpus=2"],
     ],
     ids=str,
 )

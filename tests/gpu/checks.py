@@ -283,11 +283,12 @@ def steps_do_not_wait(place: Place) -> Iterator[Finding]:
 
 
 def a_graph_is_eager(place: Place) -> Iterator[Finding]:
-    """train.cuda_graph=true: the same losses and weights, and resumed the same bits."""
-    for label, model in (("", adapter.SMALL), (", dropout", DROPOUT)):
+    """train.cuda_graph=true: the same losses and weights, also where a step is of two micro-batches."""
+    for label, model, micro_batch in (("", adapter.SMALL, None), (", dropout, accumulated", DROPOUT, 8)):
         found = []
         for graph in (False, True):
-            cfg = place.config("graph", model=model, precision="bf16", optim=SGD, cuda_graph=graph)
+            settings = {"precision": "bf16", "optim": SGD, "cuda_graph": graph, "micro_batch": micro_batch}
+            cfg = place.config("graph", model=model, **settings)
             found.append(some_steps(cfg, place.device, steps=8, exact=False))
         yield from found[1].beside(found[0], f"graph = eager, bf16{label}", loss=1e-6, weights=1e-6, change=1e-5)
 
@@ -297,7 +298,7 @@ def compiled_is_eager(place: Place) -> Iterator[Finding]:
     found = []
     for compile_it in (False, True):
         torch._dynamo.reset()
-        cfg = place.config("compiled", model=DROPOUT, optim=SGD, compile=compile_it)
+        cfg = place.config("compiled", model=DROPOUT, optim=SGD, compile=compile_it, cuda_graph=False)
         found.append(some_steps(cfg, place.device))
     yield from found[1].beside(found[0], "compiled = eager (dropout)", loss=1e-4, weights=1e-4, change=1e-2)
 
