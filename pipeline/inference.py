@@ -105,7 +105,7 @@ def image_maker(cfg: Config, run: RunDir, train: Manifest, *, step: int) -> Make
     device = distributed.own_device(gpus=cfg.cluster.sample.gpus, setting="cluster.sample.gpus")
     objective = loaded_objective(cfg, run, train, step=step, device=device)
     weak = weak_model(cfg, train, device)
-    networks, of_weak = _quick(objective, device), {} if weak is None else _quick(weak, device)
+    networks, of_weak = quick_networks(objective, device), {} if weak is None else quick_networks(weak, device)
 
     @torch.inference_mode()
     def make(seeds: Tensor, asked: Asked) -> Tensor:
@@ -124,7 +124,7 @@ def image_maker(cfg: Config, run: RunDir, train: Manifest, *, step: int) -> Make
     return make
 
 
-def _quick(objective: Objective, device: torch.device) -> Networks:
+def quick_networks(objective: Objective, device: torch.device) -> Networks:
     """The networks to call: on a GPU, a sampler's many calls of a denoiser are replays of a CUDA graph."""
     if device.type != "cuda" or not isinstance(objective, Denoising):
         return objective.networks

@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.config.schema_diffusion import SamplerConfig
 from pipeline.config.schema_metrics import InceptionConfig
 from pipeline.data.shards import open_shards
-from pipeline.inference import autocast
+from pipeline.inference import autocast, quick_networks
 from pipeline.metrics.extraction import features_of
 from pipeline.metrics.inception_weights import inception_extractor
 from pipeline.models import foreign_unet
@@ -76,14 +76,14 @@ def ours(
     objective: Any = build_objective(cfg, train.manifest)
     for module in objective.networks.values():
         module.to(device).eval().requires_grad_(False)
-    seeds = torch.arange(batch, device=device)
+    networks, seeds = quick_networks(objective, torch.device(device)), torch.arange(batch, device=device)
     scale = GUIDANCE if guided else 1.0
 
     @torch.inference_mode()
     def make(steps: int) -> Tensor:
         sampler = SamplerConfig.model_validate({"kind": "euler", "steps": steps, "guidance": {"scale": scale}})
         with autocast(cfg, torch.device(device)):
-            found: Tensor = objective.generate(objective.networks, seeds, seeds % adapter.CLASSES, sampler=sampler)
+            found: Tensor = objective.generate(networks, seeds, seeds % adapter.CLASSES, sampler=sampler)
         return found
 
     return make

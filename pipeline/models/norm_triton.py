@@ -260,7 +260,7 @@ class _GroupNorm(torch.autograd.Function):
         centres = torch.empty(batch, channels, dtype=torch.float32, device=x.device) if flags["moved"] else None
         mean, rstd = torch.empty(2, batch, groups, dtype=torch.float32, device=x.device)
         y = torch.empty_like(x)
-        tiles, grid = _tiles(channels), _grid(batch, pixels, channels)
+        tiles, grid = _tiles(channels, _TILE), _grid(batch, pixels, channels)
         _statistics[grid](x, partial, pixels, channels, **tiles)
         _group_statistics[groups, batch](
             partial, before, centres, mean, rstd, pixels, channels, runs, eps,
@@ -285,7 +285,7 @@ class _GroupNorm(torch.autograd.Function):
         sums = torch.empty(batch, 2, channels, dtype=torch.float32, device=x.device)
         means = torch.empty(batch, 2, groups, dtype=torch.float32, device=x.device)
         dx = torch.empty_like(x)
-        tiles, grid = _tiles(channels), _grid(batch, pixels, channels)
+        tiles, grid = _tiles(channels, _TILE), _grid(batch, pixels, channels)
         tiles_of_sums = _tiles(channels, _TILE_OF_SUMS)
         sizes = (pixels, channels, groups, width)
         _gradient_sums[grid](x, dy, partial, *known, *sizes, silu=silu, **flags, **tiles_of_sums)
@@ -308,7 +308,7 @@ class _GroupNorm(torch.autograd.Function):
         return dx, dbefore, dweight.to(weight.dtype), dbias.to(bias.dtype), dscale, dshift, None, None, None
 
 
-def _tiles(channels: int, tile: int = _TILE) -> dict[str, int]:
+def _tiles(channels: int, tile: int) -> dict[str, int]:
     """How a map is cut; nothing here may depend on the batch."""
     wide = [size for size in (128, 64) if channels % size == 0]
     block_c = wide[0] if wide else min(triton.next_power_of_2(channels), 128)
@@ -316,7 +316,7 @@ def _tiles(channels: int, tile: int = _TILE) -> dict[str, int]:
 
 
 def _grid(batch: int, pixels: int, channels: int) -> tuple[int, int, int]:
-    return triton.cdiv(pixels, ROWS), batch, triton.cdiv(channels, _tiles(channels)["block_c"])
+    return triton.cdiv(pixels, ROWS), batch, triton.cdiv(channels, _tiles(channels, _TILE)["block_c"])
 
 
 def _blocks(runs: int, width: int) -> dict[str, int]:
