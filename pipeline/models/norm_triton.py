@@ -21,7 +21,7 @@ from torch import Tensor
 
 ROWS = 256  # pixels of one program
 _TILE = 4096  # values in registers at once
-_TILE_OF_SUMS = 4096  # of the gradients' sums, which hold two sums for each value
+_TILE_OF_SUMS = 2048  # of the gradients' sums, which hold two sums for each value
 _WARPS = 4
 
 
