@@ -79,7 +79,7 @@ def _snapshot(cfg: Config, manifest: Manifest, network: Network) -> checkpoint.S
     kinds += [f"power-{width:g}" for width in cfg.train.average.power_widths]
     tensors: dict[str, Any] = {f"network.{name}": state for name, state in states.items()}
     tensors |= {f"{kind}.{name}": states[name] for kind in kinds for name in objective.averaged}
-    tensors |= {f"optimizer.{player}": {} for player in objective.players}
+    tensors |= {f"optimizer.{player}": {} for player in objective.trained}
     return checkpoint.Snapshot(tensors, {"step": 0})
 
 

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipeline.averaging import combine, gamma_of, solve_weights
+from pipeline.ema import combine, gamma_of, solve_weights
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import atomic_path, fsync_path, read_json, sha256_file, temporary_name, write_json
 from pipeline.runtime.run_dir import COMMIT, RunDir, step_of

@@ -10,8 +10,8 @@ import tiny
 from safetensors.torch import load_file
 
 from pipeline.runtime.run_dir import RunDir
-from pipeline.train import graphs, loop, session
-from pipeline.train.validation import PREVIEW_IMAGES, preview_part
+from pipeline.train import graphs, loop, setup
+from pipeline.train.evaluation import PREVIEW_IMAGES, preview_part
 
 STEPS = 12
 
@@ -154,7 +154,7 @@ def graphed(cfg, rank):
         graph = PlayedAgain(work, after_warm_up)
         return graph, graph.sums
 
-    session.uses_graph = lambda cfg, device: True  # noqa: ARG005
+    setup.uses_graph = lambda cfg, device: True  # noqa: ARG005
     graphs.recorded = recorded
     return cfg
 

@@ -21,10 +21,9 @@ from pipeline.data.shards import Layout, Sample, finish, shard_name, write_shard
 from pipeline.runtime import distributed
 from pipeline.runtime.run_dir import RunDir, create_run
 from pipeline.train import loop
-from pipeline.train import step as train_step
-from pipeline.train.reporting import Reporter
-from pipeline.train.session import Session, session
-from pipeline.train.step import Launched, Outcome, launch_step
+from pipeline.train.loop import Launched, Outcome, launch_step
+from pipeline.train.report import Reporter
+from pipeline.train.setup import Session, session
 
 CLASSES = 10
 SMALL = {  # a network with everything that training touches: attention, classes, a change of resolution
@@ -185,7 +184,7 @@ def save(report: Reporter) -> None:
 
 def roll_back(s: Session, report: Reporter) -> None:
     """Return to the last checkpoint, as after too many steps that were not finite."""
-    loop._roll_back(s, report, failed_step=s.state.clock.step)
+    loop._roll_back(s, report, failed_step=s.state.progress.step)
 
 
 def save_stall(s: Session) -> float:
@@ -200,11 +199,11 @@ def update_weights(s: Session) -> None:
     """The norm of the gradients that are there, clipping, and the optimiser's step alone."""
     flags, loss = torch.zeros(2, dtype=torch.float64, device=s.device), torch.ones((), device=s.device)
     keep = [p.grad for p in s.networks["denoiser"].parameters()]
-    train_step._update(s, "denoiser", sums={"loss": loss.double()}, flags=flags, lr=1e-4)
+    loop._update(s, "denoiser", sums={"loss": loss.double()}, flags=flags, lr=1e-4)
     for p, gradient in zip(s.networks["denoiser"].parameters(), keep, strict=True):
         p.grad = gradient
 
 
-def update_averages(s: Session) -> None:
+def update_ema(s: Session) -> None:
     """The averages' update alone."""
-    s.state.update_averages(batch=s.cfg.train.global_batch, half_life=s.plan.half_life_images)
+    s.state.update_ema(batch=s.cfg.train.global_batch, half_life=s.plan.half_life_images)

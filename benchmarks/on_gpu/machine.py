@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from on_gpu.report import seconds
 
-from pipeline.monitor.cards import peak_tflops
 from pipeline.runtime import distributed
+from pipeline.train.speed import peak_tflops
 
 
 def header(device: str, root: Path) -> dict[str, Any]:

@@ -291,7 +291,7 @@ def shares(
     """Percent of our step: the bare network's time, optimiser and averages timed alone, a wait for data, the rest."""
     forward_backward(network, inputs, keep=True)
     parts = {"fwd+bwd": times["bare"]}
-    for name, work in (("optim", adapter.update_weights), ("ema", adapter.update_averages)):
+    for name, work in (("optim", adapter.update_weights), ("ema", adapter.update_ema)):
         work(s)
         parts[name] = statistics.median(seconds(lambda work=work: work(s), device) for _ in range(5))
     network.zero_grad(set_to_none=True)

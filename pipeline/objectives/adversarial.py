@@ -32,18 +32,18 @@ class Adversarial:
             "generator": build_network(cfg.model, shape=shape, classes=counts[0], attributes=counts[1]),
         }
         seed_noise(self.networks["generator"], seed=cfg.seed)
-        self.players: tuple[str, ...] = ("critic", "generator")
+        self.trained: tuple[str, ...] = ("critic", "generator")
         self.averaged: tuple[str, ...] = ("generator",)
 
     def draws(self, visits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """None: every draw of this objective has the size of an image or a latent, and is made on the device."""
         return {}
 
-    def loss(self, player: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
-        """The player's loss, [B]; the same visit has the same latent in both turns."""
+    def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """The loss of the generator or of the critic, [B]; the same visit has the same latent in both turns."""
         told = self._conditions.told(batch.labels, batch.attributes)
         z = self._z(batch.visits, batch.images.dtype)
-        if player == "generator":
+        if name == "generator":
             made = networks["generator"](z, told, visits=batch.visits)
             return {"loss": softplus(-networks["critic"](made, told, visits=batch.visits))}
         with torch.no_grad():

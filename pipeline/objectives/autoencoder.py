@@ -49,21 +49,21 @@ class Autoencoding:
         self._perceptual = Perceptual(cfg) if self._cfg.perceptual.weight else None
         self._start = to_images(self._cfg.adversarial_start, batch=cfg.train.global_batch, train_images=manifest.count)
         self.networks: dict[str, nn.Module] = {"autoencoder": build_network(cfg.model, shape=shape)}
-        self.players: tuple[str, ...] = ("autoencoder",)
+        self.trained: tuple[str, ...] = ("autoencoder",)
         self.averaged: tuple[str, ...] = ("autoencoder",)
         if self._cfg.adversarial_weight:
             for problem in late_start(cfg, train_images=manifest.count):
                 raise UserError(problem)
             self.networks["critic"] = build_critic(self._cfg.discriminator, shape=shape)
-            self.players = ("autoencoder", "critic")
+            self.trained = ("autoencoder", "critic")
 
     def draws(self, visits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """None: every draw of this objective has the size of an image or a latent, and is made on the device."""
         return {}
 
-    def loss(self, player: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
-        """The player's loss, [B]; the same visit has the same degradation and latent in both turns."""
-        return self._restoring(networks, batch) if player == "autoencoder" else self._judging(networks, batch)
+    def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """The loss of the autoencoder or of the critic, [B]. Both meet the same degradation and latent of an image."""
+        return self._restoring(networks, batch) if name == "autoencoder" else self._judging(networks, batch)
 
     def _restoring(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         restored = self._restored(networks, batch, drawn=True)

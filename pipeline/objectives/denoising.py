@@ -26,7 +26,7 @@ GOLDEN = (5**0.5 - 1) / 2  # multiples of it fill (0, 1) as evenly as any sequen
 
 
 class Denoising:
-    """One player, "denoiser"; conditions are classes, attributes or none, hidden for a share of the images."""
+    """Trains one network, "denoiser". Conditions are classes, attributes or none, hidden for a share of the images."""
 
     def __init__(self, cfg: Config, manifest: Manifest) -> None:
         """Networks are initialised from torch's generator as it stands."""
@@ -47,7 +47,7 @@ class Denoising:
         if cfg.diffusion.learned_uncertainty:
             network.add_module("balance", self._balance)  # trained, saved and averaged with the network
         self.networks: dict[str, nn.Module] = {"denoiser": network}
-        self.players: tuple[str, ...] = ("denoiser",)
+        self.trained: tuple[str, ...] = ("denoiser",)
         self.averaged: tuple[str, ...] = ("denoiser",)
 
     def draws(self, visits: Tensor) -> dict[str, Tensor]:
@@ -60,13 +60,13 @@ class Denoising:
             found["hide_each"] = uniform(self._seed, Stream.LABEL_DROP, visits, shape=shape, draw=1)
         return found
 
-    def loss(self, player: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """Loss at a random noise level, [B]. All draws are functions of the visit."""
         x0, sigma = self._space.clean(batch), _per_image(batch.draws["sigma"], batch)
         noise = normal(self._seed, Stream.NOISE, batch.visits, shape=self._shape, dtype=batch.images.dtype)
 
         def network(x: Tensor, cond: Tensor, condition: Tensor | None, /) -> Tensor:
-            return networks[player](x, cond, condition, visits=batch.visits)
+            return networks[name](x, cond, condition, visits=batch.visits)
 
         error = self.process.loss(network, x0, sigma=sigma, noise=noise, cond=self._dropped(batch))
         balanced = self._balance(error, sigma)

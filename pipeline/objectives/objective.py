@@ -15,13 +15,13 @@ Networks = Mapping[str, Callable[..., Tensor]]
 class Objective(Protocol):
     """Something to optimise.
 
-    `networks` are all modules with weights, by name. `players` are names of networks that are optimised one after the
+    `networks` are all modules with weights, by name. `trained` are names of networks that are optimised one after the
     other within a step, each with an optimiser of its own. `averaged` are those of which averages are kept and from
     which images are made.
     """
 
     networks: dict[str, nn.Module]
-    players: tuple[str, ...]
+    trained: tuple[str, ...]
     averaged: tuple[str, ...]
 
     def draws(self, visits: Tensor) -> dict[str, Tensor]:
@@ -32,8 +32,8 @@ class Objective(Protocol):
         """
         ...
 
-    def loss(self, player: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
-        """Values per image, [B] each, as sums would be too late to weigh. "loss" is minimised over `player`.
+    def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """Values per image, [B] each, as sums would be too late to weigh. "loss" is minimised over network `name`.
 
         `networks` are those of this object as the loop has prepared them: call these, not your own. Random draws are
         functions of `batch.visits`, or of `batch.draws`. Nothing here waits for the device.

@@ -22,7 +22,7 @@ from pipeline.runtime.random import Stream, normal
 
 
 class Variational:
-    """One player, "autoencoder"; the loss is the negative ELBO as `AutoencoderConfig` says, with beta in its weight."""
+    """Trains one network, "autoencoder", by the negative ELBO as `AutoencoderConfig` says, with beta in its weight."""
 
     def __init__(self, cfg: Config, manifest: Manifest) -> None:
         """Networks are initialised from torch's generator as it stands."""
@@ -35,17 +35,17 @@ class Variational:
         self.networks: dict[str, nn.Module] = {
             "autoencoder": build_network(cfg.model, shape=manifest.layout.shape, **counts)
         }
-        self.players: tuple[str, ...] = ("autoencoder",)
+        self.trained: tuple[str, ...] = ("autoencoder",)
         self.averaged: tuple[str, ...] = ("autoencoder",)
 
     def draws(self, visits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """None: every draw of this objective has the size of an image or a latent, and is made on the device."""
         return {}
 
-    def loss(self, player: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """-ELBO [B], its latents drawn by visit, and its parts."""
         noise = self._noise(Stream.POSTERIOR, batch.visits, batch.images.dtype)
-        return self._elbo(self._called(networks[player], batch, noise), batch.images)
+        return self._elbo(self._called(networks[name], batch, noise), batch.images)
 
     def validate(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """-ELBO with latents that never change; how near the posterior's mean comes to the originals."""

@@ -34,12 +34,12 @@ def uses_graph(cfg: Config, device: torch.device) -> bool:
 
 
 class GraphedBackward:
-    """The loss of one player's micro-batches, and its gradients, averaged over ranks."""
+    """The loss of one name's micro-batches, and its gradients, averaged over ranks."""
 
-    def __init__(self, objective: Objective, networks: dict[str, nn.Module], player: str, *, accumulate: int) -> None:
+    def __init__(self, objective: Objective, networks: dict[str, nn.Module], name: str, *, accumulate: int) -> None:
         """`networks`: as the step calls them, without DDP. `accumulate`: micro-batches of a step."""
-        self._objective, self._networks, self._player, self._accumulate = objective, networks, player, accumulate
-        self._parameters = [p for p in objective.networks[player].parameters() if p.requires_grad]
+        self._objective, self._networks, self._name, self._accumulate = objective, networks, name, accumulate
+        self._parameters = [p for p in objective.networks[name].parameters() if p.requires_grad]
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batch: Batch | None = None
         self._gradients: list[Tensor] = []
@@ -80,7 +80,7 @@ class GraphedBackward:
     def _compute(self) -> dict[str, Tensor]:
         if self._batch is None:
             raise RuntimeError("there is no batch to record with")
-        values = self._objective.loss(self._player, self._networks, self._batch)
+        values = self._objective.loss(self._name, self._networks, self._batch)
         torch.autograd.backward(values["loss"].mean() / self._accumulate)
         return {name: value.detach().double().sum() for name, value in values.items()}
 

@@ -11,7 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from pipeline.runtime.files import atomic_path
-from pipeline.train.session import Session
+from pipeline.train.setup import Session
 
 WARM_UP = 10  # steps of this start before the first recorded one: memory is allocated by then, and code compiled
 OPERATIONS, NAME_WIDTH = 10, 60  # of the printed table

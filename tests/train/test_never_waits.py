@@ -23,10 +23,10 @@ from pipeline.metrics.resize import resize
 from pipeline.models.build import build_network
 from pipeline.objectives.build import build_objective
 from pipeline.runtime.random import Stream, normal
-from pipeline.train.loss_scale import LossScale
+from pipeline.train.loop import launch_step
 from pipeline.train.optim import build_optimizer
-from pipeline.train.state import State
-from pipeline.train.step import launch_step
+from pipeline.train.setup import Session
+from pipeline.train.state import LossScale, State
 
 META = torch.device("meta")
 DIT = {"kind": "dit", "condition": "class", "width": 16, "depth": 2, "heads": 2, "patch": 2, "dropout": 0.1}
@@ -89,32 +89,35 @@ def session_of(cfg):
     objective = build_objective(cfg, reader.manifest)
     for network in objective.networks.values():
         network.to(META)
-    made = {player: build_optimizer(objective.networks[player], cfg.train.optim) for player in objective.players}
+    made = {name: build_optimizer(objective.networks[name], cfg.train.optim) for name in objective.trained}
     optimizers = {
-        player: optimizer if cfg.train.optim.kind == "muon" else OnMeta(objective.networks[player].parameters())
-        for player, optimizer in made.items()
+        name: optimizer if cfg.train.optim.kind == "muon" else OnMeta(objective.networks[name].parameters())
+        for name, optimizer in made.items()
     }
     scale = LossScale(META) if cfg.train.precision == "fp16" else None
     state = State(objective.networks, optimizers, averaged=objective.averaged, cfg=cfg.train.average, loss_scale=scale)
     accelerator = SimpleNamespace(no_sync=lambda _: contextlib.nullcontext(), backward=lambda loss: loss.backward())
-    return SimpleNamespace(
+    return Session(
         cfg=cfg,
+        run=None,
+        world=None,
         plan=SimpleNamespace(total_steps=100, warmup_steps=10, half_life_images=1000),
         accelerator=accelerator,
         device=META,
-        dtype=torch.float32,
         objective=objective,
-        networks={player: objective.networks[player] for player in objective.players},
+        networks={name: objective.networks[name] for name in objective.trained},
         state=state,
-        graph=None,
-        reader=reader,
+        train_data=reader,
+        valid_data=None,
+        recorder=None,
+        saver=None,
     )
 
 
 def steps(s, *, micro_batch=8):
     cfg = s.cfg
     data = batches(
-        s.reader,
+        s.train_data,
         seed=cfg.seed,
         start_step=4,  # the critic of the autoencoder has joined
         global_batch=8,
@@ -180,7 +183,7 @@ def test_validation_of_every_objective(tmp_path):
         cfg = tiny.config(tmp_path / name, model=MODELS[name][0])
         tiny.prepare(cfg)
         s = session_of(cfg)
-        (batch,) = validation_batches(s.reader, count=8, batch=8)
+        (batch,) = validation_batches(s.train_data, count=8, batch=8)
         with torch.no_grad(), evaluating(s):
             s.objective.validate(s.objective.networks, batch.to(META))
 
@@ -201,7 +204,7 @@ def test_the_device_does_raise_where_a_step_would_wait(trained):
     s = copy.copy(trained)
     plain = s.objective
     s.objective = SimpleNamespace(
-        players=plain.players,
+        trained=plain.trained,
         networks=plain.networks,
         draws=plain.draws,
         loss=lambda *words: {name: value * float(value.detach().sum()) for name, value in plain.loss(*words).items()},

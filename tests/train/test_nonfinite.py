@@ -13,7 +13,7 @@ from pipeline.objectives.denoising import Denoising
 from pipeline.runtime.errors import NonFiniteError
 from pipeline.runtime.files import read_lines
 from pipeline.runtime.run_dir import create_run
-from pipeline.train import loop, session
+from pipeline.train import loop, setup
 
 
 class Poisoned(Denoising):
@@ -21,9 +21,9 @@ class Poisoned(Denoising):
 
     steps: range = range(0)
 
-    def loss(self, player, networks, batch):
+    def loss(self, name, networks, batch):
         """The real one, spoiled for the visits of `steps`."""
-        values = super().loss(player, networks, batch)
+        values = super().loss(name, networks, batch)
         bad = torch.tensor([int(v) // 8 in self.steps for v in batch.visits])
         return {"loss": torch.where(bad, math.nan, 1.0) * values["loss"]}
 
@@ -32,7 +32,7 @@ class Poisoned(Denoising):
 def poisoned(tmp_path, monkeypatch):
     def train(steps, **settings):
         monkeypatch.setattr(Poisoned, "steps", steps)
-        monkeypatch.setattr(session, "build_objective", Poisoned)
+        monkeypatch.setattr(setup, "build_objective", Poisoned)
         cfg = tiny.config(tmp_path, log_every="1 steps", nonfinite_limit=3, **settings)
         tiny.prepare(cfg)
         run = create_run(cfg)
@@ -66,7 +66,7 @@ def test_in_the_end_it_stops_and_says_what_to_do(poisoned):
 def slow_and_poisoned(cfg, rank):
     """Images of steps 6 to 8 are broken. Rank 0 saves in the background and needs a second for step 6."""
     Poisoned.steps = range(6, 9)
-    session.build_objective = Poisoned
+    setup.build_objective = Poisoned
     whole = checkpoint.write
 
     def slowly(directory, snapshot):

@@ -10,7 +10,7 @@ from test_nonfinite import Poisoned
 from pipeline.checkpoint import newest_valid, read
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import create_run
-from pipeline.train import loss_scale, session
+from pipeline.train import setup, state
 from pipeline.train.loop import train
 
 
@@ -37,7 +37,7 @@ def test_fp16_on_a_cpu_is_refused(tmp_path):
         train(cfg, create_run(cfg))
 
 
-PLAIN = session._accelerator
+PLAIN = setup._accelerator
 
 
 def fp16_on_a_cpu(monkeypatch, *, scale):
@@ -49,9 +49,9 @@ def fp16_on_a_cpu(monkeypatch, *, scale):
         found.state._mixed_precision, found.native_amp = "fp16", True
         return found
 
-    monkeypatch.setattr(session, "_accelerator", made)
-    monkeypatch.setattr(loss_scale, "START", scale)
-    monkeypatch.setattr(loss_scale, "INTERVAL", 5)
+    monkeypatch.setattr(setup, "_accelerator", made)
+    monkeypatch.setattr(state, "START", scale)
+    monkeypatch.setattr(state, "INTERVAL", 5)
 
 
 def test_the_loss_scale_comes_down_is_not_counted_as_failure_and_is_resumed(tmp_path, monkeypatch):
@@ -75,7 +75,7 @@ def test_the_loss_scale_comes_down_is_not_counted_as_failure_and_is_resumed(tmp_
 def test_a_rollback_takes_the_loss_scale_back_too(tmp_path, monkeypatch):
     """Four bad steps: 2 becomes 1 while they may be the scale's fault, and then they count."""
     fp16_on_a_cpu(monkeypatch, scale=2.0)
-    monkeypatch.setattr(session, "build_objective", Poisoned)
+    monkeypatch.setattr(setup, "build_objective", Poisoned)
     monkeypatch.setattr(Poisoned, "steps", range(4, 8))
     cfg = tiny.config(tmp_path, duration="12 steps", checkpoint_every="4 steps", nonfinite_limit=3)
     tiny.prepare(cfg)
@@ -90,7 +90,7 @@ def test_a_rollback_takes_the_loss_scale_back_too(tmp_path, monkeypatch):
 
 def test_a_rollback_to_the_beginning_takes_back_the_first_loss_scale(tmp_path, monkeypatch):
     fp16_on_a_cpu(monkeypatch, scale=0.5)
-    monkeypatch.setattr(session, "build_objective", Poisoned)
+    monkeypatch.setattr(setup, "build_objective", Poisoned)
     monkeypatch.setattr(Poisoned, "steps", range(3))
     cfg = tiny.config(tmp_path, duration="4 steps", checkpoint_every="4 steps", nonfinite_limit=3)
     tiny.prepare(cfg)

@@ -7,7 +7,7 @@ import torch
 from pipeline import checkpoint
 from pipeline.checkpoint import Snapshot
 from pipeline.runtime.run_dir import RunDir, create_run
-from pipeline.train.saver import Saver
+from pipeline.train.state import Saver
 
 
 def test_a_background_save_holds_the_state_of_its_step(tmp_path):

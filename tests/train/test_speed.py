@@ -12,13 +12,12 @@ from pipeline.config.paths import training_shards
 from pipeline.config.plan import plan_for
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
-from pipeline.monitor.cards import peak_tflops
 from pipeline.objectives.build import build_objective
 from pipeline.runtime.distributed import World
 from pipeline.runtime.files import read_lines
 from pipeline.runtime.run_dir import create_run
 from pipeline.train import loop
-from pipeline.train.speed import Speed, flops_per_image
+from pipeline.train.speed import Speed, flops_per_image, peak_tflops
 
 DIT = {"kind": "dit", "condition": "class", "width": 16, "depth": 2, "heads": 2, "patch": 2, "dropout": 0.1}
 DROPOUT = {**tiny.UNET, "condition": "class", "dropout": 0.1}
@@ -57,7 +56,7 @@ def session_of(cfg):
         dtype=torch.float64 if cfg.train.precision == "fp64" else torch.float32,
         device=torch.device("cpu"),
         world=World(),
-        state=SimpleNamespace(clock=SimpleNamespace(step=0)),
+        state=SimpleNamespace(progress=SimpleNamespace(step=0)),
     )
 
 
@@ -74,7 +73,7 @@ def test_operations_of_a_transformer_by_hand(tmp_path):
 def test_operations_of_every_objective(name, tmp_path):
     model, settings = MODELS[name]
     s = session_of(tiny.config(tmp_path, model=model, **settings))
-    weights = sum(p.numel() for player in s.objective.players for p in s.objective.networks[player].parameters())
+    weights = sum(p.numel() for player in s.objective.trained for p in s.objective.networks[player].parameters())
     assert flops_per_image(s) > weights  # each is used at least once
 
 

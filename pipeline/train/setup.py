@@ -26,8 +26,6 @@ from pipeline.config.schema import Config
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
 from pipeline.models.blocks import recompute_activations
-from pipeline.monitor.recorder import Recorder
-from pipeline.monitor.speed import seconds_of_starts
 from pipeline.objectives.build import build_objective
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.space import remember
@@ -40,10 +38,9 @@ from pipeline.runtime.random import for_the_compiler
 from pipeline.runtime.run_dir import RunDir, step_of
 from pipeline.runtime.run_lock import only_trainer
 from pipeline.train.graphs import GraphedBackward, uses_graph
-from pipeline.train.loss_scale import LossScale
 from pipeline.train.optim import build_optimizer
-from pipeline.train.saver import Saver, clean
-from pipeline.train.state import State
+from pipeline.train.recorder import Recorder, seconds_of_starts
+from pipeline.train.state import LossScale, Saver, State, clean
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -61,11 +58,21 @@ class Session:
     train_data: Reader
     valid_data: Reader | None
     objective: Objective
-    networks: dict[str, nn.Module]  # the players' networks as Accelerate prepared them
+    networks: dict[str, nn.Module]  # the trained networks as Accelerate prepared them
     state: State
     recorder: Recorder
     saver: Saver
     graph: GraphedBackward | None = None  # train.cuda_graph
+
+    def networks_for(self, trained: str) -> dict[str, nn.Module]:
+        """The networks as the loss of one of them calls them: only its own weights get gradients.
+
+        The others are called without their DDP wrapper, which would wait for gradients that never come.
+        """
+        if len(self.objective.trained) > 1:
+            for name in self.objective.trained:
+                self.objective.networks[name].requires_grad_(name == trained)
+        return {**self.objective.networks, trained: self.networks[trained]}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -100,12 +107,13 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
     _resume(run, state, world)
     graphed = uses_graph(cfg, device)
     networks = {
-        player: _prepared(objective.networks[player], cfg, accelerator, joined=not graphed)
-        for player in objective.players
+        name: _prepared(objective.networks[name], cfg, accelerator, joined=not graphed) for name in objective.trained
     }
-    graph = GraphedBackward(objective, networks, objective.players[0], accumulate=plan.accumulate) if graphed else None
+    graph = None
+    if graphed:
+        graph = GraphedBackward(objective, networks, objective.trained[0], accumulate=plan.accumulate)
     _report(run, world, plan=plan, state=state, device=device, numerics=numerics)
-    recorder = Recorder(run, step=state.clock.step, active=world.main)
+    recorder = Recorder(run, step=state.progress.step, active=world.main)
     saver = Saver(run, keep_last=cfg.train.keep_last, keep_every=plan.keep_every, background=cfg.train.async_save)
     try:
         yield Session(
@@ -152,8 +160,8 @@ def _accelerator(cfg: Config, device: torch.device) -> Accelerator:
 def _state(cfg: Config, objective: Objective, accelerator: Accelerator) -> State:
     for name, network in objective.networks.items():
         network.to(accelerator.device, torch.float64 if cfg.train.precision == "fp64" else torch.float32)
-        network.train(name in objective.players).requires_grad_(name in objective.players)
-    optimizers = {p: build_optimizer(objective.networks[p], cfg.train.optim) for p in objective.players}
+        network.train(name in objective.trained).requires_grad_(name in objective.trained)
+    optimizers = {name: build_optimizer(objective.networks[name], cfg.train.optim) for name in objective.trained}
     return State(
         objective.networks,
         optimizers,
@@ -223,12 +231,13 @@ def _report(
         return
     parameters = sum(p.numel() for net in state.networks.values() for p in net.parameters())
     print(
-        f"{line}\n{parameters / 1e6:.2f} M parameters, step {state.clock.step} of {plan.total_steps}", file=sys.stderr
+        f"{line}\n{parameters / 1e6:.2f} M parameters, step {state.progress.step} of {plan.total_steps}",
+        file=sys.stderr,
     )
     start = {
         "time": time.time(),
         "earlier_seconds": seconds_of_starts(run),
-        "step": state.clock.step,
+        "step": state.progress.step,
         "commit": os.environ.get("MUDI_COMMIT") or distributed.commit_of(REPOSITORY),
         "argv": sys.argv,
         "host": socket.gethostname(),

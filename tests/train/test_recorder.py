@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipeline.monitor.recorder import Recorder
-from pipeline.monitor.speed import goodput, seconds_of_starts
 from pipeline.runtime.files import append_line, read_lines
 from pipeline.runtime.run_dir import RunDir
+from pipeline.train.recorder import Recorder, goodput, seconds_of_starts
 
 
 def record(run, *, start, steps, value):

@@ -1,4 +1,9 @@
-"""Validation loss with fixed draws, and a small fixed preview. Every rank does its part; nothing waits for rank 0."""
+"""In-loop evaluation: validation loss, a small fixed preview, and metrics of a few samples. Every rank does its part.
+
+Validation draws its noise by the image's place, so that two checkpoints meet the same noise. The samples of in-loop
+metrics have fixed seeds, cut into blocks: rank r does every n-th block, and one sum gathers them. A block is computed
+in the same way on any rank, so the numbers do not depend on how many ranks there are.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -11,10 +16,11 @@ from torch.func import functional_call
 
 from pipeline.data.batches import validation_batches
 from pipeline.data.pictures import tile, to_uint8
-from pipeline.objectives.objective import Restores
+from pipeline.objectives.objective import Networks, Restores
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import UserError
-from pipeline.train.session import Session
+from pipeline.runtime.numerics import own_precision
+from pipeline.train.setup import Session
 
 PREVIEW_IMAGES = 64
 RESTORED_IMAGES = 32
@@ -44,19 +50,19 @@ def validate(s: Session) -> dict[str, float]:
 
 
 def keep_best(s: Session, values: dict[str, float], *, kind: str = "valid") -> None:
-    """Note the best value of the early-stopping metric, and its step, in the clock: accuracies large, all else small.
+    """Note the best value of the early-stopping metric, and its step, in the done: accuracies large, all else small.
 
     `kind`: what stands before the slash in the names of `values`; a metric of another kind is looked at elsewhere.
     """
-    rule, clock = s.cfg.train.early_stop, s.state.clock
+    rule, done = s.cfg.train.early_stop, s.state.progress
     if rule is None or not rule.metric.startswith(f"{kind}/"):
         return
     if rule.metric not in values:
         known = ", ".join(values) or "none: the data has no validation split"
         raise UserError(f"train.early_stop.metric: found '{rule.metric}', expected one of those measured: {known}.")
     sign = -1 if "accuracy" in rule.metric else 1
-    if clock.best is None or sign * values[rule.metric] < sign * clock.best:
-        clock.best, clock.best_step = values[rule.metric], clock.step
+    if done.best is None or sign * values[rule.metric] < sign * done.best:
+        done.best, done.best_step = values[rule.metric], done.step
 
 
 def preview(s: Session) -> tuple[str, npt.NDArray[np.uint8]]:
@@ -115,8 +121,8 @@ def averaged(s: Session) -> Iterator[dict[str, Callable[..., Tensor]]]:
     try:
         yield networks
     finally:
-        for player in s.objective.players:
-            s.objective.networks[player].train()
+        for name in s.objective.trained:
+            s.objective.networks[name].train()
 
 
 def _called_with(network: nn.Module, weights: dict[str, Tensor] | None, dtype: torch.dtype) -> Callable[..., Tensor]:
@@ -133,3 +139,66 @@ def _called_with(network: nn.Module, weights: dict[str, Tensor] | None, dtype: t
         return result
 
     return call
+
+
+BLOCK = 64  # seeds computed at once
+
+
+class InLoopMetric:
+    """FD and accuracies of a few samples. The reference is opened before the first step, so that a lack shows then."""
+
+    def __init__(self, s: Session) -> None:
+        """Raises `Incomplete`, with the command to run, where the reference was not prepared."""
+        # These load scipy, which no other training needs.
+        from pipeline.metrics.domain import LABELS
+        from pipeline.metrics.frechet import Target
+        from pipeline.metrics.moments import moments
+        from pipeline.standards import open_domain
+
+        self._moments = moments
+        self._extractor, reference = open_domain(s.cfg, device=str(s.device))
+        self._target = Target(reference.moments("features"))
+        self._classes = s.cfg.model.condition == "class" and self._extractor.protocol["task"] == LABELS
+        self._attributes = s.cfg.model.condition == "attributes" and "attributes" in self._extractor.spaces
+
+    @torch.no_grad()
+    def values(self, s: Session) -> dict[str, float]:
+        """`sampled/fd-domain` of `train.metric_images` samples of the averaged weights, and, where the model is told
+        classes or attributes, `sampled/accuracy-domain` or `-attributes`. A collective."""
+        count = s.cfg.train.metric_images
+        rows = torch.zeros(count, len(self._target.mean) + 2, dtype=torch.float64)
+        with averaged(s) as networks:
+            for first in range(s.world.rank * BLOCK, count, s.world.size * BLOCK):
+                seeds = torch.arange(first, min(first + BLOCK, count))
+                rows[first : first + len(seeds)] = self._block(s, networks, seeds)
+        rows = distributed.total(rows)
+        features, right, asked = rows[:, :-2].numpy(), rows[:, -2].sum(), rows[:, -1].sum()
+        found = {"sampled/fd-domain": self._target.quick(self._moments(features))}
+        if asked:
+            found[f"sampled/accuracy-{'domain' if self._classes else 'attributes'}"] = float(right / asked)
+        return found
+
+    def _block(self, s: Session, networks: Networks, seeds: Tensor) -> Tensor:
+        """[B, D + 2]: features, right answers, questions asked."""
+        labels, attributes = self._asked(s, seeds.numpy())
+        device, sampler = s.device, s.cfg.sample.sampler.alone
+        told = None if attributes is None else attributes.to(device)
+        images = s.objective.generate(networks, seeds.to(device), labels.to(device), attributes=told, sampler=sampler)
+        pixels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).to(device)
+        with own_precision(pixels):
+            found = {name: value.double().cpu() for name, value in self._extractor.run(pixels).items()}
+        right, asked = torch.zeros(len(seeds)), torch.zeros(len(seeds))
+        if self._classes:
+            right, asked = (found["logits"].argmax(1) == labels) & (labels >= 0), labels >= 0
+        elif self._attributes and attributes is not None:
+            seen = (found["attributes"] > 0) == (attributes == 1)
+            right, asked = (seen & (attributes >= 0)).sum(1), (attributes >= 0).sum(1)
+        return torch.cat([found["features"], right.double()[:, None], asked.double()[:, None]], 1)
+
+    def _asked(self, s: Session, seeds: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor | None]:
+        """Classes in turn; attributes of training images."""
+        classes = len(s.train_data.manifest.classes)
+        numbers = torch.from_numpy(seeds)
+        labels = numbers % classes if classes else torch.full_like(numbers, -1)
+        rows = s.train_data.attributes(seeds % s.train_data.count)
+        return labels, None if rows is None else torch.from_numpy(rows)
