@@ -14,7 +14,8 @@ from typing import Any
 
 from rich.console import Console
 
-from data_prep import inspection, listing, shard, verify
+from data_prep import listing, shard, verify
+from data_prep.items import KINDS
 from data_prep.stage import denied
 from data_prep.weights import fetch_weights
 from pipeline.config.load import config_from, run_named
@@ -78,7 +79,7 @@ def _rights(settings: Mapping[str, Path]) -> Iterator[None]:
 
 def _run(cfg: Config, args: argparse.Namespace, console: Console) -> None:
     if args.stage == "inspect":
-        inspection.inspect(data_directory(cfg), console=console)
+        verify.inspect(data_directory(cfg), console=console)
     if args.stage == "all":
         require(cfg, "prepare")
     for stage in ("fetch", "shard", "verify", "reference") if args.stage == "all" else (args.stage,):
@@ -90,10 +91,12 @@ def _run_stage(stage: str, cfg: Config, args: argparse.Namespace, console: Conso
         case "fetch":
             receipt = listing.run(cfg)
             console.print(f"fetch: {receipt['items']} images listed in {listing.source_directory(cfg)}")
+            _say_listed(receipt, console)
         case "shard":
             receipt = shard.run(cfg, workers=args.workers, part=parse_part(args.part))
             splits = ", ".join(f"{name} {facts['count']}" for name, facts in receipt.get("splits", {}).items())
             console.print(f"shard: {splits or 'this part is done, others are not'} in {shard.shards_directory(cfg)}")
+            verify.print_rejected(shard.shards_directory(cfg), console, "shard: ")
         case "verify":
             verify.run(cfg, workers=args.workers)
             console.print(f"verify: every byte of {shard.shards_directory(cfg)} is right")
@@ -101,6 +104,18 @@ def _run_stage(stage: str, cfg: Config, args: argparse.Namespace, console: Conso
             _encode(cfg, args, console)
         case "reference":
             _elsewhere(stage, cfg, console, needed=args.stage == stage)
+
+
+def _say_listed(receipt: Mapping[str, Any], console: Console) -> None:
+    """Classes, and what was decided by rule. Receipts of older versions have numbers in their place."""
+    if isinstance(receipt["classes"], dict):
+        console.print(f"fetch: {len(receipt['classes']) or 'no'} classes")
+        verify.print_classes(receipt["classes"], console, "fetch:")
+    if isinstance(receipt["rejected"], dict):
+        for kind, count in receipt["rejected"].items():
+            console.print(f"fetch: passed over {count} x {kind}: {KINDS[kind]}", highlight=False)
+    for note in receipt.get("notes", ()):
+        console.print(f"fetch: {note}", highlight=False, markup=False)
 
 
 def _encode(cfg: Config, args: argparse.Namespace, console: Console) -> None:
@@ -128,9 +143,9 @@ def _elsewhere(stage: str, cfg: Config, console: Console, *, needed: bool) -> No
 
 def _look(args: argparse.Namespace, directory: Path, console: Console) -> None:
     if args.stage == "inspect":
-        inspection.inspect(directory, console=console)
+        verify.inspect(directory, console=console)
         return
-    for split in inspection.find_splits(directory):
+    for split in verify.find_splits(directory):
         facts = verify.verify_directory(split, workers=args.workers)
         console.print(f"verify: {split}: {facts['count']} samples in {facts['shards']} shards, every byte is right")
 

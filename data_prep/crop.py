@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from PIL import Image, ImageOps
 
-from data_prep.jpeg import decode_jpeg, jpeg_size
-from data_prep.reasons import Unusable
+from data_prep.items import Unusable
 from data_prep.resample import CURVES, resample
 from pipeline.config.schema_data import ConversionRules, CropSettings, DataConfig
 
@@ -23,6 +23,8 @@ FILTERS = {
 }
 _SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 _EXIF_ORIENTATION = 0x0112
+_EXIF = b"Exif\0\0"  # where a rotation would stand
+_APP1, _SCAN = 0xE1, 0xDA
 
 
 def square_of_jpeg(data: bytes, cfg: DataConfig) -> Pixels | None:
@@ -42,7 +44,7 @@ def square_of_jpeg(data: bytes, cfg: DataConfig) -> Pixels | None:
 
 
 def square(image: Image.Image, cfg: DataConfig) -> tuple[Pixels, list[str]]:
-    """The pixels of a protocol, uint8 [S, S, C], and the kinds of conversion that were made (see `data_prep.reasons`).
+    """The pixels of a protocol, uint8 [S, S, C], and the kinds of conversion that were made (see `data_prep.items`).
 
     An image that does not decode, is too small, or is of a kind that the protocol rejects raises `Unusable`.
     """
@@ -124,7 +126,9 @@ def _shrink(image: Image.Image, cfg: DataConfig) -> Callable[[Image.Image], Imag
 
 def convert(image: Image.Image, rules: ConversionRules, *, channels: int) -> tuple[Image.Image, list[str]]:
     """An image of any mode as 8-bit RGB (`channels` 3) or greyscale (1), and what was converted for it."""
-    converted: list[str] = []
+    # The first frame is taken. Second pictures of a camera's JPEG (MPO) are no frames of it.
+    animated = image.format != "MPO" and getattr(image, "is_animated", False)
+    converted: list[str] = ["animated"] if animated else []
 
     def by_rule(kind: str, rule: str, found: str) -> bool:
         if rule == "reject":
@@ -176,3 +180,43 @@ def _over(image: Image.Image, background: int) -> Image.Image:
     paper = Image.new("RGBA", colours.size, (background, background, background, 255))
     flat = Image.alpha_composite(paper, colours)
     return flat.convert("L" if image.mode == "LA" else "RGB")
+
+
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a colour JPEG that nothing has to be done to but decoding; None for anything else."""
+    if not _without_exif(data):
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    most = Image.MAX_IMAGE_PIXELS
+    too_large = most is not None and width * height > most  # Pillow warns or refuses
+    return None if too_large or colours not in ("YCbCr", "RGB") else (width, height)
+
+
+def _without_exif(data: bytes) -> bool:
+    """Whether the segments before the image (ITU T.81, B.1.1.4) are whole and none of them is EXIF's."""
+    if data[:2] != b"\xff\xd8":
+        return False
+    place, end = 2, len(data) - 4
+    while place < end and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == _SCAN:
+            return True
+        if marker == _APP1 and data.startswith(_EXIF, place + 4):
+            return False
+        place += 2 + (data[place + 2] << 8 | data[place + 3])
+    return False
+
+
+def decode_jpeg(data: bytes) -> npt.NDArray[np.uint8] | None:
+    """uint8 [H, W, 3], as Pillow decodes it: both call libjpeg-turbo.
+
+    None where the decoder has anything to complain about: Pillow then repairs, or says what is wrong.
+    """
+    try:
+        pixels: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace="RGB")
+    except ValueError:
+        return None
+    return pixels

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.items import Item, Rejected
-from pipeline.config.known_data import ALIASES
+from pipeline.config.known_data import split_name
 from pipeline.config.schema_data import DataConfig, SplitRule
 from pipeline.data.shards import shard_name
 from pipeline.runtime.errors import UserError
@@ -57,7 +57,7 @@ def make_plan(items: Iterable[Item], data: DataConfig, classes: Sequence[str]) -
     places, labels = [], []
     for item in items:
         keys.append(item.key if data.split.min_per_class else "")
-        official.append(sys.intern(_official(item)) if data.split.rule == "official" else "train")
+        official.append(sys.intern(_official(item, data)) if data.split.rule == "official" else "train")
         places.append(hash_place(item.group or item.key) if data.split.rule == "hash" else 0.0)
         labels.append(_label(item, classes))
     label_array = np.array(labels, dtype=np.int32)
@@ -83,13 +83,18 @@ def _label(item: Item, classes: Sequence[str]) -> int:
     return -1 if item.label is None else max(item.label, -1)
 
 
-def _official(item: Item) -> str:
-    if item.split is None:
-        raise UserError(
-            f"data.split.rule=official, but the source does not say which split '{item.key}' is in. "
-            "Use split.rule=hash, or for a folder set source.splits=true and keep images in train/, valid/, test/."
-        )
-    return ALIASES.get(item.split, item.split)
+def _official(item: Item, data: DataConfig) -> str:
+    if item.split is not None:
+        return split_name(item.split)
+    advice = {
+        "celeba": "Put list_eval_partition.txt (Kaggle: .csv) beside the images",
+        "folder": "Keep images in train/, valid/, test/ and set data.source.splits=true, or give the table a column "
+        "'split' with a word in each row; or use split.rule=hash",
+    }
+    raise UserError(
+        f"data.split.rule=official, but the source does not say which split '{item.key}' is in. "
+        f"{advice.get(data.source.kind, 'Use split.rule=hash')}."
+    )
 
 
 def hash_place(group: str) -> float:
@@ -137,7 +142,7 @@ def _check_splits(data: DataConfig, counts: dict[str, int]) -> None:
     for name in wanted:
         if not counts.get(name):
             found = ", ".join(f"{k}: {v}" for k, v in counts.items()) or "none at all"
-            raise UserError(
-                f"data.split: no image is in '{name}' (found {found}). Expected at least one. "
-                f"Set data.split.{name}=0 for a small data set, or check split.rule and split.merge."
-            )
+            advice = f"Set data.split.{name}=0 for a small data set"
+            if name == "train":
+                advice = f"Say what to train on: data.split.merge={{train: [{next(iter(counts), 'train')}]}}"
+            raise UserError(f"data.split: no image is in '{name}' (found {found}). Expected at least one. {advice}.")

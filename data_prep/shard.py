@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 import PIL
 
+from data_prep.archives import array_image, open_image, read_bytes
 from data_prep.crop import square, square_of_jpeg
-from data_prep.items import Item, Items, Rejected, read_rejected, write_rejected
+from data_prep.items import BY_RULE, Item, Items, Rejected, Unusable, read_rejected, write_rejected
 from data_prep.listing import source_directory
-from data_prep.load import array_image, open_image, read_bytes
-from data_prep.parallel import cores, run_parallel
 from data_prep.plan import Plan, ShardJob, make_plan
-from data_prep.reasons import BY_PROTOCOL, Unusable
 from data_prep.sources import glyphs
-from data_prep.stage import finished, run_stage
+from data_prep.stage import cores, finished, run_parallel, run_stage
 from pipeline.config.paths import data_directory, protocol_hash
 from pipeline.config.schema import Config
 from pipeline.config.schema_data import DataConfig
@@ -218,11 +216,11 @@ def _write_rejected(cfg: Config, directory: Path, plan: Plan, records: dict[str,
 
 def check_rejected(data: DataConfig, rejected: list[Rejected], *, kept: int, path: Path) -> None:
     """A `UserError` where more than `max_rejected` of the images are unusable, with the reasons counted."""
-    counted = Counter(row.kind for row in rejected if row.kind not in BY_PROTOCOL)
+    counted = Counter(row.kind for row in rejected if row.kind not in BY_RULE)
     number = sum(counted.values())
     if kept and number <= data.max_rejected * (number + kept):
         return
-    first = next((row for row in rejected if row.kind not in BY_PROTOCOL), None)
+    first = next((row for row in rejected if row.kind not in BY_RULE), None)
     kinds = ", ".join(f"{kind}: {count}" for kind, count in counted.most_common()) or "none"
     raise UserError(
         f"{number} of {number + kept} images of '{data.name}' are unusable ({kinds}), "

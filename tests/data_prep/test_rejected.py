@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from prepared import config, folder_of_pictures, picture, prepare, rejected_of, split_of
 
-from data_prep.reasons import KINDS
+from data_prep.items import KINDS
 from data_prep.stage import finished
 from pipeline.config.paths import data_directory
 from pipeline.runtime.errors import UserError

@@ -172,7 +172,7 @@ def is_zombie(process: int) -> bool:
 
 
 def test_a_worker_that_is_killed_is_an_error_that_says_so() -> None:
-    from data_prep.parallel import run_parallel
+    from data_prep.stage import run_parallel
 
     with pytest.raises(UserError, match=r"worker process was killed.*want of memory.*fewer than 2 --workers"):
         list(run_parallel(kill_oneself, range(4), workers=2))

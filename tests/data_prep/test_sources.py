@@ -15,8 +15,8 @@ from prepared import config, folder_of_pictures, image_of, picture, prepare, rej
 from webdataset import WebDataset
 
 from data_prep import listing
+from data_prep.archives import read_bytes
 from data_prep.items import Items
-from data_prep.load import read_bytes
 from pipeline.runtime.errors import Incomplete, UserError
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from prepared import config, folder_of_pictures, image_of, prepare, split_of
 from rich.console import Console
 
-from data_prep import inspection, verify
+from data_prep import verify
 from data_prep.__main__ import main
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
@@ -85,7 +85,7 @@ def test_every_damage_is_named(made: Config, damage, found: str) -> None:
 
 def test_the_contact_sheet_shows_the_images(made: Config) -> None:
     out = io.StringIO()
-    sheets = inspection.inspect(data_directory(made), console=Console(file=out, width=200), rows=2, columns=4)
+    sheets = verify.inspect(data_directory(made), console=Console(file=out, width=200), rows=2, columns=4)
     assert [sheet.parent.name for sheet in sheets] == ["train", "valid"]
     sheet = np.asarray(Image.open(sheets[0]))
     assert sheet.shape == (2 * 17 - 1, 4 * 17 - 1, 3)
@@ -99,7 +99,7 @@ def test_the_contact_sheet_shows_the_images(made: Config) -> None:
 
 def test_a_folder_without_shards_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no finished shards"):
-        inspection.find_splits(tmp_path)
+        verify.find_splits(tmp_path)
 
 
 def test_the_command_line_fetches_shards_verifies_and_inspects(
