@@ -108,10 +108,10 @@ def _run_stage(stage: str, cfg: Config, args: argparse.Namespace, console: Conso
 
 def _say_listed(receipt: Mapping[str, Any], console: Console) -> None:
     """Classes, and what was decided by rule. Receipts of older versions have numbers in their place."""
-    if isinstance(receipt["classes"], dict):
-        console.print(f"fetch: {len(receipt['classes']) or 'no'} classes")
+    if isinstance(receipt["classes"], list):
+        unlabelled = f", {receipt['unlabelled']} images without label" if receipt["unlabelled"] else ""
+        console.print(f"fetch: {len(receipt['classes']) or 'no'} classes{unlabelled}", highlight=False)
         verify.print_classes(receipt["classes"], console, "fetch:")
-    if isinstance(receipt["rejected"], dict):
         for kind, count in receipt["rejected"].items():
             console.print(f"fetch: passed over {count} x {kind}: {KINDS[kind]}", highlight=False)
     for note in receipt.get("notes", ()):

@@ -258,9 +258,7 @@ def unpacked(path: Path, directory: Path) -> Path:
         start = file.read(8)
     kind = next((kind for magic, kind in _UNKNOWN.items() if start.startswith(magic)), None)
     if kind:
-        raise UserError(
-            f"{path} is packed by {kind}, expected zip, tar, gzip, bzip2 or xz. Unpack it: give the folder."
-        )
+        raise UserError(f"{path} is packed by {kind}, expected zip, tar, gzip, bzip2 or xz. Give it unpacked.")
     opener = next((opener for magic, opener in _PACKED.items() if start.startswith(magic)), None)
     if opener is None:
         return path

@@ -61,11 +61,13 @@ def _write(cfg: Config, directory: Path) -> Mapping[str, Any]:
     listing = find(cfg, directory)
     written = write_items(directory, listing)
     if not written.items:
-        reasons = f" ({len(listing.rejected)} were rejected, first: {listing.rejected[0]})" if listing.rejected else ""
+        first = next(iter(listing.rejected), None)
+        reasons = f" ({len(listing.rejected)} were rejected, first {first.key}: {first.reason})" if first else ""
         raise UserError(f"The data set '{cfg.data.name}' is empty: its source lists no usable image{reasons}.")
     return {
         "items": written.items,
         "classes": _classes(cfg, listing, written),
+        "unlabelled": written.labels[None],
         "rejected": dict(sorted(Counter(row.kind for row in listing.rejected).items())),
         "sha256": written.sha256,
         "made_from": listing.made_from,
@@ -73,8 +75,11 @@ def _write(cfg: Config, directory: Path) -> Mapping[str, Any]:
     }
 
 
-def _classes(cfg: Config, listing: Listing, written: Written) -> dict[str, int]:
-    """Images of each class, in order. Numbers that are no classes, such as ids, would make a class of each gap."""
+def _classes(cfg: Config, listing: Listing, written: Written) -> list[tuple[str, int]]:
+    """The classes in order, with the number of their images.
+
+    Numbers that are no classes, such as ids, would make a class of each gap.
+    """
     classes = list(listing.classes)
     used = sum(label is not None for label in written.labels)
     if len(classes) > 2 * used + 1000:
@@ -83,8 +88,7 @@ def _classes(cfg: Config, listing: Listing, written: Written) -> dict[str, int]:
             f"alone have images; expected numbers from 0 to the number of classes - 1. Ids of '{cfg.data.name}' are no "
             "labels: number its classes from 0, or do without labels."
         )
-    counts = {name: written.labels.get(number, 0) for number, name in enumerate(classes)}
-    return counts | ({"no label": written.labels[None]} if counts and written.labels[None] else {})
+    return [(name, written.labels[number]) for number, name in enumerate(classes)]
 
 
 def _split_notes(cfg: Config, written: Written) -> list[str]:

@@ -5,7 +5,7 @@ counts, classes, protocol and a contact sheet.
 import functools
 import json
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,7 @@ def _print_split(shards: ShardDirectory, console: Console) -> None:
     }.items():
         table.add_row(name, value)
     console.print(table)
-    print_classes(dict(zip(manifest.classes, manifest.class_counts, strict=True)), console)
+    print_classes(list(zip(manifest.classes, manifest.class_counts, strict=True)), console)
 
 
 def print_rejected(directory: Path, console: Console, before: str = "") -> None:
@@ -227,10 +227,10 @@ def print_rejected(directory: Path, console: Console, before: str = "") -> None:
             console.print(f"{before}{what}: all {sum(counts.values())} are listed in {directory / what}.jsonl")
 
 
-def print_classes(counts: Mapping[str, int], console: Console, before: str = "") -> None:
+def print_classes(counts: Sequence[tuple[str, int]], console: Console, before: str = "") -> None:
     """Classes in the order of their labels, with counts; the first 30."""
-    most = max(counts.values(), default=0)
-    for number, (name, count) in enumerate(list(counts.items())[:30]):
+    most = max((count for _, count in counts), default=0)
+    for number, (name, count) in enumerate(counts[:30]):
         bar = "█" * round(30 * count / max(most, 1))
         console.print(f"{before}  {number:4d} {name:>24} {count:7d} {bar}", highlight=False, markup=False)
     if len(counts) > 30:

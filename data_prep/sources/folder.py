@@ -67,8 +67,8 @@ def _splits(source: FolderSource, path: Path, names: Sequence[str]) -> tuple[lis
         there = ", ".join(f"{top} ({count} images)" for top, count in sorted(tops.items()))
         raise UserError(
             f"data.source.splits: found the folders {there} in '{path}/{start}', which are named like splits; "
-            "expected to be told. Set data.source.splits=true data.split.rule=official to train on the first and hold "
-            "the others out, or data.source.splits=false where they are not splits."
+            "expected to be told. Set data.source.splits=true data.split.rule=official to keep them "
+            "apart, or data.source.splits=false where they are not splits."
         )
     if not source.splits:
         return [None] * len(names), list(names)

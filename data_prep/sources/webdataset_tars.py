@@ -110,9 +110,8 @@ class _Tars:
             label, meta = self._label(tar, key, parts)
             if ending is None:
                 kind = "sample_without_image" if label is None else "label_without_image"
-                self.rejected.append(
-                    Rejected(key, kind, f"{tar} has only {', '.join(sorted(parts))[:200]} of it. {RULE}")
-                )
+                found = ", ".join(sorted(parts)[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
+                self.rejected.append(Rejected(key, kind, f"{tar} has only {found} of it. {RULE}"))
                 continue
             unused.update(set(parts) - {ending, *_USED})
             yield Item(key, parts[ending].at, label=self._place(tar, key, label, number), meta=meta)

@@ -2,6 +2,7 @@
 
 import io
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -79,9 +80,17 @@ def test_a_quota_page_and_a_pointer_are_not_weights(server: Server, tmp_path: Pa
         fetch_weights(["squeezenet"], tmp_path, quiet(), mirror=server.url(""))
 
 
+def zipped(content: str) -> bytes:
+    """As torch saves weights."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("data.pkl", content)
+    return buffer.getvalue()
+
+
 def test_a_hash_that_is_not_known_is_trusted_once_and_kept(server: Server, tmp_path: Path) -> None:
     path = "squeezenet/squeezenet1_0-b66bff10.pth"
-    server.files[path] = b"PK\x03\x04 first"
+    server.files[path] = zipped("first")
     said = quiet()
     fetch_weights(["squeezenet"], tmp_path, said, mirror=server.url(""))
     assert "trusted on first use" in said.file.getvalue()
@@ -89,7 +98,7 @@ def test_a_hash_that_is_not_known_is_trusted_once_and_kept(server: Server, tmp_p
     again = quiet()
     fetch_weights(["squeezenet"], tmp_path, again, mirror=server.url(""))
     assert "trusted" not in again.file.getvalue()
-    (tmp_path / path).write_bytes(b"PK\x03\x04 other")
+    (tmp_path / path).write_bytes(zipped("other"))
     with pytest.raises(Incomplete, match=r"expected .*first seen"):
         fetch_weights(["squeezenet"], tmp_path, quiet(), mirror=server.url(""))
 
