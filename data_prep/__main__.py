@@ -15,9 +15,9 @@ from typing import Any
 from rich.console import Console
 
 from data_prep import listing, shard, verify
+from data_prep.fetch import fetch_weights
 from data_prep.items import KINDS
 from data_prep.stage import denied
-from data_prep.weights import fetch_weights
 from pipeline.config.load import config_from, run_named
 from pipeline.config.needs import require
 from pipeline.config.paths import data_directory, latents_directory

@@ -13,9 +13,8 @@ from prepared import picture
 from test_crop import protocol
 
 from data_prep.archives import open_image
-from data_prep.crop import FILTERS, decode_jpeg, jpeg_size, square, square_of_jpeg
+from data_prep.crop import CURVES, FILTERS, decode_jpeg, jpeg_size, resample, square, square_of_jpeg
 from data_prep.items import Unusable
-from data_prep.resample import CURVES, resample
 
 
 def jpeg(image: Image.Image, **options: object) -> bytes:

@@ -10,7 +10,7 @@ from prepared import config, folder_of_pictures, image_of, prepare, split_of
 
 from data_prep import verify
 from data_prep.items import Item, Items, Listing, write_items
-from data_prep.plan import hash_place, hash_splits, make_plan
+from data_prep.shard import hash_place, hash_splits, make_plan
 from pipeline.config.load import groups
 from pipeline.config.schema_data import DataConfig, SplitRule
 from pipeline.runtime.errors import UserError

@@ -11,7 +11,7 @@ from http_server import Server
 from rich.console import Console
 
 from data_prep.__main__ import main
-from data_prep.weights import FIRST_SEEN, WEIGHTS, fetch_weights
+from data_prep.fetch import FIRST_SEEN, WEIGHTS, fetch_weights
 from pipeline.config.load import config_from
 from pipeline.metrics.quality import CnnIqa, Niqe
 from pipeline.runtime.errors import Incomplete, UserError
@@ -36,8 +36,8 @@ def test_every_file_has_one_public_address_that_does_not_move(name: str) -> None
 
 def test_settings_that_are_printed_are_settings(tmp_path: Path) -> None:
     for weights in WEIGHTS.values():
-        words = [f"{setting}={tmp_path}" for setting, _ in weights.settings]
-        words += [f"{weights.hashed}={'0' * 64}"] if weights.hashed else []
+        words = [f"{setting}={tmp_path}" for setting in weights.settings]
+        words += [f"{weights.pins}={'0' * 64}"] if weights.pins else []
         config_from(["experiment=glyphs16", *words])
 
 
