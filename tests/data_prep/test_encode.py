@@ -1,11 +1,7 @@
 """Latents in shards: what the autoencoder says, the same bytes whoever encodes and however often killed."""
 
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +11,10 @@ import pytest
 import tiny
 import tiny_latents
 import torch
-from prepared import content_of
+from prepared import content_of, forked
 
 from data_prep import encode, verify
+from data_prep.__main__ import main
 from data_prep.stage import RECEIPT
 from pipeline.config.paths import data_directory, latents_directory
 from pipeline.config.schema import Config
@@ -138,11 +135,6 @@ def test_worker_processes_give_the_same_bytes(place: Path, alone: dict[str, str]
     assert content_of(latents_directory(of(place))) == alone
 
 
-def command(cfg: Config) -> list[str]:
-    run = create_run(cfg)
-    return [sys.executable, "-m", "data_prep", "encode", str(run.path), "--workers=1"]
-
-
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.full)])
 def test_killed_at_random_moments_it_resumes_without_redoing_shards(
     place: Path, alone: dict[str, str], kills: int
@@ -151,13 +143,13 @@ def test_killed_at_random_moments_it_resumes_without_redoing_shards(
     target, redone, landed = latents_directory(cfg), 0, 0
     while landed < kills and not (target / RECEIPT).exists():
         before = len(list(target.glob("*/*.record.json")))
-        task = subprocess.Popen(command(cfg), stderr=subprocess.DEVNULL)
-        while task.poll() is None and len(list(target.glob("*/*.record.json"))) <= before:
+        task = forked(encode.run, cfg, workers=1)
+        while task.is_alive() and len(list(target.glob("*/*.record.json"))) <= before:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.03))
-        landed += task.poll() is None
-        task.send_signal(signal.SIGKILL)
-        task.wait()
+        landed += task.is_alive()
+        task.kill()
+        task.join()
         redone += sum(path.stat().st_ino != inode for path, inode in made.items())
         made = {path: path.stat().st_ino for path in target.glob("*/*.tar") if read_record(path)}
     assert landed >= 1
@@ -307,8 +299,7 @@ def test_codes_without_noise(place: Path) -> None:
     assert tuple(receipt["spread"]["informed"]) == (1.0, 1.0)
 
 
-def test_the_command_says_what_it_made(place: Path) -> None:
-    cfg = of(place)
-    done = subprocess.run(command(cfg), capture_output=True, text=True, env=os.environ, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "encode: train 60, valid 15" in done.stderr
+def test_the_command_says_what_it_made(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = create_run(of(place))
+    assert main(["encode", str(run.path), "--workers=1"]) == 0
+    assert "encode: train 60, valid 15" in capsys.readouterr().err
