@@ -61,45 +61,50 @@ def images(cfg: Config, split: str = "train") -> Reader:
 
 
 @pytest.fixture(scope="module")
-def alone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What one process makes, undisturbed."""
-    folder = tmp_path_factory.mktemp("alone") / "copy"
+def made(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Encoded by one process, undisturbed; to be read only."""
+    folder = tmp_path_factory.mktemp("made") / "copy"
     shutil.copytree(root, folder)
     encode.run(of(folder), workers=1)
-    return content_of(latents_directory(of(folder)))
+    return of(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(made: Config) -> dict[str, str]:
+    """What one process makes."""
+    return content_of(latents_directory(made))
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
-def test_a_stored_latent_is_what_the_autoencoder_says_of_its_image(place: Path, split: str) -> None:
-    cfg = of(place)
-    encode.run(cfg, workers=1)
-    reader = images(cfg, split)
-    network = load_autoencoder(cfg.latents.autoencoder)
+def test_a_stored_latent_is_what_the_autoencoder_says_of_its_image(made: Config, split: str) -> None:
+    reader = images(made, split)
+    network = load_autoencoder(made.latents.autoencoder)
     pictures = from_uint8(reader.read(np.arange(reader.count)))
     with torch.no_grad():
         plain, mirrored = network.encode(pictures), network.encode(pictures.flip(-1))
     expected = torch.cat([plain.mean, plain.std, mirrored.mean, mirrored.std], dim=1)
-    assert np.abs(stored(cfg, split) - expected.numpy()).max() < 1e-5
-    latents = open_shards(latents_directory(cfg) / split)
+    assert np.abs(stored(made, split) - expected.numpy()).max() < 1e-5
+    latents = open_shards(latents_directory(made) / split)
     assert np.array_equal(latents.index["label"], reader._shards.index["label"])
     assert encode.names_of(latents, range(4, 9)) == encode.names_of(reader._shards, range(4, 9))
     assert (image_shape(latents.manifest), latent_shape(latents.manifest)) == ((1, 8, 8), (3, 4, 4))
     assert verify.verify_directory(latents.path, workers=1)["count"] == reader.count
 
 
-@pytest.mark.parametrize(("dtype", "bits"), [("bf16", 8), ("fp16", 11)])
-def test_narrow_latents_are_the_nearest_ones(place: Path, dtype: str, bits: int) -> None:
-    wide, narrow = of(place, flip=False), of(place, flip=False, latents={"dtype": dtype})
-    for cfg in (wide, narrow):
-        encode.run(cfg, workers=1)
+def test_narrow_latents_are_the_nearest_ones(place: Path) -> None:
+    wide = of(place, flip=False)
+    encode.run(wide, workers=1)
     exact, subnormal = stored(wide), 2.0**-25  # half the distance of fp16's smallest numbers
-    assert (np.abs(stored(narrow) - exact) <= np.maximum(np.abs(exact) * 2.0**-bits, subnormal)).all()
+    for dtype, bits in (("bf16", 8), ("fp16", 11)):
+        narrow = of(place, flip=False, latents={"dtype": dtype})
+        encode.run(narrow, workers=1)
+        assert (np.abs(stored(narrow) - exact) <= np.maximum(np.abs(exact) * 2.0**-bits, subnormal)).all()
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_statistics_are_those_of_drawn_latents(place: Path, flip: bool) -> None:
+def test_statistics_are_those_of_drawn_latents(place: Path, made: Config, flip: bool) -> None:
     """Mean and deviation over images, places, both mirrorings and the noise of the posterior; against numpy."""
-    cfg = of(place, flip=flip)
+    cfg = made if flip else of(place, flip=False)
     encode.run(cfg, workers=1)
     manifest = read_manifest(latents_directory(cfg) / "train")
     values = stored(cfg).astype(np.float64)
@@ -158,9 +163,8 @@ def test_killed_at_random_moments_it_resumes_without_redoing_shards(
     assert content_of(target) == alone and redone == 0
 
 
-def test_finished_latents_are_left_alone(place: Path) -> None:
-    cfg = of(place)
-    encode.run(cfg, workers=1)
+def test_finished_latents_are_left_alone(made: Config) -> None:
+    cfg = made
     before = {p: p.stat().st_mtime_ns for p in latents_directory(cfg).rglob("*")}
     encode.run(cfg, workers=1)
     assert {p: p.stat().st_mtime_ns for p in latents_directory(cfg).rglob("*")} == before

@@ -1,6 +1,7 @@
 """Verify finds every kind of damage; inspect shows what is there; the command line runs the whole path."""
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +20,20 @@ from pipeline.data.shards import open_shards
 from pipeline.runtime.errors import Incomplete, UserError
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> Config:
+@pytest.fixture(scope="module")
+def prepared_once(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    root = tmp_path_factory.mktemp("verify")
     words = ["data.image_size=16", "data.images_per_shard=10", "data.encoding=png"]
-    cfg = config(tmp_path, f"data.source.path={folder_of_pictures(tmp_path / 'images', 40)}", *words)
+    cfg = config(root / "data", f"data.source.path={folder_of_pictures(root / 'images', 40)}", *words)
     prepare(cfg)
     return cfg
+
+
+@pytest.fixture
+def made(prepared_once: Config, tmp_path: Path) -> Config:
+    """A copy of the prepared data, to damage."""
+    shutil.copytree(prepared_once.data_dir, tmp_path / "data")
+    return prepared_once.model_copy(update={"data_dir": tmp_path / "data"})
 
 
 def test_right_shards_are_right_and_are_read_once(made: Config) -> None:
