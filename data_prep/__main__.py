@@ -5,8 +5,6 @@ python -m data_prep fetch weights [NAME ...] [--into FOLDER]    weights for eval
 
 import argparse
 import contextlib
-import importlib
-import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -103,7 +101,10 @@ def _run_stage(stage: str, cfg: Config, args: argparse.Namespace, console: Conso
         case "encode":
             _encode(cfg, args, console)
         case "reference":
-            _elsewhere(stage, cfg, console, needed=args.stage == stage)
+            from data_prep import reference  # loads torch
+
+            reference.run(cfg)
+            console.print(f"reference: finished in {data_directory(cfg) / 'reference'}")
 
 
 def _say_listed(receipt: Mapping[str, Any], console: Console) -> None:
@@ -128,17 +129,6 @@ def _encode(cfg: Config, args: argparse.Namespace, console: Console) -> None:
     for channel, share in enumerate(receipt.get("spread", {}).get("informed", ())):
         if share < DEAD_SHARE:
             console.print(f"encode: channel {channel} tells next to nothing of the image ({share:.1%} of its variance)")
-
-
-def _elsewhere(stage: str, cfg: Config, console: Console, *, needed: bool) -> None:
-    """Stages that load torch, imported only when they are asked for."""
-    if importlib.util.find_spec(f"data_prep.{stage}") is None:
-        if needed:
-            raise UserError(f"This installation has no stage '{stage}'.")
-        return
-    module: Any = importlib.import_module(f"data_prep.{stage}")
-    module.run(cfg)
-    console.print(f"{stage}: finished in {data_directory(cfg) / stage}")
 
 
 def _look(args: argparse.Namespace, directory: Path, console: Console) -> None:

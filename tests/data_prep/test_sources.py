@@ -297,6 +297,27 @@ def test_the_hub_s_forms_give_the_same_images(tmp_path: Path, form: str, monkeyp
     assert all(np.array_equal(image_of(train, k), image_of(split_of(plain), k)) for k in range(10))
 
 
+def test_hub_labels_that_are_no_classes_are_refused_with_their_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    files = [str(file) for file in sorted(folder_of_pictures(tmp_path / "images", 3).rglob("*.png"))]
+    features = {"image": datasets.Image()}
+    for name, labels, said in (
+        ("words", ["a", "b", "c"], r"found the label 'a' in row train/0000000, expected a number"),
+        ("ids", [0, 1, 98765], r"labels up to 98765, which makes 98766 classes, but 3 of them alone have images"),
+    ):
+        kind = datasets.Value("string" if name == "words" else "int64")
+        rows = datasets.Dataset.from_dict(
+            {"image": files, "label": labels}, datasets.Features({**features, "label": kind})
+        )
+        rows.to_parquet(tmp_path / f"{name}.parquet")
+        words = ["data.source.name=parquet", f"++data.source.data_files.train={tmp_path / f'{name}.parquet'}"]
+        with pytest.raises(UserError, match=said):
+            prepare(config(tmp_path / name, *words, "data.image_size=16", data="hub"))
+
+
 def test_a_column_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     root = folder_of_pictures(tmp_path / "images", 4)
