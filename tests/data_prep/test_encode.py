@@ -11,7 +11,7 @@ import pytest
 import tiny
 import tiny_latents
 import torch
-from prepared import content_of, forked
+from prepared import content_of, ended, forked
 
 from data_prep import encode, verify
 from data_prep.__main__ import main
@@ -135,7 +135,17 @@ def test_two_parts_or_two_ranks_give_the_bytes_of_one(
     assert content_of(latents_directory(cfg)) == alone
 
 
+def test_processes_at_the_same_time_give_the_same_bytes(place: Path, alone: dict[str, str]) -> None:
+    """Each takes what its part says; whichever ends last completes the directory."""
+    cfg = of(place)
+    assert ended(*(forked(encode.run, cfg, workers=1, part=(k, 3)) for k in range(3))) == [0, 0, 0]
+    assert encode.run(cfg, workers=1)["splits"]["train"]["count"] == 60
+    assert content_of(latents_directory(cfg)) == alone
+
+
+@pytest.mark.full
 def test_worker_processes_give_the_same_bytes(place: Path, alone: dict[str, str]) -> None:
+    """Each worker loads torch anew, which takes longest of all tests here."""
     encode.run(of(place), workers=2)
     assert content_of(latents_directory(of(place))) == alone
 
