@@ -5,8 +5,6 @@ python -m data_prep fetch weights [NAME ...] [--into FOLDER]    weights for eval
 
 import argparse
 import contextlib
-import importlib
-import importlib.util
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,9 +12,10 @@ from typing import Any
 
 from rich.console import Console
 
-from data_prep import inspection, listing, shard, verify
+from data_prep import listing, shard, verify
+from data_prep.fetch import fetch_weights
+from data_prep.items import KINDS
 from data_prep.stage import denied
-from data_prep.weights import fetch_weights
 from pipeline.config.load import config_from, run_named
 from pipeline.config.needs import require
 from pipeline.config.paths import data_directory, latents_directory
@@ -78,7 +77,7 @@ def _rights(settings: Mapping[str, Path]) -> Iterator[None]:
 
 def _run(cfg: Config, args: argparse.Namespace, console: Console) -> None:
     if args.stage == "inspect":
-        inspection.inspect(data_directory(cfg), console=console)
+        verify.inspect(data_directory(cfg), console=console)
     if args.stage == "all":
         require(cfg, "prepare")
     for stage in ("fetch", "shard", "verify", "reference") if args.stage == "all" else (args.stage,):
@@ -90,17 +89,34 @@ def _run_stage(stage: str, cfg: Config, args: argparse.Namespace, console: Conso
         case "fetch":
             receipt = listing.run(cfg)
             console.print(f"fetch: {receipt['items']} images listed in {listing.source_directory(cfg)}")
+            _say_listed(receipt, console)
         case "shard":
             receipt = shard.run(cfg, workers=args.workers, part=parse_part(args.part))
             splits = ", ".join(f"{name} {facts['count']}" for name, facts in receipt.get("splits", {}).items())
             console.print(f"shard: {splits or 'this part is done, others are not'} in {shard.shards_directory(cfg)}")
+            verify.print_rejected(shard.shards_directory(cfg), console, "shard: ")
         case "verify":
             verify.run(cfg, workers=args.workers)
             console.print(f"verify: every byte of {shard.shards_directory(cfg)} is right")
         case "encode":
             _encode(cfg, args, console)
         case "reference":
-            _elsewhere(stage, cfg, console, needed=args.stage == stage)
+            from data_prep import reference  # loads torch
+
+            reference.run(cfg)
+            console.print(f"reference: finished in {data_directory(cfg) / 'reference'}")
+
+
+def _say_listed(receipt: Mapping[str, Any], console: Console) -> None:
+    """Classes, and what was decided by rule. Receipts of older versions have numbers in their place."""
+    if isinstance(receipt["classes"], list):
+        unlabelled = f", {receipt['unlabelled']} images without label" if receipt["unlabelled"] else ""
+        console.print(f"fetch: {len(receipt['classes']) or 'no'} classes{unlabelled}", highlight=False)
+        verify.print_classes(receipt["classes"], console, "fetch:")
+        for kind, count in receipt["rejected"].items():
+            console.print(f"fetch: passed over {count} x {kind}: {KINDS[kind]}", highlight=False)
+    for note in receipt.get("notes", ()):
+        console.print(f"fetch: {note}", highlight=False, markup=False)
 
 
 def _encode(cfg: Config, args: argparse.Namespace, console: Console) -> None:
@@ -115,22 +131,11 @@ def _encode(cfg: Config, args: argparse.Namespace, console: Console) -> None:
             console.print(f"encode: channel {channel} tells next to nothing of the image ({share:.1%} of its variance)")
 
 
-def _elsewhere(stage: str, cfg: Config, console: Console, *, needed: bool) -> None:
-    """Stages that load torch, imported only when they are asked for."""
-    if importlib.util.find_spec(f"data_prep.{stage}") is None:
-        if needed:
-            raise UserError(f"This installation has no stage '{stage}'.")
-        return
-    module: Any = importlib.import_module(f"data_prep.{stage}")
-    module.run(cfg)
-    console.print(f"{stage}: finished in {data_directory(cfg) / stage}")
-
-
 def _look(args: argparse.Namespace, directory: Path, console: Console) -> None:
     if args.stage == "inspect":
-        inspection.inspect(directory, console=console)
+        verify.inspect(directory, console=console)
         return
-    for split in inspection.find_splits(directory):
+    for split in verify.find_splits(directory):
         facts = verify.verify_directory(split, workers=args.workers)
         console.print(f"verify: {split}: {facts['count']} samples in {facts['shards']} shards, every byte is right")
 

@@ -17,8 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from data_prep.parallel import cores, run_parallel
-from data_prep.stage import run_stage
+from data_prep.stage import cores, run_parallel, run_stage
 from pipeline.config.autoencoder import facts_in, missing_autoencoder
 from pipeline.config.paths import data_directory, latents_directory
 from pipeline.config.schema import Config

@@ -2,6 +2,12 @@
 
 A download goes on where it stopped (HTTP Range), is checked against its published checksum, and is recognised where
 the server sent something else: a quota notice, a web page, half of the file.
+
+    python -m data_prep fetch weights                          the list
+    python -m data_prep fetch weights inception niqe [--into FOLDER] [--mirror URL]
+
+brings the weights that evaluation uses, and prints the settings that point at them. Where no hash of a file is known,
+that of the one that came first is written down, and every later call compares with it.
 """
 
 import hashlib
@@ -9,14 +15,19 @@ import http.client
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+from rich.console import Console
+from rich.table import Table
+
 from data_prep.archives import check_archive
+from pipeline.config.base import Settings
 from pipeline.config.schema_sources import Download, HubSource
-from pipeline.runtime.errors import Incomplete, UserError
-from pipeline.runtime.files import disk_error, fsync_path
+from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
+from pipeline.runtime.files import disk_error, fsync_path, read_json, sha256_file, write_json
 from pipeline.runtime.progress import progress
 
 UNFINISHED = ".download"  # a download in progress; kept when it breaks off, so that the next one goes on from there
@@ -149,3 +160,93 @@ def hub_rows(source: HubSource, split: str) -> Any:
             "Check name, splits and data_files; without internet give local files with name=parquet."
         ) from error
     return rows
+
+
+FIRST_SEEN = "sha256.json"  # hashes that were not known before: file name -> sha256
+
+
+class Weights(Settings):
+    """Files that belong together, and the settings that use them: setting -> file, "" for the folder."""
+
+    about: str
+    size_mb: int
+    files: tuple[Download, ...]
+    settings: dict[str, str] = {}
+    pins: str | None = None  # the setting that pins the hash of the last file: "evaluate.x.sha256"
+
+
+def _weights() -> dict[str, Weights]:
+    """What there is, from `weights.yaml`."""
+    listed = yaml.safe_load(Path(__file__).with_name("weights.yaml").read_text())
+    for entry in listed.values():
+        entry["files"] = [{"name": file["url"].rpartition("/")[2], **file} for file in entry["files"]]
+    return {name: Weights.model_validate(entry) for name, entry in listed.items()}
+
+
+WEIGHTS = _weights()
+
+
+def fetch_weights(names: Sequence[str], into: Path, console: Console, *, mirror: str | None = None) -> list[str]:
+    """Bring the named weights into `into/<name>/`; returns the settings that use them. No names: print the list.
+
+    Args:
+        mirror: fetch `<mirror>/<name>/<file>` instead of from the files' own homes.
+    Raises:
+        UserError: a name that is not in the list, or a server that cannot be reached.
+        Incomplete: what came, or what lies there already, is not the file.
+    """
+    if not names:
+        console.print(listed())
+        return []
+    for name in names:
+        if name not in WEIGHTS:
+            known = ", ".join(WEIGHTS)
+            raise UserError(f"fetch weights: found '{name}', expected some of {known}.{did_you_mean(name, WEIGHTS)}")
+    return [word for name in dict.fromkeys(names) for word in _fetch(name, into / name, console, mirror=mirror)]
+
+
+def listed() -> Table:
+    """What can be fetched."""
+    table = Table("name", "MB", "what", "hash", title="python -m data_prep fetch weights NAME... --into FOLDER")
+    for name, weights in WEIGHTS.items():
+        known = all(file.checksum for file in weights.files)
+        table.add_row(name, str(weights.size_mb), weights.about, "known" if known else "trusted on first use")
+    return table
+
+
+def _fetch(name: str, folder: Path, console: Console, *, mirror: str | None) -> list[str]:
+    weights, found = WEIGHTS[name], {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in weights.files:
+        address = file.url if mirror is None else f"{mirror.rstrip('/')}/{name}/{file.name}"
+        fetch_file(file.model_copy(update={"url": address}), folder / file.name)
+        found[file.name] = _checked(file, folder, console)
+    console.print(f"{name}: {', '.join(found)} in {folder}", highlight=False)
+    return _settings(weights, folder.resolve(), found)
+
+
+def _checked(file: Download, folder: Path, console: Console) -> str:
+    """The file's hash, if it is the known one, or else the one that was seen first."""
+    found, path = sha256_file(folder / file.name), folder / FIRST_SEEN
+    seen = read_json(path) if path.exists() else {}
+    expected = file.checksum.partition(":")[2] if file.checksum else seen.get(file.name)
+    if expected is None:
+        write_json(path, {**seen, file.name: found})
+        console.print(
+            f"{file.name}: sha256 {found}. None was known before: trusted on first use and written into {path}.",
+            highlight=False,
+        )
+    elif found != expected:
+        raise Incomplete(
+            f"{folder / file.name} has sha256 {found}, expected {expected} "
+            f"({'known' if file.checksum else f'first seen, {path}'}). Delete it and fetch it again."
+        )
+    return found
+
+
+def _settings(weights: Weights, folder: Path, found: Mapping[str, str]) -> list[str]:
+    """The words for a command line or, as they are, an experiment's overrides."""
+    words = [f"{setting}={folder / file if file else folder}" for setting, file in weights.settings.items()]
+    if weights.pins:
+        words.append(f"{weights.pins}={found[weights.files[-1].name]}")
+    return words

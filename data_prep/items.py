@@ -1,4 +1,6 @@
-"""What a source consists of, before any pixel is read: a list of items on the disk, so that memory stays flat.
+"""What a source consists of, before any pixel is read: its images, and what is not used and why.
+
+A listing is kept on the disk, so that memory stays flat.
 
 `items.jsonl` has one line an item, in the source's order; `items.npy` the byte where each line starts; `source.json`
 what all items have in common; `rejected.jsonl` what was already found unusable.
@@ -6,6 +8,8 @@ what all items have in common; `rejected.jsonl` what was already found unusable.
 
 import hashlib
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,12 +20,53 @@ import numpy.typing as npt
 
 from pipeline.runtime.files import read_json, write_json
 
+KINDS = {  # every reason for which a file is not used: nothing is dropped without one
+    "unreadable": "the bytes are not an image that Pillow knows, or are damaged",
+    "truncated": "the file ends before the image does",
+    "empty": "the file has no bytes",
+    "too_small": "a side is shorter than the protocol needs",
+    "too_large": "more pixels than Pillow decodes without fear of a decompression bomb",
+    "greyscale": "greyscale where colour is asked for, and convert.greyscale=reject",
+    "colour": "colour where greyscale is asked for, and convert.colour=reject",
+    "alpha": "it has transparency, and convert.alpha=reject",
+    "cmyk": "it is CMYK, and convert.cmyk=reject",
+    "sixteen_bit": "it has more than 8 bits a channel, and convert.sixteen_bit=reject",
+    "exif_rotation": "its EXIF data says it is rotated, and convert.exif_rotation=reject",
+    "duplicate_key": "another image has the same key",
+    "label_without_image": "the labels name an image that is not there",
+    "image_without_label": "the image is not in the labels",
+    "not_a_file": "a pipe, a socket, a device, or a link that leads nowhere",
+    "hidden": "hidden, or written by an operating system (.DS_Store, __MACOSX, Thumbs.db)",
+    "other_ending": "its name does not end like an image's",
+    "repeated_folder": "a link to a folder that is listed already",
+    "sample_without_image": "a sample of a tar with neither image nor label",
+    "small_class": "its class has fewer images than split.min_per_class",
+    "symbol_font": "the font draws symbols where letters are asked for",
+    "placeholder_font": "the font draws one picture for every character",
+    "missing_glyph": "the font has no picture for a letter of the alphabet",
+    "unreadable_font": "FreeType cannot read the font",
+}
+BY_RULE = {  # left out because a rule says so: these do not count towards `max_rejected`
+    *("hidden", "other_ending", "repeated_folder", "sample_without_image"),
+    *("small_class", "symbol_font", "placeholder_font", "missing_glyph"),
+}
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+
+
+class Unusable(Exception):
+    """One image cannot be used, for a reason of `KINDS`. Caught where images are read, and listed."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+        self.reason = reason
+
 
 @dataclass(frozen=True)
 class Item:
     """One image of a source.
 
-    `key`: unique within the source, a person's way to find the image. `at`: where its bytes are, see `data_prep.load`.
+    `key`: unique within the source, a person's way to find the image. `at`: where its bytes are, see `archives`.
     `label`: class position. `group`: images of one group always come into the same split; "" is the key itself.
     """
 
@@ -36,7 +81,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Rejected:
-    """One image that is not used: `kind` is one of `data_prep.reasons.KINDS`, `reason` says it in words."""
+    """One image that is not used: `kind` is one of `KINDS`, `reason` says it in words."""
 
     key: str
     kind: str
@@ -45,9 +90,10 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source found. `items` may be an iterator, used once; `rejected` may grow while it runs.
+    """What a source found. `items` may be an iterator, used once; `rejected` and `notes` may grow while it runs.
 
-    `root`: the folder that relative file names start from; None where they lie beside the listing.
+    `root`: the folder that relative file names start from; None where they lie beside the listing. `notes`: sentences
+    for the console, about what was decided by rule. `duplicate`: the reason to reject a key that comes twice.
     """
 
     items: Iterable[Item]
@@ -56,6 +102,28 @@ class Listing:
     root: Path | None = None
     rejected: list[Rejected] = field(default_factory=list)
     made_from: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    duplicate: str = "another image has the same key"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A listing that was written: number of items, their hash, and how many have each label and each split."""
+
+    items: int
+    sha256: str
+    labels: Counter[int | None]
+    splits: Counter[str]
+
+
+def in_order(classes: Iterable[str]) -> list[str]:
+    """Names of classes, each once: numbers by value, then words by letter. Folders within folders part by part."""
+
+    def key(name: str) -> list[tuple[int, float, str]]:
+        parts = name.split("/")
+        return [(0, float(part), part) if _NUMBER.fullmatch(part) else (1, 0.0, part) for part in parts]
+
+    return sorted(set(classes), key=key)
 
 
 class Items:
@@ -101,26 +169,29 @@ def _lines(item: Item) -> tuple[bytes, bytes]:
     return f'{{"at":{_json(item.at)},{rest[1:]}\n'.encode(), f"{rest}\n".encode()
 
 
-def write_items(directory: Path, listing: Listing) -> tuple[int, str]:
-    """Write a listing into a directory that is being made. Returns the number of items, and the sha256 of what they
-    are, less where their bytes lie: it is the same wherever a data set is unpacked.
+def write_items(directory: Path, listing: Listing) -> Written:
+    """Write a listing into a directory that is being made.
 
-    A key that comes twice is kept once, the first time; the others are rejected, with the reason.
+    The hash is of what the items are, less where their bytes lie: it is the same wherever a data set is unpacked. A
+    key that comes twice is kept once, the first time; the others are rejected, with the reason.
     """
     starts, position, keys, digest = [0], 0, set[bytes](), hashlib.sha256()
+    labels, splits = Counter[int | None](), Counter[str]()
     with (directory / "items.jsonl").open("wb") as file:
         for item in listing.items:
             # Digests of one length, not the keys: three million keys are a gigabyte. 16 bytes collide by chance with
             # probability 1e-26 among them, and alike in every process; Python's hash() does neither.
-            known = hashlib.blake2b(item.key.encode(errors="surrogateescape"), digest_size=16).digest()
+            known = hashlib.blake2b(item.key.encode(), digest_size=16).digest()
             if known in keys:
-                listing.rejected.append(Rejected(item.key, "duplicate_key", "another image has the same key"))
+                listing.rejected.append(Rejected(item.key, "duplicate_key", listing.duplicate))
                 continue
             keys.add(known)
             line, identity = _lines(item)
             position += file.write(line)
             digest.update(identity)
             starts.append(position)
+            labels[item.label] += 1
+            splits[item.split or ""] += 1
     np.save(directory / "items.npy", np.array(starts, dtype=np.uint64))
     write_json(
         directory / "source.json",
@@ -131,7 +202,7 @@ def write_items(directory: Path, listing: Listing) -> tuple[int, str]:
         },
     )
     write_rejected(directory / "rejected.jsonl", listing.rejected)
-    return len(starts) - 1, digest.hexdigest()
+    return Written(len(starts) - 1, digest.hexdigest(), labels, splits)
 
 
 def write_rejected(path: Path, rejected: Iterable[Rejected]) -> None:

@@ -1,21 +1,20 @@
 """The first stage: what images there are. Makes `source/`, which the shard stage reads and nothing else."""
 
-import contextlib
-import os
-import stat
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_prep.archives import walk
 from data_prep.fetch import fetch_files
-from data_prep.items import Listing, write_items
+from data_prep.items import Listing, Written, write_items
 from data_prep.stage import finished, run_whole
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.config.schema_sources import CelebaSource, CifarSource, FlowersSource, IdxSource, LsunSource
 from pipeline.runtime.errors import UserError
 
-VERSION = 1  # raised when the same settings would list other images
+VERSIONS = {"folder": 2, "webdataset": 2}  # raised when the same settings would list other images, or in another order
 Known = CelebaSource | FlowersSource | CifarSource | IdxSource | LsunSource
 
 
@@ -37,7 +36,7 @@ def run(cfg: Config) -> Mapping[str, Any]:
     return run_whole(
         "fetch",
         source_directory(cfg),
-        {"source": settings, "found": found, "version": VERSION},
+        {"source": settings, "found": found, "version": VERSIONS.get(cfg.data.source.kind, 1)},
         work=lambda directory: _write(cfg, directory),
     )
 
@@ -49,38 +48,55 @@ def _where(cfg: Config) -> Path | None:
 
 
 def fingerprint(path: Path | None) -> dict[str, int] | None:
-    """Number, bytes and latest change of all files: enough to notice that a source is not what it was."""
+    """Number, bytes and latest change of the files that are listed: enough to notice that a source has changed."""
     if path is None or not path.exists():
         return None
     files, size, newest = 0, 0, 0
-    for found in [path.stat()] if path.is_file() else _stats(path):
+    for found in [path.stat()] if path.is_file() else (entry.stat() for _, entry, why in walk(path) if not why):
         files, size, newest = files + 1, size + found.st_size, max(newest, found.st_mtime_ns)
     return {"files": files, "bytes": size, "newest": newest // 10**9}
 
 
-def _stats(folder: Path) -> Iterator[os.stat_result]:
-    """Of every file below a folder; links are followed to files, not to folders."""
-    for directory, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):  # a link that leads nowhere
-                found = Path(directory, name).stat()
-                if stat.S_ISREG(found.st_mode):
-                    yield found
-
-
 def _write(cfg: Config, directory: Path) -> Mapping[str, Any]:
     listing = find(cfg, directory)
-    count, sha256 = write_items(directory, listing)
-    if not count:
-        reasons = f" ({len(listing.rejected)} were rejected, first: {listing.rejected[0]})" if listing.rejected else ""
+    written = write_items(directory, listing)
+    if not written.items:
+        first = next(iter(listing.rejected), None)
+        reasons = f" ({len(listing.rejected)} were rejected, first {first.key}: {first.reason})" if first else ""
         raise UserError(f"The data set '{cfg.data.name}' is empty: its source lists no usable image{reasons}.")
     return {
-        "items": count,
-        "classes": len(listing.classes),
-        "rejected": len(listing.rejected),
-        "sha256": sha256,
+        "items": written.items,
+        "classes": _classes(cfg, listing, written),
+        "unlabelled": written.labels[None],
+        "rejected": dict(sorted(Counter(row.kind for row in listing.rejected).items())),
+        "sha256": written.sha256,
         "made_from": listing.made_from,
+        "notes": [*listing.notes, *_split_notes(cfg, written)],
     }
+
+
+def _classes(cfg: Config, listing: Listing, written: Written) -> list[tuple[str, int]]:
+    """The classes in order, with the number of their images.
+
+    Numbers that are no classes, such as ids, would make a class of each gap.
+    """
+    classes = list(listing.classes)
+    used = sum(label is not None for label in written.labels)
+    if len(classes) > 2 * used + 1000:
+        raise UserError(
+            f"data.source: found labels up to {classes[-1]}, which makes {len(classes)} classes, but {used} of them "
+            f"alone have images; expected numbers from 0 to the number of classes - 1. Ids of '{cfg.data.name}' are no "
+            "labels: number its classes from 0, or do without labels."
+        )
+    return [(name, written.labels[number]) for number, name in enumerate(classes)]
+
+
+def _split_notes(cfg: Config, written: Written) -> list[str]:
+    named = {name: count for name, count in sorted(written.splits.items()) if name}
+    if len(named) < 2 or cfg.data.split.rule != "hash" or cfg.data.source.kind not in ("folder", "hub"):
+        return []
+    there = ", ".join(f"{name} {count}" for name, count in named.items())
+    return [f"the source has splits ({there}), which split.rule=hash mixes: split.rule=official keeps them"]
 
 
 def find(cfg: Config, directory: Path) -> Listing:

@@ -1,34 +1,36 @@
 """The shard stage: the images of a listing, cropped and encoded, in byte-deterministic tar shards.
 
 Each shard is a function of the listing, the protocol and its number, so that processes, the tasks of a Slurm array
-and restarts after a kill may make them in any order. Whoever finds every shard there writes index and manifest.
+and restarts after a kill may make them in any order. Whoever finds every shard there writes index and manifest. Which
+item goes into which split and which shard are pure functions of the listing and the protocol.
 """
 
 import functools
+import hashlib
 import itertools
 import json
+import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import PIL
 
+from data_prep.archives import array_image, open_image, read_bytes
 from data_prep.crop import square, square_of_jpeg
-from data_prep.items import Item, Items, Rejected, read_rejected, write_rejected
+from data_prep.items import BY_RULE, Item, Items, Rejected, Unusable, read_rejected, write_rejected
 from data_prep.listing import source_directory
-from data_prep.load import array_image, open_image, read_bytes
-from data_prep.parallel import cores, run_parallel
-from data_prep.plan import Plan, ShardJob, make_plan
-from data_prep.reasons import BY_PROTOCOL, Unusable
 from data_prep.sources import glyphs
-from data_prep.stage import finished, run_stage
+from data_prep.stage import cores, finished, run_parallel, run_stage
+from pipeline.config.known_data import split_name
 from pipeline.config.paths import data_directory, protocol_hash
 from pipeline.config.schema import Config
-from pipeline.config.schema_data import DataConfig
+from pipeline.config.schema_data import DataConfig, SplitRule
 from pipeline.config.schema_sources import GlyphSource
 from pipeline.data.images import Pixels, encode
 from pipeline.data.png import deflate_version
@@ -41,6 +43,7 @@ from pipeline.data.shards import (
     finish,
     read_manifest,
     read_record,
+    shard_name,
     write_shard,
 )
 from pipeline.runtime.errors import Incomplete, UserError
@@ -51,6 +54,138 @@ from pipeline.runtime.progress import progress
 VERSION = 1  # raised when the same settings would give other bytes
 # What may give other bytes: decoders, compressors.
 VERSIONS = {"pillow": PIL.__version__, "simplejpeg": version("simplejpeg"), "deflate": deflate_version()}
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard to be made of the items with these numbers. It is the same whoever makes it."""
+
+    split: str
+    number: int
+    items: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """train/000012.tar"""
+        return f"{self.split}/{shard_name(self.number)}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Item numbers of each split, in the listing's order, and who is left out by rule.
+
+    `labels`: for each class that is kept, in order, its number in the listing; a label is a place in it.
+    """
+
+    splits: dict[str, npt.NDArray[np.uint32]]
+    left_out: tuple[Rejected, ...]
+    labels: tuple[int, ...]
+
+    def jobs(self, images_per_shard: int) -> Iterator[ShardJob]:
+        """Every shard of every split. Shard k holds listed items k * images_per_shard and on: it does not depend on
+        which of them turn out to be unusable, so that shards are made independently.
+        """
+        for split, numbers in self.splits.items():
+            for number, start in enumerate(range(0, len(numbers), images_per_shard)):
+                yield ShardJob(split, number, tuple(numbers[start : start + images_per_shard].tolist()))
+
+
+def make_plan(items: Iterable[Item], data: DataConfig, classes: Sequence[str]) -> Plan:
+    """Divide the items as the protocol says. A split that would be empty is an error."""
+    keys: list[str] = []
+    official: list[str] = []
+    places, labels = [], []
+    for item in items:
+        keys.append(item.key if data.split.min_per_class else "")
+        official.append(sys.intern(_official(item, data)) if data.split.rule == "official" else "train")
+        places.append(hash_place(item.group or item.key) if data.split.rule == "hash" else 0.0)
+        labels.append(_label(item, classes))
+    label_array = np.array(labels, dtype=np.int32)
+    by_hash = data.split.rule == "hash"
+    found = hash_splits(np.array(places), label_array, data.split) if by_hash else np.array(official)
+    kept, left_out = _without_small_classes(label_array, keys, classes, least=data.split.min_per_class)
+    counts = Counter(labels)
+    large = tuple(label for label in range(len(classes)) if counts[label] >= data.split.min_per_class)
+    names = {name: (name,) for name in sorted(set(found.tolist()))}
+    merged = {name: data.split.merge[name] for name in sorted(data.split.merge)} or names
+    splits = {name: np.flatnonzero(np.isin(found, parts) & kept).astype(np.uint32) for name, parts in merged.items()}
+    _check_splits(data, {name: len(numbers) for name, numbers in splits.items()})
+    return Plan({name: numbers for name, numbers in splits.items() if len(numbers)}, left_out, large)
+
+
+def _label(item: Item, classes: Sequence[str]) -> int:
+    """The item's class, or -1 for none."""
+    if item.label is not None and item.label >= len(classes):
+        raise UserError(
+            f"data.source: '{item.key}' has label {item.label}, expected 0 to {len(classes) - 1}, as there are "
+            f"{len(classes)} classes. Correct the label, or give every class a name in data.source.classes."
+        )
+    return -1 if item.label is None else max(item.label, -1)
+
+
+def _official(item: Item, data: DataConfig) -> str:
+    if item.split is not None:
+        return split_name(item.split)
+    advice = {
+        "celeba": "Put list_eval_partition.txt (Kaggle: .csv) beside the images",
+        "folder": "Keep images in train/, valid/, test/ and set data.source.splits=true, or give the table a column "
+        "'split' with a word in each row; or use split.rule=hash",
+    }
+    raise UserError(
+        f"data.split.rule=official, but the source does not say which split '{item.key}' is in. "
+        f"{advice.get(data.source.kind, 'Use split.rule=hash')}."
+    )
+
+
+def hash_place(group: str) -> float:
+    """A number in [0, 1) that only the group's name decides: the same on every machine."""
+    return int.from_bytes(hashlib.sha256(group.encode()).digest()[:8], "big") / 2**64
+
+
+def hash_splits(
+    places: npt.NDArray[np.float64], labels: npt.NDArray[np.int32], rule: SplitRule
+) -> npt.NDArray[np.str_]:
+    """train, valid or test for each item. Places below `valid` are valid, the next `test` are test.
+
+    With `by_class` the groups of each class are ranked by place, and the first of them taken: every class has its
+    share, but an image that is added may move another.
+    """
+    ranks = places.copy()
+    for label in np.unique(labels) if rule.by_class else ():
+        members = labels == label
+        groups, position = np.unique(places[members], return_inverse=True)
+        ranks[members] = (position + 0.5) / len(groups)
+    return np.where(ranks < rule.valid, "valid", np.where(ranks < rule.valid + rule.test, "test", "train"))
+
+
+def _without_small_classes(
+    labels: npt.NDArray[np.int32], keys: Sequence[str], classes: Sequence[str], *, least: int
+) -> tuple[npt.NDArray[np.bool_], tuple[Rejected, ...]]:
+    """Which items are in classes of at least `least` images, and the others with the reason."""
+    if not least:
+        return np.ones(len(labels), dtype=bool), ()
+    counts = Counter(labels.tolist())
+    kept = np.array([counts[label] >= least for label in labels.tolist()], dtype=bool)
+    left_out = []
+    for number in np.flatnonzero(~kept).tolist():
+        label = int(labels[number])
+        name = classes[label] if label >= 0 else "none"
+        reason = f"class '{name}' has {counts[label]} images, split.min_per_class is {least}"
+        left_out.append(Rejected(keys[number], "small_class", reason))
+    return kept, tuple(left_out)
+
+
+def _check_splits(data: DataConfig, counts: dict[str, int]) -> None:
+    wanted = ["train"]
+    if data.split.rule == "hash" and not data.split.merge:
+        wanted += [name for name in ("valid", "test") if getattr(data.split, name) > 0]
+    for name in wanted:
+        if not counts.get(name):
+            found = ", ".join(f"{k}: {v}" for k, v in counts.items()) or "none at all"
+            advice = f"Set data.split.{name}=0 for a small data set"
+            if name == "train":
+                advice = f"Say what to train on: data.split.merge={{train: [{next(iter(counts), 'train')}]}}"
+            raise UserError(f"data.split: no image is in '{name}' (found {found}). Expected at least one. {advice}.")
 
 
 def shards_directory(cfg: Config) -> Path:
@@ -218,11 +353,11 @@ def _write_rejected(cfg: Config, directory: Path, plan: Plan, records: dict[str,
 
 def check_rejected(data: DataConfig, rejected: list[Rejected], *, kept: int, path: Path) -> None:
     """A `UserError` where more than `max_rejected` of the images are unusable, with the reasons counted."""
-    counted = Counter(row.kind for row in rejected if row.kind not in BY_PROTOCOL)
+    counted = Counter(row.kind for row in rejected if row.kind not in BY_RULE)
     number = sum(counted.values())
     if kept and number <= data.max_rejected * (number + kept):
         return
-    first = next((row for row in rejected if row.kind not in BY_PROTOCOL), None)
+    first = next((row for row in rejected if row.kind not in BY_RULE), None)
     kinds = ", ".join(f"{kind}: {count}" for kind, count in counted.most_common()) or "none"
     raise UserError(
         f"{number} of {number + kept} images of '{data.name}' are unusable ({kinds}), "

@@ -2,14 +2,13 @@
 
 import io
 import pickle
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_prep.archives import choose, unpacked
+from data_prep.archives import choose, members, read_bytes, unpacked
 from data_prep.items import Item, Listing
 from pipeline.config.schema_sources import CifarSource
 from pipeline.runtime.errors import Incomplete
@@ -34,6 +33,8 @@ def listing(source: CifarSource, directory: Path, folder: Path) -> Listing:
             rows = _rows(read(batch), batch)
             counts[batch] = len(rows) // _ROW
             file.write(rows)
+    for packed in directory.glob("*.tar"):
+        packed.unlink()  # its rows are written out in full
     return Listing(_items(directory / "cifar10.bin", counts), CLASSES, made_from={"batches": counts})
 
 
@@ -52,19 +53,13 @@ def _reader(found: Path, directory: Path) -> Callable[[str], bytes]:
     """A function from a batch's name to its bytes."""
     if found.is_file() and found.suffix == ".gz":
         plain = unpacked(found, directory)
-        archive = tarfile.open(plain, "r:")  # noqa: SIM115 - read by the function that is returned
-        inside = {Path(member.name).stem: member for member in archive if Path(member.name).stem in BATCHES}
-        plain.unlink()  # open still; its rows are written out in full
-        return lambda batch: _from_tar(archive, inside, batch, found)
+        inside = {Path(member.name).stem: member for member in members(plain, root=directory, rejected=[])}
+        missing = [batch for batch in BATCHES if batch not in inside]
+        if missing:
+            raise Incomplete(f"{found} has no {missing[0]}. Is it CIFAR-10's archive? Delete it and fetch it again.")
+        return lambda batch: read_bytes(inside[batch].at, directory)
     folder = found if found.is_dir() else found.parent
     return lambda batch: choose(folder, (batch, f"{batch}.bin"), what=batch).read_bytes()
-
-
-def _from_tar(archive: tarfile.TarFile, inside: dict[str, tarfile.TarInfo], batch: str, path: Path) -> bytes:
-    file = archive.extractfile(inside[batch]) if batch in inside else None
-    if file is None:
-        raise Incomplete(f"{path} has no {batch}. Is it CIFAR-10's archive, whole? Delete it and fetch it again.")
-    return file.read()
 
 
 def _rows(content: bytes, batch: str) -> bytes:

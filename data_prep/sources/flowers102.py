@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.archives import check_archive, choose, members, unpacked
+from data_prep.archives import check_archive, choose, images, unpacked
 from data_prep.items import Item, Listing, Rejected
 from pipeline.config.schema_sources import FlowersSource
 
@@ -17,19 +17,19 @@ def listing(source: FlowersSource, directory: Path, folder: Path) -> Listing:
     Classes are "001" to "102": number n of the files is position n - 1.
     """
     names = (source.images,) if source.images else ("102flowers.tgz", "102flowers.tar", "jpg")
-    images = choose(folder, names, what="images")
+    packed = choose(folder, names, what="images")
     labels = _load(choose(folder, ("imagelabels.mat",), what="labels"))["labels"].ravel().astype(int).tolist()
     sets = _load(choose(folder, ("setid.mat",), what="splits"))
     splits = {int(number): split for key, split in SPLITS.items() for number in sets[key].ravel()}
-    images = unpacked(images, directory) if images.is_file() else images
-    root = directory if images.is_relative_to(directory) else folder
+    packed = unpacked(packed, directory) if packed.is_file() else packed
+    root = directory if packed.is_relative_to(directory) else folder
     rejected: list[Rejected] = []
     return Listing(
-        _items(images, root, labels, splits, rejected),
+        _items(packed, root, labels, splits, rejected),
         classes=[f"{number:03d}" for number in range(1, max(labels) + 1)],
         root=None if root == directory else root,
         rejected=rejected,
-        made_from={"images": images.name, "labels": len(labels)},
+        made_from={"images": packed.name, "labels": len(labels)},
     )
 
 
@@ -41,9 +41,9 @@ def _load(path: Path) -> Any:
 
 
 def _items(
-    images: Path, root: Path, labels: list[int], splits: dict[int, str], rejected: list[Rejected]
+    packed: Path, root: Path, labels: list[int], splits: dict[int, str], rejected: list[Rejected]
 ) -> Iterator[Item]:
-    found = {_number(member.name): member for member in members(images, root=root) if member.is_image}
+    found = {_number(member.name): member for member in images(packed, root=root, rejected=rejected)}
     for number, member in sorted(found.items()):
         name = member.name.rsplit("/", 1)[-1]
         if not 1 <= number <= len(labels):
@@ -52,7 +52,7 @@ def _items(
         yield Item(name, member.at, label=labels[number - 1] - 1, split=splits.get(number))
     for number in range(1, len(labels) + 1):
         if number not in found:
-            rejected.append(Rejected(f"image_{number:05d}.jpg", "label_without_image", f"not in {images.name}"))
+            rejected.append(Rejected(f"image_{number:05d}.jpg", "label_without_image", f"not in {packed.name}"))
 
 
 def _number(name: str) -> int:

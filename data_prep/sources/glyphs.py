@@ -2,17 +2,14 @@
 
 import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from data_prep.archives import members, unpacked
-from data_prep.items import Item, Listing, Rejected
-from data_prep.load import read_bytes
-from data_prep.reasons import Unusable
+from data_prep.archives import members, read_bytes, unpacked
+from data_prep.items import Item, Listing, Rejected, Unusable
 from pipeline.config.schema_sources import GlyphSource
 from pipeline.runtime.errors import UserError, did_you_mean
 
@@ -28,8 +25,8 @@ def listing(source: GlyphSource, directory: Path) -> Listing:
     letter is in both train and valid in two sizes.
     """
     letters = sorted(set(source.alphabet))
-    fonts = _found_fonts(source, directory)
     rejected: list[Rejected] = []
+    fonts = _found_fonts(source, directory, rejected)
     usable: list[str] = []
     (directory / "fonts").mkdir(exist_ok=True)
     for name, data in sorted(fonts.items()):
@@ -60,14 +57,23 @@ def listing(source: GlyphSource, directory: Path) -> Listing:
     return Listing(items, letters, rejected=rejected, made_from={"fonts": sorted(fonts), "usable": len(usable)})
 
 
-def _found_fonts(source: GlyphSource, directory: Path) -> dict[str, bytes]:
+def _found_fonts(source: GlyphSource, directory: Path, rejected: list[Rejected]) -> dict[str, bytes]:
     """File name -> bytes of every font, or of those that were chosen."""
     path = source.fonts if source.fonts else _matplotlib_fonts()
     if not path.exists():
         raise UserError(
-            f"data.source.fonts: '{path}' does not exist. Give a folder or tar of {', '.join(ENDINGS)} files."
+            f"data.source.fonts: '{path}' does not exist. Give a folder, zip or tar of {', '.join(ENDINGS)} files."
         )
-    fonts = dict(_fonts_in_tar(path, directory) if path.is_file() else _fonts_in_folder(path))
+    fonts: dict[str, bytes] = {}
+    plain = unpacked(path.resolve(), directory) if path.is_file() else path.resolve()
+    for member in members(plain, root=directory, rejected=rejected):
+        name = member.name.rsplit("/", 1)[-1]
+        if name in fonts:
+            rejected.append(Rejected(f"font {member.name}", "duplicate_key", "another font has the same name"))
+        elif name.lower().endswith(ENDINGS):
+            fonts[name] = read_bytes(member.at, directory)
+    if plain.parent == directory:
+        plain.unlink()  # the fonts are copied out of it
     if not fonts:
         raise UserError(f"data.source.fonts: '{path}' holds no fonts. Expected files ending in {', '.join(ENDINGS)}.")
     stems = {Path(name).stem: name for name in fonts}
@@ -81,19 +87,6 @@ def _matplotlib_fonts() -> Path:
     import matplotlib
 
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-
-
-def _fonts_in_folder(path: Path) -> Iterator[tuple[str, bytes]]:
-    return ((p.name, p.read_bytes()) for p in path.rglob("*") if p.suffix.lower() in ENDINGS)
-
-
-def _fonts_in_tar(path: Path, directory: Path) -> Iterator[tuple[str, bytes]]:
-    plain = unpacked(path.resolve(), directory)
-    for member in members(plain, root=directory):
-        if member.name.lower().endswith(ENDINGS):
-            yield Path(member.name).name, read_bytes(member.at, directory)
-    if plain.parent == directory:
-        plain.unlink()  # the fonts are copied out of it
 
 
 def check_font(path: Path, letters: list[str]) -> None:

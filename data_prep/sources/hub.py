@@ -62,16 +62,19 @@ def _items(
                 file.write(data)
                 at = ("range", "images.bin", position, len(data))
                 position += len(data)
-                label = _number(row.get(label_column), classes) if label_column else None
+                label = _number(row.get(label_column), classes, key=key) if label_column else None
                 yield Item(key, at, label=label, split=split)
 
 
-def _number(label: Any, classes: list[str]) -> int | None:
+def _number(label: Any, classes: list[str], *, key: str) -> int | None:
     """A row's label; -1, the hub's word for none, is None. Numbers without names are named by themselves."""
     if label is None or label == -1:
         return None
-    if not isinstance(label, int):
-        raise UserError(f"data.source.label_column: found the label {label!r}, expected a number or ClassLabel.")
+    if not isinstance(label, int) or label < 0:
+        raise UserError(
+            f"data.source.label_column: found the label {label!r} in row {key}, expected a number from 0 on or a "
+            "ClassLabel."
+        )
     classes += [str(number) for number in range(len(classes), label + 1)]
     return label
 

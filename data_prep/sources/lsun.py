@@ -4,8 +4,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.archives import check_archive, choose, members, unpacked
-from data_prep.items import Item, Listing
+from data_prep.archives import check_archive, choose, images, unpacked
+from data_prep.items import Item, Listing, Rejected
 from pipeline.config.schema_sources import LsunSource
 from pipeline.runtime.errors import UserError
 
@@ -17,15 +17,16 @@ def listing(source: LsunSource, directory: Path, folder: Path) -> Listing:
     if folder.is_dir() and not (folder / "data.mdb").exists():
         candidates = (name, f"{name}.zip", f"{source.category}.zip", f"{source.category}.tar", source.category)
         found = next((folder / word for word in candidates if (folder / word).exists()), folder)
-    if found.suffix == ".zip":
+    if found.suffix.lower() == ".zip":
         found = _database_in_zip(found, directory) or found
     elif found.is_file():
         found = unpacked(found, directory)
     if (found / "data.mdb").exists():
         return Listing(_database_items(found), root=found.parent, made_from={"database": found.name})
     root = found if found.is_dir() else found.parent
-    items = (Item(member.name, member.at) for member in members(found, root=root) if member.is_image)
-    return Listing(items, root=root, made_from={"images": found.name})
+    rejected: list[Rejected] = []
+    items = (Item(member.name, member.at) for member in images(found, root=root, rejected=rejected))
+    return Listing(items, root=root, rejected=rejected, made_from={"images": found.name})
 
 
 def _database_in_zip(path: Path, directory: Path) -> Path | None:

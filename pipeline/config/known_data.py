@@ -10,7 +10,12 @@ CELEBA = (  # the official file's names, in its order (Liu et al. 2015)
     "Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick Wearing_Necklace "
     "Wearing_Necktie Young"
 )
-ALIASES = {"val": "valid", "validation": "valid", "dev": "valid"}  # what others call a split
+SPLITS = ("train", "valid", "test")
+ALIASES = {  # what others call a split
+    **dict.fromkeys(("val", "validation", "dev", "valid_set", "validation_set"), "valid"),
+    **dict.fromkeys(("training", "train_set", "training_set"), "train"),
+    **dict.fromkeys(("testing", "test_set", "testing_set"), "test"),
+}
 _OFFICIAL = {
     "celeba": ("train", "valid", "test"),
     "flowers102": ("train", "valid", "test"),
@@ -18,6 +23,12 @@ _OFFICIAL = {
     "idx": ("train", "test"),
 }
 COUNTS = {"cifar10": 10, "flowers102": 102, "celeba": 0, "lsun": 0}
+
+
+def split_name(name: str) -> str:
+    """Our name of a split, whatever its case; a name that is not known stays as it is."""
+    lower = name.strip().lower()
+    return lower if lower in SPLITS else ALIASES.get(lower, name)
 
 
 def class_count(data: DataConfig) -> int | None:
@@ -46,7 +57,7 @@ def split_names(data: DataConfig) -> tuple[str, ...] | None:
     """Which splits the data will have."""
     rule, official = data.split, _OFFICIAL.get(data.source.kind)
     if isinstance(data.source, HubSource):
-        official = tuple(ALIASES.get(name, name) for name in data.source.splits)
+        official = tuple(map(split_name, data.source.splits))
     shares = {"train": 1.0, "valid": rule.valid, "test": rule.test}
     by_hash = tuple(name for name, share in shares.items() if share)
     made = {"all": ("train",), "hash": by_hash, "official": official}[rule.rule]

@@ -79,11 +79,15 @@ class DataConfig(Settings):
     def _shares(self) -> Self:
         if self.split.valid + self.split.test >= 1:
             raise ValueError(f"split.valid + split.test is {self.split.valid + self.split.test}, expected less than 1")
+        if getattr(self.source, "splits", None) is True and self.split.rule == "hash":
+            raise ValueError("found source.splits=true with split.rule=hash, expected split.rule=official")
         return self
 
     def identity(self) -> dict[str, Any]:
         """What decides the pixels: everything, less where a known data set lies on this machine and the tolerance."""
         values = self.model_dump(mode="json", exclude={"max_rejected"})
+        if self.source.kind == "folder":
+            values["source"]["splits"] = bool(self.source.splits)  # what None refuses has no pixels
         if self.source.kind in KNOWN:
             values["source"] = {k: v for k, v in values["source"].items() if k not in LOCAL}
         return values

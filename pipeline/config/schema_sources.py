@@ -38,11 +38,13 @@ class FolderSource(Settings):
     kind: Literal["folder"]
     path: Path
     labels: Literal["auto", "folders", "none"] = "auto"  # auto: folders where every image lies in one, else none
-    splits: bool = False  # the folders at the top are splits (train/, valid/, test/), for split.rule=official
-    table: str | None = None  # a .csv or .jsonl in the folder, or a path: its labels are used instead of the folders
-    file_column: str | None = None  # None: the first of file_name, file, image, path, filename
+    # Whether the folders at the top are splits (train/, valid/, test/), for split.rule=official. None: they are not,
+    # and those that are named like splits are refused.
+    splits: bool | None = None
+    table: str | None = None  # a .csv, .tsv or .jsonl in the folder, or a path: its labels are used, not the folders
+    file_column: str | None = None  # None: the first of file_name, file, image, path, filename, image_id
     label_column: str | None = None  # None: label or class, where there is one
-    attribute_columns: tuple[str, ...] = ()  # columns of 0 and 1 (or -1 and 1)
+    attribute_columns: tuple[str, ...] = ()  # columns of 0 and 1 (-1 and 1, no and yes), or values of the label column
 
 
 class CelebaSource(Settings):
@@ -52,7 +54,7 @@ class CelebaSource(Settings):
     path: Path | None = None
     images: str | None = None  # None: img_align_celeba.zip, or the folder img_align_celeba
     attributes: str | None = None  # None: list_attr_celeba.txt, or list_attr_celeba.csv
-    partition: str | None = None  # None: list_eval_partition.txt, where it is there
+    partition: str | None = None  # None: list_eval_partition.txt or .csv, where it is there
     urls: tuple[Download, ...] = ()
 
 

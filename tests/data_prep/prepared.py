@@ -1,6 +1,10 @@
 """Small data sets made and prepared for the tests of this folder."""
 
 import hashlib
+import multiprocessing
+import os
+from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,25 @@ from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.data.shards import ShardDirectory, open_shards
 from pipeline.runtime.files import TEMPORARY
+
+
+def forked(work: Callable[..., object], *args: object, **named: object) -> ForkProcess:
+    """A process of its own that does `work`: forked, so that nothing is imported anew, and silent."""
+
+    def quiet() -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        work(*args, **named)
+
+    process = multiprocessing.get_context("fork").Process(target=quiet)
+    process.start()
+    return process
+
+
+def ended(*processes: ForkProcess) -> list[int | None]:
+    """The exit codes of processes, when all have ended."""
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
 
 
 def config(data_dir: Path, *words: str, data: str = "folder") -> Config:

@@ -12,7 +12,7 @@ from PIL import Image
 from prepared import picture
 
 from data_prep.crop import cropped, square
-from data_prep.reasons import Unusable
+from data_prep.items import Unusable
 from pipeline.config.schema_data import CropSettings, DataConfig
 
 SIDES = st.integers(16, 90)

@@ -1,11 +1,7 @@
 """Latents in shards: what the autoencoder says, the same bytes whoever encodes and however often killed."""
 
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +11,10 @@ import pytest
 import tiny
 import tiny_latents
 import torch
-from prepared import content_of
+from prepared import content_of, ended, forked
 
 from data_prep import encode, verify
+from data_prep.__main__ import main
 from data_prep.stage import RECEIPT
 from pipeline.config.paths import data_directory, latents_directory
 from pipeline.config.schema import Config
@@ -64,45 +61,50 @@ def images(cfg: Config, split: str = "train") -> Reader:
 
 
 @pytest.fixture(scope="module")
-def alone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What one process makes, undisturbed."""
-    folder = tmp_path_factory.mktemp("alone") / "copy"
+def made(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Encoded by one process, undisturbed; to be read only."""
+    folder = tmp_path_factory.mktemp("made") / "copy"
     shutil.copytree(root, folder)
     encode.run(of(folder), workers=1)
-    return content_of(latents_directory(of(folder)))
+    return of(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(made: Config) -> dict[str, str]:
+    """What one process makes."""
+    return content_of(latents_directory(made))
 
 
 @pytest.mark.parametrize("split", ["train", "valid"])
-def test_a_stored_latent_is_what_the_autoencoder_says_of_its_image(place: Path, split: str) -> None:
-    cfg = of(place)
-    encode.run(cfg, workers=1)
-    reader = images(cfg, split)
-    network = load_autoencoder(cfg.latents.autoencoder)
+def test_a_stored_latent_is_what_the_autoencoder_says_of_its_image(made: Config, split: str) -> None:
+    reader = images(made, split)
+    network = load_autoencoder(made.latents.autoencoder)
     pictures = from_uint8(reader.read(np.arange(reader.count)))
     with torch.no_grad():
         plain, mirrored = network.encode(pictures), network.encode(pictures.flip(-1))
     expected = torch.cat([plain.mean, plain.std, mirrored.mean, mirrored.std], dim=1)
-    assert np.abs(stored(cfg, split) - expected.numpy()).max() < 1e-5
-    latents = open_shards(latents_directory(cfg) / split)
+    assert np.abs(stored(made, split) - expected.numpy()).max() < 1e-5
+    latents = open_shards(latents_directory(made) / split)
     assert np.array_equal(latents.index["label"], reader._shards.index["label"])
     assert encode.names_of(latents, range(4, 9)) == encode.names_of(reader._shards, range(4, 9))
     assert (image_shape(latents.manifest), latent_shape(latents.manifest)) == ((1, 8, 8), (3, 4, 4))
     assert verify.verify_directory(latents.path, workers=1)["count"] == reader.count
 
 
-@pytest.mark.parametrize(("dtype", "bits"), [("bf16", 8), ("fp16", 11)])
-def test_narrow_latents_are_the_nearest_ones(place: Path, dtype: str, bits: int) -> None:
-    wide, narrow = of(place, flip=False), of(place, flip=False, latents={"dtype": dtype})
-    for cfg in (wide, narrow):
-        encode.run(cfg, workers=1)
+def test_narrow_latents_are_the_nearest_ones(place: Path) -> None:
+    wide = of(place, flip=False)
+    encode.run(wide, workers=1)
     exact, subnormal = stored(wide), 2.0**-25  # half the distance of fp16's smallest numbers
-    assert (np.abs(stored(narrow) - exact) <= np.maximum(np.abs(exact) * 2.0**-bits, subnormal)).all()
+    for dtype, bits in (("bf16", 8), ("fp16", 11)):
+        narrow = of(place, flip=False, latents={"dtype": dtype})
+        encode.run(narrow, workers=1)
+        assert (np.abs(stored(narrow) - exact) <= np.maximum(np.abs(exact) * 2.0**-bits, subnormal)).all()
 
 
 @pytest.mark.parametrize("flip", [False, True])
-def test_statistics_are_those_of_drawn_latents(place: Path, flip: bool) -> None:
+def test_statistics_are_those_of_drawn_latents(place: Path, made: Config, flip: bool) -> None:
     """Mean and deviation over images, places, both mirrorings and the noise of the posterior; against numpy."""
-    cfg = of(place, flip=flip)
+    cfg = made if flip else of(place, flip=False)
     encode.run(cfg, workers=1)
     manifest = read_manifest(latents_directory(cfg) / "train")
     values = stored(cfg).astype(np.float64)
@@ -133,14 +135,19 @@ def test_two_parts_or_two_ranks_give_the_bytes_of_one(
     assert content_of(latents_directory(cfg)) == alone
 
 
+def test_processes_at_the_same_time_give_the_same_bytes(place: Path, alone: dict[str, str]) -> None:
+    """Each takes what its part says; whichever ends last completes the directory."""
+    cfg = of(place)
+    assert ended(*(forked(encode.run, cfg, workers=1, part=(k, 3)) for k in range(3))) == [0, 0, 0]
+    assert encode.run(cfg, workers=1)["splits"]["train"]["count"] == 60
+    assert content_of(latents_directory(cfg)) == alone
+
+
+@pytest.mark.full
 def test_worker_processes_give_the_same_bytes(place: Path, alone: dict[str, str]) -> None:
+    """Each worker loads torch anew, which takes longest of all tests here."""
     encode.run(of(place), workers=2)
     assert content_of(latents_directory(of(place))) == alone
-
-
-def command(cfg: Config) -> list[str]:
-    run = create_run(cfg)
-    return [sys.executable, "-m", "data_prep", "encode", str(run.path), "--workers=1"]
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.full)])
@@ -151,13 +158,13 @@ def test_killed_at_random_moments_it_resumes_without_redoing_shards(
     target, redone, landed = latents_directory(cfg), 0, 0
     while landed < kills and not (target / RECEIPT).exists():
         before = len(list(target.glob("*/*.record.json")))
-        task = subprocess.Popen(command(cfg), stderr=subprocess.DEVNULL)
-        while task.poll() is None and len(list(target.glob("*/*.record.json"))) <= before:
+        task = forked(encode.run, cfg, workers=1)
+        while task.is_alive() and len(list(target.glob("*/*.record.json"))) <= before:
             time.sleep(0.002)
         time.sleep(rng.uniform(0, 0.03))
-        landed += task.poll() is None
-        task.send_signal(signal.SIGKILL)
-        task.wait()
+        landed += task.is_alive()
+        task.kill()
+        task.join()
         redone += sum(path.stat().st_ino != inode for path, inode in made.items())
         made = {path: path.stat().st_ino for path in target.glob("*/*.tar") if read_record(path)}
     assert landed >= 1
@@ -166,9 +173,8 @@ def test_killed_at_random_moments_it_resumes_without_redoing_shards(
     assert content_of(target) == alone and redone == 0
 
 
-def test_finished_latents_are_left_alone(place: Path) -> None:
-    cfg = of(place)
-    encode.run(cfg, workers=1)
+def test_finished_latents_are_left_alone(made: Config) -> None:
+    cfg = made
     before = {p: p.stat().st_mtime_ns for p in latents_directory(cfg).rglob("*")}
     encode.run(cfg, workers=1)
     assert {p: p.stat().st_mtime_ns for p in latents_directory(cfg).rglob("*")} == before
@@ -307,8 +313,7 @@ def test_codes_without_noise(place: Path) -> None:
     assert tuple(receipt["spread"]["informed"]) == (1.0, 1.0)
 
 
-def test_the_command_says_what_it_made(place: Path) -> None:
-    cfg = of(place)
-    done = subprocess.run(command(cfg), capture_output=True, text=True, env=os.environ, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "encode: train 60, valid 15" in done.stderr
+def test_the_command_says_what_it_made(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = create_run(of(place))
+    assert main(["encode", str(run.path), "--workers=1"]) == 0
+    assert "encode: train 60, valid 15" in capsys.readouterr().err

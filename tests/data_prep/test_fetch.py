@@ -143,7 +143,7 @@ def test_a_truncated_archive_at_hand_is_named(tmp_path: Path, cut: int) -> None:
     whole = gzip.compress(bytes(5000))
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(whole[: min(cut, len(whole) - 5)])
     cfg = config(tmp_path / "data", f"data.source.path={tmp_path}", data="cifar10")
-    with pytest.raises(Incomplete, match=r"cifar-10-python\.tar\.gz is a truncated archive"):
+    with pytest.raises(Incomplete, match=r"cifar-10-python\.tar\.gz is a truncated or damaged archive"):
         prepare(cfg)
 
 

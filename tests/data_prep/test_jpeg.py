@@ -12,11 +12,9 @@ from PIL import Image
 from prepared import picture
 from test_crop import protocol
 
-from data_prep.crop import FILTERS, square, square_of_jpeg
-from data_prep.jpeg import decode_jpeg, jpeg_size
-from data_prep.load import open_image
-from data_prep.reasons import Unusable
-from data_prep.resample import CURVES, resample
+from data_prep.archives import open_image
+from data_prep.crop import CURVES, FILTERS, decode_jpeg, jpeg_size, resample, square, square_of_jpeg
+from data_prep.items import Unusable
 
 
 def jpeg(image: Image.Image, **options: object) -> bytes:

@@ -10,7 +10,7 @@ from prepared import config, folder_of_pictures, image_of, prepare, split_of
 
 from data_prep import verify
 from data_prep.items import Item, Items, Listing, write_items
-from data_prep.plan import hash_place, hash_splits, make_plan
+from data_prep.shard import hash_place, hash_splits, make_plan
 from pipeline.config.load import groups
 from pipeline.config.schema_data import DataConfig, SplitRule
 from pipeline.runtime.errors import UserError
@@ -132,7 +132,7 @@ def test_keys_that_python_hashes_alike_are_two_keys(tmp_path: Path) -> None:
 
     rows = [Item(Key(name), ("file", name)) for name in ("a", "b", "a")]
     listing = Listing(rows)
-    assert write_items(tmp_path, listing)[0] == 2
+    assert write_items(tmp_path, listing).items == 2
     assert [row.key for row in listing.rejected] == ["a"]
 
 
@@ -152,7 +152,7 @@ def test_the_list_s_hash_does_not_know_where_the_bytes_lie(tmp_path: Path) -> No
     for name, at in {"a": ("file", "x"), "b": ("range", "y.tar", 512, 9)}.items():
         (tmp_path / name).mkdir()
         listing = Listing([Item("key", at, label=1)])
-        (tmp_path / name / "sha").write_text(write_items(tmp_path / name, listing)[1])
+        (tmp_path / name / "sha").write_text(write_items(tmp_path / name, listing).sha256)
     assert (tmp_path / "a" / "sha").read_text() == (tmp_path / "b" / "sha").read_text()
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from prepared import config, folder_of_pictures, picture, prepare, rejected_of, split_of
 
-from data_prep.reasons import KINDS
+from data_prep.items import KINDS
 from data_prep.stage import finished
 from pipeline.config.paths import data_directory
 from pipeline.runtime.errors import UserError
@@ -118,6 +118,28 @@ def duplicate_key(tmp_path: Path) -> dict[str, str]:
     return {key: row.kind for key, row in rejected_of(cfg).items()}
 
 
+def passed_over(tmp_path: Path) -> dict[str, str]:
+    root = folder_of_pictures(tmp_path / "images", 4, classes=1)
+    for name in ("Thumbs.db", "notes.txt"):
+        (root / name).write_bytes(b"x")
+    (root / "class0" / "gone.png").symlink_to("/nowhere/x.png")
+    (root / "class0" / "again").symlink_to("..")
+    cfg = config(tmp_path / "data", f"data.source.path={root}", *SIZE)
+    prepare(cfg)
+    return {key: row.kind for key, row in rejected_of(cfg).items()}
+
+
+def sample_without_image(tmp_path: Path) -> dict[str, str]:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name, content in {"a.png": png(picture(1)), "dataset.json": b"{}"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    cfg = config(tmp_path / "data", f"data.source.path={tmp_path / 'a.tar'}", *SIZE, data="webdataset")
+    prepare(cfg)
+    return {key: row.kind for key, row in rejected_of(cfg).items()}
+
+
 def small_class(tmp_path: Path) -> dict[str, str]:
     root = folder_of_pictures(tmp_path / "images", 6, classes=2)
     (root / "rare").mkdir()
@@ -145,6 +167,13 @@ LISTED: dict[Callable[[Path], dict[str, str]], dict[str, str]] = {
     label_without_image: {"00009.png": "label_without_image"},
     image_without_label: {"class0/00003.png": "image_without_label"},
     duplicate_key: {"b": "duplicate_key"},
+    passed_over: {
+        "Thumbs.db": "hidden",
+        "notes.txt": "other_ending",
+        "class0/gone.png": "not_a_file",
+        "class0/again": "repeated_folder",
+    },
+    sample_without_image: {"dataset": "sample_without_image"},
     small_class: {"rare/one.png": "small_class"},
     fonts: {
         "font LastResortHE-Regular.ttf": "placeholder_font",

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import pickle
 import struct
 import tarfile
@@ -15,8 +16,8 @@ from prepared import config, folder_of_pictures, image_of, picture, prepare, rej
 from webdataset import WebDataset
 
 from data_prep import listing
+from data_prep.archives import read_bytes
 from data_prep.items import Items
-from data_prep.load import read_bytes
 from pipeline.runtime.errors import Incomplete, UserError
 
 
@@ -66,14 +67,27 @@ def test_celeba_s_zip_and_folder_give_the_same_shards(shared: Path, tmp_path: Pa
     assert len(set(hashes)) == 1
 
 
-def test_the_real_flowers_have_their_labels_and_splits(shared: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def flowers(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The official lists, and 30 of the images."""
+    root = tmp_path_factory.mktemp("flowers")
+    for name in ("imagelabels.mat", "setid.mat"):
+        (root / name).symlink_to(shared / "data" / name)
+    packed = shared / "data" / "102flowers_sample.tgz"
+    with tarfile.open(packed) as whole, tarfile.open(root / "102flowers.tgz", "w:gz") as archive:
+        for member in itertools.islice((member for member in whole if member.isfile()), 30):
+            archive.addfile(member, whole.extractfile(member))
+    return root
+
+
+def test_the_real_flowers_have_their_labels_and_splits(flowers: Path, tmp_path: Path) -> None:
     from scipy.io import loadmat
 
-    words = [f"data.source.path={shared / 'data'}", "data.source.images=102flowers_sample.tgz", "data.counts=null"]
+    words = [f"data.source.path={flowers}", "data.counts=null"]
     cfg = config(tmp_path, *words, "data.max_rejected=1", data="flowers64_trainval")
     prepare(cfg)
-    labels, sets = loadmat(shared / "data" / "imagelabels.mat")["labels"][0], loadmat(shared / "data" / "setid.mat")
-    with tarfile.open(shared / "data" / "102flowers_sample.tgz") as archive:
+    labels, sets = loadmat(flowers / "imagelabels.mat")["labels"][0], loadmat(flowers / "setid.mat")
+    with tarfile.open(flowers / "102flowers.tgz") as archive:
         numbers = sorted(int(m.name[-9:-4]) for m in archive if m.isfile())
     in_train = [n for n in numbers if n in sets["trnid"] or n in sets["valid"]]
     train = split_of(cfg)
@@ -83,9 +97,9 @@ def test_the_real_flowers_have_their_labels_and_splits(shared: Path, tmp_path: P
     assert len(missing) == 8189 - len(numbers) and {why.kind for why in missing.values()} == {"label_without_image"}
 
 
-def test_a_protocol_s_counts_are_checked(shared: Path, tmp_path: Path) -> None:
-    words = [f"data.source.path={shared / 'data'}", "data.source.images=102flowers_sample.tgz", "data.max_rejected=1"]
-    with pytest.raises(UserError, match=r"'train' of flowers64_all8189 has 200 images, the protocol says 8189"):
+def test_a_protocol_s_counts_are_checked(flowers: Path, tmp_path: Path) -> None:
+    words = [f"data.source.path={flowers}", "data.max_rejected=1"]
+    with pytest.raises(UserError, match=r"'train' of flowers64_all8189 has 30 images, the protocol says 8189"):
         prepare(config(tmp_path, *words, data="flowers64_all8189"))
 
 
@@ -199,7 +213,7 @@ def test_lsun_s_database_zip_of_it_and_folder_of_images_agree(shared: Path, tmp_
 def test_the_real_cifar_folders_are_classes_in_splits(shared: Path, tmp_path: Path) -> None:
     words = [f"data.source.path={shared / 'data' / 'cifar10_png_3000_600.tar'}", "data.image_size=32"]
     cfg = config(tmp_path, *words, "data.source.splits=true", "data.split.rule=official", "data.encoding=raw")
-    prepare(cfg, workers=2)
+    prepare(cfg)
     train, test = split_of(cfg), split_of(cfg, "test")
     assert (train.manifest.count, test.manifest.count) == (3000, 600)
     assert train.manifest.classes[:2] == ["airplane", "automobile"] and sum(test.manifest.class_counts) == 600
@@ -281,6 +295,27 @@ def test_the_hub_s_forms_give_the_same_images(tmp_path: Path, form: str, monkeyp
     plain = config(tmp_path / "plain", f"data.source.path={root}", "data.image_size=16", "data.split.valid=0")
     prepare(plain)
     assert all(np.array_equal(image_of(train, k), image_of(split_of(plain), k)) for k in range(10))
+
+
+def test_hub_labels_that_are_no_classes_are_refused_with_their_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    files = [str(file) for file in sorted(folder_of_pictures(tmp_path / "images", 3).rglob("*.png"))]
+    features = {"image": datasets.Image()}
+    for name, labels, said in (
+        ("words", ["a", "b", "c"], r"found the label 'a' in row train/0000000, expected a number"),
+        ("ids", [0, 1, 98765], r"labels up to 98765, which makes 98766 classes, but 3 of them alone have images"),
+    ):
+        kind = datasets.Value("string" if name == "words" else "int64")
+        rows = datasets.Dataset.from_dict(
+            {"image": files, "label": labels}, datasets.Features({**features, "label": kind})
+        )
+        rows.to_parquet(tmp_path / f"{name}.parquet")
+        words = ["data.source.name=parquet", f"++data.source.data_files.train={tmp_path / f'{name}.parquet'}"]
+        with pytest.raises(UserError, match=said):
+            prepare(config(tmp_path / name, *words, "data.image_size=16", data="hub"))
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Verify finds every kind of damage; inspect shows what is there; the command line runs the whole path."""
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from PIL import Image
 from prepared import config, folder_of_pictures, image_of, prepare, split_of
 from rich.console import Console
 
-from data_prep import inspection, verify
+from data_prep import verify
 from data_prep.__main__ import main
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
@@ -19,12 +20,20 @@ from pipeline.data.shards import open_shards
 from pipeline.runtime.errors import Incomplete, UserError
 
 
-@pytest.fixture
-def made(tmp_path: Path) -> Config:
+@pytest.fixture(scope="module")
+def prepared_once(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    root = tmp_path_factory.mktemp("verify")
     words = ["data.image_size=16", "data.images_per_shard=10", "data.encoding=png"]
-    cfg = config(tmp_path, f"data.source.path={folder_of_pictures(tmp_path / 'images', 40)}", *words)
+    cfg = config(root / "data", f"data.source.path={folder_of_pictures(root / 'images', 40)}", *words)
     prepare(cfg)
     return cfg
+
+
+@pytest.fixture
+def made(prepared_once: Config, tmp_path: Path) -> Config:
+    """A copy of the prepared data, to damage."""
+    shutil.copytree(prepared_once.data_dir, tmp_path / "data")
+    return prepared_once.model_copy(update={"data_dir": tmp_path / "data"})
 
 
 def test_right_shards_are_right_and_are_read_once(made: Config) -> None:
@@ -85,7 +94,7 @@ def test_every_damage_is_named(made: Config, damage, found: str) -> None:
 
 def test_the_contact_sheet_shows_the_images(made: Config) -> None:
     out = io.StringIO()
-    sheets = inspection.inspect(data_directory(made), console=Console(file=out, width=200), rows=2, columns=4)
+    sheets = verify.inspect(data_directory(made), console=Console(file=out, width=200), rows=2, columns=4)
     assert [sheet.parent.name for sheet in sheets] == ["train", "valid"]
     sheet = np.asarray(Image.open(sheets[0]))
     assert sheet.shape == (2 * 17 - 1, 4 * 17 - 1, 3)
@@ -99,7 +108,7 @@ def test_the_contact_sheet_shows_the_images(made: Config) -> None:
 
 def test_a_folder_without_shards_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no finished shards"):
-        inspection.find_splits(tmp_path)
+        verify.find_splits(tmp_path)
 
 
 def test_the_command_line_fetches_shards_verifies_and_inspects(

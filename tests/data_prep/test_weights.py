@@ -2,6 +2,7 @@
 
 import io
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from http_server import Server
 from rich.console import Console
 
 from data_prep.__main__ import main
-from data_prep.weights import FIRST_SEEN, WEIGHTS, fetch_weights
+from data_prep.fetch import FIRST_SEEN, WEIGHTS, fetch_weights
 from pipeline.config.load import config_from
 from pipeline.metrics.quality import CnnIqa, Niqe
 from pipeline.runtime.errors import Incomplete, UserError
@@ -35,8 +36,8 @@ def test_every_file_has_one_public_address_that_does_not_move(name: str) -> None
 
 def test_settings_that_are_printed_are_settings(tmp_path: Path) -> None:
     for weights in WEIGHTS.values():
-        words = [f"{setting}={tmp_path}" for setting, _ in weights.settings]
-        words += [f"{weights.hashed}={'0' * 64}"] if weights.hashed else []
+        words = [f"{setting}={tmp_path}" for setting in weights.settings]
+        words += [f"{weights.pins}={'0' * 64}"] if weights.pins else []
         config_from(["experiment=glyphs16", *words])
 
 
@@ -79,9 +80,17 @@ def test_a_quota_page_and_a_pointer_are_not_weights(server: Server, tmp_path: Pa
         fetch_weights(["squeezenet"], tmp_path, quiet(), mirror=server.url(""))
 
 
+def zipped(content: str) -> bytes:
+    """As torch saves weights."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("data.pkl", content)
+    return buffer.getvalue()
+
+
 def test_a_hash_that_is_not_known_is_trusted_once_and_kept(server: Server, tmp_path: Path) -> None:
     path = "squeezenet/squeezenet1_0-b66bff10.pth"
-    server.files[path] = b"PK\x03\x04 first"
+    server.files[path] = zipped("first")
     said = quiet()
     fetch_weights(["squeezenet"], tmp_path, said, mirror=server.url(""))
     assert "trusted on first use" in said.file.getvalue()
@@ -89,7 +98,7 @@ def test_a_hash_that_is_not_known_is_trusted_once_and_kept(server: Server, tmp_p
     again = quiet()
     fetch_weights(["squeezenet"], tmp_path, again, mirror=server.url(""))
     assert "trusted" not in again.file.getvalue()
-    (tmp_path / path).write_bytes(b"PK\x03\x04 other")
+    (tmp_path / path).write_bytes(zipped("other"))
     with pytest.raises(Incomplete, match=r"expected .*first seen"):
         fetch_weights(["squeezenet"], tmp_path, quiet(), mirror=server.url(""))
 
