@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.items import Item, Rejected
-from pipeline.config.known_data import ALIASES
 from pipeline.config.schema_data import DataConfig, SplitRule
+from pipeline.config.schema_sources import ALIASES
 from pipeline.data.shards import shard_name
 from pipeline.runtime.errors import UserError
 

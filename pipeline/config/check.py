@@ -4,15 +4,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline.config.autoencoder import Facts
-from pipeline.config.check_autoencoder import check_autoencoder
-from pipeline.config.check_latents import DENOISERS, check_latents
-from pipeline.config.check_model import check_model
-from pipeline.config.check_tasks import check_tasks
+from pipeline.config.check_latents import check_latents
 from pipeline.config.check_training import check_training
 from pipeline.config.durations import to_images
-from pipeline.config.known_data import attribute_names, class_count, split_names
 from pipeline.config.schema import Config
+from pipeline.config.schema_data import attribute_names, class_count, split_names
 from pipeline.config.schema_diffusion import sampling_problems
+from pipeline.config.schema_model import UNetConfig, check_model
+from pipeline.config.schema_objectives import check_objective, objective_kind
 from pipeline.runtime.errors import did_you_mean
 
 MOST_TURNS = 200  # of Fourier features over all noise levels: EDM's, of deviation 16, turn 42 times
@@ -55,7 +54,7 @@ def _schedule(cfg: Config) -> Iterator[str]:
 def _metric(cfg: Config) -> Iterator[str]:
     if cfg.train.metric_every and not cfg.evaluate.domain.enabled:
         yield "train.metric_every: set, but evaluate.domain.enabled is false: the domain classifier is what judges."
-    if cfg.train.metric_every and cfg.model.kind in ("kl_autoencoder", "bottleneck_autoencoder"):
+    if cfg.train.metric_every and not objective_kind(cfg).samples:
         yield f"train.metric_every: set, but a {cfg.model.kind} makes no samples. Leave it at null."
 
 
@@ -109,7 +108,7 @@ def _attributes(cfg: Config) -> Iterator[str]:
     elif isinstance(asked, dict) and names:
         yield from attributes_problems(asked, names)
         setting = "attribute_dropout" if asked else "label_dropout"
-        if cfg.model.kind in DENOISERS and len(asked) < len(names) and not getattr(cfg.diffusion, setting):
+        if cfg.model.is_a == "denoiser" and len(asked) < len(names) and not getattr(cfg.diffusion, setting):
             yield (
                 f"sample.attributes: found {len(asked)} of {len(names)}, so the others are unknown, but "
                 f"diffusion.{setting} is 0: the model has never seen an image with {'some' if asked else 'all'} of "
@@ -133,7 +132,7 @@ def _sampler(cfg: Config) -> Iterator[str]:
 def _embedding(cfg: Config) -> Iterator[str]:
     """Random frequencies suit what moves by about 1: over a thousand timesteps nothing can be learned from them."""
     model, levels, clock = cfg.model, cfg.diffusion.levels, cfg.diffusion.network_clock
-    if model.kind != "unet" or model.embedding != "fourier":
+    if not isinstance(model, UNetConfig) or model.embedding != "fourier":
         return
     timesteps = levels.timesteps if levels.kind == "ddpm" else 1
     reach = {"log_sigma": math.log(levels.sigma_max / levels.sigma_min) / 4, "flow_time": 1000, "timestep": timesteps}
@@ -169,6 +168,17 @@ def _power(weights: str) -> Iterator[str]:
         yield f"sample.weights: found '{weights}', expected a relative width above 0 and at most 0.288: power:0.05."
 
 
+def _tasks(cfg: Config) -> Iterator[str]:
+    """Jobs that one process does: several tasks of them would do all of the work each, over each other's files."""
+    for name in ("prepare", "compare"):
+        asked = getattr(cfg.cluster, name)
+        if (tasks := asked.nodes * asked.tasks_per_node) > 1:
+            yield (
+                f"cluster.{name}: found {tasks} tasks (nodes={asked.nodes}, tasks={asked.tasks}, gpus={asked.gpus}), "
+                f"expected one: tasks cannot share this job. Set nodes=1 and tasks=1, and at most one GPU."
+            )
+
+
 def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
@@ -183,7 +193,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _sampler,
     _embedding,
     _average,
-    check_autoencoder,
+    check_objective,
     check_training,
-    check_tasks,
+    _tasks,
 )

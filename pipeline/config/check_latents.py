@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-from pipeline.config.autoencoder import KINDS, Facts
+from pipeline.config.autoencoder import Facts
+from pipeline.config.registry import NETWORKS
 from pipeline.config.schema import Config
-
-DENOISERS = ("unet", "simple_unet", "dit")
 
 
 def check_latents(cfg: Config, autoencoder: Facts | None) -> Iterator[str]:
@@ -18,10 +17,10 @@ def check_latents(cfg: Config, autoencoder: Facts | None) -> Iterator[str]:
 
 
 def _settings(cfg: Config) -> Iterator[str]:
-    if cfg.model.kind not in DENOISERS:
+    if cfg.model.is_a != "denoiser":
         yield (
             f"latents: set, but model.kind={cfg.model.kind} is not trained on latents. Use one of "
-            f"{', '.join(DENOISERS)}, or latents=null."
+            f"{', '.join(NETWORKS.names(lambda kind: kind.is_a == 'denoiser'))}, or latents=null."
         )
     if cfg.train.augmentation.active:
         yield (
@@ -47,8 +46,9 @@ def _autoencoder(cfg: Config, known: Facts) -> Iterator[str]:
     latents, size = cfg.latents, cfg.data.image_size
     if latents is None:
         return
-    if known.kind not in KINDS:
-        yield f"latents.autoencoder: {latents.autoencoder} is a {known.kind}, expected one of {', '.join(KINDS)}."
+    if not known.latent_channels:
+        kinds = ", ".join(NETWORKS.names(lambda kind: kind.is_a == "autoencoder"))
+        yield f"latents.autoencoder: {latents.autoencoder} is a {known.kind}, expected one of {kinds}."
         return
     if known.channels != cfg.data.channels:
         yield (

@@ -7,11 +7,10 @@ import importlib.util
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from pipeline.config.autoencoder import KINDS
-from pipeline.config.check_autoencoder import missing_weights
 from pipeline.config.load import autoencoder_config, listed
 from pipeline.config.paths import data_directory, run_directory
 from pipeline.config.schema import Config
+from pipeline.config.schema_objectives import objective_of
 from pipeline.runtime.errors import UserError
 
 RECEIPT = Path("shards", "receipt.json")  # in the data directory: all shards are there
@@ -81,15 +80,14 @@ def _no_file(setting: str, path: Path, name: str) -> str:
     )
 
 
-def _perceptual(cfg: Config) -> Iterator[str]:
-    if cfg.model.kind in (*KINDS, "vae"):
-        yield from missing_weights(cfg)
+def _objective(cfg: Config) -> Iterator[str]:
+    yield from objective_of(cfg).missing(cfg)
 
 
 def _autoencoder(cfg: Config) -> Iterator[str]:
     """Of the training of an autoencoder for this run's latents."""
     if cfg.latents is not None and cfg.latents.experiment is not None:
-        yield from missing_weights(autoencoder_config(cfg))
+        yield from _objective(autoencoder_config(cfg))
 
 
 def _guide(cfg: Config) -> Iterator[str]:
@@ -109,8 +107,8 @@ NEEDS = (
     ("prepare", _images),
     ("prepare", _features),
     ("autoencoder", _autoencoder),
-    ("train", _perceptual),
-    ("reconstruct", _perceptual),
+    ("train", _objective),
+    ("reconstruct", _objective),
     ("sample", _guide),
     ("evaluate", _features),
     ("evaluate", _scorers),

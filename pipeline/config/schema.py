@@ -1,6 +1,7 @@
 """Every setting of an experiment. Torch-free: the login node checks a config without loading torch.
 
-Parts stand beside this file: `schema_data`, `schema_model`, `schema_diffusion`, `schema_metrics`, `schema_cluster`.
+Parts stand beside this file: `schema_data`, `schema_sources`, `schema_model`, `schema_objectives`, `schema_diffusion`,
+`schema_metrics`, `schema_cluster`; `registry` has what chooses among kinds.
 """
 
 from pathlib import Path
@@ -11,13 +12,13 @@ from pydantic import Field
 from pipeline.config.base import Settings
 from pipeline.config.durations import Duration, Interval
 from pipeline.config.schema_augment import AugmentConfig
-from pipeline.config.schema_autoencoder import AutoencoderConfig
 from pipeline.config.schema_cluster import ClusterConfig
 from pipeline.config.schema_data import DataConfig
 from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
 from pipeline.config.schema_latents import LatentsConfig
 from pipeline.config.schema_metrics import EvaluateConfig
 from pipeline.config.schema_model import ModelConfig
+from pipeline.config.schema_objectives import AdversarialConfig, AutoencoderConfig, ObjectiveConfig
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -50,7 +51,7 @@ class AverageConfig(Settings):
 class EarlyStopConfig(Settings):
     """End training when validation has not become better for long enough."""
 
-    metric: str = Field("valid/loss", pattern="^(valid|sampled)/")  # an accuracy is to be large, all else small
+    metric: str = Field("valid/loss", pattern="^(valid|sampled)/")  # as good as its registered direction says
     patience: Duration
 
 
@@ -91,12 +92,6 @@ class TrainConfig(Settings):
     nonfinite_rollbacks: int = Field(2, ge=0)  # then this often past the offending data, then stop
 
 
-class AdversarialConfig(Settings):
-    """How a generator and its critic are trained (model.kind=stylegan)."""
-
-    r1_gamma: float = Field(1.0, ge=0)  # weight of the critic's gradient penalty at real images
-
-
 class SampleConfig(Settings):
     """A set of samples. Image k depends on seed k alone."""
 
@@ -115,12 +110,14 @@ class Config(Settings):
     """An experiment, complete."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    plugins: tuple[str, ...] = ()  # modules with kinds of your own, imported first: see docs/extending.md
     seed: int = Field(0, ge=0, lt=2**63)
     data_dir: Path = Path("data")
     runs_dir: Path = Path("runs")
     data: DataConfig
     model: ModelConfig
     latents: LatentsConfig | None = None  # None: pixels
+    objective: ObjectiveConfig | None = None  # None: the one that the network is registered with
     diffusion: DiffusionConfig = DiffusionConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()

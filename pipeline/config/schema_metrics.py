@@ -1,11 +1,16 @@
-"""Settings of evaluation: which feature networks, which references, which checks."""
+"""Settings of evaluation (which feature networks, references, checks), and the registered metrics. Torch-free.
+
+The name, direction and needs of a metric stand here once.
+"""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from pipeline.config.base import Settings
+from pipeline.config.explain import explain
+from pipeline.config.registry import METRICS, known_metric, metric
 
 Resize = Literal["tf1", "clean", "torchmetrics"]
 InceptionFeatures = Annotated[
@@ -75,3 +80,124 @@ class EvaluateConfig(Settings):
     copy_level: float = Field(0.01, gt=0, lt=0.5)  # share of held-out images that the copy check may flag
     worst: int = Field(16, ge=0)  # copies shown in the picture of the worst cases
     seed: int = Field(2020, ge=0)  # of subsets and permutations
+    options: dict[str, dict[str, Any]] = {}  # of metrics that have settings of their own, by the metric's name
+
+    @field_validator("options")
+    @classmethod
+    def _of_metrics(cls, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Checked by each metric's own class of settings."""
+        for name, values in options.items():
+            settings = METRICS[name].settings if name in METRICS else None
+            if settings is None:
+                known = ", ".join(METRICS.names(lambda kind: kind.settings is not None)) or "none has any"
+                raise ValueError(f"found '{name}', expected a metric with settings of its own: {known}")
+            try:
+                settings.model_validate(values)
+            except ValidationError as error:
+                raise ValueError(f"{name}: {' '.join(explain(error, settings))}") from error
+        return options
+
+    def measures_in(self, network: str) -> bool:
+        """Whether a feature network is switched on."""
+        return self.domain.enabled if network == "domain" else getattr(self, network).weights is not None
+
+
+def network_of(name: str) -> str | None:
+    """The network in whose features a number of this name is measured; None where it needs none, or is unknown."""
+    kind, words = known_metric(name), name.partition("@")[0].split("-")
+    if kind is None or not kind.place:
+        return None
+    if len(kind.networks) == 1:
+        return kind.networks[0]
+    return next((network for network in _NETWORKS if network in words), "inception")
+
+
+def sampled_metrics(condition: str) -> tuple[str, ...]:
+    """What training measures of samples, as the names of "sampled/<name>": of a model with this condition."""
+    accuracy = {"class": (CLASS_ACCURACY,), "attributes": (ATTRIBUTE_ACCURACY,)}
+    return (DOMAIN_DISTANCE, *accuracy.get(condition, ()))
+
+
+def _below_zero(name: str, value: float) -> str:
+    if value < 0 and name.endswith("-infinity"):
+        return "below 0: too few images for the extrapolation; read it as 0"
+    return ""
+
+
+def _kid_below_zero(_: str, value: float) -> str:
+    said = "below 0: no difference seen, around which an unbiased estimate scatters; read it as 0"
+    return said if value < 0 else ""
+
+
+def _knows_no_noise(name: str, _: float) -> str:
+    said = "the domain classifier never saw noise: pure noise may get 0.7 and more; trust it beside fd-domain only"
+    return said if name.endswith("-domain") else ""
+
+
+_NETWORKS = ("domain", "inception", "dinov2", "clip")
+_COMPARED = ("domain", "inception", "dinov2")  # as sets of features, by several metrics
+_SUITE = "pipeline.metrics.suite"
+DOMAIN_DISTANCE, CLASS_ACCURACY, ATTRIBUTE_ACCURACY = "fd-domain", "accuracy-domain", "accuracy-attributes"
+
+# In the features of a network. Frechet distances in Inception's are called fid and sfid, those of restored images begin
+# with r.
+metric(
+    "fd",
+    f"{_SUITE}:frechet",
+    direction="minimize",
+    also=("fid", "sfid", "rfd", "rfid", "rsfid"),
+    usual=("fid", DOMAIN_DISTANCE),
+    networks=_COMPARED,
+    full=False,
+    note=_below_zero,
+)
+metric(
+    "kid",
+    f"{_SUITE}:kernel",
+    direction="minimize",
+    usual=("kid", "kid-domain"),
+    networks=_COMPARED,
+    note=_kid_below_zero,
+)
+metric(
+    "is", f"{_SUITE}:class_score", direction="maximize", usual=("is", "is-domain"), networks=_COMPARED, needs="logits"
+)
+metric(
+    "accuracy",
+    f"{_SUITE}:class_accuracy",
+    direction="maximize",
+    usual=(CLASS_ACCURACY,),
+    networks=("domain",),
+    needs="logits",
+)
+metric(
+    ATTRIBUTE_ACCURACY,
+    f"{_SUITE}:attributes_accuracy",
+    direction="maximize",
+    usual=(ATTRIBUTE_ACCURACY,),
+    networks=("domain",),
+    needs="attributes",
+)
+metric(
+    "precision",
+    f"{_SUITE}:precision",
+    direction="maximize",
+    usual=("precision", "precision-domain"),
+    networks=_COMPARED,
+    note=_knows_no_noise,
+)
+metric("recall", f"{_SUITE}:recall", direction="maximize", usual=("recall", "recall-domain"), networks=_COMPARED)
+metric("density", f"{_SUITE}:density", direction="maximize", networks=_COMPARED, note=_knows_no_noise)
+metric("coverage", f"{_SUITE}:coverage", direction="maximize", networks=_COMPARED)
+metric("cmmd", f"{_SUITE}:clip_distance", direction="minimize", networks=("clip",))
+
+# Measured by jobs in their own ways: copies, quality of single images, restoration, use of latents, losses.
+metric("copy-rate", direction="minimize")
+for _name in ("niqe", "brisque", "cnniqa", "compression", "kl-per-dimension", "dead-channels"):
+    metric(_name, direction=None)
+for _name in ("psnr", "ssim"):
+    metric(_name, direction="maximize", also=(f"mean_{_name}",))
+for _name in ("l1", "l2"):
+    metric(_name, direction="minimize", also=(f"mean_{_name}",))
+for _name in ("loss", "error", "kl", "perceptual"):
+    metric(_name, direction="minimize")

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipeline.config.schema_metrics import ATTRIBUTE_ACCURACY, CLASS_ACCURACY, DOMAIN_DISTANCE
 from pipeline.data.pictures import to_uint8
 from pipeline.metrics.domain import LABELS
 from pipeline.metrics.frechet import Target
@@ -45,9 +46,9 @@ class Judge:
                 rows[first : first + len(seeds)] = self._block(s, networks, seeds)
         rows = distributed.total(rows)
         features, right, asked = rows[:, :-2].numpy(), rows[:, -2].sum(), rows[:, -1].sum()
-        found = {"sampled/fd-domain": self._target.quick(moments(features))}
+        found = {f"sampled/{DOMAIN_DISTANCE}": self._target.quick(moments(features))}
         if asked:
-            found[f"sampled/accuracy-{'domain' if self._classes else 'attributes'}"] = float(right / asked)
+            found[f"sampled/{CLASS_ACCURACY if self._classes else ATTRIBUTE_ACCURACY}"] = float(right / asked)
         return found
 
     def _block(self, s: Session, networks: Networks, seeds: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pipeline.config.registry import better
 from pipeline.data.batches import validation_batches
 from pipeline.data.pictures import tile, to_uint8
 from pipeline.objectives.objective import Restores
@@ -44,7 +45,8 @@ def validate(s: Session) -> dict[str, float]:
 
 
 def keep_best(s: Session, values: dict[str, float], *, kind: str = "valid") -> None:
-    """Note the best value of the early-stopping metric, and its step, in the clock: accuracies large, all else small.
+    """Note the best value of the early-stopping metric, and its step, in the clock, as good as the
+    metric's registered direction says.
 
     `kind`: what stands before the slash in the names of `values`; a metric of another kind is looked at elsewhere.
     """
@@ -54,8 +56,7 @@ def keep_best(s: Session, values: dict[str, float], *, kind: str = "valid") -> N
     if rule.metric not in values:
         known = ", ".join(values) or "none: the data has no validation split"
         raise UserError(f"train.early_stop.metric: found '{rule.metric}', expected one of those measured: {known}.")
-    sign = -1 if "accuracy" in rule.metric else 1
-    if clock.best is None or sign * values[rule.metric] < sign * clock.best:
+    if clock.best is None or better(rule.metric, values[rule.metric], clock.best):
         clock.best, clock.best_step = values[rule.metric], clock.step
 
 
