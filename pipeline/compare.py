@@ -204,12 +204,13 @@ def _shown(value: Any) -> str:
 
 
 def _among_best(row: Row, name: str, best: float | None) -> bool:
-    """Whether a value is the best, or its own interval does not tell it from the best. A KID below 0 counts as 0."""
+    """Whether a value is the best, or its own interval does not tell it from the best. A KID
+    below 0 counts as 0."""
     value, details = row.metrics.get(name), row.details.get(name, {})
     if value is None or best is None:
         return False
-    if name.startswith("kid"):
-        value, best = max(value, 0.0), max(best, 0.0)
+    if (kind := known_metric(name)) and kind.least is not None:
+        value, best = max(value, kind.least), max(best, kind.least)
     return value == best or details.get("low", value) <= best <= details.get("high", value)
 
 

@@ -7,8 +7,9 @@ imported only when it is built. Everything that has to choose among kinds asks t
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_args
 
@@ -66,23 +67,29 @@ class Registry(Generic[K]):
         self._kinds[kind.name] = kind
         self._adapter = None
 
+    @property
+    def known(self) -> Mapping[str, K]:
+        """All kinds by name, the package's own first imported where nothing has done so yet."""
+        _register_ours()
+        return self._kinds
+
     def __iter__(self) -> Iterator[K]:
-        return iter(tuple(self._kinds.values()))
+        return iter(tuple(self.known.values()))
 
     def __len__(self) -> int:
         return len(self._kinds)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._kinds
+        return name in self.known
 
     def __getitem__(self, name: str) -> K:
-        if name not in self._kinds:
+        if name not in self.known:
             raise UserError(f"{self.setting}: {self.unknown(name)}")
         return self._kinds[name]
 
     def unknown(self, name: str) -> str:
         """The sentence about a name that is not registered, with the nearest that is."""
-        return f"found '{name}', expected one of {', '.join(self._kinds)}.{did_you_mean(name, self._kinds)}"
+        return f"found '{name}', expected one of {', '.join(self.known)}.{did_you_mean(name, self.known)}"
 
     def names(self, fits: Callable[[K], bool] = lambda _: True) -> tuple[str, ...]:
         """Names of all kinds, or of those that fit."""
@@ -98,6 +105,12 @@ class Registry(Generic[K]):
             kinds: Any = Annotated[Union[self.classes()], Field(discriminator="kind")]  # noqa: UP007
             self._adapter = TypeAdapter(kinds)
         return self._adapter.validate_python(value)
+
+
+@cache
+def _register_ours() -> None:
+    """Import the modules in which the package's own kinds are registered, beside their settings."""
+    importlib.import_module("pipeline.config.schema")
 
 
 class Choice(Settings):
@@ -187,22 +200,19 @@ class SamplerKind(Kind):
 class MetricKind(Kind):
     """A metric. Its numbers are called `name`, or `name-...` after the network and the variant.
 
-    `place`: a function of `pipeline.metrics.suite.View`; "": a job measures it in its own way. `direction`: None where
-    neither end is better by itself. `also`: other first parts of its names. `usual`: names that tables show first, in
-    order. `networks`: whose features it is measured in; () for all. `needs`: "reference", or the output of the network
-    that it reads instead. `full`: only in the deepest features of a network. `note`: (name, value) -> what a reader of
-    this one number should know, or "". `version`: raised when the same features would give other numbers. `settings`:
-    of `evaluate.options.NAME`.
+    `place`: a function of `pipeline.metrics.suite.View`; "": a job measures it in its own way. `settings`: of
+    `evaluate.options.NAME`.
     """
 
-    direction: Direction | None
-    also: tuple[str, ...] = ()
-    usual: tuple[str, ...] = ()
-    networks: tuple[str, ...] = ()
-    needs: Literal["reference", "logits", "attributes"] = "reference"
-    full: bool = True
-    note: Callable[[str, float], str] = lambda name, value: ""  # noqa: ARG005
-    version: int = 1
+    direction: Direction | None  # None: neither end is better by itself
+    also: tuple[str, ...] = ()  # other first parts of its names
+    usual: tuple[str, ...] = ()  # names that tables show first, in the order of registration
+    networks: tuple[str, ...] = ()  # whose features it is measured in; (): those of all
+    needs: Literal["reference", "logits", "attributes"] = "reference"  # or the output that it reads without one
+    full: bool = True  # only in the deepest features of a network
+    least: float | None = None  # what a smaller number counts as: that of an unbiased estimate
+    note: Callable[[str, float], str] = lambda name, value: ""  # noqa: ARG005  # what a reader of one number should know
+    version: int = 1  # raised when the same features would give other numbers
 
     @property
     def added(self) -> bool:

@@ -137,12 +137,17 @@ def _knows_no_noise(name: str, _: float) -> str:
 _NETWORKS = ("domain", "inception", "dinov2", "clip")
 _COMPARED = ("domain", "inception", "dinov2")  # as sets of features, by several metrics
 _SUITE = "pipeline.metrics.suite"
-DOMAIN_DISTANCE, CLASS_ACCURACY, ATTRIBUTE_ACCURACY = "fd-domain", "accuracy-domain", "accuracy-attributes"
+FRECHET, DOMAIN_DISTANCE, CLASS_ACCURACY, ATTRIBUTE_ACCURACY = (
+    "fd",
+    "fd-domain",
+    "accuracy-domain",
+    "accuracy-attributes",
+)
 
 # In the features of a network. Frechet distances in Inception's are called fid and sfid, those of restored images begin
 # with r.
 metric(
-    "fd",
+    FRECHET,
     f"{_SUITE}:frechet",
     direction="minimize",
     also=("fid", "sfid", "rfd", "rfid", "rsfid"),
@@ -157,6 +162,7 @@ metric(
     direction="minimize",
     usual=("kid", "kid-domain"),
     networks=_COMPARED,
+    least=0.0,
     note=_kid_below_zero,
 )
 metric(

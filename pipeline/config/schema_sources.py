@@ -39,6 +39,11 @@ class Source(Choice):
 
     registry = SOURCES
 
+    @property
+    def needs_internet(self) -> bool:
+        """Whether something has to be downloaded."""
+        return False
+
     def class_count(self) -> int | None:
         """How many classes there will be."""
         return None
@@ -57,6 +62,11 @@ class KnownSource(Source):
 
     path: Path | None = None
     urls: tuple[Download, ...] = ()
+
+    @property
+    def needs_internet(self) -> bool:
+        """Yes, unless the files are here."""
+        return self.path is None
 
     @property
     def download_name(self) -> str:
@@ -212,6 +222,11 @@ class HubSource(Source):
     splits: dict[str, str] = {"train": "train"}  # ours -> theirs
     image_column: str = "image"
     label_column: str | None = None  # None: label, where there is one
+
+    @property
+    def needs_internet(self) -> bool:
+        """Yes: a builder of local files is rare."""
+        return True
 
     def attribute_names(self) -> tuple[str, ...] | None:
         """Which attributes there will be."""

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.config.registry import METRICS, known_metric
-from pipeline.config.schema_metrics import ATTRIBUTE_ACCURACY
+from pipeline.config.schema_metrics import ATTRIBUTE_ACCURACY, FRECHET
 from pipeline.runtime.numbers_text import note, shown
 
 ENOUGH = 10_000  # images below which a Frechet distance says little across papers
@@ -27,7 +27,7 @@ class Block:
 def is_distance(name: str) -> bool:
     """Whether a metric is a Frechet distance."""
     kind = known_metric(name)
-    return kind is not None and kind.name == "fd"
+    return kind is not None and kind.name == FRECHET
 
 
 def usual() -> list[str]:
