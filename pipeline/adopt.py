@@ -46,7 +46,9 @@ def adopt(folder: Path, cfg: Config) -> RunDir:
             where the run has checkpoints already.
     """
     network = read(folder)
-    cfg = validated({**cfg.model_dump(mode="json"), "model": network.model.model_dump(mode="json")})
+    plugins = list(dict.fromkeys([*cfg.plugins, *network.plugins]))
+    model = network.model.model_dump(mode="json")
+    cfg = validated({**cfg.model_dump(mode="json"), "model": model, "plugins": plugins})
     manifest = read_manifest(training_shards(cfg) / "train")
     problems = [
         *_data_disagrees(network, manifest),

@@ -188,7 +188,7 @@ def _remarks(rows: Sequence[Row], standards: Sequence[str], names: Sequence[str]
 def _table(rows: Sequence[Row], names: Sequence[str], columns: Sequence[str]) -> str:
     head = ["run", *columns, *names]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    best = {name: _best(name, [row.metrics[name] for row in rows if name in row.metrics]) for name in names}
+    best = {name: _best(name, [row for row in rows if name in row.metrics]) for name in names}
     for row in rows:
         cells = [row.run, *(_shown(row.settings.get(s, "")) for s in columns)]
         for name in names:
@@ -214,13 +214,14 @@ def _among_best(row: Row, name: str, best: float | None) -> bool:
     return value == best or details.get("low", value) <= best <= details.get("high", value)
 
 
-def _best(name: str, values: Sequence[float]) -> float | None:
-    """By the metric's direction; None where neither end is better, where all are equal, or where no such metric is
-    registered here, as of a run's plug-in."""
-    kind = known_metric(name)
-    if kind is None or kind.direction is None or len(set(values)) < 2:
+def _best(name: str, rows: Sequence[Row]) -> float | None:
+    """By the metric's direction; None where neither end is better, or where all are equal. That of a plug-in's metric
+    stands in the result, as the plug-in may not be here."""
+    values, kind = [row.metrics[name] for row in rows], known_metric(name)
+    said = kind.direction if kind else rows[0].details.get(name, {}).get("direction") if rows else None
+    if said is None or len(set(values)) < 2:
         return None
-    return min(values) if kind.direction == "minimize" else max(values)
+    return min(values) if said == "minimize" else max(values)
 
 
 def table_csv(rows: Sequence[Row], names: Sequence[str]) -> str:

@@ -93,6 +93,7 @@ def at_rest(cfg: Config, run: RunDir, *, step: int) -> Network:
         outputs=2 * shape[0] if cfg.diffusion.learned_variance else None,
         diffusion=None if cfg.model.is_a == "autoencoder" else cfg.diffusion,
         sampler=cfg.sample.sampler,
+        plugins=cfg.plugins,
         latents=_latents(cfg, manifest),
         made_from={
             "run": cfg.name,

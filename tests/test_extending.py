@@ -22,7 +22,13 @@ EXAMPLES = {title: re.findall(r"```python\n# (\w+\.py)\n(.*?)```", body, re.DOTA
 SUBMIT, EVALUATE = (shlex.split(line)[2:] for line in COMMANDS.splitlines())
 PACKAGES = ("pipeline", "slurm", "data_prep")
 # Every job of an experiment in one process, in the order of their dependencies, as `submit` starts them one by one.
-ALL_JOBS = "import sys; from test_end_to_end import graph_here; graph_here(*sys.argv[1:])"
+ALL_JOBS = """
+import sys
+from test_end_to_end import graph_here, mudi
+graph_here(*sys.argv[1:])
+mudi("pipeline", "export", "runs/mine", "--format", "safetensors", "--to", "exported")
+"""
+PLUGINS = "plugins=[stripes,midpoint]"
 QUICK = [  # the document's command is for people; this much less of it is enough to run every line
     "train.duration=6 steps",
     "train.global_batch=16",
@@ -77,6 +83,14 @@ def test_the_jobs_of_the_run_import_its_plugins_again(folder):
     assert "mean-gap-domain" in said
     said = python(folder, "-m", "slurm", "plan", "runs/mine", "sample.sampler.options.place=2", code=2)
     assert "sample.sampler.options: place: found 2; input should be less than 1" in said
+
+
+def test_an_exported_network_names_the_plugins_that_it_needs(folder):
+    """The words of the import name the source and the sampler alone: the network comes with the folder."""
+    words = [word for word in SUBMIT[2:] if word.startswith(("cluster=", "data=", "sample."))]
+    made = python(folder, "-m", "pipeline", "import", "exported", "name=again", "model={kind: unet}", *words, PLUGINS)
+    assert "runs/again" in made
+    assert "- plain" in (folder / "runs" / "again" / "config.yaml").read_text()
 
 
 def test_mistakes_in_a_plugins_settings_are_said_as_those_of_the_package(folder):

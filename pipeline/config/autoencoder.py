@@ -48,7 +48,8 @@ def facts_in(folder: Path) -> Facts | None:
             return _facts(yaml.safe_load((folder / "config.yaml").read_text()))
         if (folder / "settings.json").is_file():
             ours = read_json(folder / "settings.json")
-            return _facts({"model": ours["model"], "data": {"channels": ours["shape"][0]}})
+            channels, plugins = ours["shape"][0], ours.get("plugins", ())
+            return _facts({"model": ours["model"], "data": {"channels": channels}, "plugins": plugins})
         if (folder / "config.json").is_file():
             theirs = read_json(folder / "config.json")
             halvings = len(theirs["block_out_channels"]) - 1

@@ -69,10 +69,12 @@ def measured_in_training(cfg: Config) -> tuple[str, ...]:
 def _of_results(cfg: Config, metric: str) -> Iterator[str]:
     """Of a metric that evaluation measures."""
     evaluate, split = cfg.evaluate, metric.partition("@")[2]
-    if known_metric(metric) is None:
+    kind, network = known_metric(metric), network_of(metric)
+    if kind is None:
         yield f"{metric} is no metric: {METRICS.unknown(metric)}"
         return
-    network = network_of(metric)
+    if kind.needs == "image" and kind.name not in evaluate.quality.weights():
+        yield f"{metric} needs evaluate.quality.{kind.name}, which is null."
     if network is not None and not evaluate.measures_in(network):
         setting = "domain.enabled=true." if network == "domain" else f"{network}.weights, which is null."
         hint = " fd-domain needs no weights." if network == "inception" else ""

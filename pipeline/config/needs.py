@@ -64,8 +64,8 @@ def _features(cfg: Config) -> Iterator[str]:
 def _scorers(cfg: Config) -> Iterator[str]:
     """Of what scores single images."""
     quality = cfg.evaluate.quality
-    for name, path in (("cnniqa", quality.cnniqa), ("niqe", quality.niqe), ("brisque", quality.brisque)):
-        if path is not None and not path.is_file():
+    for name, path in quality.weights().items():
+        if not path.is_file():
             yield _no_file(f"evaluate.quality.{name}", path, name)
     if (model := quality.brisque) is not None and model.is_file():
         ranges = model.with_name(model.name.replace("model", "range"))

@@ -148,52 +148,46 @@ def _tag(settings: type[Settings]) -> str:
 class SourceKind(Kind):
     """A source of images. `place`: `listing(settings, folder) -> data_prep.items.Listing`.
 
-    `official`: a published data set, the same images wherever its files lie. Its `listing` is given their folder as a
-    third argument, and its settings are a `KnownSource`.
+    What is known before images are listed; None: nothing. A source whose settings decide it overrides the methods.
     """
 
-    official: bool = False
+    official: bool = (
+        False  # the same images wherever its files lie: a `KnownSource`, `listing` is given their folder too
+    )
+    classes: int | None = None  # their number
+    attributes: tuple[str, ...] | None = ()
+    splits: tuple[str, ...] | None = None  # of split.rule=official
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkKind(Kind):
-    """A network. `place`: a module of (settings, shape, *, classes, attributes), a denoiser's also of `outputs`.
+    """A network. `place`: a module of (settings, shape, *, classes, attributes), a denoiser's also of `outputs`."""
 
-    `is_a`: what it is called for. `objective`: what trains it unless the config says otherwise. `blocks`: whether it is
-    made of `pipeline.models.blocks`, which can be computed again to save memory.
-    """
-
-    is_a: Role
-    objective: str
-    blocks: bool = False
+    is_a: Role  # what it is called for
+    objective: str  # what trains it unless the config says otherwise
+    blocks: bool = False  # made of `pipeline.models.blocks`, which can be computed again to save memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveKind(Kind):
-    """An objective. `place`: a class of (config, manifest), see `pipeline.objectives.objective`.
+    """An objective. `place`: a class of (config, manifest), see `pipeline.objectives.objective`."""
 
-    `trains`: the roles of the networks that it takes. `samples`: whether it makes images from seeds. `diffusion`:
-    whether it is a `Denoising`, whose images come about in steps, and whose own steps a CUDA graph can hold.
-    """
-
-    trains: tuple[Role, ...]
-    samples: bool = True
-    diffusion: bool = False
+    trains: tuple[Role, ...]  # networks that it takes
+    samples: bool = True  # makes images from seeds
+    diffusion: bool = False  # a `Denoising`: images come about in steps, and a CUDA graph can hold a training step
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerKind(Kind):
     """A sampler. `place`: a function (denoise, x, sigmas, **options) -> x.
 
-    `reads`: settings of `sample.sampler` that it reads; `options` gives the function's keywords from them, None: these
-    settings by name. `noise`: whether it adds fresh noise, and so takes `noise`. `calls`: calls of the denoiser for one
-    image. `settings`: of `sample.sampler.options`, handed over by name.
+    `settings`: of `sample.sampler.options`, which are handed over by name.
     """
 
-    reads: tuple[str, ...] = ()
-    options: Callable[[Any], dict[str, Any]] | None = None
-    noise: bool = False
-    calls: Callable[[Any], int] = lambda sampler: int(sampler.steps)
+    reads: tuple[str, ...] = ()  # settings of `sample.sampler` beside those that all read
+    options: Callable[[Any], dict[str, Any]] | None = None  # the function's keywords from them; None: by name
+    noise: bool = False  # adds fresh noise, and so takes `noise`
+    calls: Callable[[Any], int] = lambda sampler: int(sampler.steps)  # of the denoiser, for one image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +202,7 @@ class MetricKind(Kind):
     also: tuple[str, ...] = ()  # other first parts of its names
     usual: tuple[str, ...] = ()  # names that tables show first, in the order of registration
     networks: tuple[str, ...] = ()  # whose features it is measured in; (): those of all
-    needs: Literal["reference", "logits", "attributes"] = "reference"  # or the output that it reads without one
+    needs: Literal["reference", "logits", "attributes", "image"] = "reference"  # or what it reads without one
     full: bool = True  # only in the deepest features of a network
     least: float | None = None  # what a smaller number counts as: that of an unbiased estimate
     note: Callable[[str, float], str] = lambda name, value: ""  # noqa: ARG005  # what a reader of one number should know
@@ -228,44 +222,23 @@ METRICS: Registry[MetricKind] = Registry("metric")
 _ALL: tuple[Registry[Any], ...] = (SOURCES, NETWORKS, OBJECTIVES, SAMPLERS, METRICS)
 
 
-def source(place: str, *, official: bool = False) -> Callable[[C], C]:
-    """Register a settings class as a source of images: see `SourceKind`."""
+class _Registered(Generic[K]):
+    """A decorator `@kind("package.module:implementation", **facts)` of settings; facts are the fields of its kind."""
 
-    def register(settings: C) -> C:
-        SOURCES.add(SourceKind(name=_tag(settings), settings=settings, place=place, official=official))
-        return settings
+    def __init__(self, registry: Registry[K], kind: type[K]) -> None:
+        self._registry, self._kind = registry, kind
 
-    return register
+    def __call__(self, place: str, **facts: Any) -> Callable[[C], C]:
+        def register(settings: C) -> C:
+            self._registry.add(self._kind(name=_tag(settings), settings=settings, place=place, **facts))
+            return settings
 
-
-def network(place: str, *, is_a: Role, objective: str, blocks: bool = False) -> Callable[[C], C]:
-    """Register a settings class as a network: see `NetworkKind`."""
-
-    def register(settings: C) -> C:
-        name = _tag(settings)
-        NETWORKS.add(
-            NetworkKind(name=name, settings=settings, place=place, is_a=is_a, objective=objective, blocks=blocks)
-        )
-        return settings
-
-    return register
+        return register
 
 
-def objective(
-    place: str, *, trains: tuple[Role, ...], samples: bool = True, diffusion: bool = False
-) -> Callable[[C], C]:
-    """Register a settings class as an objective: see `ObjectiveKind`."""
-
-    def register(settings: C) -> C:
-        name = _tag(settings)
-        OBJECTIVES.add(
-            ObjectiveKind(
-                name=name, settings=settings, place=place, trains=trains, samples=samples, diffusion=diffusion
-            )
-        )
-        return settings
-
-    return register
+source = _Registered(SOURCES, SourceKind)
+network = _Registered(NETWORKS, NetworkKind)
+objective = _Registered(OBJECTIVES, ObjectiveKind)
 
 
 def sampler(name: str, place: str, **facts: Any) -> None:

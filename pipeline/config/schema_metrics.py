@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator
 
 from pipeline.config.base import Settings
 from pipeline.config.explain import explain
-from pipeline.config.registry import METRICS, known_metric, metric
+from pipeline.config.registry import METRICS, Direction, known_metric, metric
 
 Resize = Literal["tf1", "clean", "torchmetrics"]
 InceptionFeatures = Annotated[
@@ -56,6 +56,11 @@ class QualityConfig(Settings):
     niqe: Path | None = None
     images: int = Field(1000, ge=1)  # scored one by one, at most
     brisque: Path | None = None  # libsvm model `allmodel`; `allrange` (with the same prefix) lies beside it
+
+    def weights(self) -> dict[str, Path]:
+        """The files of the measures that are on, by the metric's name."""
+        paths = {kind.name: getattr(self, kind.name, None) for kind in METRICS if kind.needs == "image"}
+        return {name: path for name, path in paths.items() if path is not None}
 
 
 class EvaluateConfig(Settings):
@@ -105,7 +110,7 @@ class EvaluateConfig(Settings):
 def network_of(name: str) -> str | None:
     """The network in whose features a number of this name is measured; None where it needs none, or is unknown."""
     kind, words = known_metric(name), name.partition("@")[0].split("-")
-    if kind is None or not kind.place:
+    if kind is None or not kind.place or kind.needs == "image":
         return None
     if len(kind.networks) == 1:
         return kind.networks[0]
@@ -137,69 +142,36 @@ def _knows_no_noise(name: str, _: float) -> str:
 _NETWORKS = ("domain", "inception", "dinov2", "clip")
 _COMPARED = ("domain", "inception", "dinov2")  # as sets of features, by several metrics
 _SUITE = "pipeline.metrics.suite"
-FRECHET, DOMAIN_DISTANCE, CLASS_ACCURACY, ATTRIBUTE_ACCURACY = (
-    "fd",
-    "fd-domain",
-    "accuracy-domain",
-    "accuracy-attributes",
-)
+FRECHET, DOMAIN_DISTANCE = "fd", "fd-domain"
+CLASS_ACCURACY, ATTRIBUTE_ACCURACY = "accuracy-domain", "accuracy-attributes"
+
+
+def _compared(name: str, function: str, direction: Direction, **facts: Any) -> None:
+    """A metric of the features, or with needs=logits of the classes, that three of the networks give."""
+    facts = {"usual": (name, f"{name}-domain"), **facts}
+    metric(name, f"{_SUITE}:{function}", direction=direction, networks=_COMPARED, **facts)
+
 
 # In the features of a network. Frechet distances in Inception's are called fid and sfid, those of restored images begin
 # with r.
-metric(
-    FRECHET,
-    f"{_SUITE}:frechet",
-    direction="minimize",
-    also=("fid", "sfid", "rfd", "rfid", "rsfid"),
-    usual=("fid", DOMAIN_DISTANCE),
-    networks=_COMPARED,
-    full=False,
-    note=_below_zero,
-)
-metric(
-    "kid",
-    f"{_SUITE}:kernel",
-    direction="minimize",
-    usual=("kid", "kid-domain"),
-    networks=_COMPARED,
-    least=0.0,
-    note=_kid_below_zero,
-)
-metric(
-    "is", f"{_SUITE}:class_score", direction="maximize", usual=("is", "is-domain"), networks=_COMPARED, needs="logits"
-)
-metric(
-    "accuracy",
-    f"{_SUITE}:class_accuracy",
-    direction="maximize",
-    usual=(CLASS_ACCURACY,),
-    networks=("domain",),
-    needs="logits",
-)
-metric(
-    ATTRIBUTE_ACCURACY,
-    f"{_SUITE}:attributes_accuracy",
-    direction="maximize",
-    usual=(ATTRIBUTE_ACCURACY,),
-    networks=("domain",),
-    needs="attributes",
-)
-metric(
-    "precision",
-    f"{_SUITE}:precision",
-    direction="maximize",
-    usual=("precision", "precision-domain"),
-    networks=_COMPARED,
-    note=_knows_no_noise,
-)
-metric("recall", f"{_SUITE}:recall", direction="maximize", usual=("recall", "recall-domain"), networks=_COMPARED)
-metric("density", f"{_SUITE}:density", direction="maximize", networks=_COMPARED, note=_knows_no_noise)
-metric("coverage", f"{_SUITE}:coverage", direction="maximize", networks=_COMPARED)
+_FID = ("fid", "sfid", "rfd", "rfid", "rsfid")
+_compared(FRECHET, "frechet", "minimize", also=_FID, full=False, note=_below_zero, usual=("fid", DOMAIN_DISTANCE))
+_compared("kid", "kernel", "minimize", least=0.0, note=_kid_below_zero)
+_compared("is", "class_score", "maximize", needs="logits")
+for _name, _needs in ((CLASS_ACCURACY, "logits"), (ATTRIBUTE_ACCURACY, "attributes")):
+    _place = f"{_SUITE}:{_needs}_accuracy"
+    metric(_name, _place, direction="maximize", usual=(_name,), networks=("domain",), needs=_needs)
+_compared("precision", "precision", "maximize", note=_knows_no_noise)
+_compared("recall", "recall", "maximize")
+_compared("density", "density", "maximize", usual=(), note=_knows_no_noise)
+_compared("coverage", "coverage", "maximize", usual=())
 metric("cmmd", f"{_SUITE}:clip_distance", direction="minimize", networks=("clip",))
 
-# Measured by jobs in their own ways: copies, quality of single images, restoration, use of latents, losses.
+# Of single images; the others are measured by jobs in their own ways: copies, restoration, use of latents, losses.
 metric("copy-rate", direction="minimize")
-for _name in ("niqe", "brisque", "cnniqa", "compression", "kl-per-dimension", "dead-channels"):
+for _name in ("niqe", "brisque", "cnniqa"):
+    metric(_name, f"pipeline.metrics.quality:{_name}", direction=None, needs="image")
+for _name in ("compression", "kl-per-dimension", "dead-channels"):
     metric(_name, direction=None)
 for _name in ("psnr", "ssim"):
     metric(_name, direction="maximize", also=(f"mean_{_name}",))

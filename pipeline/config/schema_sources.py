@@ -13,6 +13,7 @@ from pydantic import Field
 from pipeline.config.base import Settings
 from pipeline.config.registry import SOURCES, Choice, source
 
+_THREE, _TWO = ("train", "valid", "test"), ("train", "test")
 CELEBA = (  # the official file's names, in its order (Liu et al. 2015)
     "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair "
     "Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup High_Cheekbones Male "
@@ -46,15 +47,15 @@ class Source(Choice):
 
     def class_count(self) -> int | None:
         """How many classes there will be."""
-        return None
+        return SOURCES[self.kind].classes
 
     def attribute_names(self) -> tuple[str, ...] | None:
         """Which attributes there will be."""
-        return ()
+        return SOURCES[self.kind].attributes
 
     def official_splits(self) -> tuple[str, ...] | None:
         """The splits of split.rule=official."""
-        return None
+        return SOURCES[self.kind].splits
 
 
 class KnownSource(Source):
@@ -109,7 +110,7 @@ class FolderSource(Source):
         return self.attribute_columns
 
 
-@source("data_prep.sources.celeba:listing", official=True)
+@source("data_prep.sources.celeba:listing", official=True, classes=0, attributes=tuple(CELEBA.split()), splits=_THREE)
 class CelebaSource(KnownSource):
     """CelebA, aligned: the official zip, or its images in a folder or tar; 40 attributes; the official partition."""
 
@@ -118,51 +119,23 @@ class CelebaSource(KnownSource):
     attributes: str | None = None  # None: list_attr_celeba.txt, or list_attr_celeba.csv
     partition: str | None = None  # None: list_eval_partition.txt, where it is there
 
-    def class_count(self) -> int | None:
-        """How many classes there will be."""
-        return 0
 
-    def attribute_names(self) -> tuple[str, ...] | None:
-        """Which attributes there will be."""
-        return tuple(CELEBA.split())
-
-    def official_splits(self) -> tuple[str, ...] | None:
-        """The splits of split.rule=official."""
-        return "train", "valid", "test"
-
-
-@source("data_prep.sources.flowers102:listing", official=True)
+@source("data_prep.sources.flowers102:listing", official=True, classes=102, splits=_THREE)
 class FlowersSource(KnownSource):
     """Oxford Flowers 102: 102flowers.tgz (or jpg/), imagelabels.mat, setid.mat."""
 
     kind: Literal["flowers102"]
     images: str | None = None
 
-    def class_count(self) -> int | None:
-        """How many classes there will be."""
-        return 102
 
-    def official_splits(self) -> tuple[str, ...] | None:
-        """The splits of split.rule=official."""
-        return "train", "valid", "test"
-
-
-@source("data_prep.sources.cifar10:listing", official=True)
+@source("data_prep.sources.cifar10:listing", official=True, classes=10, splits=_TWO)
 class CifarSource(KnownSource):
     """CIFAR-10: the archive or folder of the python or of the binary version; both give the same shards."""
 
     kind: Literal["cifar10"]
 
-    def class_count(self) -> int | None:
-        """How many classes there will be."""
-        return 10
 
-    def official_splits(self) -> tuple[str, ...] | None:
-        """The splits of split.rule=official."""
-        return "train", "test"
-
-
-@source("data_prep.sources.idx:listing", official=True)
+@source("data_prep.sources.idx:listing", official=True, splits=_TWO)
 class IdxSource(KnownSource):
     """MNIST and what looks like it: {train,t10k}-{images-idx3,labels-idx1}-ubyte, gz or not. t10k is test."""
 
@@ -179,24 +152,16 @@ class IdxSource(KnownSource):
         """How many classes there will be."""
         return len(self.classes)
 
-    def official_splits(self) -> tuple[str, ...] | None:
-        """The splits of split.rule=official."""
-        return "train", "test"
 
-
-@source("data_prep.sources.lsun:listing", official=True)
+@source("data_prep.sources.lsun:listing", official=True, classes=0)
 class LsunSource(KnownSource):
     """One LSUN category: the lmdb export (folder or zip), or its images in a folder, zip or tar."""
 
     kind: Literal["lsun"]
     category: str = "bedroom"
 
-    def class_count(self) -> int | None:
-        """How many classes there will be."""
-        return 0
 
-
-@source("data_prep.sources.webdataset_tars:listing")
+@source("data_prep.sources.webdataset_tars:listing", attributes=None)
 class WebdatasetSource(Source):
     """Tars in webdataset form: an image beside .cls, .json, .txt. `path`: a tar, or a folder of tars."""
 
@@ -204,12 +169,8 @@ class WebdatasetSource(Source):
     path: Path
     classes: tuple[str, ...] = ()  # names by number; (): the numbers that occur
 
-    def attribute_names(self) -> tuple[str, ...] | None:
-        """Which attributes there will be."""
-        return None
 
-
-@source("data_prep.sources.hub:listing")
+@source("data_prep.sources.hub:listing", attributes=None)
 class HubSource(Source):
     """A data set of the Hugging Face hub, or local parquet or image folders, through `datasets`, streamed once."""
 
@@ -227,10 +188,6 @@ class HubSource(Source):
     def needs_internet(self) -> bool:
         """Yes: a builder of local files is rare."""
         return True
-
-    def attribute_names(self) -> tuple[str, ...] | None:
-        """Which attributes there will be."""
-        return None
 
     def official_splits(self) -> tuple[str, ...] | None:
         """The splits of split.rule=official."""

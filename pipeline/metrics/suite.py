@@ -205,7 +205,9 @@ def _measure(out: Measured, view: View, needs: str, *, full: bool) -> None:
             if isinstance(found, Measured):
                 out.update(found)
             else:
-                out.add(kind.name + view.ending, found, **(view.facts if view.reference else {}))
+                # The direction travels with the number: `compare` may run where the plug-in is not.
+                facts = view.facts if view.reference else {}
+                out.add(kind.name + view.ending, found, direction=kind.direction, **facts)
 
 
 def frechet(view: View) -> Measured:
@@ -289,7 +291,7 @@ def class_score(view: View) -> Measured:
     return out
 
 
-def class_accuracy(view: View) -> Measured:
+def logits_accuracy(view: View) -> Measured:
     """How often the domain classifier sees the class that was asked for."""
     out, asked = _judged(view), view.asked.labels
     if out.words or not (asked >= 0).any():
