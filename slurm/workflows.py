@@ -17,9 +17,8 @@ from pipeline.config.autoencoder import missing_autoencoder
 from pipeline.config.load import autoencoder_config, config_from, listed, run_named
 from pipeline.config.needs import missing
 from pipeline.config.paths import data_directory, latents_directory, run_directory, sample_set_name
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, LatentsConfig
 from pipeline.config.schema_cluster import ClusterConfig
-from pipeline.config.schema_latents import LatentsConfig
 from pipeline.config.schema_objectives import objective_kind
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import content_hash, read_json

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline.config.autoencoder import Facts
-from pipeline.config.check_latents import check_latents
 from pipeline.config.check_training import check_training
 from pipeline.config.durations import to_images
+from pipeline.config.registry import NETWORKS
 from pipeline.config.schema import Config
 from pipeline.config.schema_data import attribute_names, class_count, split_names
 from pipeline.config.schema_diffusion import sampling_problems
@@ -25,7 +25,7 @@ def check(cfg: Config, autoencoder: Facts | None = None, *, trained: bool = Fals
         trained: whether its training is finished, so that what training needs does not matter.
     """
     rules = [problem for rule in RULES if not (trained and rule is check_training) for problem in rule(cfg)]
-    return [*rules, *check_latents(cfg, autoencoder), *_model(cfg, autoencoder)]
+    return [*rules, *_latents(cfg, autoencoder), *_model(cfg, autoencoder)]
 
 
 def _batch(cfg: Config) -> Iterator[str]:
@@ -177,6 +177,68 @@ def _tasks(cfg: Config) -> Iterator[str]:
                 f"cluster.{name}: found {tasks} tasks (nodes={asked.nodes}, tasks={asked.tasks}, gpus={asked.gpus}), "
                 f"expected one: tasks cannot share this job. Set nodes=1 and tasks=1, and at most one GPU."
             )
+
+
+def _latents(cfg: Config, autoencoder: Facts | None) -> Iterator[str]:
+    """Everything that is wrong with training on latents; `autoencoder` is None where nothing is known of it yet."""
+    if cfg.latents is None:
+        return
+    yield from _pixels_only(cfg)
+    if autoencoder is not None:
+        yield from _first_stage(cfg, autoencoder)
+
+
+def _pixels_only(cfg: Config) -> Iterator[str]:
+    if cfg.model.is_a != "denoiser":
+        yield (
+            f"latents: set, but model.kind={cfg.model.kind} is not trained on latents. Use one of "
+            f"{', '.join(NETWORKS.names(lambda kind: kind.is_a == 'denoiser'))}, or latents=null."
+        )
+    if cfg.train.augmentation.active:
+        yield (
+            f"train.augmentation: found {cfg.train.augmentation}, but latents are of images as they are. Leave its "
+            "settings at their defaults, or use latents=null."
+        )
+    process = cfg.diffusion
+    if "edm" in (process.parametrisation, process.weighting) and process.sigma_data != 1:
+        yield (
+            f"diffusion.sigma_data: found {process.sigma_data:g}, but latents are normalised to a deviation of 1. Set "
+            "diffusion.sigma_data=1."
+        )
+    if cfg.sample.sampler.clip is not None:
+        yield (
+            f"sample.sampler.clip: found {cfg.sample.sampler.clip:g}, but latents have no bound as pixels have. Set "
+            "sample.sampler.clip=null."
+        )
+    if cfg.latents and cfg.latents.overrides and cfg.latents.experiment is None:
+        yield "latents.overrides: set, but latents.experiment is null, so no autoencoder is trained. Set it too."
+
+
+def _first_stage(cfg: Config, known: Facts) -> Iterator[str]:
+    latents, size = cfg.latents, cfg.data.image_size
+    if latents is None:
+        return
+    if not known.latent_channels:
+        kinds = ", ".join(NETWORKS.names(lambda kind: kind.is_a == "autoencoder"))
+        yield f"latents.autoencoder: {latents.autoencoder} is a {known.kind}, expected one of {kinds}."
+        return
+    if known.channels != cfg.data.channels:
+        yield (
+            f"data.channels: found {cfg.data.channels}, but the autoencoder {latents.autoencoder} takes images of "
+            f"{known.channels}. Set data.channels={known.channels}, or choose another autoencoder."
+        )
+    if size % known.factor:
+        below = size // known.factor * known.factor
+        near = " or ".join(str(n) for n in (below, below + known.factor) if n)
+        yield (
+            f"data.image_size: found {size}, but the autoencoder {latents.autoencoder} shrinks images {known.factor} "
+            f"times, and {size} is not a multiple of {known.factor}. Use {near}."
+        )
+    if latents.weights == "average" and not known.averaged:
+        yield (
+            f"latents.weights: found 'average', but {latents.autoencoder} keeps no averages "
+            "(train.average.half_life=null). Use latents.weights=network."
+        )
 
 
 def _divisors(number: int) -> list[int]:

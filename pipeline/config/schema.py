@@ -5,17 +5,15 @@ Parts stand beside this file: `schema_data`, `schema_sources`, `schema_model`, `
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from pipeline.config.base import Settings
 from pipeline.config.durations import Duration, Interval
-from pipeline.config.schema_augment import AugmentConfig
 from pipeline.config.schema_cluster import ClusterConfig
 from pipeline.config.schema_data import DataConfig
 from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
-from pipeline.config.schema_latents import LatentsConfig
 from pipeline.config.schema_metrics import EvaluateConfig
 from pipeline.config.schema_model import ModelConfig
 from pipeline.config.schema_objectives import AdversarialConfig, AutoencoderConfig, ObjectiveConfig
@@ -53,6 +51,28 @@ class EarlyStopConfig(Settings):
 
     metric: str = Field("valid/loss", pattern="^(valid|sampled)/")  # as good as its registered direction says
     patience: Duration
+
+
+class AugmentConfig(Settings):
+    """Colour jitter and sharpness, drawn per visit. The meanings are torchvision's; see `pipeline.data.augment`.
+
+    brightness, contrast, saturation: their factor is uniform in [max(0, 1 - v), 1 + v]. hue: the turn is uniform in
+    [-v, v], where 0.5 is half a turn. sharpness: the factor that a share `sharpness_share` of visits gets; 1 changes
+    nothing, 0 blurs, 2 sharpens.
+    """
+
+    brightness: float = Field(0.0, ge=0)
+    contrast: float = Field(0.0, ge=0)
+    saturation: float = Field(0.0, ge=0)
+    hue: float = Field(0.0, ge=0, le=0.5)
+    sharpness: float = Field(1.0, ge=0)
+    sharpness_share: float = Field(0.5, ge=0, le=1)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed at all."""
+        jitter = self.brightness or self.contrast or self.saturation or self.hue
+        return bool(jitter or (self.sharpness != 1 and self.sharpness_share))
 
 
 class TrainConfig(Settings):
@@ -104,6 +124,33 @@ class SampleConfig(Settings):
     attributes: Literal["training"] | dict[str, Annotated[int, Field(ge=0, le=1)]] = "training"
     sampler: SamplerConfig = SamplerConfig()
     images_per_shard: int = Field(1024, ge=1)
+
+
+class LatentsConfig(Settings):
+    """A diffusion model of an autoencoder's latents, which `data_prep encode` stores once."""
+
+    autoencoder: Path  # a run directory, a folder written by `pipeline export`, or an AutoencoderKL of diffusers
+    experiment: str | None = None  # trains the autoencoder at that path, where a submission shall do so
+    overrides: tuple[str, ...] = ()  # words for that experiment, such as train.duration=200 kimg
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+    )  # of what is stored; None: the path's last part
+    weights: Literal["average", "network"] = "average"  # of an autoencoder's run
+    step: int | None = Field(None, ge=0)  # of its checkpoint; None: the last one of a finished run
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"  # as stored
+    batch: int = Field(32, ge=1)  # images encoded at once: part of the protocol, as sums round differently in others
+    images_per_shard: int = Field(1024, ge=1)
+    decode_batch: int = Field(16, ge=1)  # images decoded at once
+    tile: int | None = Field(None, ge=4)  # decode larger latents in tiles of this side, a quarter overlapping
+
+    @property
+    def stored_name(self) -> str:
+        """First part of the name of the directory of latents."""
+        return self.name or self.autoencoder.name
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the stored values, given the autoencoder's weights and the images."""
+        return self.model_dump(mode="json", include={"weights", "step", "dtype", "batch", "images_per_shard"})
 
 
 class Config(Settings):

@@ -59,7 +59,7 @@ class QualityConfig(Settings):
 
     def weights(self) -> dict[str, Path]:
         """The files of the measures that are on, by the metric's name."""
-        paths = {kind.name: getattr(self, kind.name, None) for kind in METRICS if kind.needs == "image"}
+        paths = {"niqe": self.niqe, "brisque": self.brisque, "cnniqa": self.cnniqa}
         return {name: path for name, path in paths.items() if path is not None}
 
 
