@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pipeline.config.autoencoder import Facts
 from pipeline.config.check_training import check_training
 from pipeline.config.durations import to_images
-from pipeline.config.registry import NETWORKS
+from pipeline.config.registry import METRICS, NETWORKS, SAMPLERS, SOURCES, Kind
 from pipeline.config.schema import Config
 from pipeline.config.schema_data import attribute_names, class_count, split_names
 from pipeline.config.schema_diffusion import sampling_problems
@@ -241,6 +241,13 @@ def _first_stage(cfg: Config, known: Facts) -> Iterator[str]:
         )
 
 
+def _places(cfg: Config) -> Iterator[str]:
+    """Implementations of plug-ins' kinds that a job would not find."""
+    chosen: list[Kind] = [SOURCES[cfg.data.source.kind], NETWORKS[cfg.model.kind], objective_kind(cfg)]
+    chosen += [SAMPLERS[cfg.sample.sampler.kind], *METRICS]
+    yield from (f"plugins: {problem}" for kind in chosen if kind.added and (problem := kind.missing()))
+
+
 def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
@@ -258,4 +265,5 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     check_objective,
     check_training,
     _tasks,
+    _places,
 )

@@ -6,6 +6,7 @@ imported only when it is built. Everything that has to choose among kinds asks t
 """
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,21 @@ class Kind:
     name: str
     settings: type[Settings] | None = None
     place: str = ""
+
+    @property
+    def added(self) -> bool:
+        """Whether it is of a plug-in, with something to load."""
+        return bool(self.place) and not self.place.startswith(("pipeline.", "data_prep."))
+
+    def missing(self) -> str:
+        """What is wrong with the place, without importing it: torch may come with it; "" where all is well."""
+        module, colon, name = self.place.partition(":")
+        try:
+            found = bool(colon and name) and importlib.util.find_spec(module) is not None
+        except (ImportError, ValueError):
+            found = False
+        expected = 'expected "module:name" of a module that can be imported'
+        return "" if found else f"'{self.name}' is registered as '{self.place}', {expected}."
 
     def load(self) -> Any:
         """Import the implementation."""
@@ -208,11 +224,6 @@ class MetricKind(Kind):
     note: Callable[[str, float], str] = lambda name, value: ""  # noqa: ARG005  # what a reader of one number should know
     version: int = 1  # raised when the same features would give other numbers
 
-    @property
-    def added(self) -> bool:
-        """Whether it is of a plug-in."""
-        return bool(self.place) and not self.place.startswith("pipeline.")
-
 
 SOURCES: Registry[SourceKind] = Registry("data.source.kind")
 NETWORKS: Registry[NetworkKind] = Registry("model.kind")
@@ -248,6 +259,8 @@ def sampler(name: str, place: str, **facts: Any) -> None:
 
 def metric(name: str, place: str = "", *, direction: Direction | None, **facts: Any) -> None:
     """Register a metric: see `MetricKind`."""
+    if direction not in (*get_args(Direction), None):
+        raise UserError(f"metric {name}: found direction={direction!r}, expected minimize, maximize or None.")
     METRICS.add(MetricKind(name=name, place=place, direction=direction, **facts))
 
 

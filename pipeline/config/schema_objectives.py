@@ -166,8 +166,7 @@ def objective_of(cfg: "Config") -> ObjectiveConfig:
     """The settings of the objective that trains `cfg`: those it names, or the ones its network is registered with."""
     if cfg.objective is not None:
         return cfg.objective
-    name = cfg.model.objective
-    found: ObjectiveConfig = OBJECTIVES.validate({"kind": name})
+    found: ObjectiveConfig = OBJECTIVES.validate({"kind": OBJECTIVES[cfg.model.objective].name})
     return found
 
 

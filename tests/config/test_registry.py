@@ -115,6 +115,14 @@ def test_two_kinds_of_one_name_are_refused():
         ("import nothing_of_this_name", "'broken' imports 'nothing_of_this_name', which is not installed"),
         ("1 / 0", "'broken' fails when it is imported: ZeroDivisionError: division by zero"),
         (
+            "from pipeline.config.registry import metric\nmetric('new', 'broken:f', direction='min')",
+            "found direction='min'",
+        ),
+        (
+            "from pipeline.config.registry import metric\nmetric('new', 'nowhere:f', direction='minimize')",
+            "plugins: 'new' is registered as 'nowhere:f', expected \"module:name\" of a module that can be imported",
+        ),
+        (
             "from pipeline.config.registry import metric\nmetric('kid', 'broken:f', direction='minimize')",
             "metric: 'kid' is registered twice, as pipeline.metrics.suite:kernel and as broken:f",
         ),
