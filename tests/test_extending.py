@@ -78,9 +78,17 @@ def test_from_the_source_to_the_metric(folder):
 
 
 def test_the_jobs_of_the_run_import_its_plugins_again(folder):
-    """Another process, which is told nothing but the run: an own option, and a result that is complete already."""
-    said = python(folder, "-m", "pipeline", *EVALUATE[1:])
-    assert "mean-gap-domain" in said
+    """Other processes, which are told nothing of plug-ins but by the run, and change settings of their kinds."""
+    (result,) = (folder / "runs" / "mine" / "results").glob("*.json")
+    before = json.loads(result.read_text())["metrics"]
+    python(folder, "-m", "pipeline", *EVALUATE[1:], 'evaluate.options={"mean-gap": {"order": 1}}')
+    after = json.loads(result.read_text())["metrics"]
+    assert after["mean-gap-domain"] > before["mean-gap-domain"]  # the sum of all deviations against their root
+    assert {**after, "mean-gap-domain": 0, "mean-gap-domain@valid": 0} == {
+        **before,
+        "mean-gap-domain": 0,
+        "mean-gap-domain@valid": 0,
+    }
     said = python(folder, "-m", "slurm", "plan", "runs/mine", "sample.sampler.options.place=2", code=2)
     assert "sample.sampler.options: place: found 2; input should be less than 1" in said
 

@@ -14,6 +14,14 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     return [_sentence(item, model) for item in error.errors()]
 
 
+def own_settings(settings: type[BaseModel], values: Any) -> dict[str, Any]:
+    """The values that a kind's own settings have, with its defaults put in; a `ValueError` says what is wrong."""
+    try:
+        return settings.model_validate(values).model_dump(mode="json")
+    except ValidationError as error:
+        raise ValueError(" ".join(explain(error, settings))) from error
+
+
 def _sentence(item: Any, model: type[BaseModel]) -> str:
     place, holders = _walk(item["loc"], model)
     name, found = ".".join(map(str, place)), item["input"]

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.config import ddpm_tables
 from pipeline.config.base import Settings
-from pipeline.config.explain import explain
+from pipeline.config.explain import own_settings
 from pipeline.config.registry import SAMPLERS, sampler
 
 # float32 rounds x0 + sigma * noise by sigma / 2**24: beyond this, by more than one grey level of 2 / 255.
@@ -330,10 +330,7 @@ class SamplerConfig(Settings):
             if options and kind in SAMPLERS:
                 raise ValueError(f"found {options}, but sampler kind={kind} has no settings of its own: leave them out")
             return options
-        try:
-            return settings.model_validate(options).model_dump(mode="json")
-        except ValidationError as error:
-            raise ValueError(" ".join(explain(error, settings))) from error
+        return own_settings(settings, options)
 
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "SamplerConfig":

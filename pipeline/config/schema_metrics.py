@@ -6,10 +6,10 @@ The name, direction and needs of a metric stand here once.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from pipeline.config.base import Settings
-from pipeline.config.explain import explain
+from pipeline.config.explain import own_settings
 from pipeline.config.registry import METRICS, Direction, known_metric, metric
 
 Resize = Literal["tf1", "clean", "torchmetrics"]
@@ -96,10 +96,7 @@ class EvaluateConfig(Settings):
             if settings is None:
                 known = ", ".join(METRICS.names(lambda kind: kind.settings is not None)) or "none has any"
                 raise ValueError(f"found '{name}', expected a metric with settings of its own: {known}")
-            try:
-                settings.model_validate(values)
-            except ValidationError as error:
-                raise ValueError(f"{name}: {' '.join(explain(error, settings))}") from error
+            own_settings(settings, values)
         return options
 
     def measures_in(self, network: str) -> bool:

@@ -119,8 +119,7 @@ def _solver(cfg: SamplerConfig, learned: Variance | None) -> Solve:
     kind = SAMPLERS[cfg.kind]
     function = kind.load()
     options = kind.options(cfg) if kind.options else {name: getattr(cfg, name) for name in kind.reads}
-    if kind.settings is not None:
-        options |= kind.settings(**cfg.options).model_dump()
+    options = {**options, **cfg.options}
     if "variance" in options:
         options["variance"] = _variance(cfg, learned)
 
