@@ -13,7 +13,7 @@ from pydantic import Field
 from pipeline.config.base import Settings
 from pipeline.config.durations import Duration, needs_images, to_images
 from pipeline.config.registry import OBJECTIVES, Choice, ObjectiveKind, objective
-from pipeline.config.schema_model import PatchDiscriminatorConfig
+from pipeline.config.schema_model import PatchDiscriminatorConfig, StyleGANConfig
 
 if TYPE_CHECKING:
     from pipeline.config.schema import Config
@@ -107,7 +107,9 @@ class AdversarialObjective(ObjectiveConfig):
     kind: Literal["adversarial"]
 
     def problems(self, cfg: "Config") -> Iterator[str]:
-        """R1 takes the gradient of a gradient."""
+        """One generator is known to it. R1 takes the gradient of a gradient."""
+        if not isinstance(cfg.model, StyleGANConfig):
+            yield f"objective.kind: found {self.kind}, which trains model.kind=stylegan alone, not {cfg.model.kind}."
         if cfg.adversarial.r1_gamma and cfg.train.compile:
             yield (
                 "train.compile: found true, but the gradient penalty (adversarial.r1_gamma="

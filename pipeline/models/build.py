@@ -6,8 +6,7 @@ import torch
 from torch import nn
 
 from pipeline.config.registry import NETWORKS
-from pipeline.config.schema_model import ModelConfig, PatchDiscriminatorConfig, StyleGANConfig, check_model
-from pipeline.models.discriminator import PatchDiscriminator, StyleDiscriminator
+from pipeline.config.schema_model import ModelConfig, check_model
 from pipeline.runtime.errors import UserError
 
 
@@ -41,19 +40,6 @@ def build_network(
         counts["outputs"] = outputs
     network = kind.load()(cfg, shape, **counts)
     return network.to(memory_format=torch.channels_last)  # type: ignore[no-any-return]
-
-
-def build_critic(
-    cfg: StyleGANConfig | PatchDiscriminatorConfig,
-    *,
-    shape: tuple[int, int, int],
-    classes: int = 0,
-    attributes: int = 0,
-) -> nn.Module:
-    """The second player: scores of images [C, H, W] of `shape`, high where they look real."""
-    if isinstance(cfg, PatchDiscriminatorConfig):
-        return PatchDiscriminator(cfg, shape[0])
-    return StyleDiscriminator(cfg, shape, classes=classes, attributes=attributes)
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -11,7 +11,8 @@ from pipeline.data.batches import Batch
 from pipeline.data.shards import Manifest
 from pipeline.diffusion.preconditioning import Denoise
 from pipeline.metrics.restoration import psnr, ssim
-from pipeline.models.build import build_critic, build_network
+from pipeline.models.build import build_network
+from pipeline.models.discriminator import PatchDiscriminator
 from pipeline.models.posterior import Restored
 from pipeline.objectives.degradation import degraded
 from pipeline.objectives.objective import Networks
@@ -50,7 +51,7 @@ class Autoencoding:
         if self._cfg.adversarial_weight:
             for problem in late_start(cfg, train_images=manifest.count):
                 raise UserError(problem)
-            self.networks["critic"] = build_critic(self._cfg.discriminator, shape=shape)
+            self.networks["critic"] = PatchDiscriminator(self._cfg.discriminator, shape[0])
             self.players = ("autoencoder", "critic")
 
     def draws(self, visits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
