@@ -20,8 +20,7 @@ from torch import Tensor
 from data_prep.stage import cores, run_parallel, run_stage
 from pipeline.config.autoencoder import facts_in, missing_autoencoder
 from pipeline.config.paths import data_directory, latents_directory
-from pipeline.config.schema import Config
-from pipeline.config.schema_latents import LatentsConfig
+from pipeline.config.schema import Config, LatentsConfig
 from pipeline.data.latents import spread_of
 from pipeline.data.pictures import from_uint8
 from pipeline.data.reader import Reader

@@ -10,12 +10,12 @@ from data_prep.fetch import fetch_files
 from data_prep.items import Listing, Written, write_items
 from data_prep.stage import finished, run_whole
 from pipeline.config.paths import data_directory
+from pipeline.config.registry import SOURCES
 from pipeline.config.schema import Config
-from pipeline.config.schema_sources import CelebaSource, CifarSource, FlowersSource, IdxSource, LsunSource
+from pipeline.config.schema_sources import KnownSource
 from pipeline.runtime.errors import UserError
 
 VERSIONS = {"folder": 2, "webdataset": 2}  # raised when the same settings would list other images, or in another order
-Known = CelebaSource | FlowersSource | CifarSource | IdxSource | LsunSource
 
 
 def source_directory(cfg: Config) -> Path:
@@ -102,52 +102,12 @@ def _split_notes(cfg: Config, written: Written) -> list[str]:
 def find(cfg: Config, directory: Path) -> Listing:
     """The listing of a source; a source may put files of its own into `directory`."""
     source = cfg.data.source
-    match source.kind:
-        case "glyphs":
-            from data_prep.sources import glyphs
-
-            return glyphs.listing(source, directory)
-        case "folder":
-            from data_prep.sources import folder
-
-            return folder.listing(source, directory)
-        case "webdataset":
-            from data_prep.sources import webdataset_tars
-
-            return webdataset_tars.listing(source, directory)
-        case "hub":
-            from data_prep.sources import hub
-
-            return hub.listing(source, directory)
-        case _:
-            return _known(source, directory, official_files(cfg, source))
+    official = (official_files(cfg, source),) if isinstance(source, KnownSource) else ()
+    listing: Listing = SOURCES[source.kind].load()(source, directory, *official)
+    return listing
 
 
-def _known(source: Known, directory: Path, files: Path) -> Listing:
-    match source.kind:
-        case "celeba":
-            from data_prep.sources import celeba
-
-            return celeba.listing(source, directory, files)
-        case "flowers102":
-            from data_prep.sources import flowers102
-
-            return flowers102.listing(source, directory, files)
-        case "cifar10":
-            from data_prep.sources import cifar10
-
-            return cifar10.listing(source, directory, files)
-        case "idx":
-            from data_prep.sources import idx
-
-            return idx.listing(source, directory, files)
-        case "lsun":
-            from data_prep.sources import lsun
-
-            return lsun.listing(source, directory, files)
-
-
-def official_files(cfg: Config, source: Known) -> Path:
+def official_files(cfg: Config, source: KnownSource) -> Path:
     """Where the official files of a known data set are: where the person says, or downloaded."""
     if source.path:
         path = source.path.resolve()
@@ -157,8 +117,7 @@ def official_files(cfg: Config, source: Known) -> Path:
                 f"Give the folder with the official files of {source.kind}, or leave it out to download them."
             )
         return path
-    name = source.dataset if isinstance(source, IdxSource) else source.kind
-    folder = (cfg.data_dir / "downloads" / name).resolve()
+    folder = (cfg.data_dir / "downloads" / source.download_name).resolve()
     if not source.urls and not folder.exists():
         raise UserError(
             f"data.source.path: not set, and {source.kind} has no addresses to download from. "

@@ -27,11 +27,10 @@ from data_prep.items import BY_RULE, Item, Items, Rejected, Unusable, read_rejec
 from data_prep.listing import source_directory
 from data_prep.sources import glyphs
 from data_prep.stage import cores, finished, run_parallel, run_stage
-from pipeline.config.known_data import split_name
 from pipeline.config.paths import data_directory, protocol_hash
 from pipeline.config.schema import Config
 from pipeline.config.schema_data import DataConfig, SplitRule
-from pipeline.config.schema_sources import GlyphSource
+from pipeline.config.schema_sources import GlyphSource, split_name
 from pipeline.data.images import Pixels, encode
 from pipeline.data.png import deflate_version
 from pipeline.data.shards import (

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from pipeline import checkpoint
-from pipeline.config.autoencoder import KINDS
 from pipeline.config.load import config_from, validated
 from pipeline.config.paths import training_shards
 from pipeline.config.schema import Config
@@ -47,7 +46,9 @@ def adopt(folder: Path, cfg: Config) -> RunDir:
             where the run has checkpoints already.
     """
     network = read(folder)
-    cfg = validated({**cfg.model_dump(mode="json"), "model": network.model.model_dump(mode="json")})
+    plugins = list(dict.fromkeys([*cfg.plugins, *network.plugins]))
+    model = network.model.model_dump(mode="json")
+    cfg = validated({**cfg.model_dump(mode="json"), "model": model, "plugins": plugins})
     manifest = read_manifest(training_shards(cfg) / "train")
     problems = [
         *_data_disagrees(network, manifest),
@@ -86,7 +87,7 @@ def _snapshot(cfg: Config, manifest: Manifest, network: Network) -> checkpoint.S
 def _data_disagrees(network: Network, manifest: Manifest) -> list[str]:
     problems = []
     shape = latent_shape(manifest) if manifest.kind == "latents" else manifest.layout.shape
-    any_size = network.model.kind in KINDS  # an autoencoder takes images of any size that its factor divides
+    any_size = network.model.is_a == "autoencoder"  # an autoencoder takes images of any size that its factor divides
     if network.shape[:1] != shape[:1] or (network.shape != shape and not any_size):
         problems.append(f"data: {manifest.kind} are {shape} [C, H, W], the network was built for {network.shape}")
     if network.model.condition == "class" and network.classes != len(manifest.classes):

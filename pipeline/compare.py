@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.registry import known_metric
 from pipeline.metrics.plots import Line, Point, draw_lines
-from pipeline.metrics.report import ENOUGH, USUAL, is_distance, usual_first
+from pipeline.metrics.report import ENOUGH, usual, usual_first
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, write_text
 from pipeline.runtime.numbers_text import note, shown
@@ -149,14 +150,15 @@ def markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
         if len(standards) > 1:
             parts.append(f"## Measured against standard {standard}\n")
         known = [n for n in names if any(n in row.metrics for row in group)]
-        usual = [n for n in known if n in USUAL] or known
+        first = usual()
+        shown_first = [n for n in known if n in first] or known
         same = {s: row for s in SETTINGS if len({str(r.settings[s]) for r in group}) == 1 for row in group[:1]}
         said = ", ".join(f"{s} {_shown(row.settings[s])}" for s, row in same.items() if row.settings[s] != "")
         if said and len(group) > 1:
             parts.append(f"All: {said}.\n")
         columns = [*(s for s in SETTINGS if s not in same or len(group) == 1), *_differing(group)]
-        parts.append(_table(group, usual, columns))
-        if other := [n for n in known if n not in usual]:
+        parts.append(_table(group, shown_first, columns))
+        if other := [n for n in known if n not in shown_first]:
             parts.append("Other metrics (`@valid`: against the validation images)\n\n" + _table(group, other, columns))
     return "\n".join([*parts, *_remarks(rows, standards, names)])
 
@@ -186,7 +188,7 @@ def _remarks(rows: Sequence[Row], standards: Sequence[str], names: Sequence[str]
 def _table(rows: Sequence[Row], names: Sequence[str], columns: Sequence[str]) -> str:
     head = ["run", *columns, *names]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    best = {name: _best(name, [row.metrics[name] for row in rows if name in row.metrics]) for name in names}
+    best = {name: _best(name, [row for row in rows if name in row.metrics]) for name in names}
     for row in rows:
         cells = [row.run, *(_shown(row.settings.get(s, "")) for s in columns)]
         for name in names:
@@ -202,25 +204,24 @@ def _shown(value: Any) -> str:
 
 
 def _among_best(row: Row, name: str, best: float | None) -> bool:
-    """Whether a value is the best, or its own interval does not tell it from the best. A KID below 0 counts as 0."""
+    """Whether a value is the best, or its own interval does not tell it from the best. A KID
+    below 0 counts as 0."""
     value, details = row.metrics.get(name), row.details.get(name, {})
     if value is None or best is None:
         return False
-    if name.startswith("kid"):
-        value, best = max(value, 0.0), max(best, 0.0)
+    if (kind := known_metric(name)) and kind.least is not None:
+        value, best = max(value, kind.least), max(best, kind.least)
     return value == best or details.get("low", value) <= best <= details.get("high", value)
 
 
-def _best(name: str, values: Sequence[float]) -> float | None:
-    """Lower is better for distances and copies; None where neither end is better by itself (single-image scores), or
-    where all are equal."""
-    if len(set(values)) < 2:
+def _best(name: str, rows: Sequence[Row]) -> float | None:
+    """By the metric's direction; None where neither end is better, or where all are equal. That of a plug-in's metric
+    stands in the result, as the plug-in may not be here."""
+    values, kind = [row.metrics[name] for row in rows], known_metric(name)
+    said = kind.direction if kind else rows[0].details.get(name, {}).get("direction") if rows else None
+    if said is None or len(set(values)) < 2:
         return None
-    if is_distance(name) or name.startswith(("kid", "cmmd", "copy-rate")):
-        return min(values)
-    if name.startswith(("is", "accuracy", "precision", "recall", "coverage", "density")):
-        return max(values)
-    return None
+    return min(values) if said == "minimize" else max(values)
 
 
 def table_csv(rows: Sequence[Row], names: Sequence[str]) -> str:

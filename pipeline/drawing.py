@@ -24,7 +24,6 @@ from pipeline.runtime.random import Stream
 from pipeline.runtime.run_dir import RunDir
 
 Way = Literal["spherical", "linear"]
-DENOISERS = ("unet", "simple_unet", "dit")  # the networks that draw in steps
 HOLE = 0.0  # grey, where a picture shows what is to be painted
 
 

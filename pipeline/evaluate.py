@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.needs import require
+from pipeline.config.registry import METRICS
 from pipeline.config.schema import Config
 from pipeline.data.reader import Reader
 from pipeline.data.shards import Manifest, ShardDirectory, open_shards
@@ -105,11 +106,12 @@ def _key(cfg: Config, samples: ShardDirectory, standards: Standards) -> str:
     """What decides every number of a result, as one hash. How the work is cut up is not part of it."""
     elsewhere = {"domain", "inception", "dinov2", "clip"}  # what they decide is in the networks' own identities
     settings = cfg.evaluate.model_dump(
-        mode="json", exclude={"samples", "batch", "block", "quality", "copies", *elsewhere}
+        mode="json", exclude={"samples", "batch", "block", "quality", "copies", "options", *elsewhere}
     )
     quality = [cfg.evaluate.quality.images, *(scorer.sha256 for scorer in standards.scorers)]
     left_out = [] if cfg.evaluate.copies else ["copies"]  # so that results from before the switch keep their key
-    return content_hash([samples.manifest.sha256, standards.identity, quality, settings, *left_out])
+    added = [[k.name, k.version, cfg.evaluate.options.get(k.name, {})] for k in METRICS if k.added]
+    return content_hash([samples.manifest.sha256, standards.identity, quality, settings, *left_out, *added])
 
 
 def _work(cfg: Config, samples: ShardDirectory, extractor: Extractor, *, work: Path) -> Work:

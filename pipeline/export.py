@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from pipeline import checkpoint
-from pipeline.config.autoencoder import KINDS, require_latents
+from pipeline.config.autoencoder import require_latents
 from pipeline.config.paths import training_shards
 from pipeline.config.schema import Config
 from pipeline.data.latents import image_shape, spread_of
@@ -91,8 +91,9 @@ def at_rest(cfg: Config, run: RunDir, *, step: int) -> Network:
         class_names=tuple(manifest.classes),
         attributes=len(manifest.attributes),
         outputs=2 * shape[0] if cfg.diffusion.learned_variance else None,
-        diffusion=None if cfg.model.kind in KINDS else cfg.diffusion,
+        diffusion=None if cfg.model.is_a == "autoencoder" else cfg.diffusion,
         sampler=cfg.sample.sampler,
+        plugins=cfg.plugins,
         latents=_latents(cfg, manifest),
         made_from={
             "run": cfg.name,

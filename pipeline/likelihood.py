@@ -21,6 +21,7 @@ import torch
 from pipeline import checkpoint
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
+from pipeline.config.schema_objectives import objective_kind
 from pipeline.data.batches import validation_batches
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
@@ -88,8 +89,8 @@ def _check(cfg: Config) -> None:
     levels = cfg.diffusion.levels
     if cfg.latents is not None:
         raise UserError("latents: this model codes latents, whose bits are not those of the images. None are counted.")
-    if cfg.model.kind not in ("unet", "simple_unet", "dit"):
-        raise UserError(f"model.kind: found {cfg.model.kind}, expected a diffusion model (unet, simple_unet or dit).")
+    if not objective_kind(cfg).diffusion:
+        raise UserError(f"model.kind: found {cfg.model.kind}, expected a diffusion model, such as unet.")
     if levels.kind != "ddpm":
         raise UserError(
             f"diffusion.levels.kind: found {levels.kind}, expected ddpm: the bound is a sum over discrete timesteps. "

@@ -22,6 +22,7 @@ from pipeline.config.autoencoder import require_latents
 from pipeline.config.needs import require
 from pipeline.config.paths import sample_set_name, training_shards
 from pipeline.config.schema import Config
+from pipeline.config.schema_objectives import objective_kind
 from pipeline.data.images import encode
 from pipeline.data.latents import image_shape
 from pipeline.data.pictures import Pixels, to_uint8, write_picture
@@ -40,7 +41,6 @@ from pipeline.data.shards import (
     write_record,
     write_shard,
 )
-from pipeline.drawing import DENOISERS
 from pipeline.inference import Make, asked_for, image_maker
 from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import read_json
@@ -284,7 +284,7 @@ def _end(images: SampleSet) -> None:
     cfg, directory = images.cfg, images.directory
     if not (directory / "grid.png").is_file():
         grid(directory)
-    if not (directory / "strip.png").is_file() and cfg.model.kind in DENOISERS:
+    if not (directory / "strip.png").is_file() and objective_kind(cfg).diffusion:
         seeds = torch.arange(min(cfg.sample.count, STRIP)) + cfg.sample.first_seed
         pixels = drawing.strip(drawing.load_model(cfg, images.run, step=images.step), seeds, frames=STRIP)
         write_picture(directory / "strip.png", pixels, columns=STRIP)

@@ -286,5 +286,5 @@ def _at_home(cfg: Config) -> Iterator[Finding]:
 
 
 def _downloads(cfg: Config) -> bool:
-    """Whether preparing this data needs the internet: everything but letters and a folder does."""
-    return cfg.data.source.kind not in ("glyphs", "folder")
+    """Whether preparing this data needs the internet."""
+    return cfg.data.source.needs_internet

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from pipeline.config.autoencoder import KINDS, missing_autoencoder
+from pipeline.config.autoencoder import missing_autoencoder
 from pipeline.config.load import autoencoder_config, config_from, listed, run_named
 from pipeline.config.needs import missing
 from pipeline.config.paths import data_directory, latents_directory, run_directory, sample_set_name
-from pipeline.config.schema import Config
+from pipeline.config.schema import Config, LatentsConfig
 from pipeline.config.schema_cluster import ClusterConfig
-from pipeline.config.schema_latents import LatentsConfig
+from pipeline.config.schema_objectives import objective_kind
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import content_hash, read_json
 from pipeline.runtime.run_dir import RunDir, create_run, overrides_for
@@ -172,7 +172,7 @@ def graph_of(cfg: Config, run: RunDir, words: list[str] | tuple[str, ...]) -> li
     if cfg.latents is not None:
         jobs += _latents(cfg, where, said)
     jobs.append(Job("train", ("pipeline", "train", where, *said), cluster.train, after=(jobs[-1].name,)))
-    if cfg.model.kind in KINDS:
+    if not objective_kind(cfg).samples:
         return [*jobs, _reconstruct(cluster, where, said, after="train")]
     jobs.append(Job("sample", ("pipeline", "sample", where, *said), cluster.sample, after=("train",)))
     evaluate = Job("evaluate", ("pipeline", "evaluate", where, *said), cluster.evaluate, after=("sample",))

@@ -47,6 +47,19 @@ def runs(tmp_path: Path) -> list[Path]:
     return [tmp_path / "one", tmp_path / "two"]
 
 
+def test_the_direction_of_a_plugins_metric_comes_with_its_number(runs: list[Path], tmp_path: Path) -> None:
+    """The plug-in need not be here. A number without a direction has no best."""
+    for number, path in enumerate(sorted((runs[0] / "results").glob("*.json"))):
+        found = read_json(path)
+        found["metrics"] |= {"of-a-plugin": number, "unknown": number}
+        found["details"]["of-a-plugin"] = {"direction": "maximize"}
+        write_json(path, found)
+    files = compare(runs[:1], tmp_path / "out", metrics=["of-a-plugin", "unknown"])
+    rows = [line.split(" | ")[-2:] for line in files[0].read_text().splitlines() if line.startswith("| one |")]
+    assert [row[0] for row in rows].count("**3**") == 1
+    assert not any("**" in row[1] for row in rows)
+
+
 def test_one_table_with_every_set_and_the_best_value_in_bold(runs: list[Path], tmp_path: Path) -> None:
     files = compare(runs, tmp_path / "out")
     text = files[0].read_text()

@@ -12,8 +12,7 @@ from typing import Any
 
 from data_prep.archives import IMAGES, Member, images, members, read_bytes, unpacked
 from data_prep.items import Item, Listing, Rejected, in_order
-from pipeline.config.known_data import SPLITS, split_name
-from pipeline.config.schema_sources import FolderSource
+from pipeline.config.schema_sources import SPLITS, FolderSource, split_name
 from pipeline.runtime.errors import UserError, did_you_mean
 
 FILE_COLUMNS = ("file_name", "file", "image", "path", "filename", "image_id")

@@ -8,19 +8,25 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from pipeline.config.paths import run_directory, training_shards
+from pipeline.config.registry import NETWORKS, import_plugins
 from pipeline.config.schema import Config
+from pipeline.config.schema_model import ModelConfig
 from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import content_hash, read_json
 
-KINDS = ("kl_autoencoder", "bottleneck_autoencoder")  # those with latents that are small images
 FOREIGN = "AutoencoderKL"
+_LARGE = 4096  # px: halved by any encoder without a rest
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Of one autoencoder: `factor` is an image's side over its latent's, `channels` are the image's."""
+    """Of one autoencoder: `factor` is an image's side over its latent's, `channels` are the image's.
+
+    `latent_channels` is 0 where the network has no latents that are small images.
+    """
 
     kind: str
     channels: int
@@ -42,26 +48,28 @@ def facts_in(folder: Path) -> Facts | None:
             return _facts(yaml.safe_load((folder / "config.yaml").read_text()))
         if (folder / "settings.json").is_file():
             ours = read_json(folder / "settings.json")
-            return _facts({"model": ours["model"], "data": {"channels": ours["shape"][0]}})
+            channels, plugins = ours["shape"][0], ours.get("plugins", ())
+            return _facts({"model": ours["model"], "data": {"channels": channels}, "plugins": plugins})
         if (folder / "config.json").is_file():
             theirs = read_json(folder / "config.json")
             halvings = len(theirs["block_out_channels"]) - 1
-            kind = KINDS[0] if theirs.get("_class_name", FOREIGN) == FOREIGN else str(theirs["_class_name"])
+            kind, ours = str(theirs.get("_class_name", FOREIGN)), theirs.get("_class_name", FOREIGN) == FOREIGN
             settings = content_hash({key: value for key, value in theirs.items() if not key.startswith("_")})
-            return Facts(kind, theirs["in_channels"], 2**halvings, theirs["latent_channels"], settings)
-    except (Incomplete, KeyError, TypeError, yaml.YAMLError):
+            return Facts(kind, theirs["in_channels"], 2**halvings, theirs["latent_channels"] if ours else 0, settings)
+    except (Incomplete, KeyError, TypeError, ValidationError, yaml.YAMLError):
         return None
     return None
 
 
 def _facts(values: dict[str, Any]) -> Facts:
-    model, average = values["model"], values.get("train", {}).get("average", {})
-    if model["kind"] not in KINDS:
-        return Facts(model["kind"], values["data"]["channels"], 1, 0, content_hash(model))
-    halvings = len(model["multipliers"]) - 1
-    averaged = average.get("half_life", "") is not None
-    channels, latent, hashed = values["data"]["channels"], model["latent_channels"], content_hash(model)
-    return Facts(model["kind"], channels, 2**halvings, latent, hashed, averaged)
+    import_plugins(values.get("plugins", ()))
+    model: ModelConfig = NETWORKS.validate(values["model"])
+    channels, hashed = values["data"]["channels"], content_hash(values["model"])
+    if model.is_a != "autoencoder":
+        return Facts(model.kind, channels, 1, 0, hashed)
+    averaged = values.get("train", {}).get("average", {}).get("half_life", "") is not None
+    latent, side, _ = model.latent_shape((channels, _LARGE, _LARGE))
+    return Facts(model.kind, channels, _LARGE // side, latent, hashed, averaged)
 
 
 def missing_autoencoder(cfg: Config) -> str | None:

@@ -4,15 +4,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from pipeline.config.autoencoder import Facts
-from pipeline.config.check_autoencoder import check_autoencoder
-from pipeline.config.check_latents import DENOISERS, check_latents
-from pipeline.config.check_model import check_model
-from pipeline.config.check_tasks import check_tasks
 from pipeline.config.check_training import check_training
 from pipeline.config.durations import to_images
-from pipeline.config.known_data import attribute_names, class_count, split_names
+from pipeline.config.registry import METRICS, NETWORKS, SAMPLERS, SOURCES, Kind
 from pipeline.config.schema import Config
+from pipeline.config.schema_data import attribute_names, class_count, split_names
 from pipeline.config.schema_diffusion import sampling_problems
+from pipeline.config.schema_model import UNetConfig, check_model
+from pipeline.config.schema_objectives import check_objective, objective_kind
 from pipeline.runtime.errors import did_you_mean
 
 MOST_TURNS = 200  # of Fourier features over all noise levels: EDM's, of deviation 16, turn 42 times
@@ -26,7 +25,7 @@ def check(cfg: Config, autoencoder: Facts | None = None, *, trained: bool = Fals
         trained: whether its training is finished, so that what training needs does not matter.
     """
     rules = [problem for rule in RULES if not (trained and rule is check_training) for problem in rule(cfg)]
-    return [*rules, *check_latents(cfg, autoencoder), *_model(cfg, autoencoder)]
+    return [*rules, *_latents(cfg, autoencoder), *_model(cfg, autoencoder)]
 
 
 def _batch(cfg: Config) -> Iterator[str]:
@@ -55,7 +54,7 @@ def _schedule(cfg: Config) -> Iterator[str]:
 def _metric(cfg: Config) -> Iterator[str]:
     if cfg.train.metric_every and not cfg.evaluate.domain.enabled:
         yield "train.metric_every: set, but evaluate.domain.enabled is false: the domain classifier is what judges."
-    if cfg.train.metric_every and cfg.model.kind in ("kl_autoencoder", "bottleneck_autoencoder"):
+    if cfg.train.metric_every and not objective_kind(cfg).samples:
         yield f"train.metric_every: set, but a {cfg.model.kind} makes no samples. Leave it at null."
 
 
@@ -109,7 +108,7 @@ def _attributes(cfg: Config) -> Iterator[str]:
     elif isinstance(asked, dict) and names:
         yield from attributes_problems(asked, names)
         setting = "attribute_dropout" if asked else "label_dropout"
-        if cfg.model.kind in DENOISERS and len(asked) < len(names) and not getattr(cfg.diffusion, setting):
+        if cfg.model.is_a == "denoiser" and len(asked) < len(names) and not getattr(cfg.diffusion, setting):
             yield (
                 f"sample.attributes: found {len(asked)} of {len(names)}, so the others are unknown, but "
                 f"diffusion.{setting} is 0: the model has never seen an image with {'some' if asked else 'all'} of "
@@ -133,7 +132,7 @@ def _sampler(cfg: Config) -> Iterator[str]:
 def _embedding(cfg: Config) -> Iterator[str]:
     """Random frequencies suit what moves by about 1: over a thousand timesteps nothing can be learned from them."""
     model, levels, clock = cfg.model, cfg.diffusion.levels, cfg.diffusion.network_clock
-    if model.kind != "unet" or model.embedding != "fourier":
+    if not isinstance(model, UNetConfig) or model.embedding != "fourier":
         return
     timesteps = levels.timesteps if levels.kind == "ddpm" else 1
     reach = {"log_sigma": math.log(levels.sigma_max / levels.sigma_min) / 4, "flow_time": 1000, "timestep": timesteps}
@@ -169,6 +168,86 @@ def _power(weights: str) -> Iterator[str]:
         yield f"sample.weights: found '{weights}', expected a relative width above 0 and at most 0.288: power:0.05."
 
 
+def _tasks(cfg: Config) -> Iterator[str]:
+    """Jobs that one process does: several tasks of them would do all of the work each, over each other's files."""
+    for name in ("prepare", "compare"):
+        asked = getattr(cfg.cluster, name)
+        if (tasks := asked.nodes * asked.tasks_per_node) > 1:
+            yield (
+                f"cluster.{name}: found {tasks} tasks (nodes={asked.nodes}, tasks={asked.tasks}, gpus={asked.gpus}), "
+                f"expected one: tasks cannot share this job. Set nodes=1 and tasks=1, and at most one GPU."
+            )
+
+
+def _latents(cfg: Config, autoencoder: Facts | None) -> Iterator[str]:
+    """Everything that is wrong with training on latents; `autoencoder` is None where nothing is known of it yet."""
+    if cfg.latents is None:
+        return
+    yield from _pixels_only(cfg)
+    if autoencoder is not None:
+        yield from _first_stage(cfg, autoencoder)
+
+
+def _pixels_only(cfg: Config) -> Iterator[str]:
+    if cfg.model.is_a != "denoiser":
+        yield (
+            f"latents: set, but model.kind={cfg.model.kind} is not trained on latents. Use one of "
+            f"{', '.join(NETWORKS.names(lambda kind: kind.is_a == 'denoiser'))}, or latents=null."
+        )
+    if cfg.train.augmentation.active:
+        yield (
+            f"train.augmentation: found {cfg.train.augmentation}, but latents are of images as they are. Leave its "
+            "settings at their defaults, or use latents=null."
+        )
+    process = cfg.diffusion
+    if "edm" in (process.parametrisation, process.weighting) and process.sigma_data != 1:
+        yield (
+            f"diffusion.sigma_data: found {process.sigma_data:g}, but latents are normalised to a deviation of 1. Set "
+            "diffusion.sigma_data=1."
+        )
+    if cfg.sample.sampler.clip is not None:
+        yield (
+            f"sample.sampler.clip: found {cfg.sample.sampler.clip:g}, but latents have no bound as pixels have. Set "
+            "sample.sampler.clip=null."
+        )
+    if cfg.latents and cfg.latents.overrides and cfg.latents.experiment is None:
+        yield "latents.overrides: set, but latents.experiment is null, so no autoencoder is trained. Set it too."
+
+
+def _first_stage(cfg: Config, known: Facts) -> Iterator[str]:
+    latents, size = cfg.latents, cfg.data.image_size
+    if latents is None:
+        return
+    if not known.latent_channels:
+        kinds = ", ".join(NETWORKS.names(lambda kind: kind.is_a == "autoencoder"))
+        yield f"latents.autoencoder: {latents.autoencoder} is a {known.kind}, expected one of {kinds}."
+        return
+    if known.channels != cfg.data.channels:
+        yield (
+            f"data.channels: found {cfg.data.channels}, but the autoencoder {latents.autoencoder} takes images of "
+            f"{known.channels}. Set data.channels={known.channels}, or choose another autoencoder."
+        )
+    if size % known.factor:
+        below = size // known.factor * known.factor
+        near = " or ".join(str(n) for n in (below, below + known.factor) if n)
+        yield (
+            f"data.image_size: found {size}, but the autoencoder {latents.autoencoder} shrinks images {known.factor} "
+            f"times, and {size} is not a multiple of {known.factor}. Use {near}."
+        )
+    if latents.weights == "average" and not known.averaged:
+        yield (
+            f"latents.weights: found 'average', but {latents.autoencoder} keeps no averages "
+            "(train.average.half_life=null). Use latents.weights=network."
+        )
+
+
+def _places(cfg: Config) -> Iterator[str]:
+    """Implementations of plug-ins' kinds that a job would not find."""
+    chosen: list[Kind] = [SOURCES[cfg.data.source.kind], NETWORKS[cfg.model.kind], objective_kind(cfg)]
+    chosen += [SAMPLERS[cfg.sample.sampler.kind], *METRICS]
+    yield from (f"plugins: {problem}" for kind in chosen if kind.added and (problem := kind.missing()))
+
+
 def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
@@ -183,7 +262,8 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _sampler,
     _embedding,
     _average,
-    check_autoencoder,
+    check_objective,
     check_training,
-    check_tasks,
+    _tasks,
+    _places,
 )

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from pipeline.config.check_latents import DENOISERS
-from pipeline.config.known_data import split_names
+from pipeline.config.registry import METRICS, NETWORKS, known_metric
 from pipeline.config.schema import Config
-
-BLOCKS = (*DENOISERS, "kl_autoencoder")  # kinds of networks made of blocks, see pipeline.models.blocks
+from pipeline.config.schema_data import split_names
+from pipeline.config.schema_metrics import network_of, sampled_metrics
+from pipeline.config.schema_objectives import objective_kind, objective_of
 
 
 def check_training(cfg: Config) -> Iterator[str]:
@@ -14,7 +14,6 @@ def check_training(cfg: Config) -> Iterator[str]:
     if cfg.train.early_stop is not None:
         yield from (f"train.early_stop.metric: {p}" for p in metric_problems(cfg, cfg.train.early_stop.metric))
     yield from _tail(cfg)
-    yield from _double_backward(cfg)
     yield from _graph(cfg)
     yield from _without_blocks(cfg)
 
@@ -22,7 +21,7 @@ def check_training(cfg: Config) -> Iterator[str]:
 def _graph(cfg: Config) -> Iterator[str]:
     """What a CUDA graph cannot hold: a scale that changes, two networks that take turns, compiled code."""
     train = cfg.train
-    if train.cuda_graph and (cfg.model.kind not in DENOISERS or train.precision == "fp16" or train.compile):
+    if train.cuda_graph and (not objective_kind(cfg).diffusion or train.precision == "fp16" or train.compile):
         yield (
             f"train.cuda_graph: found true with model.kind={cfg.model.kind}, train.precision={train.precision} and "
             f"train.compile={train.compile}, expected a diffusion model, another precision than fp16, and no "
@@ -54,32 +53,25 @@ def metric_problems(cfg: Config, metric: str) -> Iterator[str]:
 
 def measured_in_training(cfg: Config) -> tuple[str, ...]:
     """What training measures at its validations and of its samples, where the settings ask for it."""
-    accuracy = {"class": ("sampled/accuracy-domain",), "attributes": ("sampled/accuracy-attributes",)}
-    samples = ("sampled/fd-domain", *accuracy.get(cfg.model.condition, ()))
-    if cfg.model.kind == "stylegan":  # a game has no loss that says how good its images are
-        return samples
-    if cfg.model.kind in DENOISERS:
-        return ("valid/loss", *samples)
-    weights = cfg.autoencoder
-    parts = [weights.reconstruction, *(["perceptual"] if weights.perceptual.weight else [])]
-    if cfg.model.kind == "vae":
-        parts += ["kl", *(f"mean_{name}" for name in ("psnr", "ssim", "l1", "l2"))]
-        return tuple(f"valid/{name}" for name in ("loss", *parts)) + samples
-    parts += ["kl"] if cfg.model.kind == "kl_autoencoder" else []
-    return tuple(f"valid/{name}" for name in dict.fromkeys(("loss", *parts, "psnr", "ssim", "l1", "l2")))
+    found = [f"valid/{name}" for name in objective_of(cfg).measures(cfg)]
+    if objective_kind(cfg).samples:
+        found += [f"sampled/{name}" for name in sampled_metrics(cfg.model.condition)]
+    return tuple(found)
 
 
 def _of_results(cfg: Config, metric: str) -> Iterator[str]:
     """Of a metric that evaluation measures."""
-    evaluate, (name, _, split) = cfg.evaluate, metric.partition("@")
-    if name.endswith("-domain") and not evaluate.domain.enabled:
-        yield f"{metric} needs evaluate.domain.enabled=true."
-    if name in ("fid", "is", "kid", "sfid") and evaluate.inception.weights is None:
-        yield f"{metric} needs evaluate.inception.weights, which is null. fd-domain needs no weights."
-    if name.startswith("fd-dinov2") and evaluate.dinov2.weights is None:
-        yield f"{metric} needs evaluate.dinov2.weights, which is null."
-    if name.startswith("cmmd") and evaluate.clip.weights is None:
-        yield f"{metric} needs evaluate.clip.weights, which is null."
+    evaluate, split = cfg.evaluate, metric.partition("@")[2]
+    kind, network = known_metric(metric), network_of(metric)
+    if kind is None:
+        yield f"{metric} is no metric: {METRICS.unknown(metric)}"
+        return
+    if kind.needs == "image" and kind.name not in evaluate.quality.weights():
+        yield f"{metric} needs evaluate.quality.{kind.name}, which is null."
+    if network is not None and not evaluate.measures_in(network):
+        setting = "domain.enabled=true." if network == "domain" else f"{network}.weights, which is null."
+        hint = " fd-domain needs no weights." if network == "inception" else ""
+        yield f"{metric} needs evaluate.{setting}{hint}"
     if split and split not in evaluate.reference_splits:
         yield f"{metric} needs '{split}' among evaluate.reference_splits, which are {list(evaluate.reference_splits)}."
     elif split and (problem := _no_split(cfg, split)):
@@ -103,18 +95,10 @@ def _tail(cfg: Config) -> Iterator[str]:
         )
 
 
-def _double_backward(cfg: Config) -> Iterator[str]:
-    if cfg.model.kind == "stylegan" and cfg.adversarial.r1_gamma and cfg.train.compile:
-        yield (
-            "train.compile: found true, but the gradient penalty (adversarial.r1_gamma="
-            f"{cfg.adversarial.r1_gamma:g}) takes the gradient of a gradient, which a compiled network has not. Set "
-            "train.compile=false, or adversarial.r1_gamma=0."
-        )
-
-
 def _without_blocks(cfg: Config) -> Iterator[str]:
-    if cfg.train.activation_checkpointing and cfg.model.kind not in BLOCKS:
+    if cfg.train.activation_checkpointing and not NETWORKS[cfg.model.kind].blocks:
+        have = ", ".join(NETWORKS.names(lambda kind: kind.blocks))
         yield (
             f"train.activation_checkpointing: found true with model.kind={cfg.model.kind}, which has no blocks to "
-            f"compute again ({', '.join(BLOCKS)} have). Set it to false, or lower train.micro_batch."
+            f"compute again ({have} have). Set it to false, or lower train.micro_batch."
         )

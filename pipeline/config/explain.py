@@ -5,12 +5,21 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.config.registry import is_choice, tag
 from pipeline.runtime.errors import did_you_mean
 
 
 def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
     """One sentence for each problem, in the order of the schema."""
     return [_sentence(item, model) for item in error.errors()]
+
+
+def own_settings(settings: type[BaseModel], values: Any) -> dict[str, Any]:
+    """The values that a kind's own settings have, with its defaults put in; a `ValueError` says what is wrong."""
+    try:
+        return settings.model_validate(values).model_dump(mode="json")
+    except ValidationError as error:
+        raise ValueError(" ".join(explain(error, settings))) from error
 
 
 def _sentence(item: Any, model: type[BaseModel]) -> str:
@@ -28,11 +37,11 @@ def _sentence(item: Any, model: type[BaseModel]) -> str:
         return f"{name}.kind: found '{found}', expected one of {expected}.{did_you_mean(found, expected.split(', '))}"
     if item["type"] == "union_tag_not_found":
         fields = [m.model_fields[str(place[-1])] for m in holders]
-        kinds = ", ".join(str(_tag(m)) for field in fields for m in _classes(field.annotation))
+        kinds = ", ".join(str(tag(m)) for field in fields for m in _classes(field.annotation))
         return f"{name}.kind: missing, expected one of {kinds}. Set it, or choose a config group that does."
     message = str(item["msg"]).removeprefix("Value error, ")
     if message.startswith("found "):
-        return f"{name}: {message}."
+        return f"{name}: {message}{'' if message[-1] in '.?' else '.'}"
     if item["type"] == "value_error":
         return f"{name}: {message}" if name else message
     hint = did_you_mean(str(found), item.get("ctx", {}).get("expected", "").replace("'", "").split(", "))
@@ -48,7 +57,7 @@ def _walk(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list
     place: list[int | str] = []
     holders = found = [model]
     for part in location:
-        tagged = [m for m in found if _tag(m) == part and not any(part in m.model_fields for m in found)]
+        tagged = [m for m in found if tag(m) == part and not any(part in m.model_fields for m in found)]
         if tagged:
             found = tagged
             continue
@@ -60,13 +69,11 @@ def _walk(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list
     return place, holders
 
 
-def _tag(model: type[BaseModel]) -> Any:
-    kind = model.model_fields.get("kind")
-    return next(iter(get_args(kind.annotation)), None) if kind else None
-
-
 def _classes(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    """The settings classes in an annotation; all kinds of a registry where its base stands for them."""
+    if is_choice(annotation):
+        yield from annotation.registry.classes()
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for inner in get_args(annotation):
         yield from _classes(inner)

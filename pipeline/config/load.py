@@ -23,6 +23,7 @@ from pipeline.config.base import Settings
 from pipeline.config.check import check
 from pipeline.config.explain import explain
 from pipeline.config.overrides import key_of, literal, put
+from pipeline.config.registry import import_plugins
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError, did_you_mean
 
@@ -67,6 +68,8 @@ def run_named(words: Sequence[str]) -> Path | None:
 
 def validated(values: Any, *, trained: bool = False) -> Config:
     """A plain mapping as a Config, checked field by field and then across fields. `trained`: see `check`."""
+    if isinstance(values, dict):
+        import_plugins(values.get("plugins", ()))
     try:
         cfg = Config.model_validate(values)
     except ValidationError as error:
@@ -95,12 +98,14 @@ def autoencoder_config(cfg: Config) -> Config:
         )
     choices, words = _divided(latents.overrides)
     taken = {name: getattr(cfg, name) for name in ("data", "data_dir", "seed", "cluster", "evaluate")}
+    chosen = _compose([f"experiment={latents.experiment}", *choices])
     values = {
-        **_compose([f"experiment={latents.experiment}", *choices]),
+        **chosen,
         **{k: v.model_dump(mode="json") if isinstance(v, Settings) else v for k, v in taken.items()},
         "name": latents.autoencoder.name,
         "runs_dir": str(latents.autoencoder.parent),
         "data_dir": str(cfg.data_dir),
+        "plugins": list(dict.fromkeys([*chosen.get("plugins", ()), *cfg.plugins])),
     }
     try:
         return validated(_changed(values, words))
@@ -147,8 +152,7 @@ def _changed(values: Any, words: Sequence[str]) -> Any:
         if group not in Config.model_fields:
             raise UserError(f"{word}: a run has its settings already. Leave it out, or begin a new run with it.")
         config[group] = _composed((word.lstrip("+"),))[group]
-    for word in settings:
-        put(config, word)
+    _put(config, settings)
     return OmegaConf.to_container(config, resolve=True)
 
 
@@ -170,16 +174,32 @@ def composed(words: Sequence[str]) -> DictConfig:
     """What Hydra makes of `group=choice` and `key=value`: groups are composed once, keys are put in each time."""
     choices, settings = _divided(words)
     config = copy.deepcopy(_composed(tuple(choices)))
-    for word in settings:
-        put(config, word)
+    _put(config, settings)
     return config
 
 
+def _put(config: DictConfig, words: Sequence[str]) -> None:
+    """Put settings in. Plug-ins are imported first: their kinds decide how other settings are read and checked."""
+    own = [word for word in words if key_of(word) == "plugins"]
+    import_plugins(config.get("plugins", ()))
+    for word in own:
+        put(config, word)
+        import_plugins(config.get("plugins", ()))
+    for word in words:
+        if word not in own:
+            put(config, word)
+
+
 def _divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Choices of groups, and settings."""
+    """Choices of groups, and settings: a group may also be given as a mapping, `model={kind: unet, width: 64}`."""
     known = groups()
-    choices = [word.lstrip("+") for word in words if key_of(word) in known]
-    return choices, [word for word in words if key_of(word) not in known]
+    chooses = [key_of(word) in known and not _is_mapping(word) for word in words]
+    choices = [word.lstrip("+") for word, choice in zip(words, chooses, strict=True) if choice]
+    return choices, [word for word, choice in zip(words, chooses, strict=True) if not choice]
+
+
+def _is_mapping(word: str) -> bool:
+    return word.partition("=")[2].startswith("{")
 
 
 @lru_cache(maxsize=64)
@@ -205,7 +225,7 @@ def _check_choices(words: Sequence[str]) -> None:
         except UserError as error:
             problems.append(str(error))
             continue
-        if key in known and value not in known[key]:
+        if key in known and value not in known[key] and not _is_mapping(word):
             problems.append(
                 f"{key}: found '{value}', expected one of {', '.join(known[key])}.{did_you_mean(value, known[key])}"
             )

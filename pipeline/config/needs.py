@@ -7,11 +7,10 @@ import importlib.util
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from pipeline.config.autoencoder import KINDS
-from pipeline.config.check_autoencoder import missing_weights
 from pipeline.config.load import autoencoder_config, listed
 from pipeline.config.paths import data_directory, run_directory
 from pipeline.config.schema import Config
+from pipeline.config.schema_objectives import objective_of
 from pipeline.runtime.errors import UserError
 
 RECEIPT = Path("shards", "receipt.json")  # in the data directory: all shards are there
@@ -65,8 +64,8 @@ def _features(cfg: Config) -> Iterator[str]:
 def _scorers(cfg: Config) -> Iterator[str]:
     """Of what scores single images."""
     quality = cfg.evaluate.quality
-    for name, path in (("cnniqa", quality.cnniqa), ("niqe", quality.niqe), ("brisque", quality.brisque)):
-        if path is not None and not path.is_file():
+    for name, path in quality.weights().items():
+        if not path.is_file():
             yield _no_file(f"evaluate.quality.{name}", path, name)
     if (model := quality.brisque) is not None and model.is_file():
         ranges = model.with_name(model.name.replace("model", "range"))
@@ -81,15 +80,14 @@ def _no_file(setting: str, path: Path, name: str) -> str:
     )
 
 
-def _perceptual(cfg: Config) -> Iterator[str]:
-    if cfg.model.kind in (*KINDS, "vae"):
-        yield from missing_weights(cfg)
+def _objective(cfg: Config) -> Iterator[str]:
+    yield from objective_of(cfg).missing(cfg)
 
 
 def _autoencoder(cfg: Config) -> Iterator[str]:
     """Of the training of an autoencoder for this run's latents."""
     if cfg.latents is not None and cfg.latents.experiment is not None:
-        yield from missing_weights(autoencoder_config(cfg))
+        yield from _objective(autoencoder_config(cfg))
 
 
 def _guide(cfg: Config) -> Iterator[str]:
@@ -109,8 +107,8 @@ NEEDS = (
     ("prepare", _images),
     ("prepare", _features),
     ("autoencoder", _autoencoder),
-    ("train", _perceptual),
-    ("reconstruct", _perceptual),
+    ("train", _objective),
+    ("reconstruct", _objective),
     ("sample", _guide),
     ("evaluate", _features),
     ("evaluate", _scorers),

@@ -6,7 +6,8 @@ The schema decides how a value is read:
   are removed. `null` is none where the setting may be none.
 - Everything else is read by Hydra's grammar: numbers (`1e-4`), `true`, `null`, `[1,2]`, `{key: value}`; or as JSON.
 
-A mapping is merged into a group of settings. It replaces a setting that is itself a mapping, such as sample.attributes.
+A mapping is merged into a group of settings. It replaces a group of another `kind`, and a setting that is itself a
+mapping, such as sample.attributes.
 `+key` and `++key` mean `key`: whether a setting exists is decided by the schema.
 """
 
@@ -25,6 +26,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel
 
+from pipeline.config.registry import is_choice, registered
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 
@@ -67,7 +69,7 @@ def parse(word: str, model: type[BaseModel] = Config) -> Override:
         UserError: a list or mapping that cannot be read, with how to quote it, or several values at once.
     """
     key, text = key_of(word), word.partition("=")[2]
-    kinds = _kinds(key, model)
+    kinds = _kinds(key, model, registered())
     if Path in kinds and not text:  # as from an empty variable; Path("") would be the current folder
         raise UserError(f"{key}: found nothing after the '=', expected a path.")
     if _are_texts(kinds):
@@ -80,7 +82,15 @@ def parse(word: str, model: type[BaseModel] = Config) -> Override:
 def put(config: DictConfig, word: str) -> None:
     """Put `key=value` into a config."""
     override = parse(word)
-    OmegaConf.update(config, override.key, override.value, merge=not override.replaces, force_add=True)
+    merge = not override.replaces and not _another_kind(OmegaConf.select(config, override.key), override.value)
+    OmegaConf.update(config, override.key, override.value, merge=merge, force_add=True)
+
+
+def _another_kind(current: Any, value: Any) -> bool:
+    """Whether a mapping chooses another kind than what is there, whose settings it has no use for."""
+    if not isinstance(current, DictConfig) or not isinstance(value, dict):
+        return False
+    return "kind" in value and current.get("kind") not in (None, value["kind"])
 
 
 def _are_texts(kinds: Sequence[Any]) -> bool:
@@ -97,7 +107,11 @@ def is_sweep(word: str) -> bool:
 def word_for(key: str, value: Any) -> str:
     """The word that `parse` reads as this value. Interpolations (`${...}`) in the value stay as they are."""
     plain = literal(value)
-    if isinstance(plain, str) and _are_texts(_kinds(key, Config)) and _text(plain, nullable=True) == plain:
+    if (
+        isinstance(plain, str)
+        and _are_texts(_kinds(key, Config, registered()))
+        and _text(plain, nullable=True) == plain
+    ):
         return f"{key}={plain}"
     return f"{key}={json.dumps(plain, ensure_ascii=False)}"
 
@@ -161,8 +175,11 @@ def _parser() -> OverridesParser:
 
 
 @lru_cache(maxsize=4096)
-def _kinds(key: str, model: type[BaseModel]) -> tuple[Any, ...]:
-    """The types that a settings class allows at a key, unions taken apart; () where it has no such key."""
+def _kinds(key: str, model: type[BaseModel], registered: int) -> tuple[Any, ...]:  # noqa: ARG001
+    """The types that a settings class allows at a key, unions taken apart; () where it has no such key.
+
+    `registered`: how many kinds there are, so that what is remembered holds until a plug-in adds one.
+    """
     found: list[Any] = [model]
     for part in key.split("."):
         found = [kind for holder in found for kind in _inside(holder, part)]
@@ -186,5 +203,7 @@ def _members(annotation: Any) -> Iterator[Any]:
     elif get_origin(annotation) in (Union, types.UnionType):
         for member in get_args(annotation):
             yield from _members(member)
+    elif is_choice(annotation):
+        yield from annotation.registry.classes()
     else:
         yield annotation

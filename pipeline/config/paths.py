@@ -47,5 +47,7 @@ def sample_set_name(cfg: Config) -> str:
     """
     settings = {**cfg.sample.model_dump(mode="json", exclude={"count", "batch"}), **tiling(cfg)}
     sampler = cfg.sample.sampler
+    if not sampler.options:
+        del settings["sampler"]["options"]  # of few samplers: the names of all other sets are what they were
     words = f"{sampler.kind}{sampler.steps}-w{sampler.guidance.scale:g}-{cfg.sample.weights.replace(':', '')}"
     return f"{words}-{content_hash(settings)[:6]}"

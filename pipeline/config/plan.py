@@ -60,12 +60,8 @@ def plan_for(cfg: Config, *, train_images: int, world_size: int) -> Plan:
     local = batch // world_size
     # The largest divisor of this rank's part that fits: a recipe may ask for less than the hardware divides evenly.
     micro = max(d for d in range(1, local + 1) if local % d == 0 and d <= (train.micro_batch or local))
-    if cfg.model.kind == "stylegan" and micro % cfg.model.deviation_group:
-        raise UserError(
-            f"model.deviation_group: found {cfg.model.deviation_group}, which does not divide the {micro} images that "
-            f"a rank computes at once. Change train.micro_batch or train.global_batch, or use one of "
-            f"{', '.join(str(n) for n in range(1, micro + 1) if micro % n == 0)}."
-        )
+    for problem in cfg.model.micro_batch_problems(micro):
+        raise UserError(problem)
     half_life = train.average.half_life
     return Plan(
         total_steps=max(steps(train.duration) or 0, 1),

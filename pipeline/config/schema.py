@@ -1,23 +1,22 @@
 """Every setting of an experiment. Torch-free: the login node checks a config without loading torch.
 
-Parts stand beside this file: `schema_data`, `schema_model`, `schema_diffusion`, `schema_metrics`, `schema_cluster`.
+Parts stand beside this file: `schema_data`, `schema_sources`, `schema_model`, `schema_objectives`, `schema_diffusion`,
+`schema_metrics`, `schema_cluster`; `registry` has what chooses among kinds.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from pipeline.config.base import Settings
 from pipeline.config.durations import Duration, Interval
-from pipeline.config.schema_augment import AugmentConfig
-from pipeline.config.schema_autoencoder import AutoencoderConfig
 from pipeline.config.schema_cluster import ClusterConfig
 from pipeline.config.schema_data import DataConfig
 from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
-from pipeline.config.schema_latents import LatentsConfig
 from pipeline.config.schema_metrics import EvaluateConfig
 from pipeline.config.schema_model import ModelConfig
+from pipeline.config.schema_objectives import AdversarialConfig, AutoencoderConfig, ObjectiveConfig
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -50,8 +49,30 @@ class AverageConfig(Settings):
 class EarlyStopConfig(Settings):
     """End training when validation has not become better for long enough."""
 
-    metric: str = Field("valid/loss", pattern="^(valid|sampled)/")  # an accuracy is to be large, all else small
+    metric: str = Field("valid/loss", pattern="^(valid|sampled)/")  # as good as its registered direction says
     patience: Duration
+
+
+class AugmentConfig(Settings):
+    """Colour jitter and sharpness, drawn per visit. The meanings are torchvision's; see `pipeline.data.augment`.
+
+    brightness, contrast, saturation: their factor is uniform in [max(0, 1 - v), 1 + v]. hue: the turn is uniform in
+    [-v, v], where 0.5 is half a turn. sharpness: the factor that a share `sharpness_share` of visits gets; 1 changes
+    nothing, 0 blurs, 2 sharpens.
+    """
+
+    brightness: float = Field(0.0, ge=0)
+    contrast: float = Field(0.0, ge=0)
+    saturation: float = Field(0.0, ge=0)
+    hue: float = Field(0.0, ge=0, le=0.5)
+    sharpness: float = Field(1.0, ge=0)
+    sharpness_share: float = Field(0.5, ge=0, le=1)
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed at all."""
+        jitter = self.brightness or self.contrast or self.saturation or self.hue
+        return bool(jitter or (self.sharpness != 1 and self.sharpness_share))
 
 
 class TrainConfig(Settings):
@@ -91,12 +112,6 @@ class TrainConfig(Settings):
     nonfinite_rollbacks: int = Field(2, ge=0)  # then this often past the offending data, then stop
 
 
-class AdversarialConfig(Settings):
-    """How a generator and its critic are trained (model.kind=stylegan)."""
-
-    r1_gamma: float = Field(1.0, ge=0)  # weight of the critic's gradient penalty at real images
-
-
 class SampleConfig(Settings):
     """A set of samples. Image k depends on seed k alone."""
 
@@ -111,16 +126,45 @@ class SampleConfig(Settings):
     images_per_shard: int = Field(1024, ge=1)
 
 
+class LatentsConfig(Settings):
+    """A diffusion model of an autoencoder's latents, which `data_prep encode` stores once."""
+
+    autoencoder: Path  # a run directory, a folder written by `pipeline export`, or an AutoencoderKL of diffusers
+    experiment: str | None = None  # trains the autoencoder at that path, where a submission shall do so
+    overrides: tuple[str, ...] = ()  # words for that experiment, such as train.duration=200 kimg
+    name: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+    )  # of what is stored; None: the path's last part
+    weights: Literal["average", "network"] = "average"  # of an autoencoder's run
+    step: int | None = Field(None, ge=0)  # of its checkpoint; None: the last one of a finished run
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"  # as stored
+    batch: int = Field(32, ge=1)  # images encoded at once: part of the protocol, as sums round differently in others
+    images_per_shard: int = Field(1024, ge=1)
+    decode_batch: int = Field(16, ge=1)  # images decoded at once
+    tile: int | None = Field(None, ge=4)  # decode larger latents in tiles of this side, a quarter overlapping
+
+    @property
+    def stored_name(self) -> str:
+        """First part of the name of the directory of latents."""
+        return self.name or self.autoencoder.name
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the stored values, given the autoencoder's weights and the images."""
+        return self.model_dump(mode="json", include={"weights", "step", "dtype", "batch", "images_per_shard"})
+
+
 class Config(Settings):
     """An experiment, complete."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    plugins: tuple[str, ...] = ()  # modules with kinds of your own, imported first: see docs/extending.md
     seed: int = Field(0, ge=0, lt=2**63)
     data_dir: Path = Path("data")
     runs_dir: Path = Path("runs")
     data: DataConfig
     model: ModelConfig
     latents: LatentsConfig | None = None  # None: pixels
+    objective: ObjectiveConfig | None = None  # None: the one that the network is registered with
     diffusion: DiffusionConfig = DiffusionConfig()
     adversarial: AdversarialConfig = AdversarialConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()

@@ -1,7 +1,7 @@
 """Settings of a data protocol: where the images come from and what is done to them until they are shards.
 
 `schema_sources` has the sources. Everything here decides pixels, or which images there are, unless its comment says
-otherwise.
+otherwise. The functions tell what the data will have before any image has been read; None: not known yet.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Settings
-from pipeline.config.schema_sources import KNOWN, Source
+from pipeline.config.registry import SOURCES
+from pipeline.config.schema_sources import FolderSource, Source
 
 LOCAL = ("path", "urls", "images", "attributes", "partition")  # where a known data set lies, and under which names
 Rule = Literal["convert", "reject"]
@@ -86,8 +87,29 @@ class DataConfig(Settings):
     def identity(self) -> dict[str, Any]:
         """What decides the pixels: everything, less where a known data set lies on this machine and the tolerance."""
         values = self.model_dump(mode="json", exclude={"max_rejected"})
-        if self.source.kind == "folder":
+        if isinstance(self.source, FolderSource):
             values["source"]["splits"] = bool(self.source.splits)  # what None refuses has no pixels
-        if self.source.kind in KNOWN:
+        if SOURCES[self.source.kind].official:
             values["source"] = {k: v for k, v in values["source"].items() if k not in LOCAL}
         return values
+
+
+def class_count(data: DataConfig) -> int | None:
+    """How many classes the data will have."""
+    return None if data.split.min_per_class else data.source.class_count()
+
+
+def attribute_names(data: DataConfig) -> tuple[str, ...] | None:
+    """Which attributes the data will have."""
+    return data.source.attribute_names()
+
+
+def split_names(data: DataConfig) -> tuple[str, ...] | None:
+    """Which splits the data will have."""
+    rule, official = data.split, data.source.official_splits()
+    shares = {"train": 1.0, "valid": rule.valid, "test": rule.test}
+    by_hash = tuple(name for name, share in shares.items() if share)
+    made = {"all": ("train",), "hash": by_hash, "official": official}[rule.rule]
+    if not rule.merge:
+        return made
+    return tuple(name for name, parts in rule.merge.items() if made is None or any(part in made for part in parts))

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.config import ddpm_tables
 from pipeline.config.base import Settings
+from pipeline.config.explain import own_settings
+from pipeline.config.registry import SAMPLERS, sampler
 
 # float32 rounds x0 + sigma * noise by sigma / 2**24: beyond this, by more than one grey level of 2 / 255.
 SIGMA_LARGEST = 2 / 255 * 2**24
@@ -284,29 +286,19 @@ class ChurnConfig(Settings):
         return self
 
 
-SamplerKind = Literal["euler", "heun", "ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "langevin"]
-_READ_BY: Mapping[str, tuple[SamplerKind, ...]] = {
-    "churn": ("heun",),
-    "eta": ("ddim", "dpmpp_2m_sde"),
-    "variance": ("ddpm",),
-    "order": ("unipc",),
-    "corrector_steps": ("langevin",),
-    "corrector_snr": ("langevin",),
-}
-
-
 class SamplerConfig(Settings):
-    """How a denoiser becomes images."""
+    """How a denoiser becomes images. A setting that the sampler does not read is an error where it is set."""
 
-    kind: SamplerKind = "heun"
+    kind: str = "heun"  # one of SAMPLERS, below
     steps: int = Field(18, ge=1)
     grid: GridConfig = GridConfig()
-    churn: ChurnConfig = ChurnConfig()  # heun alone
+    churn: ChurnConfig = ChurnConfig()
     eta: float | None = Field(None, ge=0)  # fresh noise of ddim (None: 0) and dpmpp_2m_sde (None: 1)
-    variance: Literal["small", "large", "learned"] = "small"  # ddpm alone: of each step
-    order: Literal[1, 2, 3] = 2  # unipc alone
-    corrector_steps: int = Field(1, ge=0)  # langevin alone
+    variance: Literal["small", "large", "learned"] = "small"  # of each step
+    order: Literal[1, 2, 3] = 2
+    corrector_steps: int = Field(1, ge=0)
     corrector_snr: float = Field(0.16, gt=0)
+    options: dict[str, Any] = {}  # of a sampler that has settings of its own
     # Bound of every x0 estimate; None: none. Pixels by eps want 1: an error of the noise counts sigma-fold in x0.
     clip: float | None = Field(None, gt=0)
     guidance: GuidanceConfig = GuidanceConfig()
@@ -314,56 +306,113 @@ class SamplerConfig(Settings):
     @property
     def calls(self) -> int:
         """Calls of the denoiser for one image; guidance makes each of them two of the network."""
-        return {"heun": 2 * self.steps - 1, "langevin": self.steps * (1 + self.corrector_steps)}.get(
-            self.kind, self.steps
-        )
+        return SAMPLERS[self.kind].calls(self)
 
     @property
     def alone(self) -> "SamplerConfig":
         """Without a second model: how training shows itself, when the one for autoguidance may not be there yet."""
         return self if self.guidance.kind != "autoguidance" else self.model_copy(update={"guidance": GuidanceConfig()})
 
+    @field_validator("kind")
+    @classmethod
+    def _is_registered(cls, kind: str) -> str:
+        if kind not in SAMPLERS:
+            raise ValueError(SAMPLERS.unknown(kind))
+        return kind
+
+    @field_validator("options")
+    @classmethod
+    def _of_the_kind(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """Checked by the sampler's own class of settings, with its defaults put in."""
+        kind = str(info.data.get("kind"))  # not there where it is wrong itself
+        settings = SAMPLERS[kind].settings if kind in SAMPLERS else None
+        if settings is None:
+            if options and kind in SAMPLERS:
+                raise ValueError(f"found {options}, but sampler kind={kind} has no settings of its own: leave them out")
+            return options
+        return own_settings(settings, options)
+
     @model_validator(mode="after")
     def _only_what_is_read(self) -> "SamplerConfig":
-        _refuse_unread(self, _READ_BY)
+        _refuse_unread(self, {name: _readers(name) for name in _NOT_READ_BY_ALL})
         if self.kind == "ddim" and self.eta is not None and self.eta > 1:
             raise ValueError(f"eta is {self.eta}; ddim has a variance only for 0 <= eta <= 1")
         return self
 
 
-def sampling_problems(sampler: SamplerConfig, diffusion: DiffusionConfig, *, conditional: bool) -> list[str]:
+def _readers(name: str) -> tuple[str, ...]:
+    return SAMPLERS.names(lambda kind: name in kind.reads)
+
+
+_NOT_READ_BY_ALL = ("churn", "eta", "variance", "order", "corrector_steps", "corrector_snr")
+
+sampler("euler", "pipeline.diffusion.samplers:euler")
+sampler(
+    "heun",
+    "pipeline.diffusion.samplers:heun",
+    noise=True,
+    reads=("churn",),
+    options=lambda s: {
+        "amount": s.churn.amount,
+        "between": (s.churn.sigma_min, s.churn.sigma_max),
+        "scale": s.churn.noise,
+    },
+    calls=lambda s: 2 * s.steps - 1,
+)
+sampler("ddim", "pipeline.diffusion.samplers:ddim", noise=True, reads=("eta",), options=lambda s: {"eta": s.eta or 0.0})
+sampler("ddpm", "pipeline.diffusion.samplers:ancestral", noise=True, reads=("variance",))
+sampler("dpmpp_2m", "pipeline.diffusion.multistep:dpmpp_2m")
+sampler(
+    "dpmpp_2m_sde",
+    "pipeline.diffusion.multistep:dpmpp_2m",
+    noise=True,
+    reads=("eta",),
+    options=lambda s: {"eta": 1.0 if s.eta is None else s.eta},
+)
+sampler("unipc", "pipeline.diffusion.multistep:unipc", reads=("order",))
+sampler(
+    "langevin",
+    "pipeline.diffusion.samplers:langevin",
+    noise=True,
+    reads=("corrector_steps", "corrector_snr"),
+    options=lambda s: {"corrector_steps": s.corrector_steps, "snr": s.corrector_snr},
+    calls=lambda s: s.steps * (1 + s.corrector_steps),
+)
+
+
+def sampling_problems(cfg: SamplerConfig, diffusion: DiffusionConfig, *, conditional: bool) -> list[str]:
     """What does not fit between a sampler and the process it shall reverse; empty where all is well.
 
     `conditional`: whether the network is given classes or attributes.
     """
     return [
-        *_variance_problems(sampler, diffusion),
-        *_grid_problems(sampler, diffusion),
-        *_guidance_problems(sampler.guidance, diffusion, conditional=conditional),
+        *_variance_problems(cfg, diffusion),
+        *_grid_problems(cfg, diffusion),
+        *_guidance_problems(cfg.guidance, diffusion, conditional=conditional),
     ]
 
 
-def _variance_problems(sampler: SamplerConfig, diffusion: DiffusionConfig) -> Iterator[str]:
-    if sampler.variance == "learned" and not diffusion.learned_variance:
+def _variance_problems(cfg: SamplerConfig, diffusion: DiffusionConfig) -> Iterator[str]:
+    if cfg.variance == "learned" and not diffusion.learned_variance:
         yield (
             "sampler.variance: found learned, but the network has no variance. Train with"
             " diffusion.learned_variance=true, or use variance=small."
         )
-    if sampler.variance == "large" and diffusion.levels.kind != "ddpm":
+    if cfg.variance == "large" and diffusion.levels.kind != "ddpm":
         yield (
             "sampler.variance: found large, the beta of a DDPM process, but diffusion.levels.kind is"
             f" {diffusion.levels.kind}. Use levels.kind=ddpm, or variance=small."
         )
 
 
-def _grid_problems(sampler: SamplerConfig, diffusion: DiffusionConfig) -> Iterator[str]:
-    grid, levels = sampler.grid, diffusion.levels
+def _grid_problems(cfg: SamplerConfig, diffusion: DiffusionConfig) -> Iterator[str]:
+    grid, levels = cfg.grid, diffusion.levels
     low, high = levels.sigma_min, levels.sigma_max
     if grid.kind == "ddpm" and not isinstance(levels, DDPMLevels):
         yield f"sampler.grid.kind: found ddpm, but diffusion.levels.kind is {levels.kind}. Use grid.kind=uniform_t."
-    if isinstance(levels, DDPMLevels) and grid.kind in ("ddpm", "uniform_t") and sampler.steps > levels.timesteps:
+    if isinstance(levels, DDPMLevels) and grid.kind in ("ddpm", "uniform_t") and cfg.steps > levels.timesteps:
         yield (
-            f"sampler.steps: found {sampler.steps}, more than the process's {levels.timesteps} timesteps. Use fewer,"
+            f"sampler.steps: found {cfg.steps}, more than the process's {levels.timesteps} timesteps. Use fewer,"
             " or grid.kind=karras, which stands between them."
         )
     ends = {"sigma_min": grid.sigma_min, "sigma_max": grid.sigma_max}

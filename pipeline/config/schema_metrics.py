@@ -1,11 +1,16 @@
-"""Settings of evaluation: which feature networks, which references, which checks."""
+"""Settings of evaluation (which feature networks, references, checks), and the registered metrics. Torch-free.
+
+The name, direction and needs of a metric stand here once.
+"""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from pipeline.config.base import Settings
+from pipeline.config.explain import own_settings
+from pipeline.config.registry import METRICS, Direction, known_metric, metric
 
 Resize = Literal["tf1", "clean", "torchmetrics"]
 InceptionFeatures = Annotated[
@@ -52,6 +57,11 @@ class QualityConfig(Settings):
     images: int = Field(1000, ge=1)  # scored one by one, at most
     brisque: Path | None = None  # libsvm model `allmodel`; `allrange` (with the same prefix) lies beside it
 
+    def weights(self) -> dict[str, Path]:
+        """The files of the measures that are on, by the metric's name."""
+        paths = {"niqe": self.niqe, "brisque": self.brisque, "cnniqa": self.cnniqa}
+        return {name: path for name, path in paths.items() if path is not None}
+
 
 class EvaluateConfig(Settings):
     """What is measured on a sample set."""
@@ -75,3 +85,94 @@ class EvaluateConfig(Settings):
     copy_level: float = Field(0.01, gt=0, lt=0.5)  # share of held-out images that the copy check may flag
     worst: int = Field(16, ge=0)  # copies shown in the picture of the worst cases
     seed: int = Field(2020, ge=0)  # of subsets and permutations
+    options: dict[str, dict[str, Any]] = {}  # of metrics that have settings of their own, by the metric's name
+
+    @field_validator("options")
+    @classmethod
+    def _of_metrics(cls, options: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Checked by each metric's own class of settings."""
+        for name, values in options.items():
+            settings = METRICS[name].settings if name in METRICS else None
+            if settings is None:
+                known = ", ".join(METRICS.names(lambda kind: kind.settings is not None)) or "none has any"
+                raise ValueError(f"found '{name}', expected a metric with settings of its own: {known}")
+            own_settings(settings, values)
+        return options
+
+    def measures_in(self, network: str) -> bool:
+        """Whether a feature network is switched on."""
+        return self.domain.enabled if network == "domain" else getattr(self, network).weights is not None
+
+
+def network_of(name: str) -> str | None:
+    """The network in whose features a number of this name is measured; None where it needs none, or is unknown."""
+    kind, words = known_metric(name), name.partition("@")[0].split("-")
+    if kind is None or not kind.place or kind.needs == "image":
+        return None
+    if len(kind.networks) == 1:
+        return kind.networks[0]
+    return next((network for network in _NETWORKS if network in words), "inception")
+
+
+def sampled_metrics(condition: str) -> tuple[str, ...]:
+    """What training measures of samples, as the names of "sampled/<name>": of a model with this condition."""
+    accuracy = {"class": (CLASS_ACCURACY,), "attributes": (ATTRIBUTE_ACCURACY,)}
+    return (DOMAIN_DISTANCE, *accuracy.get(condition, ()))
+
+
+def _below_zero(name: str, value: float) -> str:
+    if value < 0 and name.endswith("-infinity"):
+        return "below 0: too few images for the extrapolation; read it as 0"
+    return ""
+
+
+def _kid_below_zero(_: str, value: float) -> str:
+    said = "below 0: no difference seen, around which an unbiased estimate scatters; read it as 0"
+    return said if value < 0 else ""
+
+
+def _knows_no_noise(name: str, _: float) -> str:
+    said = "the domain classifier never saw noise: pure noise may get 0.7 and more; trust it beside fd-domain only"
+    return said if name.endswith("-domain") else ""
+
+
+_NETWORKS = ("domain", "inception", "dinov2", "clip")
+_COMPARED = ("domain", "inception", "dinov2")  # as sets of features, by several metrics
+_SUITE = "pipeline.metrics.suite"
+FRECHET, DOMAIN_DISTANCE = "fd", "fd-domain"
+CLASS_ACCURACY, ATTRIBUTE_ACCURACY = "accuracy-domain", "accuracy-attributes"
+
+
+def _compared(name: str, function: str, direction: Direction, **facts: Any) -> None:
+    """A metric of the features, or with needs=logits of the classes, that three of the networks give."""
+    facts = {"usual": (name, f"{name}-domain"), **facts}
+    metric(name, f"{_SUITE}:{function}", direction=direction, networks=_COMPARED, **facts)
+
+
+# In the features of a network. Frechet distances in Inception's are called fid and sfid, those of restored images begin
+# with r.
+_FID = ("fid", "sfid", "rfd", "rfid", "rsfid")
+_compared(FRECHET, "frechet", "minimize", also=_FID, full=False, note=_below_zero, usual=("fid", DOMAIN_DISTANCE))
+_compared("kid", "kernel", "minimize", least=0.0, note=_kid_below_zero)
+_compared("is", "class_score", "maximize", needs="logits")
+for _name, _needs in ((CLASS_ACCURACY, "logits"), (ATTRIBUTE_ACCURACY, "attributes")):
+    _place = f"{_SUITE}:{_needs}_accuracy"
+    metric(_name, _place, direction="maximize", usual=(_name,), networks=("domain",), needs=_needs)
+_compared("precision", "precision", "maximize", note=_knows_no_noise)
+_compared("recall", "recall", "maximize")
+_compared("density", "density", "maximize", usual=(), note=_knows_no_noise)
+_compared("coverage", "coverage", "maximize", usual=())
+metric("cmmd", f"{_SUITE}:clip_distance", direction="minimize", networks=("clip",))
+
+# Of single images; the others are measured by jobs in their own ways: copies, restoration, use of latents, losses.
+metric("copy-rate", direction="minimize")
+for _name in ("niqe", "brisque", "cnniqa"):
+    metric(_name, f"pipeline.metrics.quality:{_name}", direction=None, needs="image")
+for _name in ("compression", "kl-per-dimension", "dead-channels"):
+    metric(_name, direction=None)
+for _name in ("psnr", "ssim"):
+    metric(_name, direction="maximize", also=(f"mean_{_name}",))
+for _name in ("l1", "l2"):
+    metric(_name, direction="minimize", also=(f"mean_{_name}",))
+for _name in ("loss", "error", "kl", "perceptual"):
+    metric(_name, direction="minimize")

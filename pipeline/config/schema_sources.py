@@ -1,15 +1,32 @@
-"""Settings of the sources of images: one class a source family.
+"""Settings of the sources of images: one class a source family, registered with the function that lists its images, and
+what a source says of its classes, attributes and splits before any image has been read. Torch-free.
 
 `path` of a known data set is the folder that holds its official files; None: they are downloaded by `fetch` into
 `<data_dir>/downloads/<kind>`, from `urls`. Names of files are looked for in that folder, official ones first.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
 from pipeline.config.base import Settings
+from pipeline.config.registry import SOURCES, Choice, source
+
+_THREE, _TWO = ("train", "valid", "test"), ("train", "test")
+CELEBA = (  # the official file's names, in its order (Liu et al. 2015)
+    "5_o_Clock_Shadow Arched_Eyebrows Attractive Bags_Under_Eyes Bald Bangs Big_Lips Big_Nose Black_Hair Blond_Hair "
+    "Blurry Brown_Hair Bushy_Eyebrows Chubby Double_Chin Eyeglasses Goatee Gray_Hair Heavy_Makeup High_Cheekbones Male "
+    "Mouth_Slightly_Open Mustache Narrow_Eyes No_Beard Oval_Face Pale_Skin Pointy_Nose Receding_Hairline Rosy_Cheeks "
+    "Sideburns Smiling Straight_Hair Wavy_Hair Wearing_Earrings Wearing_Hat Wearing_Lipstick Wearing_Necklace "
+    "Wearing_Necktie Young"
+)
+SPLITS = ("train", "valid", "test")
+ALIASES = {  # what others call a split
+    **dict.fromkeys(("val", "validation", "dev", "valid_set", "validation_set"), "valid"),
+    **dict.fromkeys(("training", "train_set", "training_set"), "train"),
+    **dict.fromkeys(("testing", "test_set", "testing_set"), "test"),
+}
 
 
 class Download(Settings):
@@ -20,7 +37,57 @@ class Download(Settings):
     checksum: str | None = Field(None, pattern=r"^(sha256:[0-9a-f]{64}|md5:[0-9a-f]{32})$")
 
 
-class GlyphSource(Settings):
+def split_name(name: str) -> str:
+    """Our name of a split, whatever its case; a name that is not known stays as it is."""
+    lower = name.strip().lower()
+    return lower if lower in SPLITS else ALIASES.get(lower, name)
+
+
+class Source(Choice):
+    """The base of every source's settings, and the type of a field that takes any registered kind.
+
+    What the source knows of its data before it is listed; None: not known yet.
+    """
+
+    registry = SOURCES
+
+    @property
+    def needs_internet(self) -> bool:
+        """Whether something has to be downloaded."""
+        return False
+
+    def class_count(self) -> int | None:
+        """How many classes there will be."""
+        return SOURCES[self.kind].classes
+
+    def attribute_names(self) -> tuple[str, ...] | None:
+        """Which attributes there will be."""
+        return SOURCES[self.kind].attributes
+
+    def official_splits(self) -> tuple[str, ...] | None:
+        """The splits of split.rule=official."""
+        return SOURCES[self.kind].splits
+
+
+class KnownSource(Source):
+    """A published data set: the same images wherever its files lie."""
+
+    path: Path | None = None
+    urls: tuple[Download, ...] = ()
+
+    @property
+    def needs_internet(self) -> bool:
+        """Yes, unless the files are here."""
+        return self.path is None
+
+    @property
+    def download_name(self) -> str:
+        """The folder below `<data_dir>/downloads`."""
+        return self.kind
+
+
+@source("data_prep.sources.glyphs:listing")
+class GlyphSource(Source):
     """Letters rendered from fonts, centred by their ink box. Labels are letters; each sample's json has the font."""
 
     kind: Literal["glyphs"]
@@ -31,8 +98,13 @@ class GlyphSource(Settings):
     ink: int = Field(255, ge=0, le=255)
     paper: int = Field(0, ge=0, le=255)
 
+    def class_count(self) -> int | None:
+        """How many classes there will be."""
+        return len(self.alphabet)
 
-class FolderSource(Settings):
+
+@source("data_prep.sources.folder:listing")
+class FolderSource(Source):
     """A person's own images in a folder, zip or tar: one folder per class, or flat, or with a table of labels."""
 
     kind: Literal["folder"]
@@ -46,55 +118,64 @@ class FolderSource(Settings):
     label_column: str | None = None  # None: label or class, where there is one
     attribute_columns: tuple[str, ...] = ()  # columns of 0 and 1 (-1 and 1, no and yes), or values of the label column
 
+    def attribute_names(self) -> tuple[str, ...] | None:
+        """Which attributes there will be."""
+        return self.attribute_columns
 
-class CelebaSource(Settings):
+
+@source("data_prep.sources.celeba:listing", official=True, classes=0, attributes=tuple(CELEBA.split()), splits=_THREE)
+class CelebaSource(KnownSource):
     """CelebA, aligned: the official zip, or its images in a folder or tar; 40 attributes; the official partition."""
 
     kind: Literal["celeba"]
-    path: Path | None = None
     images: str | None = None  # None: img_align_celeba.zip, or the folder img_align_celeba
     attributes: str | None = None  # None: list_attr_celeba.txt, or list_attr_celeba.csv
     partition: str | None = None  # None: list_eval_partition.txt or .csv, where it is there
-    urls: tuple[Download, ...] = ()
 
 
-class FlowersSource(Settings):
+@source("data_prep.sources.flowers102:listing", official=True, classes=102, splits=_THREE)
+class FlowersSource(KnownSource):
     """Oxford Flowers 102: 102flowers.tgz (or jpg/), imagelabels.mat, setid.mat."""
 
     kind: Literal["flowers102"]
-    path: Path | None = None
     images: str | None = None
-    urls: tuple[Download, ...] = ()
 
 
-class CifarSource(Settings):
+@source("data_prep.sources.cifar10:listing", official=True, classes=10, splits=_TWO)
+class CifarSource(KnownSource):
     """CIFAR-10: the archive or folder of the python or of the binary version; both give the same shards."""
 
     kind: Literal["cifar10"]
-    path: Path | None = None
-    urls: tuple[Download, ...] = ()
 
 
-class IdxSource(Settings):
+@source("data_prep.sources.idx:listing", official=True, splits=_TWO)
+class IdxSource(KnownSource):
     """MNIST and what looks like it: {train,t10k}-{images-idx3,labels-idx1}-ubyte, gz or not. t10k is test."""
 
     kind: Literal["idx"]
-    path: Path | None = None
     dataset: str = "mnist"  # names the folder of downloads
     classes: tuple[str, ...] = ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
-    urls: tuple[Download, ...] = ()
+
+    @property
+    def download_name(self) -> str:
+        """The data set's own name."""
+        return self.dataset
+
+    def class_count(self) -> int | None:
+        """How many classes there will be."""
+        return len(self.classes)
 
 
-class LsunSource(Settings):
+@source("data_prep.sources.lsun:listing", official=True, classes=0)
+class LsunSource(KnownSource):
     """One LSUN category: the lmdb export (folder or zip), or its images in a folder, zip or tar."""
 
     kind: Literal["lsun"]
-    path: Path | None = None
     category: str = "bedroom"
-    urls: tuple[Download, ...] = ()
 
 
-class WebdatasetSource(Settings):
+@source("data_prep.sources.webdataset_tars:listing", attributes=None)
+class WebdatasetSource(Source):
     """Tars in webdataset form: an image beside .cls, .json, .txt. `path`: a tar, or a folder of tars."""
 
     kind: Literal["webdataset"]
@@ -102,7 +183,8 @@ class WebdatasetSource(Settings):
     classes: tuple[str, ...] = ()  # names by number; (): the numbers that occur
 
 
-class HubSource(Settings):
+@source("data_prep.sources.hub:listing", attributes=None)
+class HubSource(Source):
     """A data set of the Hugging Face hub, or local parquet or image folders, through `datasets`, streamed once."""
 
     kind: Literal["hub"]
@@ -115,18 +197,11 @@ class HubSource(Settings):
     image_column: str = "image"
     label_column: str | None = None  # None: label, where there is one
 
+    @property
+    def needs_internet(self) -> bool:
+        """Yes: a builder of local files is rare."""
+        return True
 
-Source = Annotated[
-    GlyphSource
-    | FolderSource
-    | CelebaSource
-    | FlowersSource
-    | CifarSource
-    | IdxSource
-    | LsunSource
-    | WebdatasetSource
-    | HubSource,
-    Field(discriminator="kind"),
-]
-
-KNOWN = ("celeba", "flowers102", "cifar10", "idx", "lsun")  # the same images wherever they lie
+    def official_splits(self) -> tuple[str, ...] | None:
+        """The splits of split.rule=official."""
+        return tuple(map(split_name, self.splits))

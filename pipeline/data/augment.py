@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.config.schema_augment import AugmentConfig
+from pipeline.config.schema import AugmentConfig
 from pipeline.runtime.random import Stream, uniform
 
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipeline.config.schema_augment import AugmentConfig
+from pipeline.config.schema import AugmentConfig
 from pipeline.data.augment import augment, augment_draws, flipped
 from pipeline.data.order import samples_of
 from pipeline.data.reader import Reader

@@ -7,20 +7,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pipeline.config.registry import SAMPLERS
 from pipeline.config.schema_diffusion import GridConfig, GuidanceConfig, SamplerConfig
-from pipeline.diffusion import grids, multistep, samplers
+from pipeline.diffusion import grids
 from pipeline.diffusion.build import Process
 from pipeline.diffusion.guidance import clipped, extrapolated, remembered, rescaled, within
 from pipeline.diffusion.posterior import LearnedVariance, Variance, large_variance, small_variance
 from pipeline.diffusion.preconditioning import Denoise, Network, denoiser
-from pipeline.diffusion.samplers import Noise
+from pipeline.diffusion.samplers import Noise, no_noise
 
 Solve = Callable[[Denoise, Tensor, Tensor, Noise], Tensor]
-
-
-def no_noise(draw: int) -> Tensor:
-    """The noise of a sampler that must not ask for any."""
-    raise ValueError(f"this sampler adds fresh noise and asked for draw {draw}: call it with noise")
 
 
 @dataclass(frozen=True)
@@ -119,38 +115,20 @@ def build_generator(
 
 
 def _solver(cfg: SamplerConfig, learned: Variance | None) -> Solve:
-    if cfg.kind == "heun" and cfg.churn.amount > 0:
-        churn = cfg.churn
-        return lambda denoise, x, sigmas, noise: samplers.churned_heun(
-            denoise,
-            x,
-            sigmas,
-            noise=noise,
-            amount=churn.amount,
-            between=(churn.sigma_min, churn.sigma_max),
-            scale=churn.noise,
-        )
-    if cfg.kind == "ddim" and cfg.eta:
-        eta = cfg.eta
-        return lambda denoise, x, sigmas, noise: samplers.ddim(denoise, x, sigmas, noise=noise, eta=eta)
-    if cfg.kind == "dpmpp_2m_sde":
-        eta = 1.0 if cfg.eta is None else cfg.eta
-        return lambda denoise, x, sigmas, noise: multistep.dpmpp_2m(denoise, x, sigmas, noise=noise, eta=eta)
-    if cfg.kind == "langevin":
-        steps, snr = cfg.corrector_steps, cfg.corrector_snr
-        return lambda denoise, x, sigmas, noise: samplers.langevin(
-            denoise, x, sigmas, noise=noise, corrector_steps=steps, snr=snr
-        )
-    if cfg.kind == "ddpm":
-        variance = _variance(cfg, learned)
-        return lambda denoise, x, sigmas, noise: samplers.ancestral(denoise, x, sigmas, noise=noise, variance=variance)
-    if cfg.kind == "unipc":
-        return lambda denoise, x, sigmas, _: multistep.unipc(denoise, x, sigmas, order=cfg.order)
-    if cfg.kind == "dpmpp_2m":
-        return lambda denoise, x, sigmas, _: multistep.dpmpp_2m(denoise, x, sigmas)
-    # DDIM without noise is Euler's method.
-    plain = {"heun": samplers.heun, "euler": samplers.euler, "ddim": samplers.euler}[cfg.kind]
-    return lambda denoise, x, sigmas, _: plain(denoise, x, sigmas)
+    """The registered function, given the settings that it reads."""
+    kind = SAMPLERS[cfg.kind]
+    function = kind.load()
+    options = kind.options(cfg) if kind.options else {name: getattr(cfg, name) for name in kind.reads}
+    options = {**options, **cfg.options}
+    if "variance" in options:
+        options["variance"] = _variance(cfg, learned)
+
+    def solve(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:
+        fresh = {"noise": noise} if kind.noise else {}
+        result: Tensor = function(denoise, x, sigmas, **fresh, **options)
+        return result
+
+    return solve
 
 
 def _variance(cfg: SamplerConfig, learned: Variance | None) -> Variance:

@@ -29,39 +29,39 @@ def euler(denoise: Denoise, x: Tensor, sigmas: Iterable[Tensor]) -> Tensor:
     return x
 
 
-def heun(denoise: Denoise, x: Tensor, sigmas: Iterable[Tensor]) -> Tensor:
-    """Second order, two calls a step (Karras et al. 2022, algorithm 1)."""
-    for sigma, sigma_next in pairwise(sigmas):
-        x0 = denoise(x, sigma)
-        slope = (x - x0) / sigma
-        x_euler = x0 + sigma_next * slope
-        if sigma_next == 0:
-            return x_euler
-        slope_next = (x_euler - denoise(x_euler, sigma_next)) / sigma_next
-        x = x_euler + (sigma_next - sigma) * (slope_next - slope) / 2
-    return x
+def no_noise(draw: int) -> Tensor:
+    """The noise of a sampler that must not ask for any."""
+    raise ValueError(f"this sampler adds fresh noise and asked for draw {draw}: call it with noise")
 
 
-def churned_heun(
+def heun(
     denoise: Denoise,
     x: Tensor,
     sigmas: Tensor,
     *,
-    noise: Noise,
-    amount: float,
+    noise: Noise = no_noise,
+    amount: float = 0.0,
     between: tuple[float, float] = (0.0, math.inf),
     scale: float = 1.0,
 ) -> Tensor:
-    """Heun, with noise added before each step (Karras et al. 2022, algorithm 2).
+    """Second order, two calls a step (Karras et al. 2022, algorithm 1).
 
-    `amount` is S_churn, `between` S_tmin and S_tmax, `scale` S_noise.
+    Where `amount` is not 0, noise is added before each step (algorithm 2: `amount` is S_churn, `between` S_tmin and
+    S_tmax, `scale` S_noise).
     """
-    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
-        gamma = min(amount / (len(sigmas) - 1), math.sqrt(2) - 1) if between[0] <= sigma <= between[1] else 0.0
-        lifted = sigma * (1 + gamma)
+    for step, (level, sigma_next) in enumerate(pairwise(sigmas)):
+        gamma = min(amount / (len(sigmas) - 1), math.sqrt(2) - 1) if between[0] <= level <= between[1] else 0.0
+        sigma = level
         if gamma > 0:
-            x = x + scale * (lifted**2 - sigma**2).sqrt() * noise(step)
-        x = heun(denoise, x, (lifted, sigma_next))
+            sigma = level * (1 + gamma)
+            x = x + scale * (sigma**2 - level**2).sqrt() * noise(step)
+        x0 = denoise(x, sigma)
+        slope = (x - x0) / sigma
+        x_euler: Tensor = x0 + sigma_next * slope
+        if sigma_next == 0:
+            return x_euler
+        slope_next = (x_euler - denoise(x_euler, sigma_next)) / sigma_next
+        x = x_euler + (sigma_next - sigma) * (slope_next - slope) / 2
     return x
 
 
@@ -70,6 +70,8 @@ def ddim(denoise: Denoise, x: Tensor, sigmas: Iterable[Tensor], *, noise: Noise,
 
     eta 0 is `euler`; eta 1 is `ancestral` with its small variance.
     """
+    if eta == 0:
+        return euler(denoise, x, sigmas)
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
         x0 = denoise(x, sigma)
         if sigma_next == 0:

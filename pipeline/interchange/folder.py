@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipeline.config.registry import NETWORKS, import_plugins
 from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
 from pipeline.config.schema_model import DiTConfig, KLAutoencoderConfig, ModelConfig, UNetConfig
 from pipeline.interchange.schedulers import Scheduling, scheduling
@@ -34,7 +35,6 @@ Format = Literal["diffusers", "safetensors"]
 SETTINGS, WEIGHTS, THEIR_WEIGHTS = "settings.json", "model.safetensors", "diffusion_pytorch_model.safetensors"
 AUTOENCODER = "autoencoder"  # the folder of the one that a denoiser of latents needs, beside our own settings
 PIPELINE = "pipeline"  # name of the module with LabelPipeline inside a folder
-MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Network:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     latents: Latents | None = None
     made_from: Mapping[str, Any] = field(default_factory=dict)
+    plugins: tuple[str, ...] = ()  # modules that register its kinds
 
 
 def write_safetensors(folder: Path, network: Network) -> None:
@@ -139,6 +140,7 @@ def settings_of(network: Network) -> dict[str, Any]:
         "sampler": network.sampler.model_dump(mode="json"),
         "latents": {"mean": network.latents.mean, "std": network.latents.std} if network.latents else None,
         "made_from": dict(network.made_from),
+        "plugins": list(network.plugins),
     }
     return dict(json.loads(json.dumps(settings)))
 
@@ -229,9 +231,10 @@ def _ours(folder: Path) -> Network:
 
 def _with(settings: Mapping[str, Any], model: ModelConfig | None, weights: Mapping[str, Tensor]) -> Network:
     """The network of our settings.json, or of `model`, which is theirs."""
+    import_plugins(settings.get("plugins", ()))
     try:
         diffusion = settings.get("diffusion")
-        model = model or MODEL.validate_python(settings["model"])
+        model = model or NETWORKS.validate(settings["model"])
         return Network(
             model=model,
             shape=(settings["shape"][0], settings["shape"][1], settings["shape"][2]),
@@ -243,6 +246,7 @@ def _with(settings: Mapping[str, Any], model: ModelConfig | None, weights: Mappi
             diffusion=DiffusionConfig.model_validate(diffusion) if diffusion else None,
             sampler=SamplerConfig.model_validate(settings.get("sampler", {})),
             made_from=settings.get("made_from", {}),
+            plugins=tuple(settings.get("plugins", ())),
         )
     except (KeyError, ValidationError) as error:
         raise Incomplete(f"{SETTINGS} of the folder cannot be read: {error}") from error

@@ -1,5 +1,6 @@
 """No-reference quality of single images: NIQE, BRISQUE, CNN-IQA. Weights by local path."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ from pipeline.metrics.scene_statistics import (
     tail,
 )
 from pipeline.runtime.errors import UserError
+
+Score = Callable[[npt.NDArray[np.uint8]], float]
+Measure = tuple[Score, Callable[[int, int], bool]]  # the score of an image [H, W, C], and of which sizes
 
 NIQE_BLOCK = 96
 PATCH = 32  # of CNN-IQA
@@ -174,3 +178,20 @@ def _contrast(patches: Tensor) -> Tensor:
     mean = functional.avg_pool2d(padded, 3, 1)
     square = functional.avg_pool2d(padded**2, 3, 1)
     return (patches - mean) / ((square - mean**2).clamp_min(0).sqrt() + 1)
+
+
+def niqe(weights: Path) -> Measure:
+    """NIQE, and the sizes that it accepts."""
+    measure = Niqe(weights)
+    return measure, measure.accepts
+
+
+def brisque(weights: Path) -> Measure:
+    """BRISQUE, and the sizes that it accepts."""
+    return Brisque(weights), lambda height, width: min(height, width) >= 8
+
+
+def cnniqa(weights: Path) -> Measure:
+    """CNN-IQA, and the sizes that it accepts."""
+    network = CnnIqa(weights)
+    return network.score, network.accepts

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from pipeline.config.registry import METRICS
 from pipeline.config.schema_metrics import QualityConfig
 from pipeline.metrics.extraction import Read, Work, all_features, save_features
 from pipeline.metrics.inception_weights import checked_file
-from pipeline.metrics.quality import Brisque, CnnIqa, Niqe
+from pipeline.metrics.quality import Score
 from pipeline.metrics.suite import Measured
 from pipeline.runtime.files import content_hash, sha256_file
 
-Score = Callable[[npt.NDArray[np.uint8]], float]
 BLOCK = 64  # images of one restartable piece of work
 _SMALL = 96  # pixels below which the scores are far from what they were fitted to
 
@@ -35,12 +34,11 @@ class Scorer:
 
 
 def build_scorers(cfg: QualityConfig) -> list[Scorer]:
-    """`niqe`, `brisque` and `cnniqa`, whichever have weights."""
+    """The registered measures of single images, whichever have weights."""
     found = []
-    for name, path in (("niqe", cfg.niqe), ("brisque", cfg.brisque), ("cnniqa", cfg.cnniqa)):
-        if path is not None:
-            file = checked_file(f"evaluate.quality.{name}", path, None)
-            found.append(Scorer(name, sha256_file(file), *_measure(name, file)))
+    for name, path in cfg.weights().items():
+        file = checked_file(f"evaluate.quality.{name}", path, None)
+        found.append(Scorer(name, sha256_file(file), *METRICS[name].load()(file)))
     return found
 
 
@@ -101,13 +99,3 @@ def measure_quality(
                 f"with images of that size alone; {beside_it}"
             )
     return out
-
-
-def _measure(name: str, path: Path) -> tuple[Score, Callable[[int, int], bool]]:
-    if name == "niqe":
-        niqe = Niqe(path)
-        return niqe, niqe.accepts
-    if name == "cnniqa":
-        network = CnnIqa(path)
-        return network.score, network.accepts
-    return Brisque(path), lambda height, width: min(height, width) >= 8

@@ -8,13 +8,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.config.registry import METRICS, known_metric
+from pipeline.config.schema_metrics import ATTRIBUTE_ACCURACY, FRECHET
 from pipeline.runtime.numbers_text import note, shown
 
 ENOUGH = 10_000  # images below which a Frechet distance says little across papers
-USUAL = (  # what people look at first, in this order
-    *("fid", "fd-domain", "kid", "kid-domain", "is", "is-domain", "accuracy-domain", "accuracy-attributes"),
-    *("precision", "precision-domain", "recall", "recall-domain"),
-)
 Row = tuple[str, ...]
 
 
@@ -28,13 +26,20 @@ class Block:
 
 def is_distance(name: str) -> bool:
     """Whether a metric is a Frechet distance."""
-    return name.startswith(("fd-", "fid", "sfid"))
+    kind = known_metric(name)
+    return kind is not None and kind.name == FRECHET
+
+
+def usual() -> list[str]:
+    """What people look at first, in this order."""
+    return [name for kind in METRICS for name in kind.usual]
 
 
 def usual_first(names: Iterable[str]) -> list[str]:
     """Names of metrics: the usual ones first, then distances, then the others, in the alphabet's order."""
     known = sorted(names, key=lambda n: (not is_distance(n), n))
-    return [n for n in USUAL if n in known] + [n for n in known if n not in USUAL]
+    first = [n for n in usual() if n in known]
+    return first + [n for n in known if n not in first]
 
 
 def caution(count: int, metrics: Mapping[str, float], details: Mapping[str, Any]) -> list[str]:
@@ -74,7 +79,7 @@ def blocks(result: Mapping[str, Any]) -> list[Block]:
             tuple((n, shown(metrics[n], details.get(n, {})), remark(details.get(n, {}))) for n in alone),
         ),
     ]
-    if each := details.get("accuracy-attributes", {}).get("by_attribute"):
+    if each := details.get(ATTRIBUTE_ACCURACY, {}).get("by_attribute"):
         rows = ((n, shown(d["value"], d), str(d["count"]), f"{d['classifier']:.4g}") for n, d in each.items())
         found.append(
             Block(("attribute", "seen as asked", "samples asked", "classifier on held-out images"), tuple(rows))

@@ -1,13 +1,16 @@
 """One pass, many metrics: everything that the features of one network say about a sample set."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from pipeline.config.schema_metrics import EvaluateConfig
+from pipeline.config.registry import METRICS
+from pipeline.config.schema_metrics import ATTRIBUTE_ACCURACY, CLASS_ACCURACY, EvaluateConfig
 from pipeline.metrics.accuracy import attribute_accuracy, conditional_accuracy
 from pipeline.metrics.domain import ROTATION
 from pipeline.metrics.extraction import Work, all_features, grouped_moments
@@ -16,7 +19,15 @@ from pipeline.metrics.features import Extractor
 from pipeline.metrics.frechet import Target
 from pipeline.metrics.inception_score import inception_score
 from pipeline.metrics.kernel_distance import cmmd, kid
-from pipeline.metrics.manifolds import DENSITY_NEIGHBOURS, density_coverage, precision_recall, radii
+from pipeline.metrics.manifolds import (
+    DENSITY_NEIGHBOURS,
+    DensityCoverage,
+    Floats,
+    PrecisionRecall,
+    density_coverage,
+    precision_recall,
+    radii,
+)
 from pipeline.metrics.moments import merged
 from pipeline.metrics.references import Reference
 from pipeline.runtime.progress import progress
@@ -81,6 +92,67 @@ def spaces_of(extractor: Extractor) -> dict[str, Space]:
     return found
 
 
+@dataclass(frozen=True)
+class View:
+    """What a metric of features looks at: one output of one network for a set of samples, beside a reference's.
+
+    A metric is a function of a view that returns a number, or a `Measured` where it has more to say. `ending`: what its
+    name ends in, such as `-domain@valid`. `reference` is None for a metric of logits or attributes.
+    """
+
+    extractor: Extractor
+    output: str  # of the network
+    ending: str
+    work: Work
+    asked: Asked
+    cfg: EvaluateConfig
+    options: Mapping[str, Any] = field(default_factory=dict)  # the metric's own settings
+    reference: Reference | None = None
+    frechet: str = ""  # what a Frechet distance is called here
+    thorough: bool = False  # with interval and extrapolation: in full features, against the first reference
+
+    @cached_property
+    def samples(self) -> Floats:
+        """The network's output for the samples, [N, D]."""
+        return all_features(self.work, self.output)
+
+    @cached_property
+    def others(self) -> Floats:
+        """The same of the reference's images, [M, D]."""
+        if self.reference is None:
+            raise ValueError(f"{self.output} has no reference")
+        return self.reference.features(self.output)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What stands behind a comparison: the reference's split, and both counts."""
+        return {"reference": self.reference and self.reference.split, "images": [len(self.samples), len(self.others)]}
+
+    @cached_property
+    def reaches(self) -> list[Tensor]:
+        """Distances of the reference's images to their k-th neighbours, [M]: for the k of recall, and of density."""
+        k, y, split = self.cfg.neighbours, self.others, self.reference.split if self.reference else ""
+        with progress(f"neighbours among {len(y)} features of {split}", len(y)) as tick:
+            return list(radii(y, (k, DENSITY_NEIGHBOURS), tick=tick))
+
+    @cached_property
+    def near(self) -> PrecisionRecall:
+        """Precision and recall."""
+        return precision_recall(self.samples, self.others, k=self.cfg.neighbours, reaches=self.reaches[0])
+
+    @cached_property
+    def dense(self) -> DensityCoverage:
+        """Density and coverage."""
+        return density_coverage(self.samples, self.others, reaches=self.reaches[1])
+
+    @property
+    def too_few(self) -> str:
+        """The sentence about sets in which neighbours cannot be counted; "" where they can."""
+        if min(len(self.samples), len(self.others)) > max(self.cfg.neighbours, DENSITY_NEIGHBOURS):
+            return ""
+        return f"precision{self.ending} and its like need more than {DENSITY_NEIGHBOURS} images on both sides"
+
+
 def measure(
     extractor: Extractor,
     work: Work,
@@ -89,11 +161,11 @@ def measure(
     asked: Asked,
     cfg: EvaluateConfig,
 ) -> Measured:
-    """All metrics in one network's features.
+    """All registered metrics in one network's features.
 
     Args:
         work: the finished blocks of features of the samples.
-        references: by split; the first names the metrics, the others add `@split`.
+        references: by split; the first names the metric, the others add `@split`.
         asked: what each sample was asked for.
     """
     out = Measured()
@@ -101,107 +173,169 @@ def measure(
         at = "" if position == 0 else f"@{split}"
         if min(work.count, reference.record["count"]) < 2:
             out.words.append(f"nothing was compared with {split}: that needs at least 2 images on both sides")
-        elif extractor.name == "clip":
-            x, y = all_features(work, "features"), reference.features("features")
-            out.add(f"cmmd{at}", cmmd(x, y), reference=reference.split, images=[len(x), len(y)])
-        else:
-            for name, space in spaces_of(extractor).items():
-                _compare(out, space, work, reference=reference, name=name, at=at, cfg=cfg)
-    if "logits" in extractor.spaces:
-        _classes(out, extractor, work, asked=asked.labels, cfg=cfg)
-    if "attributes" in extractor.spaces and asked.attributes is not None:
-        _attributes(out, extractor, work, asked=asked)
+            continue
+        for output, space in spaces_of(extractor).items():
+            view = View(
+                extractor,
+                output,
+                space.ending + at,
+                work,
+                asked,
+                cfg,
+                reference=reference,
+                frechet=space.frechet + at,
+                thorough=space.full and not at,
+            )
+            _measure(out, view, "reference", full=space.full)
+    for output in ("logits", "attributes"):
+        if output in extractor.spaces:
+            _measure(out, View(extractor, output, f"-{extractor.name}", work, asked, cfg), output, full=True)
     return out
 
 
-def _compare(
-    out: Measured, space: Space, work: Work, *, reference: Reference, name: str, at: str, cfg: EvaluateConfig
-) -> None:
-    """One space against one reference; interval and extrapolation for the first reference alone."""
-    groups = grouped_moments(work, name, cfg.confidence_blocks)
-    found, target = merged(groups), reference.moments(name)
+def _measure(out: Measured, view: View, needs: str, *, full: bool) -> None:
+    """Every metric that reads this kind of view."""
+    for kind in METRICS:
+        fits = kind.place and kind.needs == needs and (full or not kind.full)
+        if fits and (not kind.networks or view.extractor.name in kind.networks):
+            seen = view
+            if kind.settings is not None:
+                seen = replace(view, options=kind.settings(**view.cfg.options.get(kind.name, {})).model_dump())
+            found = kind.load()(seen)
+            if isinstance(found, Measured):
+                out.update(found)
+            else:
+                # The direction travels with the number: `compare` may run where the plug-in is not.
+                facts = view.facts if view.reference else {}
+                out.add(kind.name + view.ending, found, direction=kind.direction, **facts)
+
+
+def frechet(view: View) -> Measured:
+    """The Frechet distance of two Gaussians; with its interval and its value at infinity where the view is thorough."""
+    out, reference = Measured(), view.reference
+    if reference is None:
+        raise ValueError("a Frechet distance needs a reference")
+    groups = grouped_moments(view.work, view.output, view.cfg.confidence_blocks)
+    found, target = merged(groups), reference.moments(view.output)
     counts, dimensions = [found.count, target.count], len(found.mean)
     details: dict[str, Any] = {"reference": reference.split, "images": counts, "dimensions": dimensions}
     towards = Target(target)
     value = towards.exact(found)
-    if space.full and not at:
+    if view.thorough:
         interval = jackknife(groups, towards)
         if interval is not None:
             details.update(low=interval.low, high=interval.high, error=interval.error, blocks=interval.blocks)
-        limit = at_infinity(all_features(work, name), towards, seed=cfg.seed)
+        limit = at_infinity(view.samples, towards, seed=view.cfg.seed)
         if limit is not None:
-            out.add(f"{space.frechet}-infinity", limit.value, points=limit.points, reference=reference.split)
-    out.add(space.frechet + at, value, **details)
-    if space.full:
-        _neighbourhoods(out, work, reference, name=name, ending=space.ending + at, cfg=cfg)
+            out.add(f"{view.frechet}-infinity", limit.value, points=limit.points, reference=reference.split)
+    out.add(view.frechet, value, **details)
+    return out
 
 
-def _neighbourhoods(
-    out: Measured, work: Work, reference: Reference, *, name: str, ending: str, cfg: EvaluateConfig
-) -> None:
-    """KID, precision and recall, density and coverage: from features rather than moments."""
-    x, y = all_features(work, name), reference.features(name)
-    facts = {"reference": reference.split, "images": [len(x), len(y)]}
-    distance = kid(x, y, subsets=cfg.kid_subsets, size=cfg.kid_subset_size, seed=cfg.seed)
-    out.add(f"kid{ending}", distance.mean, std=distance.std, subsets=distance.subsets, size=distance.size, **facts)
-    if min(len(x), len(y)) <= max(cfg.neighbours, DENSITY_NEIGHBOURS):
-        out.words.append(f"precision{ending} and its like need more than {DENSITY_NEIGHBOURS} images on both sides")
-        return
-    with progress(f"neighbours among {len(y)} features of {reference.split}", len(y)) as tick:
-        reaches = radii(y, (cfg.neighbours, DENSITY_NEIGHBOURS), tick=tick)
-    near, dense = (
-        precision_recall(x, y, k=cfg.neighbours, reaches=reaches[0]),
-        density_coverage(x, y, reaches=reaches[1]),
-    )
-    out.add(f"precision{ending}", near.precision, k=cfg.neighbours, **facts)
-    out.add(f"recall{ending}", near.recall, k=cfg.neighbours, **facts)
-    out.add(f"density{ending}", dense.density, k=DENSITY_NEIGHBOURS, **facts)
-    out.add(f"coverage{ending}", dense.coverage, k=DENSITY_NEIGHBOURS, **facts)
+def kernel(view: View) -> Measured:
+    """KID."""
+    out, cfg = Measured(), view.cfg
+    found = kid(view.samples, view.others, subsets=cfg.kid_subsets, size=cfg.kid_subset_size, seed=cfg.seed)
+    out.add(f"kid{view.ending}", found.mean, std=found.std, subsets=found.subsets, size=found.size, **view.facts)
+    return out
 
 
-def _classes(
-    out: Measured, extractor: Extractor, work: Work, *, asked: npt.NDArray[np.int64], cfg: EvaluateConfig
-) -> None:
-    """What the class probabilities say: the inception score, and for the domain classifier conditional accuracy."""
-    if extractor.protocol.get("task") == ROTATION:
-        out.words.append(f"the data has no labels: the domain classifier learned {ROTATION}, and judges no classes")
-        return
-    logits = all_features(work, "logits")
-    splits = cfg.splits
+def precision(view: View) -> Measured:
+    """The share of samples within the reference's reach."""
+    return _neighbours(view, "precision", view.cfg.neighbours, lambda: view.near.precision)
+
+
+def recall(view: View) -> Measured:
+    """The share of the reference within the samples' reach."""
+    return _neighbours(view, "recall", view.cfg.neighbours, lambda: view.near.recall)
+
+
+def density(view: View) -> Measured:
+    """How many of the reference's neighbourhoods hold a sample."""
+    return _neighbours(view, "density", DENSITY_NEIGHBOURS, lambda: view.dense.density)
+
+
+def coverage(view: View) -> Measured:
+    """The share of the reference's neighbourhoods that hold a sample."""
+    return _neighbours(view, "coverage", DENSITY_NEIGHBOURS, lambda: view.dense.coverage)
+
+
+def _neighbours(view: View, name: str, k: int, value: Callable[[], float]) -> Measured:
+    out = Measured()
+    if view.too_few:
+        out.words.append(view.too_few)
+    else:
+        out.add(name + view.ending, value(), k=k, **view.facts)
+    return out
+
+
+def clip_distance(view: View) -> Measured:
+    """CMMD: its name says the network already."""
+    out = Measured()
+    out.add(f"cmmd{view.ending.removeprefix('-clip')}", cmmd(view.samples, view.others), **view.facts)
+    return out
+
+
+def class_score(view: View) -> Measured:
+    """The inception score."""
+    out, extractor, cfg = _judged(view), view.extractor, view.cfg
+    if out.words:
+        return out
+    logits, splits = view.samples, cfg.splits
     if extractor.name == "domain":
         splits = min(splits, max(len(logits) // (IMAGES_PER_CLASS * logits.shape[1]), 1))
     score = inception_score(logits, splits=splits, seed=cfg.seed)
     resize = extractor.protocol.get("resize", "tf1")
     name = "is-domain" if extractor.name == "domain" else "is" if resize == "tf1" else f"is-{resize}"
     out.add(name, score.mean, std=score.std, splits=score.splits)
-    if extractor.name == "domain" and (asked >= 0).any():
-        found, own = conditional_accuracy(logits, asked), extractor.about
-        facts = {"low": found.low, "high": found.high, "count": found.count, "by_class": found.by_class}
-        out.add("accuracy-domain", found.value, **facts)
-        out.words.append(
-            f"the domain classifier itself is right on {own['accuracy']:.1%} of the images of {own['checked_on']}: "
-            "accuracy-domain of perfect samples would be about that"
-        )
+    return out
 
 
-def _attributes(out: Measured, extractor: Extractor, work: Work, *, asked: Asked) -> None:
+def logits_accuracy(view: View) -> Measured:
+    """How often the domain classifier sees the class that was asked for."""
+    out, asked = _judged(view), view.asked.labels
+    if out.words or not (asked >= 0).any():
+        return out
+    found, own = conditional_accuracy(view.samples, asked), view.extractor.about
+    facts = {"low": found.low, "high": found.high, "count": found.count, "by_class": found.by_class}
+    out.add(CLASS_ACCURACY, found.value, **facts)
+    out.words.append(
+        f"the domain classifier itself is right on {own['accuracy']:.1%} of the images of {own['checked_on']}: "
+        f"{CLASS_ACCURACY} of perfect samples would be about that"
+    )
+    return out
+
+
+def _judged(view: View) -> Measured:
+    """Nothing, or the sentence about a classifier that judges no classes."""
+    out = Measured()
+    if view.extractor.protocol.get("task") == ROTATION:
+        out.words.append(f"the data has no labels: the domain classifier learned {ROTATION}, and judges no classes")
+    return out
+
+
+def attributes_accuracy(view: View) -> Measured:
     """How often the domain classifier sees the attributes that were asked for, each beside its own accuracy."""
-    own = dict(zip(extractor.about["attributes"], extractor.about["accuracy_by_attribute"], strict=True))
-    columns = [extractor.about["attributes"].index(name) for name in asked.names if name in own]
+    out, about, asked = Measured(), view.extractor.about, view.asked
+    if asked.attributes is None:
+        return out
+    own = dict(zip(about["attributes"], about["accuracy_by_attribute"], strict=True))
+    names = [name for name in asked.names if name in own]
+    columns = [about["attributes"].index(name) for name in names]
     wanted = np.asarray(asked.attributes)[:, [name in own for name in asked.names]]
     if not (wanted >= 0).any():
-        return
-    found = attribute_accuracy(all_features(work, "attributes")[:, columns], wanted)
-    names = [name for name in asked.names if name in own]
+        return out
+    found = attribute_accuracy(view.samples[:, columns], wanted)
     each = {
         name: {"value": a.value, "low": a.low, "high": a.high, "count": a.count, "classifier": own[name]}
         for name, a in zip(names, found.by_attribute, strict=True)
         if a is not None
     }
     facts = {"low": found.low, "high": found.high, "count": found.count, "by_attribute": each}
-    out.add("accuracy-attributes", found.value, **facts)
+    out.add(ATTRIBUTE_ACCURACY, found.value, **facts)
     real = float(np.mean([own[name] for name in each]))
     out.words.append(
-        f"the domain classifier itself is right on {real:.1%} of these attributes of {extractor.about['checked_on']}: "
-        "accuracy-attributes of perfect samples would be about that, if they are asked for as they occur there"
+        f"the domain classifier itself is right on {real:.1%} of these attributes of {about['checked_on']}: "
+        f"{ATTRIBUTE_ACCURACY} of perfect samples would be about that, if they are asked for as they occur there"
     )
+    return out

@@ -1,4 +1,4 @@
-"""The second players: one score a patch for autoencoders, one score an image for the small StyleGAN.
+"""Discriminators: one score a patch for autoencoders, one score an image for the small StyleGAN.
 
 No batch statistics: a score belongs to its image, or to its group of consecutive image numbers, on any number of GPUs.
 """

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.config.check_model import resolutions
-from pipeline.config.schema_model import UNetConfig
+from pipeline.config.schema_model import UNetConfig, resolutions
 from pipeline.models.foreign import differences, renamed
 from pipeline.runtime.errors import UserError
 

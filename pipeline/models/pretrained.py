@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
 from pipeline.config.load import CONFIG_FILE, config_from
+from pipeline.config.registry import NETWORKS, import_plugins
 from pipeline.config.schema_model import ModelConfig
 from pipeline.models import foreign_autoencoder
 from pipeline.models.autoencoder import BottleneckAutoencoder, KLAutoencoder
@@ -62,8 +61,8 @@ def load_autoencoder(
         network.load_state_dict(tensors)
     elif path.name == OUR_WEIGHTS:
         settings = read_json(folder / OUR_SETTINGS)
-        adapter: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
-        network = _built(adapter.validate_python(settings["model"]), tuple(settings["shape"]))
+        import_plugins(settings.get("plugins", ()))
+        network = _built(NETWORKS.validate(settings["model"]), tuple(settings["shape"]))
         network.load_state_dict(tensors)
     else:
         network = _built(*understood(foreign_autoencoder.from_config, folder / THEIR_CONFIG))

@@ -1,4 +1,4 @@
-"""A generator against a critic: the baseline of the adversarial kind, two players on the one loop."""
+"""A generator against a critic: the baseline of the adversarial kind, two networks trained in turn by the same loop."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,8 @@ from pipeline.config.schema_model import StyleGANConfig
 from pipeline.data.batches import Batch
 from pipeline.data.shards import Manifest
 from pipeline.diffusion.preconditioning import Denoise
-from pipeline.models.build import build_critic, build_network
+from pipeline.models.build import build_network
+from pipeline.models.discriminator import StyleDiscriminator
 from pipeline.models.stylegan import seed_noise
 from pipeline.objectives.condition import Conditions
 from pipeline.objectives.objective import Networks
@@ -28,7 +29,7 @@ class Adversarial:
         self._conditions = Conditions(cfg, manifest)
         shape, counts = manifest.layout.shape, (self._conditions.classes, self._conditions.attributes)
         self.networks: dict[str, nn.Module] = {
-            "critic": build_critic(cfg.model, shape=shape, classes=counts[0], attributes=counts[1]),
+            "critic": StyleDiscriminator(cfg.model, shape, classes=counts[0], attributes=counts[1]),
             "generator": build_network(cfg.model, shape=shape, classes=counts[0], attributes=counts[1]),
         }
         seed_noise(self.networks["generator"], seed=cfg.seed)

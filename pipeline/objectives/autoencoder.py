@@ -3,17 +3,16 @@
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.check_autoencoder import late_start
-from pipeline.config.check_model import latent_shape
 from pipeline.config.durations import to_images
 from pipeline.config.schema import Config
 from pipeline.config.schema_diffusion import SamplerConfig
-from pipeline.config.schema_model import BottleneckAutoencoderConfig, KLAutoencoderConfig
+from pipeline.config.schema_objectives import late_start
 from pipeline.data.batches import Batch
 from pipeline.data.shards import Manifest
 from pipeline.diffusion.preconditioning import Denoise
 from pipeline.metrics.restoration import psnr, ssim
-from pipeline.models.build import build_critic, build_network
+from pipeline.models.build import build_network
+from pipeline.models.discriminator import PatchDiscriminator
 from pipeline.models.posterior import Restored
 from pipeline.objectives.degradation import degraded
 from pipeline.objectives.objective import Networks
@@ -40,12 +39,10 @@ class Autoencoding:
 
     def __init__(self, cfg: Config, manifest: Manifest) -> None:
         """Networks are initialised from torch's generator as it stands."""
-        if not isinstance(cfg.model, KLAutoencoderConfig | BottleneckAutoencoderConfig):
-            raise TypeError(f"this objective trains autoencoders, not {cfg.model.kind}")
         shape = manifest.layout.shape
         self._cfg, self._seed = cfg.autoencoder, cfg.seed
-        self._latent = latent_shape(cfg.model, shape)
-        self.has_noise = isinstance(cfg.model, KLAutoencoderConfig)
+        self._latent = cfg.model.latent_shape(shape)
+        self.has_noise = cfg.model.has_posterior
         self._perceptual = Perceptual(cfg) if self._cfg.perceptual.weight else None
         self._start = to_images(self._cfg.adversarial_start, batch=cfg.train.global_batch, train_images=manifest.count)
         self.networks: dict[str, nn.Module] = {"autoencoder": build_network(cfg.model, shape=shape)}
@@ -54,7 +51,7 @@ class Autoencoding:
         if self._cfg.adversarial_weight:
             for problem in late_start(cfg, train_images=manifest.count):
                 raise UserError(problem)
-            self.networks["critic"] = build_critic(self._cfg.discriminator, shape=shape)
+            self.networks["critic"] = PatchDiscriminator(self._cfg.discriminator, shape[0])
             self.trained = ("autoencoder", "critic")
 
     def draws(self, visits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config.schema_autoencoder import DegradationConfig
+from pipeline.config.schema_objectives import DegradationConfig
 from pipeline.runtime.random import Stream, normal, uniform
 
 GREY = 0.0

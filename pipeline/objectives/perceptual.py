@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.check_autoencoder import missing_weights
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
-from pipeline.config.schema_autoencoder import PerceptualConfig
+from pipeline.config.schema_objectives import PerceptualConfig, missing_weights
 from pipeline.data.shards import read_manifest
 from pipeline.metrics.domain import SIDE, DomainClassifier, load_classifier
 from pipeline.metrics.extractors import CLASSIFIER, classifier_directory

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pipeline.config.registry import known_metric
+
 
 def shown(value: float, details: Mapping[str, Any]) -> str:
     """A value with its 95% interval in brackets, or its standard deviation over subsets or splits."""
@@ -13,11 +15,5 @@ def shown(value: float, details: Mapping[str, Any]) -> str:
 
 def note(name: str, value: float) -> str:
     """What a reader of this one number should know, in a few words; "" where it speaks for itself."""
-    kind = name.partition("@")[0]
-    if kind.endswith("-infinity") and value < 0:
-        return "below 0: too few images for the extrapolation; read it as 0"
-    if kind.startswith("kid") and value < 0:
-        return "below 0: no difference seen, around which an unbiased estimate scatters; read it as 0"
-    if kind in ("precision-domain", "density-domain"):
-        return "the domain classifier never saw noise: pure noise may get 0.7 and more; trust it beside fd-domain only"
-    return ""
+    kind = known_metric(name)
+    return kind.note(name.partition("@")[0], value) if kind else ""

@@ -33,7 +33,7 @@ _STEP = re.compile(r"^step-(\d{9})$")
 # what is recorded of how they run, and what is done with the result.
 _MEMORY = ("train.micro_batch", "train.activation_checkpointing", "latents.decode_batch", "latents.tile")
 _HOST = ("train.async_save", "train.profile", "train.workers")
-_FREE = ("cluster", "sample", "evaluate", "runs_dir", "data_dir", *_MEMORY, *_HOST)
+_FREE = ("plugins", "cluster", "sample", "evaluate", "runs_dir", "data_dir", *_MEMORY, *_HOST)
 _PLACE = ("name", "runs_dir")  # a run's directory says them, and may have been copied or moved
 
 

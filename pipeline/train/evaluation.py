@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pipeline.config.registry import better
+from pipeline.config.schema_metrics import ATTRIBUTE_ACCURACY, CLASS_ACCURACY, DOMAIN_DISTANCE
 from pipeline.data.batches import validation_batches
 from pipeline.data.pictures import tile, to_uint8
 from pipeline.objectives.objective import Networks, Restores
@@ -50,7 +52,7 @@ def validate(s: Session) -> dict[str, float]:
 
 
 def keep_best(s: Session, values: dict[str, float], *, kind: str = "valid") -> None:
-    """Note the best value of the early-stopping metric, and its step, in the done: accuracies large, all else small.
+    """Note the best value of the early-stopping metric, and its step, in the progress. A metric knows its direction.
 
     `kind`: what stands before the slash in the names of `values`; a metric of another kind is looked at elsewhere.
     """
@@ -60,8 +62,7 @@ def keep_best(s: Session, values: dict[str, float], *, kind: str = "valid") -> N
     if rule.metric not in values:
         known = ", ".join(values) or "none: the data has no validation split"
         raise UserError(f"train.early_stop.metric: found '{rule.metric}', expected one of those measured: {known}.")
-    sign = -1 if "accuracy" in rule.metric else 1
-    if done.best is None or sign * values[rule.metric] < sign * done.best:
+    if done.best is None or better(rule.metric, values[rule.metric], done.best):
         done.best, done.best_step = values[rule.metric], done.step
 
 
@@ -173,9 +174,9 @@ class InLoopMetric:
                 rows[first : first + len(seeds)] = self._block(s, networks, seeds)
         rows = distributed.total(rows)
         features, right, asked = rows[:, :-2].numpy(), rows[:, -2].sum(), rows[:, -1].sum()
-        found = {"sampled/fd-domain": self._target.quick(self._moments(features))}
+        found = {f"sampled/{DOMAIN_DISTANCE}": self._target.quick(self._moments(features))}
         if asked:
-            found[f"sampled/accuracy-{'domain' if self._classes else 'attributes'}"] = float(right / asked)
+            found[f"sampled/{CLASS_ACCURACY if self._classes else ATTRIBUTE_ACCURACY}"] = float(right / asked)
         return found
 
     def _block(self, s: Session, networks: Networks, seeds: Tensor) -> Tensor:

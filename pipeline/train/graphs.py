@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pipeline.config.check_latents import DENOISERS
 from pipeline.config.schema import Config
+from pipeline.config.schema_objectives import objective_kind
 from pipeline.data.batches import Batch
 from pipeline.objectives.objective import Objective
 from pipeline.runtime import distributed
@@ -28,7 +28,7 @@ def uses_graph(cfg: Config, device: torch.device) -> bool:
         )
     if asked is not None:
         return asked
-    holds = cfg.model.kind in DENOISERS and cfg.train.precision != "fp16"
+    holds = objective_kind(cfg).diffusion and cfg.train.precision != "fp16"
     costs = cfg.train.compile or cfg.train.activation_checkpointing
     return device.type == "cuda" and distributed.ranks()[1] == 1 and holds and not costs
 

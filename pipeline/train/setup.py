@@ -19,10 +19,11 @@ from accelerate.utils import GradScalerKwargs
 from torch import nn
 
 from pipeline import checkpoint
-from pipeline.config.autoencoder import KINDS, require_latents
+from pipeline.config.autoencoder import require_latents
 from pipeline.config.paths import training_shards
 from pipeline.config.plan import Plan, plan_for
 from pipeline.config.schema import Config
+from pipeline.config.schema_objectives import objective_of
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
 from pipeline.models.blocks import recompute_activations
@@ -139,7 +140,7 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
 
 def _device(cfg: Config, world: World) -> torch.device:
     name, asked = "train", cfg.cluster.train
-    if cfg.model.kind in KINDS and cfg.cluster.autoencoder is not None:
+    if cfg.model.is_a == "autoencoder" and cfg.cluster.autoencoder is not None:
         name, asked = "autoencoder", cfg.cluster.autoencoder
     return distributed.device_for(world, gpus=asked.gpus, setting=f"cluster.{name}.gpus")
 
@@ -176,7 +177,7 @@ def _prepared(network: nn.Module, cfg: Config, accelerator: Accelerator, *, join
 
     `joined`: backward passes average gradients over ranks (DDP). Within a CUDA graph they do not.
     """
-    if cfg.train.compile and cfg.model.kind == "stylegan" and cfg.adversarial.r1_gamma:
+    if cfg.train.compile and objective_of(cfg).kind == "adversarial" and cfg.adversarial.r1_gamma:
         raise UserError(
             f"train.compile: found true with adversarial.r1_gamma={cfg.adversarial.r1_gamma}, which takes gradients of "
             "gradients: torch.compile has none. Set train.compile=false, or adversarial.r1_gamma=0."

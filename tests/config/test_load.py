@@ -32,7 +32,7 @@ def test_an_override_reaches_its_field():
 
 PUT = (
     "model.attention=[8,16]",
-    "data.source={kind: folder, path: /images}",  # a mapping is merged into what is there
+    "data.crop={size: 100}",  # a mapping is merged into what is there
     "train.optim={betas: [0.8, 0.9]}",
     "train.optim.lr=1e-4",
     "train.optim.lr=2e-4",  # of two, the later

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config.known_data import split_names
 from pipeline.config.load import config_from, groups
 from pipeline.config.needs import missing, require
+from pipeline.config.schema_data import split_names
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json, write_text
 from pipeline.runtime.run_dir import create_run

@@ -7,7 +7,7 @@ from PIL import Image, ImageEnhance
 from pydantic import ValidationError
 from scipy import stats
 
-from pipeline.config.schema_augment import AugmentConfig
+from pipeline.config.schema import AugmentConfig
 from pipeline.data.augment import augment, augment_draws, brightness, contrast, flipped, hue, saturation, sharpness
 
 EVERYTHING = AugmentConfig(brightness=0.4, contrast=0.3, saturation=0.5, hue=0.1, sharpness=2.0, sharpness_share=0.5)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numbered_shards import label_of, pixels_of, write_latents, write_numbered
 
-from pipeline.config.schema_augment import AugmentConfig
+from pipeline.config.schema import AugmentConfig
 from pipeline.data.batches import LoadedBatch, _ahead, batches, validation_batches
 from pipeline.data.reader import Reader
 from pipeline.runtime.errors import Incomplete, UserError

@@ -16,6 +16,7 @@ from pipeline.config.schema_diffusion import (
 )
 from pipeline.diffusion.build import build_process
 from pipeline.diffusion.build_sampler import build_grid, build_sampler
+from pipeline.runtime.errors import UserError
 
 DDPM = {"kind": "ddpm"}
 OTHER = LogNormalLevels().model_copy(update={"kind": "other"})
@@ -133,5 +134,5 @@ def test_both_conventions_name_the_same_factor() -> None:
 )
 def test_no_name_falls_back_to_another(build: Callable[[], object]) -> None:
     """Settings refuse unknown names; what is built from them must not depend on that."""
-    with pytest.raises((ValueError, KeyError), match=r"other|levels.kind=ddpm"):
+    with pytest.raises((ValueError, KeyError, UserError), match=r"other|levels.kind=ddpm"):
         build()

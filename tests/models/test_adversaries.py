@@ -9,8 +9,8 @@ import torch
 from pipeline.config.paths import training_shards
 from pipeline.config.schema_model import PatchDiscriminatorConfig, StyleGANConfig, VAEConfig
 from pipeline.data.shards import read_manifest
-from pipeline.models.build import build_critic, build_network
-from pipeline.models.discriminator import group_deviation
+from pipeline.models.build import build_network
+from pipeline.models.discriminator import PatchDiscriminator, StyleDiscriminator, group_deviation
 from pipeline.models.stylegan import ModulatedConvolution
 from pipeline.objectives.adversarial import Adversarial
 from pipeline.runtime.errors import UserError
@@ -83,7 +83,7 @@ def test_deviation_of_a_group_is_one_number_and_ignores_other_groups():
 
 def test_scores_do_not_depend_on_how_a_batch_is_divided():
     torch.manual_seed(0)
-    critic = build_critic(STYLEGAN, shape=SHAPE, classes=3)
+    critic = StyleDiscriminator(STYLEGAN, SHAPE, classes=3)
     images, labels, visits = torch.randn(8, *SHAPE), torch.arange(8) % 4, torch.arange(8)
     scores = critic(images, labels, visits=visits)
     halves = [critic(images[s], labels[s], visits=visits[s]) for s in (slice(0, 4), slice(4, 8))]
@@ -100,7 +100,7 @@ def test_scores_do_not_depend_on_how_a_batch_is_divided():
 def test_a_patch_score_sees_the_published_field(layers, field):
     """Isola et al. 2017, appendix 6.1.2: 16, 34 and 70 pixels."""
     size = 128
-    critic = build_critic(PatchDiscriminatorConfig(width=4, layers=layers), shape=(3, size, size)).double()
+    critic = PatchDiscriminator(PatchDiscriminatorConfig(width=4, layers=layers), 3).double()
     critic.layers = torch.nn.Sequential(*(m for m in critic.layers if not isinstance(m, torch.nn.GroupNorm)))
     images = torch.randn(1, 3, size, size, dtype=torch.float64, requires_grad=True)
     scores = critic(images)
@@ -112,7 +112,7 @@ def test_a_patch_score_sees_the_published_field(layers, field):
 
 def test_patch_scores_belong_to_their_image():
     torch.manual_seed(0)
-    critic = build_critic(PatchDiscriminatorConfig(width=8, layers=2), shape=SHAPE)
+    critic = PatchDiscriminator(PatchDiscriminatorConfig(width=8, layers=2), 3)
     images = torch.randn(4, *SHAPE)
     scores = critic(images)
     assert scores.shape[:2] == (4, 1)
@@ -147,7 +147,7 @@ def test_the_noise_of_the_layers_belongs_to_the_seed(tmp_path):
 
 def test_a_critic_is_one_graph_to_the_compiler():
     torch.manual_seed(0)
-    critic = build_critic(STYLEGAN, shape=SHAPE, classes=3)
+    critic = StyleDiscriminator(STYLEGAN, SHAPE, classes=3)
     images, labels, visits = torch.randn(4, *SHAPE), torch.arange(4), torch.arange(4)
     captured = torch.compile(critic, backend="eager", fullgraph=True)
     with torch.no_grad():

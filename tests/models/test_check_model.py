@@ -8,7 +8,6 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.config.check_model import check_model, latent_shape
 from pipeline.config.schema_model import (
     DiTConfig,
     KLAutoencoderConfig,
@@ -17,6 +16,7 @@ from pipeline.config.schema_model import (
     StyleGANConfig,
     UNetConfig,
     VAEConfig,
+    check_model,
 )
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "model").glob("*.yaml"))
@@ -80,9 +80,9 @@ def test_a_misspelt_kind_or_key_is_an_error():
 
 def test_the_latent_of_f8_d4():
     cfg = KLAutoencoderConfig(kind="kl_autoencoder", multipliers=(1, 2, 2, 4), latent_channels=4)
-    assert latent_shape(cfg, (3, 256, 256)) == (4, 32, 32)
+    assert cfg.latent_shape((3, 256, 256)) == (4, 32, 32)
 
 
 def test_checking_needs_no_torch():
-    code = "import sys, pipeline.config.check_model; sys.exit('torch' in sys.modules)"
+    code = "import sys, pipeline.config.schema_model; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

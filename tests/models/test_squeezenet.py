@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pipeline.config.check_autoencoder import SMALLEST
 from pipeline.config.load import validated
 from pipeline.config.schema import Config
+from pipeline.config.schema_objectives import SMALLEST
 from pipeline.models.squeezenet import SqueezeNet
 from pipeline.objectives.perceptual import Perceptual, distance
 from pipeline.runtime.errors import UserError

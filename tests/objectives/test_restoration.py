@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.config.schema_autoencoder import DegradationConfig
+from pipeline.config.schema_objectives import DegradationConfig
 from pipeline.metrics.restoration import psnr, ssim
 from pipeline.models.posterior import Posterior, from_moments
 from pipeline.objectives.degradation import blurred, degraded, square

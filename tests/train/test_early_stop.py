@@ -29,3 +29,13 @@ def test_it_needs_validation(tmp_path):
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))
     with pytest.raises(UserError, match=r"early_stop.metric: valid/loss needs train.validate_every, which is null"):
         config_from([str(tmp_path), "train.early_stop={patience: 3 steps}"])
+
+
+def test_the_best_psnr_is_the_largest(tmp_path):
+    early = {"metric": "valid/psnr", "patience": "50 steps"}
+    cfg = tiny.config(tmp_path, model=tiny.AUTOENCODER, validate_every="2 steps", early_stop=early)
+    tiny.prepare(cfg)
+    run = tiny.run(cfg)
+    seen = [row["valid/psnr"] for row in tiny.history(run) if "valid/psnr" in row]
+    assert len(set(seen)) > 3
+    assert read(newest_valid(run)[0]).numbers["best"] == pytest.approx(max(seen))
