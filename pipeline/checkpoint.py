@@ -263,7 +263,8 @@ def _power_average(run: RunDir, network: str, step: int, width: float) -> Tensor
     coefficients = solve_weights(
         [s for s, _, _ in stored], [gamma_of(w) for _, w, _ in stored], time=step, gamma=gamma_of(width)
     )
-    return combine((_load_recorded(path) for _, _, path in stored), coefficients)
+    read = [path for (_, _, path), coefficient in zip(stored, coefficients, strict=True) if coefficient]
+    return combine(map(_load_recorded, read), coefficients[coefficients != 0])
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> Tensors:

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+MOST_SOLVED = 200  # stored averages from which another one is rebuilt
+
 
 def exponential_decay(images: int, *, batch: int, half_life: float, ramp_up: float | None) -> float:
     """Share of the average that stays at the update after `images` images, the last `batch` of them new.
@@ -63,6 +65,11 @@ def solve_weights(times: Sequence[float], gammas: Sequence[float], *, time: floa
     """
     t, g = np.asarray(times, float) / time, np.asarray(gammas, float)
     count = len(t)
+    if count > MOST_SOLVED:  # the cost is cubic; more profiles tell no more than rounding does
+        chosen = np.unique(np.linspace(0, count - 1, MOST_SOLVED).round().astype(int))
+        found = np.zeros(count)
+        found[chosen] = solve_weights([times[k] for k in chosen], [gammas[k] for k in chosen], time=time, gamma=gamma)
+        return found
     a = np.ones((count + 1, count + 1))  # the last row and column: Lagrange's condition of the sum
     a[:count, :count] = _inner(t[:, None], g[:, None], t[None, :], g[None, :])
     a[count, count] = 0

@@ -136,6 +136,29 @@ def read_lines(path: Path) -> list[Any]:
     return rows
 
 
+def lines_backwards(path: Path, *, block: int = 1 << 16) -> Iterator[tuple[int, bytes]]:
+    """Where each line of a file begins, and the line without its end, from the last line to the first.
+
+    Only what is asked for is read, in pieces of `block` bytes. A file that is not there has no lines.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        start = file.seek(0, os.SEEK_END)
+        rest = b""  # read, from `start` on, and not given out yet
+        while start > 0:
+            size = min(block, start)
+            start = file.seek(start - size)
+            first, *lines = (file.read(size) + rest).splitlines(keepends=True)
+            end = start + len(first) + sum(map(len, lines))
+            for line in reversed(lines):
+                end -= len(line)
+                yield end, line.rstrip(b"\n")
+            rest = first  # its beginning may lie in the piece before
+        if rest:
+            yield 0, rest.rstrip(b"\n")
+
+
 def sha256_file(path: Path) -> str:
     """Hex sha256 of a file's content, read in pieces."""
     with path.open("rb") as file:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.runtime.files import append_line, read_lines, write_text
+from pipeline.runtime.files import append_line, atomic_path, lines_backwards, read_lines
 from pipeline.runtime.run_dir import RunDir
 
 
@@ -31,10 +31,14 @@ class Recorder:
         if not self._active:
             return
         self.close()
-        lines = self._run.metrics.read_text().splitlines() if self._run.metrics.exists() else []
-        kept = [line for line in lines if _step_of(line) <= step]
-        if kept != lines:
-            write_text(self._run.metrics, "".join(f"{line}\n" for line in kept))
+        end = None  # of the rows that stay, where others follow them; rows stand in the order of their steps
+        for start, line in lines_backwards(self._run.metrics):
+            if _step_of(line) <= step:
+                break
+            end = start
+        if end is not None:
+            with self._run.metrics.open("rb") as file, atomic_path(self._run.metrics) as partial:
+                partial.write_bytes(file.read(end))
         self._writer = SummaryWriter(str(self._run.tensorboard), purge_step=step + 1)
 
     def add(self, step: int, values: dict[str, float]) -> None:
@@ -59,7 +63,7 @@ class Recorder:
             self._writer.close()
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     """The step of a row; infinity for a line that a kill cut short."""
     with contextlib.suppress(ValueError):
         return float(json.loads(line)["step"])
@@ -75,8 +79,13 @@ def seconds_of_starts(run: RunDir) -> float:
     if not starts:
         return 0.0
     begun = float(starts[-1]["time"])
-    signs = [float(row["time"]) for row in read_lines(run.metrics) if row["start"] == len(starts)]
-    return float(starts[-1].get("earlier_seconds", 0.0)) + max([begun, *signs]) - begun
+    last = begun
+    for _, line in lines_backwards(run.metrics):
+        with contextlib.suppress(ValueError):  # a line that a kill cut short
+            row = json.loads(line)
+            last = float(row["time"]) if row["start"] == len(starts) else begun
+            break
+    return float(starts[-1].get("earlier_seconds", 0.0)) + max(last, begun) - begun
 
 
 def goodput(kept_seconds: float, wall_seconds: float) -> float:

@@ -14,6 +14,7 @@ from pipeline.runtime.files import (
     append_line,
     atomic_path,
     content_hash,
+    lines_backwards,
     read_json,
     read_lines,
     sweep_partial,
@@ -77,3 +78,17 @@ def test_what_is_no_json_names_the_file(tmp_path):
 def test_equal_settings_have_equal_hashes():
     assert content_hash({"a": 1, "b": [2]}) == content_hash(json.loads('{"b": [2], "a": 1}'))
     assert content_hash({"a": 1}) != content_hash({"a": 2})
+
+
+@pytest.mark.parametrize(
+    "text", ["", "one", "one\n", "one\ntwo", "one\n\ntwo\n", "a\n" * 7 + "longer than a block\nü\n"]
+)
+def test_lines_are_read_from_the_end_in_pieces_of_any_size(tmp_path, text):
+    path = tmp_path / "lines"
+    path.write_text(text)
+    whole = path.read_bytes()
+    for block in (1, 3, 8, 1000):
+        found = list(lines_backwards(path, block=block))
+        assert [line.decode() for _, line in reversed(found)] == text.splitlines()
+        assert all(whole[start:].startswith(line) and whole[start - 1 : start] in (b"", b"\n") for start, line in found)
+    assert list(lines_backwards(tmp_path / "absent")) == []
