@@ -44,7 +44,7 @@ from sweeping import CALM, has_ended, submitted
 from slurm import status
 from slurm.queue import mine
 from slurm.submit import submit_all
-from slurm.sweep.folder import SweepDir
+from slurm.sweep.settings import SweepDir
 
 WAYS = ("submit", "sweep", "submitit", "array")
 

@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 from pipeline.config.check_latents import DENOISERS
 from pipeline.config.known_data import split_names
+from pipeline.config.metric_names import EXAMPLES, is_known, needs_inception
 from pipeline.config.schema import Config
+from pipeline.runtime.errors import did_you_mean
 
 BLOCKS = (*DENOISERS, "kl_autoencoder")  # kinds of networks made of blocks, see pipeline.models.blocks
 
@@ -52,7 +54,7 @@ def metric_problems(cfg: Config, metric: str) -> Iterator[str]:
             f"{metric} needs a validation split, but {problem}. Use a metric of samples, such as sampled/fd-domain, or "
             "another protocol: data.split.rule=hash data.split.valid=0.1 data.counts=null under a data.name of its own."
         )
-    if kind in ("valid", "sampled") and metric not in (known := measured_in_training(cfg)):
+    if metric not in (known := measured_in_training(cfg)):
         yield (
             f"found '{metric}', but with model.kind={cfg.model.kind} and model.condition={cfg.model.condition} what is "
             f"measured while training is {' or '.join(known)}. Use one of them."
@@ -79,9 +81,12 @@ def measured_in_training(cfg: Config) -> tuple[str, ...]:
 def _of_results(cfg: Config, metric: str) -> Iterator[str]:
     """Of a metric that evaluation measures."""
     evaluate, (name, _, split) = cfg.evaluate, metric.partition("@")
+    if not is_known(metric):
+        yield f"found '{metric}', which evaluation does not measure.{did_you_mean(name, EXAMPLES)}"
+        return
     if name.endswith("-domain") and not evaluate.domain.enabled:
         yield f"{metric} needs evaluate.domain.enabled=true."
-    if name in ("fid", "is", "kid", "sfid") and evaluate.inception.weights is None:
+    if needs_inception(metric) and evaluate.inception.weights is None:
         yield f"{metric} needs evaluate.inception.weights, which is null. fd-domain needs no weights."
     if name.startswith("fd-dinov2") and evaluate.dinov2.weights is None:
         yield f"{metric} needs evaluate.dinov2.weights, which is null."
