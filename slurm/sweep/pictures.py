@@ -6,12 +6,12 @@ resumed, and a run's end costs the same however many others there are.
 """
 
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 from google.protobuf.struct_pb2 import ListValue, Value  # type: ignore[import-untyped]
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
@@ -25,147 +25,47 @@ from slurm.sweep.runs import Run, known_params
 from slurm.sweep.settings import Dimension, SweepDir, SweepSettings, number_of
 
 if TYPE_CHECKING:  # a run's task writes its page without what plots need
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from slurm.sweep.report import Trial
-
-_COLUMNS = 3
-_MOST_TICKS = 8
-_WIDE = 20.0  # largest value over the smallest
 
 
 # Plots
 
 
-def draw(folder: Path, found: "Sequence[Trial]", settings: SweepSettings) -> None:
-    """All plots of a sweep with a complete trial."""
-    done = [t for t in found if t.value is not None]
-    varied = [d for d in settings.dimensions if not d.finite or len(d.choices) > 1] or settings.dimensions
-    _search(folder / "search.png", found, done, settings)
-    _settings(folder / "settings.png", done, varied, settings)
-    _coordinates(folder / "coordinates.png", done, varied, settings)
-    if any(t.loss("last") is not None for t in done) and settings.metric != "valid/loss":
-        _losses(folder / "loss.png", done, settings)
+def draw(folder: Path, done: "Sequence[Trial]", settings: SweepSettings) -> None:
+    """Plots of complete trials: Optuna's, and the metric against validation loss."""
+    import matplotlib as mpl
 
+    from slurm.sweep.study import study_of
 
-def _search(path: Path, found: "Sequence[Trial]", done: "Sequence[Trial]", settings: SweepSettings) -> None:
-    """Every trial's value in the order of the trials, and the best so far."""
-    figure = _figure(7, 3.6)
-    axes = figure.subplots()
-    better = np.minimum if settings.minimize else np.maximum
-    numbers, values = [t.number for t in done], [t.value or 0.0 for t in done]
-    axes.errorbar(numbers, values, yerr=[t.spread or 0.0 for t in done], fmt="o", ms=4, lw=1, label="trial")
-    axes.plot(numbers, better.accumulate(values), drawstyle="steps-post", color="C1", label="best so far")
-    for word, mark in (("pruned", "|"), ("failed", "x")):
-        gone = [t.number for t in found if t.word == word]
-        if gone:  # on the frame, where nobody takes them for values
-            above = axes.get_xaxis_transform()
-            axes.plot(gone, [1.0] * len(gone), mark, color="C3", label=word, transform=above, clip_on=False)
-    axes.locator_params(axis="x", integer=True)
-    axes.legend(fontsize=8)
-    _finish(axes, "trial", settings.metric, values)
-    _save(figure, path)
-
-
-def _settings(path: Path, done: "Sequence[Trial]", dimensions: Sequence[Dimension], settings: SweepSettings) -> None:
-    """The metric against each varied setting, a panel for each."""
-    columns = min(len(dimensions), _COLUMNS)
-    rows = -(-len(dimensions) // columns)
-    figure = _figure(3.8 * columns, 3.0 * rows)
-    places = figure.subplots(rows, columns, squeeze=False)
-    for place in places.flat[len(dimensions) :]:
-        place.set_axis_off()
-    values = [t.value or 0.0 for t in done]
-    for place, d in zip(places.flat, dimensions, strict=False):
-        at, ticks = _places(done, d)
-        aside = _aside(at) if ticks else np.zeros(len(at))  # points beside each other where they would hide
-        place.plot(np.array(at) + aside, values, "o", ms=4, alpha=0.8)
-        if ticks:
-            means = [
-                np.mean([v for a, v in zip(at, values, strict=True) if a == n] or [np.nan]) for n in range(len(ticks))
-            ]
-            place.plot(range(len(ticks)), means, "_", ms=22, color="C1")
-            place.set_xticks(range(len(ticks)), ticks, fontsize=7, rotation=20 if max(map(len, ticks)) > 6 else 0)
-            place.set_xlim(-0.6, len(ticks) - 0.4)
-        else:
-            place.set_xscale("log" if d.log else "linear")
-        place.tick_params(labelsize=7)
-        _finish(place, d.key, settings.metric, values)
-    _save(figure, path)
-
-
-def _places(done: "Sequence[Trial]", d: Dimension) -> tuple[list[float], list[str]]:
-    """Where each trial stands on an axis: by its number, or by the place of its choice among the ticks."""
-    numbers = [number_of(choice) for choice in d.choices]
-    if not d.finite or (None not in numbers and len(numbers) > _MOST_TICKS):
-        return [float(t.params[d.key]) for t in done], []
-    order = sorted(d.choices, key=lambda c: (number_of(c) is None, number_of(c) or 0.0, c))
-    return [order.index(str(t.params[d.key])) for t in done], order
-
-
-def _aside(at: Sequence[float]) -> npt.NDArray[np.float64]:
-    count = {a: at.count(a) for a in at}
-    seen: dict[float, int] = {}
-    steps = []
-    for a in at:
-        n = seen[a] = seen.get(a, -1) + 1
-        steps.append(0.3 * (n / max(count[a] - 1, 1) - 0.5) if count[a] > 1 else 0.0)
-    return np.array(steps)
-
-
-def _coordinates(path: Path, done: "Sequence[Trial]", dimensions: Sequence[Dimension], settings: SweepSettings) -> None:
-    """Parallel coordinates: a line for each trial through its settings to its metric, the best the darkest."""
-    figure = _figure(1.8 * (len(dimensions) + 1) + 1.5, 3.8)
-    axes = figure.subplots()
-    values = np.array([t.value or 0.0 for t in done])
-    heights = [_unit(np.log(at) if d.log else np.array(at)) for d in dimensions for at, _ in [_places(done, d)]]
-    heights.append(_unit(values))
-    order = np.argsort(-values if settings.minimize else values, kind="stable")  # the best on top
-    for place, n in enumerate(order):
-        shade = (place + 1) / len(order)
-        axes.plot([h[n] for h in heights], "-", lw=0.6 + shade, color=(0.8 - 0.7 * shade, 0.8 - 0.5 * shade, 0.9))
-    axes.set_xticks(range(len(heights)), [*(d.key for d in dimensions), settings.metric], fontsize=7, rotation=12)
-    axes.set_yticks([0, 1], ["lowest", "highest"], fontsize=7)
-    axes.grid(axis="x", alpha=0.6)
-    _save(figure, path)
-
-
-def _unit(x: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    low, high = float(np.min(x)), float(np.max(x))
-    return np.full(len(x), 0.5) if low == high else (np.asarray(x, dtype=float) - low) / (high - low)
-
-
-def _losses(path: Path, done: "Sequence[Trial]", settings: SweepSettings) -> None:
-    """The metric against the last validation loss: where loss predicts the metric, a rising line."""
-    figure = _figure(5, 3.8)
-    axes = figure.subplots()
-    points = [(t.number, loss, t.value or 0.0) for t in done if (loss := t.loss("last")) is not None]
-    axes.plot([loss for _, loss, _ in points], [value for _, _, value in points], "o", ms=5)
-    for number, loss, value in points if len(points) <= 24 else []:
-        axes.annotate(str(number), (loss, value), textcoords="offset points", xytext=(4, 3), fontsize=6)
-    _finish(axes, "validation loss at the end of training", settings.metric, [value for _, _, value in points])
-    _save(figure, path)
-
-
-def _figure(width: float, height: float) -> "Figure":
+    mpl.use("Agg")
     from matplotlib.figure import Figure
+    from optuna.visualization import matplotlib as plots
 
-    return Figure(figsize=(width, height), dpi=110)
+    study = study_of([(t.params, t.value or 0.0) for t in done], settings)
+    keys = [d.key for d in settings.dimensions if not d.finite or len(d.choices) > 1] or None
+    named = {"target": lambda t: t.value, "target_name": settings.metric}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls its plots experimental, and matplotlib a constant axis
+        _save(folder / "search.png", plots.plot_optimization_history(study, target_name=settings.metric))
+        _save(folder / "settings.png", plots.plot_slice(study, params=keys, **named))
+        _save(folder / "coordinates.png", plots.plot_parallel_coordinate(study, params=keys, **named))
+    points = [(t.number, loss, t.value or 0.0) for t in done if (loss := t.loss("last")) is not None]
+    if points and settings.metric != "valid/loss":  # where loss predicts the metric: a rising line
+        axes = Figure(figsize=(5, 3.8), dpi=110).subplots()
+        axes.plot([loss for _, loss, _ in points], [value for _, _, value in points], "o", ms=5)
+        for number, loss, value in points if len(points) <= 24 else []:
+            axes.annotate(str(number), (loss, value), textcoords="offset points", xytext=(4, 3), fontsize=6)
+        axes.set(xlabel="validation loss at the end of training", ylabel=settings.metric)
+        _save(folder / "loss.png", axes)
 
 
-def _finish(axes: "Axes", x: str, y: str, values: Sequence[float]) -> None:
-    axes.set_xlabel(x, fontsize=8)
-    axes.set_ylabel(y, fontsize=8)
-    axes.grid(alpha=0.3)
-    if min(values) > 0 and max(values) > _WIDE * min(values):  # one bad trial would press all others onto a line
-        axes.set_yscale("log")
+def _save(path: Path, axes: Any) -> None:
+    from matplotlib import pyplot
 
-
-def _save(figure: "Figure", path: Path) -> None:
-    figure.tight_layout()
+    figure = np.ravel(axes)[0].figure
     with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": None})
+        figure.savefig(partial, format="png", bbox_inches="tight", metadata={"Software": None})
+    pyplot.close(figure)
 
 
 # The TensorBoard page

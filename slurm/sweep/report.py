@@ -29,6 +29,7 @@ from slurm.sweep.runs import known_params, run_at
 from slurm.sweep.settings import Params, SweepDir, SweepSettings, number_of, shown
 from slurm.sweep.submit import hours_of, shared_launches, states_of
 
+MOST_ROWS = 60  # trials of which those that wait are shown too
 BEST = 10  # trials in the report's first table
 FEW_IMAGES = 10_000
 WIDTH = 1200  # of pictures, about; smaller ones are enlarged
@@ -126,14 +127,15 @@ def metric_names(found: Sequence[Trial], settings: SweepSettings) -> list[str]:
 
 
 def show_status(sweep: SweepDir, console: Console) -> int:
-    """Print every trial that has begun, counts, cost and the best; 1 where a run or the preparation failed."""
+    """Print the trials that have begun, counts, cost and the best; 1 where a run or the preparation failed."""
     settings = sweep.settings()
     found = trials_of(sweep, settings)
     table = Table(title=str(sweep.path), title_justify="left")
     for column in ("trial", "state", "configuration", settings.metric, "hours", ""):
         table.add_column(column, overflow="fold", justify="right" if column == "hours" else "left")
+    few = len(found) <= MOST_ROWS
     for t in found:
-        if t.word != "not begun":
+        if t.word != "not begun" and (few or t.word != "waiting"):
             value = "" if t.value is None else f"{t.value:.4g}"
             table.add_row(f"{t.number:04d}", t.word, said(t.params), value, f"{t.hours:.2f}", _note(t))
     console.print(table)
@@ -195,7 +197,7 @@ def write(sweep: SweepDir) -> Path:
     best = ranked(found, settings)
     parts = [_head(settings, found)]
     if best:
-        pictures.draw(sweep.path, found, settings)
+        pictures.draw(sweep.path, sorted(best, key=lambda t: t.number), settings)
         parts += [_best(best, settings), _table(best, settings), _search(settings, best)]
         parts += [_loss(settings, best), _samples(sweep, settings, best)]
     parts += [_ended_badly(begun)]

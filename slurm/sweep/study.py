@@ -178,16 +178,15 @@ class Reporter:
             self._study.tell(self._own.number, sum(values) / len(values), skip_if_finished=True)
 
 
-def importances(done: Sequence[tuple[Params, float]], settings: SweepSettings) -> dict[str, float]:
-    """The share of each setting in what tells good trials from the others (PED-ANOVA); {} where there are too few.
-
-    Args:
-        done: parameters and value of each complete trial.
-    """
-    if len(done) < ENOUGH:
-        return {}
+def study_of(done: Sequence[tuple[Params, float]], settings: SweepSettings) -> Study:
+    """Complete trials in memory, from the parameters and the value of each: for importance and plots."""
     found = [create_trial(value=value, user_attrs={PARAMS: dict(params)}) for params, value in done]
-    study = remade(found, settings, optuna.samplers.RandomSampler())
+    return remade(found, settings, optuna.samplers.RandomSampler())
+
+
+def importances(done: Sequence[tuple[Params, float]], settings: SweepSettings) -> dict[str, float]:
+    """The share of each setting in what tells good trials from the others (PED-ANOVA); {} where there are too few."""
+    study = study_of(done, settings)
     if len(study.get_trials(deepcopy=False)) < ENOUGH:
         return {}
     share = max(0.1, min(1 / 3, ENOUGH / len(done)))  # of few trials, a tenth is one

@@ -191,7 +191,8 @@ class Killer:
             except OSError:
                 continue
             if ours in env and "SLURM_PROCID=0" in env and str(self._sweep.path) in " ".join(words):
-                place = next((e.partition("=")[2] for e in env if e.startswith("SLURM_ARRAY_TASK_ID=")), "alone")
-                job = next((e.partition("=")[2] for e in env if e.startswith("SLURM_ARRAY_JOB_ID=")), "")
-                found.append((int(entry.name), f"{job}_{place}"))
+                values = dict(e.split("=", 1) for e in env if e.startswith("SLURM_ARRAY_"))
+                if "SLURM_ARRAY_JOB_ID" in values:  # else it is the shared preparation
+                    what = f"{values['SLURM_ARRAY_JOB_ID']}_{values['SLURM_ARRAY_TASK_ID']}"
+                    found.append((int(entry.name), what))
         return found

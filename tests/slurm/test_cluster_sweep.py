@@ -30,8 +30,14 @@ pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 GRID = ("train.optim.lr=1e-4,1e-3", "train.global_batch=32,64")
 
 
-def test_through_kills_with_nobody_watching_every_trial_is_there_once(tmp_path):
-    sweep = submitted(tmp_path, "grid", *GRID, "cluster=testbed", CALM, "sweep.at_once=3")
+def test_through_kills_with_nobody_watching_every_trial_is_there_once_after_one_preparation(tmp_path):
+    words = [w for w in base(tmp_path) if not w.startswith("data_dir=")]
+    where = [f"data_dir={tmp_path / 'other'}", "data.source.alphabet=AB", "evaluate.domain.max_images=500"]
+    sweep = SweepDir(tmp_path / "sweeps" / "grid")
+    done = slurm_words(
+        "sweep", "submit", *words, *where, "name=grid", "cluster=testbed", CALM, *GRID, "sweep.at_once=3"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     killer = Killer(sweep, seed=1, most=2)
 
     def ended() -> bool:
@@ -46,6 +52,11 @@ def test_through_kills_with_nobody_watching_every_trial_is_there_once(tmp_path):
     assert ranked(found, settings)[0].params == {"train.optim.lr": "0.001", "train.global_batch": "64"}
     assert most_at_once(sweep) <= 3, said(sweep)
     assert len({start["id"].partition("_")[0] for start in starts_of(sweep)}) == 1  # one array
+    (ledger,) = (sweep.path / "shared").glob("*/jobs/ledger.jsonl")
+    assert [row["job"] for row in read_lines(ledger) if row["event"] == "submitted"] == ["prepare"]
+    (attempt,) = [r for r in read_lines(ledger.parent / "prepare" / "attempts.jsonl") if r["event"] == "end"]
+    assert all(start["time"] > attempt["time"] for start in starts_of(sweep))
+    assert "once for all: prepare: complete" in slurm_words("sweep", "status", str(sweep.path)).stdout
 
 
 def most_at_once(sweep: SweepDir) -> int:
@@ -58,19 +69,20 @@ def most_at_once(sweep: SweepDir) -> int:
 
 
 def test_found_cancelled_submitted_again_and_extended_it_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOY_PACE", "0.3")  # of the tasks: their environment is the submitter's
+    monkeypatch.setenv("TOY_PACE", "0")  # of the tasks: their environment is the submitter's
+    monkeypatch.setenv("TOY_HOLD", "3")
     words = ("train.optim.lr=1e-3,10,1e-4", "cluster=testbed", CALM, "sweep.at_once=1")
     sweep = submitted(tmp_path, "cut", *words)
     (array,) = submit.arrays_of(sweep)
     (array.folder / submit.SUBMITTED).unlink()  # as if killed after sbatch, before its answer was written
     again = slurm_words("sweep", "submit", str(sweep.path))
     assert "3 of 3 runs are complete or under way" in again.stdout, again.stdout + again.stderr
-    wait_until(lambda: bool(steps(sweep, 0)), sweep)
+    wait_until(lambda: steps(sweep, 0) == [1, 2, 3], sweep)
     done = slurm_words("sweep", "cancel", str(sweep.path))
     assert "cancelled 0000-s0" in done.stdout and "cancelled 0002-s0" in done.stdout, done.stdout + done.stderr
     wait_until(lambda: jobs_of(sweep) == [] and not set(words_now(sweep)) & {"running", "waiting"}, sweep)
     assert set(words_now(sweep)) <= {"cancelled", "not begun"}, said(sweep)
-    monkeypatch.setenv("TOY_PACE", "0")
+    monkeypatch.delenv("TOY_HOLD")
     more = slurm_words("sweep", "extend", str(sweep.path), "train.optim.lr=3e-4", "sweep.at_once=4")
     assert "queued 4 runs as job array" in more.stdout, more.stdout + more.stderr
     wait_until(lambda: has_ended(sweep), sweep)
@@ -84,20 +96,3 @@ def test_found_cancelled_submitted_again_and_extended_it_goes_on_where_it_was(tm
     last = slurm_words("sweep", "submit", str(sweep.path))
     assert "queued 1 runs" in last.stdout, last.stdout + last.stderr  # the one that failed, and no other
     subprocess.run(["scancel", *jobs_of(sweep)], check=False)
-
-
-def test_shared_preparation_comes_first_and_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOY_PACE", "0")
-    words = [w for w in base(tmp_path) if not w.startswith("data_dir=")]
-    where = [f"data_dir={tmp_path / 'other'}", "data.source.alphabet=AB", "evaluate.domain.max_images=500"]
-    sweep = SweepDir(tmp_path / "sweeps" / "shared")
-    done = slurm_words("sweep", "submit", *words, *where, "name=shared", "cluster=testbed", CALM, "seed=0,1")
-    assert done.returncode == 0, done.stdout + done.stderr
-    wait_until(lambda: has_ended(sweep), sweep)
-    accounted(sweep)
-    (ledger,) = (sweep.path / "shared").glob("*/jobs/ledger.jsonl")
-    (row,) = [row for row in read_lines(ledger) if row["event"] == "submitted"]
-    assert row["job"] == "prepare"
-    (attempt,) = [r for r in read_lines(ledger.parent / "prepare" / "attempts.jsonl") if r["event"] == "end"]
-    assert all(start["time"] > attempt["time"] for start in starts_of(sweep))
-    assert "once for all: prepare: complete" in slurm_words("sweep", "status", str(sweep.path)).stdout

@@ -18,7 +18,8 @@ from slurm.sweep.worker import Task
 
 
 def test_cancelled_from_another_shell_it_goes_on_where_it_was_and_a_bad_trial_fails_alone(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOY_PACE", "0.3")
+    monkeypatch.setenv("TOY_PACE", "0")
+    monkeypatch.setenv("TOY_HOLD", "2")
     sweep, shell = begun_here(tmp_path, "cut", "train.optim.lr=1e-3,10")
     end = time.monotonic() + LIMIT
     while len(steps(sweep, 0)) < 2:
@@ -29,7 +30,7 @@ def test_cancelled_from_another_shell_it_goes_on_where_it_was_and_a_bad_trial_fa
     assert shell.wait() == 130
     shown = slurm_words("sweep", "status", str(sweep.path)).stdout
     assert "1 cancelled, 1 not begun" in shown and f"python -m slurm sweep submit {sweep.path}" in shown, shown
-    monkeypatch.setenv("TOY_PACE", "0")
+    monkeypatch.delenv("TOY_HOLD")
     assert slurm_words("sweep", "submit", str(sweep.path)).returncode == 1
     found, settings = trials_of(sweep, sweep.settings()), sweep.settings()
     assert found[0].value == pytest.approx(toy_value(settings, found[0].params))
@@ -41,11 +42,13 @@ def test_cancelled_from_another_shell_it_goes_on_where_it_was_and_a_bad_trial_fa
 
 
 def test_a_bad_trial_is_pruned_with_all_its_seeds_and_told_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOY_PACE", "0.1")
+    monkeypatch.setenv("TOY_PACE", "0")
     pruning = ["sweep.pruning.kind=median", "sweep.pruning.startup=1", "sweep.pruning.first_kimg=0.05"]
     words = ["name=pruned", "train.optim.lr=1e-3,1e-1", "train.global_batch=32", "train.validate_every=1 steps"]
     sweep, settings = written(tmp_path, *words, *pruning, "sweep.seeds=2")
     for trial in range(2):
+        if trial == 1:
+            monkeypatch.setenv("TOY_HOLD", "4")  # until the pruner asks it to stop
         for seed in range(2):
             assert Task(Run(sweep, trial, seed), settings).go() == 0
     states = [t.state.name for t in open_study(sweep, settings).trials]
