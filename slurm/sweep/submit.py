@@ -34,7 +34,7 @@ from slurm.job import Job
 from slurm.ledger import State, Submission
 from slurm.local import Cancel, end, run_here
 from slurm.payload import ATTEMPTS
-from slurm.queue import Seen, mine
+from slurm.queue import Seen, look, mine
 from slurm.rank import process_born
 from slurm.submit import submit_all
 from slurm.sweep.runs import FINAL, Run, resources_of, run_at, run_words, shared, shared_key
@@ -184,12 +184,16 @@ def states_of(sweep: SweepDir, settings: SweepSettings) -> tuple[dict[int, State
             submission = array.known_as(array.ids_from(listed[0].id if listed else next(iter(rows))))
         if submission is None:
             continue
-        queued = {seen.id: seen for seen in listed}
-        for part, index in enumerate(array.runs):
+        seen_now = {seen.id: seen for seen in listed}
+        outcomes = [run_at(sweep, settings, index).outcome() for index in array.runs]
+        ended = [i for i, o in zip(submission.ids, outcomes, strict=True) if i in rows and not o and i not in seen_now]
+        if submission.executor == "slurm":  # the accounting knows what the queue has forgotten
+            seen_now |= look(ended, queue)
+        for part, (index, outcome) in enumerate(zip(array.runs, outcomes, strict=True)):
             job = submission.ids[part]
-            state = _state(run_at(sweep, settings, index), submission, part, rows=rows.get(job, []), seen=queued)
+            state = _state(outcome, submission, part, rows=rows.get(job, []), seen=seen_now)
             found[index] = replace(state, ids=(job,))
-            held += [job] if job in queued and queued[job].waits and not queued[job].active else []
+            held += [job] if job in seen_now and seen_now[job].waits and not seen_now[job].active else []
     for index in range(settings.size * settings.seeds):
         if index not in found:  # not submitted by an array that is on record
             found[index] = _by_outcome(run_at(sweep, settings, index).outcome()) or State("trial", "not begun")
@@ -203,10 +207,15 @@ def _by_outcome(outcome: Mapping[str, Any]) -> State | None:
 
 
 def _state(
-    run: Run, submission: Submission, part: int, *, rows: list[dict[str, Any]], seen: Mapping[str, Seen]
+    outcome: Mapping[str, Any],
+    submission: Submission,
+    part: int,
+    *,
+    rows: list[dict[str, Any]],
+    seen: Mapping[str, Seen],
 ) -> State:
     """One run. A job in the queue counts before an outcome, which its last start may have left."""
-    told = _by_outcome(run.outcome())
+    told = _by_outcome(outcome)
     if told is not None and told.word in FINAL:
         return told
     now = seen.get(submission.ids[part])

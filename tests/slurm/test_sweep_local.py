@@ -7,11 +7,12 @@ from datetime import datetime, timedelta
 
 import pytest
 from launching import LIMIT, slurm_words
-from sweeping import begun_here, said, steps, toy_value, words_now, written
+from sweeping import begun_here, finished_sweep, said, steps, toy_value, words_now, written
 
 from pipeline.runtime.files import append_line, write_json
-from slurm.sweep.report import trials_of
+from slurm.sweep.report import ranked, trials_of
 from slurm.sweep.runs import Run, training_values
+from slurm.sweep.settings import SweepDir
 from slurm.sweep.study import open_study
 from slurm.sweep.submit import ARRAY, over_budget
 from slurm.sweep.worker import Task
@@ -104,3 +105,19 @@ def test_no_task_starts_after_its_time_or_beyond_the_gpu_hours(tmp_path, monkeyp
     assert over_budget(sweep, enough) == ""
     append_line(sweep.jobs / "array-0000" / "attempts.jsonl", row | {"id": "7_3"})
     assert "of which 8 are spent" in over_budget(sweep, enough)
+
+
+def test_a_sweep_over_one_runs_checkpoint_trains_nothing_and_has_a_sample_set_for_each_trial(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_PACE", "0")
+    trained = finished_sweep(tmp_path, "name=trained", "train.optim.lr=1e-3,1e-4", "train.global_batch=64")
+    run = Run(trained, 0, 0).path
+    before = len((run / "steps.txt").read_text().split())
+    words = ["sweep.program=toy", f"sweep.folder={tmp_path / 'sweeps'}", f"run={run}", "name=guided", "cluster=local"]
+    done = slurm_words("sweep", "submit", *words, "sample.sampler.guidance.scale=0,1,2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = SweepDir(tmp_path / "sweeps" / "guided")
+    found = trials_of(sweep, sweep.settings())
+    assert [t.value for t in found] == pytest.approx([2.0 + 5 / 1024, 1.0 + 5 / 1024, 2.0 + 5 / 1024])
+    assert len({outcome["samples"] for t in found for outcome in t.outcomes}) == 3
+    assert len((run / "steps.txt").read_text().split()) == before
+    assert ranked(found, sweep.settings())[0].number == 1
