@@ -4,7 +4,7 @@
 
 Every stage is a process with the words that a person would type; every rank of the job runs this. Signals are passed on
 to the stage, which saves its state. A task that is started again finds its parameters and its finished stages on the
-disk and goes on from there. What came of the run is written last, as outcome.json, and then told to the study.
+disk and goes on from there. What came of the run is told to the study and then written, as outcome.json.
 """
 
 import ctypes
@@ -107,8 +107,9 @@ class Task:
 
     def _decide(self) -> bool:
         word = self.run.outcome().get("word")
+        if word == "pruned":
+            self._tell(None)  # an earlier start may have been killed before it did
         if word in FINAL:
-            self._tell()  # an earlier start may have been killed before it did
             return False
         if self._first_was_pruned():
             return False
@@ -202,27 +203,30 @@ class Task:
         _wait(lambda: self.run.launch().complete()[job.name], f"{job.name} of {self.run.path} to be complete")
 
     def _finish(self) -> int:
+        """Tell the study, then write the outcome: a task that is killed between the two tells it the same again."""
         if rank() == 0:
-            if not self._pruned():
-                self.run.end("complete", **measured(self.launch, self.settings))
-            self._tell()
+            if self._pruned():
+                self._tell(None)
+            else:
+                found = measured(self.launch, self.settings)
+                self._tell(found["value"])
+                self.run.end("complete", **found)
             from slurm.sweep import pictures
 
             pictures.write_run(self.run, self.settings)
         return 0
 
-    def _tell(self) -> None:
-        """Tell the study, where a search or a pruner needs to know."""
+    def _tell(self, value: float | None) -> None:
+        """Tell the study the run's value (None: pruned), where a search or a pruner needs to know."""
         if not self.settings.needs_study:
             return
         from slurm.sweep import study
 
-        outcome = self.run.outcome()
         reporter = self.reporter or study.Reporter(self.run.sweep, self.settings, self.run.trial)
-        if outcome["word"] == "pruned":
+        if value is None:
             reporter.tell_pruned()
         else:
-            reporter.tell(self.run.seed, outcome["value"])
+            reporter.tell(self.run.seed, value)
 
 
 def _start() -> str:

@@ -66,19 +66,18 @@ def test_a_bad_trial_is_pruned_with_all_its_seeds_and_told_once(tmp_path, monkey
     assert open_study(sweep, settings).trials[0].intermediate_values == dict(losses)
 
 
-def test_a_task_that_is_killed_after_its_end_tells_the_study_at_its_next_start(tmp_path, monkeypatch):
+def test_a_task_that_is_killed_between_telling_the_study_and_its_outcome_has_told_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_PACE", "0")
     words = ["name=told", "train.optim.lr=tag(log,interval(1e-4,1e-2))", "sweep.trials=2"]
     sweep, settings = written(tmp_path, *words)
     with monkeypatch.context() as cut:
-        cut.setattr(Task, "_tell", lambda _: os._exit(9))
+        cut.setattr(Run, "end", lambda *_, **__: os._exit(9))
         pid = os.fork()
         if not pid:
             Task(Run(sweep, 0, 0), settings).go()
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
-    assert Run(sweep, 0, 0).outcome()["word"] == "complete"
-    assert not open_study(sweep, settings).trials[0].state.is_finished()
+    assert Run(sweep, 0, 0).outcome() == {} and open_study(sweep, settings).trials[0].state.is_finished()
     assert Task(Run(sweep, 0, 0), settings).go() == 0
     (told,) = open_study(sweep, settings).trials
     assert told.value == Run(sweep, 0, 0).outcome()["value"]
