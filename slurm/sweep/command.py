@@ -10,6 +10,7 @@ extend  SWEEP_DIR sweep.trials=40 key=512,1024                                  
 cancel  SWEEP_DIR        end what is under way; submit goes on from there
 """
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -172,7 +173,7 @@ def cancel(words: list[str]) -> int:
 
 
 def opened(*words: str) -> SweepDir:
-    """The sweep that one word names.
+    """The sweep that one word names. From here on relative paths start where the sweep was submitted.
 
     Raises:
         UserError: more or less than one word, or no sweep there.
@@ -180,7 +181,12 @@ def opened(*words: str) -> SweepDir:
     if len(words) != 1:
         raise UserError("which sweep? Give its directory, such as sweeps/lr.")
     sweep = SweepDir(Path(words[0]).resolve())
-    sweep.settings()
+    cwd = sweep.settings().cwd
+    if not cwd.is_dir():
+        raise UserError(
+            f"{sweep.settings_file}: cwd: found {cwd}, which is gone. Relative paths started there: name another."
+        )
+    os.chdir(cwd)
     return sweep
 
 

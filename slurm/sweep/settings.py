@@ -223,6 +223,7 @@ class SweepSettings(Settings):
     until: datetime | None = None  # no run starts after this time
     pruning: PruningConfig = PruningConfig()
     columns: dict[str, str] = Field(default_factory=dict)  # what the report's table calls the varied keys
+    cwd: Path = Field(default_factory=Path.cwd)  # where it was submitted: relative paths start there
     program: str = "pipeline"  # the module whose commands train, sample and evaluate
 
     @property

@@ -1,10 +1,13 @@
 """What a sweep's words mean, and that every mistake in them is told before anything is submitted."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.config.load import CONFIG_ROOT
 from pipeline.runtime.errors import UserError
-from slurm.sweep.settings import corners, dimension, extended, grid, settings_from, word_of, words_of
+from slurm.sweep.command import opened
+from slurm.sweep.settings import SweepDir, corners, dimension, extended, grid, settings_from, word_of, words_of
 from slurm.sweep.submit import check
 
 BASE = ("data=glyphs16", "model=unet_tiny", "cluster=local", "name=s")
@@ -123,6 +126,18 @@ def test_a_search_is_checked_at_the_ends_of_its_space():
     assert check(good).first.name == "s" and check(good).groups.popitem()[1] == list(range(5))
     with pytest.raises(UserError, match="cannot vary settings of cluster"):
         check(settings_from([*BASE, "train.optim.lr=interval(1e-4, 1)", "cluster.train.minutes=8,9", "sweep.trials=5"]))
+
+
+def test_an_existing_sweep_is_seen_from_where_it_was_submitted(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    settings = settings_from([*BASE, "train.global_batch=8,16", "data_dir=data"])
+    SweepDir(settings.path).write(settings)
+    monkeypatch.chdir(tmp_path)
+    assert opened("there/sweeps/s").path == tmp_path / "there" / "sweeps" / "s"
+    assert Path.cwd() == tmp_path / "there"  # data_dir=data lies here
+    with pytest.raises(UserError, match="is no sweep"):
+        opened("there/sweeps/s")
 
 
 @pytest.mark.parametrize(
