@@ -161,20 +161,24 @@ def _note(t: Trial) -> str:
 
 
 def _totals(sweep: SweepDir, settings: SweepSettings, found: Sequence[Trial]) -> str:
-    words = [t.word for t in found]
-    counts = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(sorted(words)))
+    words = {t.word for t in found}
     limit = f" of {settings.gpu_hours:g}" if settings.gpu_hours is not None else ""
     gpu, hours = sum(t.gpu_hours for t in found), sum(t.hours for t in found)
-    lines = [f"{counts}; {gpu:.2f}{limit} GPU hours, {hours:.2f} hours of jobs"]
+    lines = [f"{_counted(found)}; {gpu:.2f}{limit} GPU hours, {hours:.2f} hours of jobs"]
     if best := ranked(found, settings)[:1]:
         lines.append(
             f"best: {best[0].number:04d} with {settings.metric} = {best[0].value:.4g} ({said(best[0].params)})"
         )
-    if not set(words) & {"running", "waiting"}:
-        again = set(words) - {"complete", "pruned"}
+    if not words & {"running", "waiting"}:
+        again = words - {"complete", "pruned"}
         lines += [f"to queue what is not complete: python -m slurm sweep submit {sweep.path}"] if again else []
         lines += [f"report and page: python -m slurm sweep report {sweep.path}"]
     return "\n".join(lines)
+
+
+def _counted(found: Sequence[Trial]) -> str:
+    words = sorted(t.word for t in found)
+    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) or "none"
 
 
 def said(params: Params) -> str:
@@ -242,8 +246,6 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _head(settings: SweepSettings, found: Sequence[Trial]) -> str:
-    words = [t.word for t in found]
-    states = ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(sorted(words)))
     hours, gpu = sum(t.hours for t in found), sum(t.gpu_hours for t in found)
     base = " ".join(settings.base if settings.run is None else (f"run={settings.run}", *settings.base))
     seeds = f"{settings.seeds} seeds each" if settings.seeds > 1 else "one seed each"
@@ -254,7 +256,7 @@ def _head(settings: SweepSettings, found: Sequence[Trial]) -> str:
         f"- experiment: `{base}`\n"
         f"- {settings.strategy.kind} search for the {'min' if settings.minimize else 'max'}imum of {settings.metric}, "
         f"{seeds}{pruned}\n"
-        f"- trials: {states}\n"
+        f"- trials: {_counted(found)}\n"
         f"- cost: {gpu:.3g} GPU hours; {hours:.3g} hours of jobs\n"
     )
 

@@ -35,9 +35,13 @@ def test_through_kills_with_nobody_watching_every_trial_is_there_once_after_one_
     where = [f"data_dir={tmp_path / 'other'}", "data.source.alphabet=AB", "evaluate.domain.max_images=500"]
     sweep = SweepDir(tmp_path / "sweeps" / "grid")
     done = slurm_words(
-        "sweep", "submit", *words, *where, "name=grid", "cluster=testbed", CALM, *GRID, "sweep.at_once=3"
+        "sweep", "submit", *words, *where, "name=grid", "cluster=testbed", CALM, *GRID, "sweep.at_once=1"
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    submit.throttle(sweep, 3)  # as `extend` does with sweep.at_once=3
+    (array,) = submit.arrays_of(sweep)
+    shown = ["scontrol", "show", "job", array.submission.ids[0].partition("_")[0]]
+    assert "ArrayTaskThrottle=3" in subprocess.run(shown, capture_output=True, text=True, check=True).stdout
     killer = Killer(sweep, seed=1, most=2)
 
     def ended() -> bool:

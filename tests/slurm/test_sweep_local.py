@@ -112,11 +112,11 @@ def test_a_sweep_over_one_runs_checkpoint_trains_nothing_and_has_a_sample_set_fo
     run = Run(trained, 0, 0).path
     before = len((run / "steps.txt").read_text().split())
     words = ["sweep.program=toy", f"sweep.folder={tmp_path / 'sweeps'}", f"run={run}", "name=guided", "cluster=local"]
-    done = slurm_words("sweep", "submit", *words, "sample.sampler.guidance.scale=0,1,2")
+    done = slurm_words("sweep", "submit", *words, "sample.sampler.guidance.scale=0,1")
     assert done.returncode == 0, done.stdout + done.stderr
     sweep = SweepDir(tmp_path / "sweeps" / "guided")
     found = trials_of(sweep, sweep.settings())
-    assert [t.value for t in found] == pytest.approx([2.0 + 5 / 1024, 1.0 + 5 / 1024, 2.0 + 5 / 1024])
-    assert len({outcome["samples"] for t in found for outcome in t.outcomes}) == 3
+    assert [t.value for t in found] == pytest.approx([2.0 + 5 / 1024, 1.0 + 5 / 1024])
+    assert len({outcome["samples"] for t in found for outcome in t.outcomes}) == 2
     assert len((run / "steps.txt").read_text().split()) == before
     assert ranked(found, sweep.settings())[0].number == 1
