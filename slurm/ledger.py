@@ -187,7 +187,7 @@ def _state(job: str, submission: Submission | None, *, done: bool, seen: Mapping
     starts = sum(row["event"] == "start" and row["rank"] == 0 for row in rows)
     if done:
         return State(job, "complete", ids=submission.ids, starts=starts)
-    parts = [_part(submission, number, rows=rows, seen=seen) for number in range(len(submission.ids))]
+    parts = [part_state(submission, number, rows=rows, seen=seen) for number in range(len(submission.ids))]
     worst = min(parts, key=lambda part: _ORDER.index(part.word))
     nodes = ",".join(sorted({part.nodes for part in parts if part.nodes}))
     ended = sum(part.word == "ended" for part in parts)
@@ -202,8 +202,8 @@ _UPSTREAM = "a job that it waits for did not end well"
 _ORDER = ("running", "waiting", "failed", "blocked", "cancelled", "ended")
 
 
-def _part(submission: Submission, number: int, *, rows: list[dict[str, Any]], seen: Mapping[str, Seen]) -> State:
-    """One part: what Slurm (or the process table) says, then what the attempts say."""
+def part_state(submission: Submission, number: int, *, rows: list[dict[str, Any]], seen: Mapping[str, Seen]) -> State:
+    """One part: what Slurm (or the process table) says, then what the attempts say. Word "ended": it ended well."""
     job, job_id = submission.job, submission.ids[number]
     now = seen.get(job_id)
     mine = [row for row in rows if row["id"] == job_id]

@@ -121,12 +121,17 @@ def _alive(submission: Submission) -> bool:
     return any(submission.alive(number) for number in range(len(submission.ids)))
 
 
-def stop(launch: Launch, submission: Submission, *, grace: float = GRACE_SECONDS) -> None:
-    """Ask a local job to end, wait for it to save, and insist after `grace` seconds."""
+def stop(launch: Launch, submission: Submission) -> None:
+    """Cancel a local job of a run: note it, then `end` it."""
     ledger.note(launch.run, "cancelled", job=submission.job, ids=submission.ids)
+    end(submission)
+
+
+def end(submission: Submission, *, grace: float = GRACE_SECONDS) -> None:
+    """Ask a local job to end, wait for it to save, and insist after `grace` seconds."""
     _signal(submission, signal.SIGTERM)
-    end = time.monotonic() + grace
-    while _alive(submission) and time.monotonic() < end:
+    limit = time.monotonic() + grace
+    while _alive(submission) and time.monotonic() < limit:
         time.sleep(POLL_SECONDS)
     if _alive(submission):
         print(f"{submission.job}: killed, as it did not end within {grace:.0f} s", file=sys.stderr)

@@ -7,6 +7,7 @@ from pipeline.config.schema import Config
 from pipeline.config.schema_data import split_names
 from pipeline.config.schema_metrics import network_of, sampled_metrics
 from pipeline.config.schema_objectives import objective_kind, objective_of
+from pipeline.runtime.errors import did_you_mean
 
 
 def check_training(cfg: Config) -> Iterator[str]:
@@ -44,7 +45,7 @@ def metric_problems(cfg: Config, metric: str) -> Iterator[str]:
             f"{metric} needs a validation split, but {problem}. Use a metric of samples, such as sampled/fd-domain, or "
             "another protocol: data.split.rule=hash data.split.valid=0.1 data.counts=null under a data.name of its own."
         )
-    if kind in ("valid", "sampled") and metric not in (known := measured_in_training(cfg)):
+    if metric not in (known := measured_in_training(cfg)):
         yield (
             f"found '{metric}', but with model.kind={cfg.model.kind} and model.condition={cfg.model.condition} what is "
             f"measured while training is {' or '.join(known)}. Use one of them."
@@ -64,7 +65,8 @@ def _of_results(cfg: Config, metric: str) -> Iterator[str]:
     evaluate, split = cfg.evaluate, metric.partition("@")[2]
     kind, network = known_metric(metric), network_of(metric)
     if kind is None:
-        yield f"{metric} is no metric: {METRICS.unknown(metric)}"
+        names = [name for kind in METRICS for name in (kind.name, *kind.also, *kind.usual)]
+        yield f"{metric} is no metric: {METRICS.unknown(metric)}{did_you_mean(metric, names)}"
         return
     if kind.needs == "image" and kind.name not in evaluate.quality.weights():
         yield f"{metric} needs evaluate.quality.{kind.name}, which is null."

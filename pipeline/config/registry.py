@@ -223,6 +223,7 @@ class MetricKind(Kind):
     least: float | None = None  # what a smaller number counts as: that of an unbiased estimate
     note: Callable[[str, float], str] = lambda name, value: ""  # noqa: ARG005  # what a reader of one number should know
     version: int = 1  # raised when the same features would give other numbers
+    variants: bool = True  # only VARIANTS follow its name; False: anything may
 
 
 SOURCES: Registry[SourceKind] = Registry("data.source.kind")
@@ -264,6 +265,13 @@ def metric(name: str, place: str = "", *, direction: Direction | None, **facts: 
     METRICS.add(MetricKind(name=name, place=place, direction=direction, **facts))
 
 
+VARIANTS = {  # networks, layers, ways to resize, and the extrapolation to infinitely many samples
+    *("domain", "inception", "dinov2", "clip"),
+    *("64", "192", "768", "2048", "spatial", "logits"),
+    *("tf1", "clean", "torchmetrics", "infinity"),
+}
+
+
 def known_metric(name: str) -> MetricKind | None:
     """The metric that a number's name is of: `fd-domain@valid`, `valid/psnr`, `fid-768`; None for an unknown name."""
     base = name.rpartition("/")[2].partition("@")[0]
@@ -271,7 +279,8 @@ def known_metric(name: str) -> MetricKind | None:
         (len(first), kind)
         for kind in METRICS
         for first in (kind.name, *kind.also)
-        if base == first or base.startswith(f"{first}-")
+        if base == first
+        or (base.startswith(f"{first}-") and (not kind.variants or {*base[len(first) + 1 :].split("-")} <= VARIANTS))
     ]
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
@@ -286,6 +295,12 @@ def direction(name: str) -> Direction | None:
     if kind is None:
         raise UserError(METRICS.unknown(name.rpartition("/")[2].partition("@")[0]))
     return kind.direction
+
+
+def higher_is_better(name: str) -> bool | None:
+    """Whether the larger value is the better one; None for a name that no metric has, or without a direction."""
+    kind = known_metric(name)
+    return None if kind is None or kind.direction is None else kind.direction == "maximize"
 
 
 def better(name: str, value: float, best: float) -> bool:

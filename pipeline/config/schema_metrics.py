@@ -165,7 +165,7 @@ _compared("coverage", "coverage", "maximize", usual=())
 metric("cmmd", f"{_SUITE}:clip_distance", direction="minimize", networks=("clip",))
 
 # Of single images; the others are measured by jobs in their own ways: copies, restoration, use of latents, losses.
-metric("copy-rate", direction="minimize")
+metric("copy-rate", direction="minimize", variants=False)
 for _name in ("niqe", "brisque", "cnniqa"):
     metric(_name, f"pipeline.metrics.quality:{_name}", direction=None, needs="image")
 for _name in ("compression", "kl-per-dimension", "dead-channels"):

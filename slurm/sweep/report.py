@@ -1,38 +1,241 @@
-"""The report of a sweep: markdown, a table for other programs, plots, and the pictures of the best and the worst."""
+"""What became of a sweep's trials: `status` in the terminal, and the report as markdown, csv, json and plots."""
 
-from collections.abc import Sequence
+import csv
+import io
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
 
 from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import spearmanr
+from scipy.stats import t as student
 
-from pipeline.runtime.files import atomic_path, write_text
+from pipeline.config.registry import higher_is_better
+from pipeline.runtime.files import atomic_path, write_json, write_text
+from pipeline.runtime.parts import without_launcher
 from slurm.failures import POLICIES
-from slurm.sweep import plots
-from slurm.sweep.analysis import importances, loss_predicts
-from slurm.sweep.driver import dimensions_of
-from slurm.sweep.folder import SweepDir
-from slurm.sweep.measured import Measured, metric_names, ranked, table_csv
-from slurm.sweep.settings import SweepSettings
-from slurm.sweep.space import Params, number_of, shown
+from slurm.ledger import State
+from slurm.status import states_of as states_of_shared
+from slurm.sweep import study
+from slurm.sweep.runs import known_params, run_at
+from slurm.sweep.settings import Params, SweepDir, SweepSettings, number_of, shown
+from slurm.sweep.submit import hours_of, shared_launches, states_of
 
-BEST = 10  # trials in the first table
+MOST_ROWS = 60  # trials of which those that wait are shown too
+BEST = 10  # trials in the report's first table
 FEW_IMAGES = 10_000
 WIDTH = 1200  # of pictures, about; smaller ones are enlarged
+ENOUGH, STRONG, WEAK = 6, 0.8, 0.4  # trials to correlate; rank correlations
+_ORDER = ("running", "waiting", "failed", "over budget", "cancelled", "blocked", "not begun", "complete")
+USUAL = ("fid", "fd-domain", "is", "is-domain", "kid", "kid-domain", "accuracy-domain", "precision", "recall")
 
 
-def write(sweep: SweepDir, found: Sequence[Measured]) -> Path:
-    """Write `report.md`, `trials.csv` and the pictures beside them; the report's path."""
+@dataclass(frozen=True)
+class Trial:
+    """One trial. Numbers are means over its seeds."""
+
+    number: int
+    params: Params
+    states: tuple[State, ...]  # by seed
+    outcomes: tuple[Mapping[str, Any], ...]
+    hours: float
+    gpu_hours: float
+
+    @property
+    def word(self) -> str:
+        """Pruned as soon as one seed is; complete when all are; else the word of the seed that is to be looked at."""
+        words = [state.word for state in self.states]
+        return "pruned" if "pruned" in words else min(words, key=_ORDER.index)
+
+    @property
+    def why(self) -> State:
+        """The state that explains the word."""
+        return next(state for state in self.states if state.word == self.word)
+
+    @property
+    def values(self) -> list[float]:
+        """The metric, by seed."""
+        return [o["value"] for o in self.outcomes] if self.word == "complete" else []
+
+    @property
+    def value(self) -> float | None:
+        """The mean of the metric."""
+        return fmean(self.values) if self.values else None
+
+    @property
+    def spread(self) -> float | None:
+        """Half of the 95 % interval of the mean over seeds (Student's t); None for one seed."""
+        n = len(self.values)
+        return float(student.ppf(0.975, n - 1)) * stdev(self.values) / math.sqrt(n) if n > 1 else None
+
+    def metric(self, name: str) -> float | None:
+        """Another metric of the results."""
+        return self._mean(lambda o: o.get("metrics", {}).get(name))
+
+    def loss(self, which: str) -> float | None:
+        """Of validation (of training where nothing was validated): the "last" or the "best"."""
+        return self._mean(lambda o: o.get("loss", {}).get(which))
+
+    def _mean(self, get: Callable[[Mapping[str, Any]], float | None]) -> float | None:
+        found = [value for o in self.outcomes if (value := get(o)) is not None]
+        return fmean(found) if found else None
+
+    @property
+    def picture(self) -> Path | None:
+        """The sample grid of the first seed that has one."""
+        paths = [Path(o["samples"]) / "grid.png" for o in self.outcomes if o.get("samples")]
+        return next((path for path in paths if path.is_file()), None)
+
+
+def trials_of(sweep: SweepDir, settings: SweepSettings) -> list[Trial]:
+    """Every trial, in order, from outcomes and one look at the queue."""
+    states, cost = states_of(sweep, settings)[0], hours_of(sweep)
+    found = []
+    for number in range(settings.size):
+        indices = range(number * settings.seeds, (number + 1) * settings.seeds)
+        hours = [cost.get(n, (0.0, 0.0)) for n in indices]
+        outcomes = tuple(run_at(sweep, settings, n).outcome() for n in indices)
+        params = known_params(sweep, settings, number) or {}
+        own = tuple(states[n] for n in indices)
+        found.append(Trial(number, params, own, outcomes, sum(h for h, _ in hours), sum(g for _, g in hours)))
+    return found
+
+
+def ranked(found: Sequence[Trial], settings: SweepSettings) -> list[Trial]:
+    """Complete trials, the best first; of equals the first."""
+    sign = 1.0 if settings.minimize else -1.0
+    return sorted((t for t in found if t.value is not None), key=lambda t: (sign * (t.value or 0.0), t.number))
+
+
+def metric_names(found: Sequence[Trial], settings: SweepSettings) -> list[str]:
+    """Every metric of the results: the sweep's own first, then those that people look at first, then the others."""
+    known = {name for t in found for o in t.outcomes for name in o.get("metrics", {})}
+    return [n for n in dict.fromkeys((settings.metric, *USUAL)) if n in known] + sorted(
+        known - {settings.metric, *USUAL}
+    )
+
+
+# Status
+
+
+def show_status(sweep: SweepDir, console: Console) -> int:
+    """Print the trials that have begun, counts, cost and the best; 1 where a run or the preparation failed."""
     settings = sweep.settings()
-    write_text(sweep.path / "trials.csv", table_csv(found, settings))
+    found = trials_of(sweep, settings)
+    table = Table(title=str(sweep.path), title_justify="left")
+    for column in ("trial", "state", "configuration", settings.metric, "hours", ""):
+        table.add_column(column, overflow="fold", justify="right" if column == "hours" else "left")
+    few = len(found) <= MOST_ROWS
+    for t in found:
+        if t.word != "not begun" and (few or t.word != "waiting"):
+            value = "" if t.value is None else f"{t.value:.4g}"
+            table.add_row(f"{t.number:04d}", t.word, said(t.params), value, f"{t.hours:.2f}", _note(t))
+    console.print(table)
+    launches = shared_launches(sweep, settings)
+    bad = False
+    for launch, states in zip(launches, states_of_shared(launches), strict=True):
+        for name, state in states.items():
+            bad |= state.word in ("failed", "blocked")
+            last = state.message.strip().splitlines()[-1:] or [""]
+            cause = f" ({state.cause}: {last[0]}; logs: {launch.run.jobs / name})" if state.cause else ""
+            console.print(f"once for all: {name}: {state.word}{cause}", highlight=False, soft_wrap=True)
+    console.print(_totals(sweep, settings, found), highlight=False, soft_wrap=True)
+    return int(bad or any(t.word == "failed" for t in found))
+
+
+def _note(t: Trial) -> str:
+    """For what did not end well, its cause and last words; for several seeds that differ, each one's state."""
+    words = [state.word for state in t.states]
+    each = ", ".join(words) if len(set(words)) > 1 else ""
+    last = t.why.message.strip().splitlines()[-1:] or [""]
+    cause = ": ".join(filter(None, [t.why.cause, last[0][:200]])) if t.word != "complete" else ""
+    return "; ".join(filter(None, [each, cause]))
+
+
+def _totals(sweep: SweepDir, settings: SweepSettings, found: Sequence[Trial]) -> str:
+    words = {t.word for t in found}
+    limit = f" of {settings.gpu_hours:g}" if settings.gpu_hours is not None else ""
+    gpu, hours = sum(t.gpu_hours for t in found), sum(t.hours for t in found)
+    lines = [f"{_counted(found)}; {gpu:.2f}{limit} GPU hours, {hours:.2f} hours of jobs"]
+    if best := ranked(found, settings)[:1]:
+        lines.append(
+            f"best: {best[0].number:04d} with {settings.metric} = {best[0].value:.4g} ({said(best[0].params)})"
+        )
+    if not words & {"running", "waiting"}:
+        again = words - {"complete", "pruned"}
+        lines += [f"to queue what is not complete: python -m slurm sweep submit {sweep.path}"] if again else []
+        lines += [f"report and page: python -m slurm sweep report {sweep.path}"]
+    return "\n".join(lines)
+
+
+def _counted(found: Sequence[Trial]) -> str:
+    words = sorted(t.word for t in found)
+    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) or "none"
+
+
+def said(params: Params) -> str:
+    """A configuration in a line."""
+    return " ".join(f"{key}={value}" for key, value in shown(params).items()) or "not chosen yet"
+
+
+# Report
+
+
+def write(sweep: SweepDir) -> Path:
+    """Write `report.md`, `trials.csv`, `trials.json`, the plots and the TensorBoard page; the report's path."""
+    from slurm.sweep import pictures
+
+    settings = sweep.settings()
+    found = trials_of(sweep, settings)
+    begun = [t for t in found if t.word != "not begun"]
+    write_text(sweep.path / "trials.csv", table_csv(begun, settings))
+    write_json(sweep.path / "trials.json", [_plain(t) for t in begun])
     best = ranked(found, settings)
     parts = [_head(settings, found)]
     if best:
-        parts += [_best(best, settings), _table(found, settings), _search(sweep, settings, found)]
-        parts += [_loss(sweep, settings, found), _pictures(sweep, settings, best)]
-    parts += [_ended_badly(found)]
-    path = sweep.path / "report.md"
-    write_text(path, "\n".join(part for part in parts if part))
-    return path
+        pictures.draw(sweep.path, sorted(best, key=lambda t: t.number), settings)
+        parts += [_best(best, settings), _table(best, settings), _search(settings, best)]
+        parts += [_loss(settings, best), _samples(sweep, settings, best)]
+    parts += [_ended_badly(begun)]
+    write_text(sweep.path / "report.md", "\n".join(part for part in parts if part))
+    pictures.write_page(sweep, settings, [f"final/{name}" for name in metric_names(found, settings)])
+    if settings.run is not None:
+        words = ["compare", str(settings.run), "--out", str(sweep.path / "comparison")]
+        command, alone = [sys.executable, "-m", settings.program, *words], without_launcher(os.environ)
+        subprocess.run(command, env=alone, stdout=subprocess.DEVNULL, check=False)
+    return sweep.path / "report.md"
+
+
+def _plain(t: Trial) -> dict[str, Any]:
+    numbers = {"value": t.value, "plus or minus": t.spread, "hours": t.hours, "gpu_hours": t.gpu_hours}
+    return {"trial": t.number, "state": t.word, "params": t.params, "seeds": t.outcomes, **numbers}
+
+
+def table_csv(found: Sequence[Trial], settings: SweepSettings) -> str:
+    """All numbers in full, one line for each trial."""
+    keys = list(dict.fromkeys(key for t in found for key in t.params))
+    names = [n for n in metric_names(found, settings) if n != settings.metric]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    seeds = [f"{settings.metric} seed {n}" for n in range(settings.seeds)]
+    losses = ["validation loss (last)", "validation loss (best)"]
+    ends = ["hours", "GPU hours", "cause"]
+    writer.writerow(["trial", "state", *keys, settings.metric, "plus or minus", *seeds, *losses, *names, *ends])
+    for t in found:
+        values = [*t.values, *[None] * settings.seeds][: settings.seeds]
+        numbers = [t.value, t.spread, *values, t.loss("last"), t.loss("best"), *(t.metric(n) for n in names)]
+        cells = ["" if x is None else x for x in numbers]
+        where = [f"{t.number:04d}", t.word, *(str(t.params.get(k, "")).strip('"') for k in keys)]
+        writer.writerow([*where, *cells, f"{t.hours:.4f}", f"{t.gpu_hours:.4f}", t.why.cause or ""])
+    return text.getvalue()
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -42,94 +245,75 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows)) + "\n"
 
 
-def said(params: Params) -> str:
-    """A configuration in a line."""
-    return " ".join(f"{key}={value}" for key, value in shown(params).items())
-
-
-def _head(settings: SweepSettings, found: Sequence[Measured]) -> str:
-    counts = {word: sum(m.word == word for m in found) for word in ("complete", "pruned", "failed", "running")}
-    states = ", ".join(f"{n} {word}" for word, n in counts.items() if n) or "none yet"
-    hours, gpu = sum(m.hours for m in found), sum(m.gpu_hours for m in found)
+def _head(settings: SweepSettings, found: Sequence[Trial]) -> str:
+    hours, gpu = sum(t.hours for t in found), sum(t.gpu_hours for t in found)
     base = " ".join(settings.base if settings.run is None else (f"run={settings.run}", *settings.base))
-    seeds = f", {settings.seeds} seeds each" if settings.seeds > 1 else ", one seed each"
-    pruning = (
-        f", pruning by {settings.pruning.kind} on {settings.pruning.metric}" if settings.pruning.kind != "none" else ""
-    )
+    seeds = f"{settings.seeds} seeds each" if settings.seeds > 1 else "one seed each"
+    pruning = settings.pruning
+    pruned = f", pruning by {pruning.kind} on {pruning.metric}" if pruning.kind != "none" else ""
     return (
         f"# Sweep {settings.name}\n\n"
         f"- experiment: `{base}`\n"
-        f"- {settings.strategy.kind} search for the {settings.direction.removesuffix('imize')}imum of {settings.metric}"
-        f"{seeds}{pruning}\n"
-        f"- trials: {states}\n"
+        f"- {settings.strategy.kind} search for the {'min' if settings.minimize else 'max'}imum of {settings.metric}, "
+        f"{seeds}{pruned}\n"
+        f"- trials: {_counted(found)}\n"
         f"- cost: {gpu:.3g} GPU hours; {hours:.3g} hours of jobs\n"
     )
 
 
-def _best(best: Sequence[Measured], settings: SweepSettings) -> str:
-    rows, on_gpus = [], any(m.gpu_hours for m in best)
-    for m in best[:BEST]:
-        spread = "" if m.spread is None else f" ± {m.spread:.2g}"
-        words, hours = said(m.params), m.gpu_hours if on_gpus else m.hours
-        rows.append([f"{m.number:04d}", f"{m.value:.4g}{spread}", f"`{words}`", _shown(m.last_loss), f"{hours:.3g}"])
+def _best(best: Sequence[Trial], settings: SweepSettings) -> str:
+    rows, on_gpus = [], any(t.gpu_hours for t in best)
+    for t in best[:BEST]:
+        spread = "" if t.spread is None else f" ± {t.spread:.2g}"
+        hours, loss = t.gpu_hours if on_gpus else t.hours, t.loss("last")
+        cells = [f"{t.number:04d}", f"{t.value:.4g}{spread}", f"`{said(t.params)}`"]
+        rows.append([*cells, "" if loss is None else f"{loss:.4g}", f"{hours:.3g}"])
     head = ["trial", settings.metric, "configuration", "validation loss", "GPU hours" if on_gpus else "hours"]
-    lines = ["## Best trials\n", markdown(head, rows)]
-    return "\n".join([*lines, _certainty(best, settings)])
+    return "\n".join(["## Best trials\n", markdown(head, rows), _certainty(best, settings)])
 
 
-def _certainty(best: Sequence[Measured], settings: SweepSettings) -> str:
+def _certainty(best: Sequence[Trial], settings: SweepSettings) -> str:
     first = best[0]
     if first.spread is None:
         return "One seed each: how far another seed would move a value was not measured (sweep.seeds=3 does).\n"
-    sign = 1.0 if settings.direction == "minimize" else -1.0
+    sign = 1.0 if settings.minimize else -1.0
     edge = sign * (first.value or 0.0) + first.spread
-    ties = [m for m in best[1:] if sign * (m.value or 0.0) - (m.spread or 0.0) <= edge]
+    ties = [f"{t.number:04d}" for t in best[1:] if sign * (t.value or 0.0) - (t.spread or 0.0) <= edge]
     seeds = f"{settings.seeds} seeds; ± is half of the 95 % interval of their mean (Student's t). "
     if not ties:
         return seeds + f"No other trial's interval reaches that of trial {first.number:04d}.\n"
-    names = ", ".join(f"{m.number:04d}" for m in ties[:8])
     more = f" and {len(ties) - 8} more" if len(ties) > 8 else ""
-    return seeds + f"The intervals of {names}{more} overlap that of the best: these seeds do not tell them apart.\n"
+    names = ", ".join(ties[:8]) + more
+    return seeds + f"The intervals of {names} overlap that of the best: these seeds do not tell them apart.\n"
 
 
-def _table(found: Sequence[Measured], settings: SweepSettings) -> str:
+def _table(best: Sequence[Trial], settings: SweepSettings) -> str:
     """Every complete trial as a row of settings and numbers, the best of each column in bold."""
-    done = sorted((m for m in found if m.value is not None), key=_order)
-    keys = list(dict.fromkeys(key for m in done for key in m.params))
-    names = [n for n in metric_names(done, settings) if _belongs(n, settings)]
-    columns = {name: [m.value if name == settings.metric else m.metric(name) for m in done] for name in names}
-    if any(m.last_loss is not None for m in done):
-        columns["loss"] = [m.last_loss for m in done]
-    if settings.metric not in columns:
-        columns = {settings.metric: [m.value for m in done], **columns}
+    done = sorted(
+        best, key=lambda t: [(n if (n := number_of(v)) is not None else math.inf, str(v)) for v in t.params.values()]
+    )
+    keys = list(dict.fromkeys(key for t in done for key in t.params))
+    names = [n for n in metric_names(done, settings) if n == settings.metric or n in USUAL]
+    columns = {settings.metric: [t.value for t in done]} | {n: [t.metric(n) for t in done] for n in names}
+    columns[settings.metric] = [t.value for t in done]
+    if any(t.loss("last") is not None for t in done):
+        columns["loss"] = [t.loss("last") for t in done]
     rows = []
-    for n, m in enumerate(done):
-        words = shown(m.params)
-        cells = [_bold(values, n, _higher(name, settings)) for name, values in columns.items()]
-        rows.append([*(words[key] for key in keys), *cells])
+    for n, t in enumerate(done):
+        higher = {
+            name: not settings.minimize if name == settings.metric else higher_is_better(name) for name in columns
+        }
+        cells = [_bold(values, n, bool(higher[name])) for name, values in columns.items()]
+        rows.append([*(shown(t.params).get(key, "") for key in keys), *cells])
     head = [*(settings.columns.get(key, key.rpartition(".")[2]) for key in keys), *columns]
-    counts = {m.launch.cfg.sample.count for t in done for m in t.runs}
-    small = f"Measured on {', '.join(map(str, sorted(counts)))} samples each" if counts else ""
-    if counts and min(counts) < FEW_IMAGES:
-        small += f": Frechet distances of fewer than {FEW_IMAGES} are too large, and compare only with each other"
-    return "\n".join(["## Settings and numbers\n", markdown(head, rows), f"{small}.\n" if small else ""])
+    return "\n".join(["## Settings and numbers\n", markdown(head, rows), _counts(done)])
 
 
-def _order(m: Measured) -> list[tuple[float, str]]:
-    return [(number_of(v) if number_of(v) is not None else float("inf"), str(v)) for v in m.params.values()]  # type: ignore[misc]
-
-
-def _belongs(name: str, settings: SweepSettings) -> bool:
-    """What reports show: distances, inception score, accuracy; not every number that is measured."""
-    plain = name.partition("@")[0]
-    shown = ("fid", "fd-domain", "is", "is-domain", "kid", "kid-domain", "accuracy-domain", "precision", "recall")
-    return name == settings.metric or (plain in shown and "@" not in name)
-
-
-def _higher(name: str, settings: SweepSettings) -> bool:
-    if name == settings.metric:
-        return settings.direction == "maximize"
-    return name.startswith(("is", "accuracy", "precision", "recall"))
+def _counts(done: Sequence[Trial]) -> str:
+    counts = sorted({o["count"] for t in done for o in t.outcomes if o.get("count")})
+    few = f": Frechet distances of fewer than {FEW_IMAGES} are too large, and compare only with each other"
+    small = few if counts and counts[0] < FEW_IMAGES else ""
+    return f"Measured on {', '.join(map(str, counts))} samples each{small}.\n" if counts else ""
 
 
 def _bold(values: Sequence[float | None], place: int, higher: bool) -> str:
@@ -140,47 +324,56 @@ def _bold(values: Sequence[float | None], place: int, higher: bool) -> str:
     return f"**{value:.4g}**" if value == best and len(known) > 1 else f"{value:.4g}"
 
 
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
-
-
-def _search(sweep: SweepDir, settings: SweepSettings, found: Sequence[Measured]) -> str:
-    plots.draw_search(sweep.path / "search.png", found, settings)
-    varied = [d for d in dimensions_of(settings) if not d.finite or len(d.choices) > 1]
-    plots.draw_settings(sweep.path / "settings.png", found, varied, settings=settings)
+def _search(settings: SweepSettings, best: Sequence[Trial]) -> str:
+    shares = study.importances([(t.params, t.value or 0.0) for t in sorted(best, key=lambda t: t.number)], settings)
+    varied = [d for d in settings.dimensions if not d.finite or len(d.choices) > 1]
     lines = ["## What matters\n"]
-    shares = importances(sweep, settings)
-    if len(varied) == 1:
-        lines = ["## The search\n"]
-    elif shares:
-        lines += [markdown(["setting", "importance"], [[key, f"{share:.2f}"] for key, share in shares.items()])]
+    if len(varied) > 1 and shares:
+        rows = [[key, f"{share:.2f}"] for key, share in shares.items()]
+        lines += [markdown(["setting", "importance"], rows)]
         lines += ["PED-ANOVA: the share of each setting in what tells the best trials from the others.\n"]
-    else:
+    elif len(varied) > 1:
         lines += ["Too few complete trials to say which setting matters how much.\n"]
-    return "\n".join([*lines, "![Metric by trial](search.png)\n", "![Metric by setting](settings.png)\n"])
+    pictures = ["![Metric by trial](search.png)\n", "![Metric by setting](settings.png)\n"]
+    return "\n".join([*lines, *pictures, "![All settings of each trial](coordinates.png)\n"])
 
 
-def _loss(sweep: SweepDir, settings: SweepSettings, found: Sequence[Measured]) -> str:
-    lines = [f"## Does validation loss predict {settings.metric}?\n", f"{loss_predicts(found, settings)}\n"]
-    if settings.run is not None:
+def _loss(settings: SweepSettings, best: Sequence[Trial]) -> str:
+    """Whether the trial with the lower validation loss is the one with the better metric, in words."""
+    pairs = [(loss, t.value or 0.0, t.number) for t in best if (loss := t.loss("last")) is not None]
+    if settings.run is not None or settings.metric == "valid/loss" or not pairs:
         return ""
-    if any(m.last_loss is not None and m.value is not None for m in found):
-        plots.draw_losses(sweep.path / "loss.png", found, settings)
-        lines += [f"![{settings.metric} against validation loss](loss.png)\n"]
-    return "\n".join(lines)
+    head = f"## Does validation loss predict {settings.metric}?\n"
+    picture = f"![{settings.metric} against validation loss](loss.png)\n"
+    losses, values, _ = zip(*pairs, strict=True)
+    if len(pairs) < ENOUGH or len(set(losses)) == 1 or len(set(values)) == 1:
+        return "\n".join([head, f"{len(pairs)} trials have both numbers: too few, or too equal, to say.\n", picture])
+    answer = spearmanr(losses, values)
+    rho = float(answer.statistic) * (1 if settings.minimize else -1)
+    if rho > STRONG:
+        word = "yes: the order of the losses is nearly the order of the metric"
+    elif rho > WEAK:
+        word = "partly: a low loss makes a good metric likelier, and does not choose the best trial"
+    else:
+        word = (
+            "no: choosing by loss is choosing at random" if rho > -WEAK else "no: the lower loss has the worse metric"
+        )
+    _, value, number = min(pairs)
+    return "\n".join([head, (
+        f"Spearman's rank correlation over {len(pairs)} trials is {rho:+.2f} (p = {float(answer.pvalue):.2g}; +1: the "
+        f"lower loss is always the better {settings.metric}). Does loss predict {settings.metric} here? {word}. "
+        f"By loss one would have chosen trial {number:04d} ({settings.metric} {value:.4g}).\n"
+    ), picture])  # fmt: skip
 
 
-def _pictures(sweep: SweepDir, settings: SweepSettings, best: Sequence[Measured]) -> str:
+def _samples(sweep: SweepDir, settings: SweepSettings, best: Sequence[Trial]) -> str:
     lines = []
-    for word, m in (("best", best[0]), ("worst", best[-1])):
-        if m.pictures and not (word == "worst" and len(best) == 1):
+    for word, t in (("best", best[0]), ("worst", best[-1])):
+        if t.picture is not None and not (word == "worst" and len(best) == 1):
             with atomic_path(sweep.path / f"{word}.png") as partial:
-                _enlarged(m.pictures[0]).save(partial, format="png")
-            words = said(m.params)
-            lines += [
-                f"The {word}, trial {m.number:04d}, {settings.metric} {m.value:.4g}: `{words}`\n",
-                f"![]({word}.png)\n",
-            ]
+                _enlarged(t.picture).save(partial, format="png")
+            lines.append(f"The {word}, trial {t.number:04d}, {settings.metric} {t.value:.4g}: `{said(t.params)}`\n")
+            lines.append(f"![]({word}.png)\n")
     return "\n".join(["## Samples of the best and the worst\n", *lines]) if lines else ""
 
 
@@ -191,16 +384,15 @@ def _enlarged(path: Path) -> Image.Image:
         return image.convert("RGB").resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
-def _ended_badly(found: Sequence[Measured]) -> str:
+def _ended_badly(found: Sequence[Trial]) -> str:
     rows = []
-    for m in found:
-        if m.word in ("failed", "pruned"):
-            advice = POLICIES[m.cause].advice if m.cause in POLICIES else ""
-            told = [line for line in m.message.strip().splitlines() if not advice or advice not in line][-1:] or [""]
-            words = said(m.params)
-            rows.append([f"{m.number:04d}", m.cause, f"`{words}`", told[0][:200].replace("|", "/"), advice])
-    if not rows:
-        return ""
+    for t in found:
+        if t.word in ("failed", "pruned", "over budget"):
+            cause = t.why.cause or t.word
+            advice = POLICIES[cause].advice if cause in POLICIES else ""
+            last = [line for line in t.why.message.strip().splitlines() if not advice or advice not in line][-1:] or [
+                ""
+            ]
+            rows.append([f"{t.number:04d}", cause, f"`{said(t.params)}`", last[0][:200].replace("|", "/"), advice])
     head = ["trial", "why", "configuration", "said", "advice"]
-    shown = len(head) if any(row[-1] for row in rows) else len(head) - 1
-    return "\n".join(["## Trials without a value\n", markdown(head[:shown], [row[:shown] for row in rows])])
+    return "\n".join(["## Trials without a value\n", markdown(head, rows)]) if rows else ""

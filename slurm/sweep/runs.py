@@ -1,4 +1,4 @@
-"""The runs of a trial, one for each seed: their configs, their stages, and what they ended with, from disk."""
+"""The runs of a trial, one for each seed: their configs, their stages, and what came of them, from disk."""
 
 import dataclasses
 import json
@@ -10,23 +10,22 @@ from typing import Any
 import yaml
 
 from pipeline.config.load import CONFIG_ROOT, config_from, groups
+from pipeline.config.paths import data_directory, latents_directory
 from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import Resources
-from pipeline.runtime.errors import UserError, did_you_mean
-from pipeline.runtime.files import read_json, read_lines, write_json
-from pipeline.runtime.run_dir import RunDir
-from slurm.sweep.folder import SweepDir
-from slurm.sweep.settings import SweepSettings
-from slurm.sweep.space import Params, words_of
+from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
+from pipeline.runtime.files import content_hash, read_json, read_lines, write_json
+from slurm.sweep.settings import Params, SweepDir, SweepSettings, words_of
 from slurm.workflows import Launch, launch_for, launch_of_run, result_of, sample_set
 
 STAGES = ("train", "sample", "evaluate")  # of a trial's own; whatever comes before them is shared by all trials
-FAILED, PRUNED, OF_RUN = "failed.json", "pruned.json", "of_run.json"
+OUTCOME, OF_RUN = "outcome.json", "of_run.json"
+FINAL = ("complete", "pruned")  # outcomes after which a run is never started again
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a trial."""
+    """One run of a trial. Task k of a sweep's array is run k: trial k // seeds with seed k % seeds."""
 
     sweep: SweepDir
     trial: int
@@ -43,16 +42,20 @@ class Run:
         return self.sweep.trials / self.name
 
     @property
-    def records(self) -> RunDir:
-        """Where its submissions are noted down."""
-        return RunDir(self.path)
+    def made(self) -> bool:
+        """Whether it has begun: its parameters are chosen and its directory is there."""
+        return (self.path / "config.yaml").is_file() or (self.path / OF_RUN).is_file()
 
-    def final(self) -> dict[str, Any] | None:
-        """Why it ended without a result: {"word": "pruned" or "failed", "cause": ..., "message": ...}; None: not so."""
-        for word, file in (("pruned", PRUNED), ("failed", FAILED)):
-            if (self.path / file).is_file():
-                return {"word": word, **read_json(self.path / file)}
-        return None
+    def outcome(self) -> dict[str, Any]:
+        """What came of it: {"word": complete, pruned, failed or "over budget", ...}; {} while it has not ended."""
+        try:
+            return dict(read_json(self.path / OUTCOME))
+        except Incomplete:
+            return {}
+
+    def end(self, word: str, **more: Any) -> None:
+        """Write the outcome."""
+        write_json(self.path / OUTCOME, {"word": word, **more})
 
     def launch(self) -> Launch:
         """Its graph, as it was made by `make`."""
@@ -62,17 +65,36 @@ class Run:
         return launch_of_run(self.path)
 
 
+def params_file(sweep: SweepDir, number: int) -> Path:
+    """Where a search's choice for a trial is written down."""
+    return sweep.path / "params" / f"{number:04d}.json"
+
+
+def known_params(sweep: SweepDir, settings: SweepSettings, number: int) -> Params | None:
+    """The parameters of a trial where they are chosen: of a grid always."""
+    if settings.strategy.kind == "grid":
+        return settings.combinations[number]
+    try:
+        return dict(read_json(params_file(sweep, number)))
+    except Incomplete:
+        return None
+
+
+def run_at(sweep: SweepDir, settings: SweepSettings, index: int) -> Run:
+    """The run of an array's task."""
+    return Run(sweep, *divmod(index, settings.seeds))
+
+
 def run_words(settings: SweepSettings, params: Params) -> list[str]:
-    """The words of a configuration: the base's and its own."""
+    """The overrides of a configuration: the base's and its own."""
     if settings.run is not None:
-        return [str(settings.run), *_said(settings, params)]
-    words = [*settings.base, *words_of(params)]
+        return [str(settings.run), *_overrides_of_run(settings, params)]
     # Trials are what runs side by side: within one, sampling and evaluation are not cut into jobs of their own.
     parts = ["cluster.sample.parts=1", "cluster.evaluate.parts=1"]
-    return [*words, f"name={settings.name}", *parts]
+    return [*settings.base, *words_of(params), f"name={settings.name}", *parts]
 
 
-def _said(settings: SweepSettings, params: Params) -> list[str]:
+def _overrides_of_run(settings: SweepSettings, params: Params) -> list[str]:
     """What a trial says differently from the run that it is about; a cluster profile setting by setting."""
     words = []
     for word in settings.base:
@@ -82,7 +104,7 @@ def _said(settings: SweepSettings, params: Params) -> list[str]:
 
 
 def cluster_words(name: str) -> list[str]:
-    """The settings of a profile of configs/cluster, as words.
+    """The settings of a profile of configs/cluster, as overrides.
 
     Raises:
         UserError: where there is no such profile.
@@ -94,37 +116,37 @@ def cluster_words(name: str) -> list[str]:
     return [f"cluster.{key}={json.dumps(value)}" for key, value in values.items()]
 
 
-def config_of(sweep: SweepDir, settings: SweepSettings, params: Params, *, run: Run) -> Config:
-    """The config of a run, checked."""
-    words = run_words(settings, params)
-    if settings.run is not None:
-        return config_from(words)
-    cfg = config_from([*words, f"name={run.name}", f"runs_dir={sweep.trials.resolve()}"])
-    return cfg.model_copy(update={"seed": cfg.seed + run.seed})
-
-
-def make(sweep: SweepDir, settings: SweepSettings, params: Params, *, run: Run) -> Launch:
+def make(settings: SweepSettings, params: Params, run: Run) -> Launch:
     """Make the run's directory, or find it as it was made; its graph. Seeds of a trial follow its experiment's.
 
     Raises:
-        UserError: a configuration that is not valid, or a directory that was made with another.
+        UserError: a configuration that is not valid.
     """
-    if run.records.config.is_file() or (run.path / OF_RUN).is_file():
+    if run.made:
         return run.launch()
-    cfg = config_of(sweep, settings, params, run=run)
-    if settings.run is None:
-        return launch_for(cfg, make=True)
-    write_json(run.path / OF_RUN, {"run": str(settings.run.resolve()), "words": _said(settings, params)})
-    return run.launch()
+    words = run_words(settings, params)
+    if settings.run is not None:
+        config_from(words)
+        note = {"run": str(settings.run.resolve()), "words": _overrides_of_run(settings, params)}
+        write_json(run.path / OF_RUN, note)
+        return run.launch()
+    cfg = config_from([*words, f"name={run.name}", f"runs_dir={run.sweep.trials.resolve()}"])
+    return launch_for(cfg.model_copy(update={"seed": cfg.seed + run.seed}), make=True)
 
 
-def is_own(job: str) -> bool:
-    """Whether a job of a run's graph is the trial's own, not shared with others."""
-    return job in STAGES
+def shared_key(cfg: Config) -> str:
+    """Equal for configurations that are trained on the same data and latents, which are prepared once for all."""
+    places = [data_directory(cfg)] if cfg.latents is None else [latents_directory(cfg), cfg.latents.autoencoder]
+    return content_hash([str(p) for p in places])[:12]
 
 
-def shared(launch: Launch) -> Launch:
-    """The part of a graph that trials share: data, latents, reference statistics."""
+def shared(settings: SweepSettings, cfg: Config, *, sweep: SweepDir, do_make: bool) -> Launch:
+    """The jobs before a trial's own: data, latents, reference statistics. Their run only records their submission."""
+    if settings.run is not None:
+        launch = launch_of_run(settings.run, tuple(_overrides_of_run(settings, {})))
+    else:
+        place = {"name": shared_key(cfg), "runs_dir": (sweep.path / "shared").resolve()}
+        launch = launch_for(cfg.model_copy(update=place), make=do_make)
     names = [job.name for job in launch.jobs]
     first = min((names.index(name) for name in STAGES if name in names), default=len(names))
     return dataclasses.replace(launch, jobs=launch.jobs[:first])
@@ -132,7 +154,7 @@ def shared(launch: Launch) -> Launch:
 
 def stages(launch: Launch) -> dict[str, bool]:
     """The trial's own jobs in order, and whether what each makes is complete."""
-    return {name: done for name, done in launch.complete().items() if is_own(name)}
+    return {name: done for name, done in launch.complete().items() if name in STAGES}
 
 
 def resources_of(launch: Launch) -> Resources:
@@ -140,48 +162,41 @@ def resources_of(launch: Launch) -> Resources:
 
     Every rank takes part in each stage, so GPUs that train also sample and evaluate.
     """
-    asked = [job.resources for job in launch.jobs if is_own(job.name)]
+    asked = [job.resources for job in launch.jobs if job.name in STAGES]
     first = max(asked, key=lambda r: r.nodes * r.tasks_per_node)
-    memory = [r.memory_gb for r in asked if r.memory_gb is not None]
-    return first.model_copy(
-        update={
-            "cpus": max((r.cpus for r in asked if r.cpus), default=None),
-            "memory_gb": max(memory, default=None),
-            "minutes": max(r.minutes for r in asked),
-            "parts": 1,
-        }
-    )
+    most = {
+        "cpus": max((r.cpus for r in asked if r.cpus), default=None),
+        "memory_gb": max((r.memory_gb for r in asked if r.memory_gb is not None), default=None),
+        "minutes": max(r.minutes for r in asked),
+        "parts": 1,
+    }
+    return first.model_copy(update=most)
 
 
-def value_of(launch: Launch, settings: SweepSettings) -> float | None:
-    """The metric that a run ended with; None while its last stage is not complete.
+def measured(launch: Launch, settings: SweepSettings) -> dict[str, Any]:
+    """What a run whose stages are complete came to: its value, other metrics, losses, and where its samples are.
 
     Raises:
-        UserError: the run is complete and has no such metric.
+        UserError: the run has no such metric, or the metric is not a number.
     """
-    if not all(stages(launch).values()):
-        return None
-    if "/" not in settings.metric:
-        return float(pick(results_of(launch), settings.metric))
-    found = [value for _, value in training_values(launch, settings.metric)]
-    if not found:
-        raise UserError(
-            f"metric: {launch.run.metrics} has no '{settings.metric}'. For valid/loss, set train.validate_every."
-        )
-    return min(found) if settings.direction == "minimize" else max(found)
-
-
-def results_of(launch: Launch) -> dict[str, float]:
-    """Every metric of a complete run's own samples; {} before."""
     samples = sample_set(launch)
-    if samples is None or not result_of(launch, samples).is_file():
-        return {}
-    return dict(read_json(result_of(launch, samples))["metrics"])
-
-
-def kept(launch: Launch) -> dict[str, Any]:
-    """What the journal keeps of a complete run, metrics and place of samples: later code may look elsewhere."""
-    return {"metrics": results_of(launch), "samples": str(sample_set(launch) or "")}
+    results: dict[str, float] = {}
+    if samples is not None and result_of(launch, samples).is_file():
+        results = dict(read_json(result_of(launch, samples))["metrics"])
+    losses: list[float] = []
+    if settings.run is None:  # a sweep over one run's checkpoint trains nothing
+        losses = [v for _, v in training_values(launch, "valid/loss") or training_values(launch, "loss")]
+    if "/" in settings.metric:
+        values = [value for _, value in training_values(launch, settings.metric)]
+        best = min(values, default=None) if settings.minimize else max(values, default=None)
+        value = pick({settings.metric: best} if best is not None else {}, settings.metric)
+    else:
+        value = pick(results, settings.metric)
+    if value != value:
+        raise UserError(f"metric: {settings.metric} of {launch.run.path} is not a number.")
+    loss = {"last": losses[-1], "best": min(losses)} if losses else {}
+    count = launch.cfg.sample.count
+    return {"value": value, "metrics": results, "loss": loss, "samples": str(samples or ""), "count": count}
 
 
 def pick(metrics: Mapping[str, float], name: str) -> float:
@@ -193,15 +208,17 @@ def pick(metrics: Mapping[str, float], name: str) -> float:
     if name not in metrics:
         known = ", ".join(sorted(metrics)) or "none"
         raise UserError(f"metric: found '{name}', expected one of {known}.{did_you_mean(name, metrics)}")
-    return metrics[name]
+    return float(metrics[name])
 
 
-def training_values(launch: Launch, name: str) -> list[tuple[int, float]]:
-    """(images seen, value) of a number of training's own, in order; of steps trained twice the later."""
-    rows = {int(row["step"]): float(row[name]) for row in read_lines(launch.run.metrics) if name in row}
-    return [(step * launch.cfg.train.global_batch, rows[step]) for step in sorted(rows)]
+def training_values(
+    launch: Launch, name: str, rows: Sequence[Mapping[str, Any]] | None = None
+) -> list[tuple[int, float]]:
+    """(images seen, value) of a number that training records, in order; of steps trained twice the later.
 
-
-def runs_of(sweep: SweepDir, trial: int, seeds: int) -> Sequence[Run]:
-    """The runs of a trial, by seed."""
-    return [Run(sweep, trial, seed) for seed in range(seeds)]
+    Args:
+        rows: of metrics.jsonl; None: all of them.
+    """
+    rows = read_lines(launch.run.metrics) if rows is None else rows
+    found = {int(row["step"]): float(row[name]) for row in rows if name in row}
+    return [(step * launch.cfg.train.global_batch, found[step]) for step in sorted(found)]

@@ -20,6 +20,7 @@ class Layout:
     confine: bool = False  # jobs that outgrow their memory are killed by the kernel: task/cgroup, on cgroup v1
     sigterm: bool = False  # preemption is announced by SIGTERM alone, as Slurm does it unless told otherwise
     prefix: str = "node"
+    most_tasks: int = 10001  # MaxArraySize
 
     @property
     def conf(self) -> Path:
@@ -100,7 +101,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=5,sched_min_interval=1000
 PriorityType=priority/basic
 ReturnToService=2
 EnforcePartLimits=ALL
-MaxArraySize=10001
+MaxArraySize={layout.most_tasks}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 {"" if layout.sigterm else "SlurmctldParameters=preempt_send_user_signal"}

@@ -11,8 +11,8 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json, write_text
 from pipeline.runtime.run_dir import create_run
 from slurm.__main__ import main
-from slurm.sweep.check import check
-from slurm.sweep.folder import settings_from
+from slurm.sweep.settings import settings_from
+from slurm.sweep.submit import check
 from slurm.workflows import launch_for
 
 LED = ["train.validate_every=1 kimg", "train.early_stop={patience: 5 kimg}"]
@@ -46,7 +46,7 @@ def test_every_experiment_and_sweep_that_validates_has_images_for_it() -> None:
     for name in set(groups()["sweep"]) - {"guidance"}:
         assert check(
             settings_from([f"sweep={name}", "sweep.metric=valid/loss", "sweep.gpu_hours=null"])
-        ).train.validate_every, name
+        ).first.train.validate_every, name
 
 
 @pytest.mark.parametrize(

@@ -1,29 +1,26 @@
-"""Sweeps on the test cluster, and what kills their processes at random."""
+"""Sweeps on the test cluster or on this machine, and what kills their processes at random."""
 
-import contextlib
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import toy
 from faults import environment
-from launching import LIMIT, slurm_words
-from optuna.trial import FrozenTrial, TrialState
+from launching import HERE, LIMIT, slurm_words
 
 from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
-from pipeline.runtime.errors import NonFiniteError
-from pipeline.runtime.files import write_json
+from pipeline.runtime.files import read_lines, write_json
 from slurm.queue import mine
-from slurm.sweep import trials
-from slurm.sweep.driver import advance, dimensions_of, trials_of
-from slurm.sweep.folder import SweepDir, settings_from
-from slurm.sweep.runs import Run, make, run_words, runs_of
-from slurm.sweep.settings import SweepSettings
+from slurm.sweep.report import Trial, trials_of
+from slurm.sweep.runs import Run, make, run_words
+from slurm.sweep.settings import Params, SweepDir, SweepSettings, settings_from
+from slurm.sweep.submit import states_of
 from slurm.workflows import Launch
 
 CALM = 'cluster.options.exclude="node2,node4"'  # where faults.py takes nodes away
@@ -62,86 +59,120 @@ def submitted(root: Path, name: str, *words: str) -> SweepDir:
     return SweepDir(root / "sweeps" / name)
 
 
+def begun_here(root: Path, name: str, *words: str) -> tuple[SweepDir, "subprocess.Popen[bytes]"]:
+    """A sweep on this machine, and the process in whose foreground it runs."""
+    command = [sys.executable, "-m", "slurm", "sweep", "submit", *base(root), f"name={name}", "cluster=local", *words]
+    env = os.environ | {"PYTHONPATH": f"{HERE.parents[1]}:{HERE}", "PYTHONSAFEPATH": "1"}
+    with (root / "said.txt").open("w") as log:
+        process = subprocess.Popen(command, env=env, cwd=HERE.parents[1], stdout=log, stderr=log)
+    return SweepDir(root / "sweeps" / name), process
+
+
+def finished_sweep(root: Path, *words: str) -> SweepDir:
+    """A sweep that has ended, without jobs: each task is called here, one after the other."""
+    from slurm.sweep.worker import Task
+
+    sweep, settings = written(root, *words)
+    for trial in range(settings.size):
+        for seed in range(settings.seeds):
+            run = Run(sweep, trial, seed)
+            work(make(settings, settings.combinations[trial], run))  # in this process, which is quicker
+            assert Task(run, settings).go() == 0
+    return sweep
+
+
+def work(launch: Launch) -> None:
+    """What the stages of a run do."""
+    assert toy.train(launch.cfg, launch.run) == 0
+    toy.sample(launch.cfg, launch.run, step=toy.STEPS)
+    toy.evaluate(launch.cfg, launch.run, step=toy.STEPS)
+
+
+def written(root: Path, *words: str) -> tuple[SweepDir, SweepSettings]:
+    """A sweep of which nothing has been submitted."""
+    settings = settings_from([*base(root), "cluster=local", *words])
+    sweep = SweepDir(settings.path)
+    sweep.write(settings)
+    return sweep, settings
+
+
+def words_now(sweep: SweepDir) -> list[str]:
+    """The word of every run."""
+    settings = sweep.settings()
+    states, _ = states_of(sweep, settings)
+    return [states[n].word for n in range(len(states))]
+
+
+def has_ended(sweep: SweepDir) -> bool:
+    """Whether nothing of the sweep is under way or has yet to begin."""
+    return not set(words_now(sweep)) & {"running", "waiting", "not begun"} and not jobs_of(sweep)
+
+
 def wait_until(good: Callable[[], bool], sweep: SweepDir, *, seconds: float = LIMIT) -> None:
     """Poll; fail with the sweep's logs."""
     end = time.monotonic() + seconds
     while not good():
         assert time.monotonic() < end, said(sweep)
-        time.sleep(0.5)
-
-
-def has_ended(sweep: SweepDir) -> bool:
-    """Whether the last step has written the report."""
-    return sweep.finished.is_file()
+        time.sleep(0.3)
 
 
 def said(sweep: SweepDir) -> str:
     """What there is to read where a test fails."""
-    states = "\n".join(f"{t.number} {t.state.name} {t.params} {t.user_attrs}" for t in trials_of(sweep))
-    logs = "\n".join(f"--- {p}\n{p.read_text()[-1500:]}" for p in sorted(sweep.jobs.glob("*/*_log.out")))
+    states = "\n".join(f"{t.number} {t.states} {t.params}" for t in trials_of(sweep, sweep.settings()))
+    logs = "\n".join(f"--- {p}\n{p.read_text()[-1500:]}" for p in sorted(sweep.path.rglob("*_log.out")))
     queue = "\n".join(map(str, jobs_of(sweep)))
     return f"{states}\n{queue}\n{logs}"
 
 
-def finished_sweep(root: Path, *words: str) -> SweepDir:
-    """A sweep that has ended, without jobs: the toy's words are called here."""
-    settings = settings_from([*base(root), "cluster=local", *words])
-    sweep, space = SweepDir(settings.path), dimensions_of(settings)
-    sweep.write(settings)
-    study = trials.open_study(sweep.journal, settings)
-    while params := trials.next_params(study.get_trials(deepcopy=False), settings, space):
-        trial = trials.add(study, params, space)
-        for run in runs_of(sweep, trial.number, settings.seeds):
-            work(make(sweep, settings, params, run=run))
-    assert advance(sweep, local=True).ended
-    return sweep
-
-
-def work(launch: Launch) -> None:
-    """What a run's job does."""
-    if not launch.run.finished():
-        with contextlib.suppress(NonFiniteError):
-            toy.train(launch.cfg, launch.run)
-    if launch.run.finished():
-        toy.sample(launch.cfg, launch.run, step=toy.STEPS)
-        toy.evaluate(launch.cfg, launch.run, step=toy.STEPS)
-
-
 def jobs_of(sweep: SweepDir) -> list[str]:
     """Ids of the sweep's jobs that are in the queue."""
-    return [seen.id for seen in mine() if seen.active and str(sweep.path) in seen.comment]
+    if os.environ.get("SLURM_CONF") is None:
+        return []
+    return [seen.id for seen in mine() if seen.active and f"{sweep.path}/" in seen.comment]
 
 
-def accounted(sweep: SweepDir, *, count: int) -> list[FrozenTrial]:
-    """Every trial once: in the journal, complete, with one directory; and nothing of the sweep left in the queue."""
-    found = trials_of(sweep)
-    assert [t.number for t in found] == list(range(count)), said(sweep)
-    assert {t.state for t in found} == {TrialState.COMPLETE}, said(sweep)
-    assert sorted(p.name for p in sweep.trials.glob("[!.]*")) == [Run(sweep, n, 0).name for n in range(count)]
-    wait_until(lambda: not jobs_of(sweep), sweep)  # the last tiny job finds nothing to do
+def accounted(sweep: SweepDir) -> list[Trial]:
+    """Every trial once: complete, with one directory; each step of its training trained once."""
+    settings = sweep.settings()
+    found = trials_of(sweep, settings)
+    assert {t.word for t in found} == {"complete"}, said(sweep)
+    names = sorted(p.name for p in sweep.trials.glob("[!.]*"))
+    assert names == [Run(sweep, n, s).name for n in range(settings.size) for s in range(settings.seeds)]
     return found
 
 
-def toy_value(settings: SweepSettings, trial: FrozenTrial) -> float:
+def toy_value(settings: SweepSettings, params: Params) -> float:
     """What a trial must come to: the toy's own function of its config."""
-    return toy.metric(config_from(run_words(settings, trial.params))) + 5.0 * 0.5**toy.STEPS
+    return toy.metric(config_from(run_words(settings, params))) + 5.0 * 0.5**toy.STEPS
+
+
+def steps(sweep: SweepDir, trial: int) -> list[int]:
+    """The steps that the toy trained in a trial, in order."""
+    path = Run(sweep, trial, 0).path / "steps.txt"
+    return [int(line) for line in path.read_text().split()] if path.is_file() else []
+
+
+def starts_of(sweep: SweepDir) -> list[dict]:
+    """Every start of a task, with its end, by the arrays' records."""
+    rows = [row for path in sweep.jobs.glob("array-*/attempts.jsonl") for row in read_lines(path)]
+    found = [row | {"ended": None} for row in rows if row["event"] == "start"]
+    for start in found:
+        same = [r for r in rows if r["id"] == start["id"] and r["restart"] == start["restart"]]
+        start["ended"] = max((r["time"] for r in same if r["event"] != "start"), default=None)
+    return found
 
 
 class Killer:
-    """Kills processes of a sweep's jobs: each run once, the shared preparation twice, which is as often as it is tried
-    again, and three of the tiny jobs, so that enough is left for the runs."""
+    """Kills processes of a sweep's tasks, each task once: the task's own process, or the stage that it runs."""
 
-    _LIMITS: ClassVar = {"prepare": 2, "advance": 3}
-
-    def __init__(self, sweep: SweepDir, *, seed: int, most: int = 8) -> None:
+    def __init__(self, sweep: SweepDir, *, seed: int, most: int) -> None:
         self._sweep, self._most = sweep, most
         self._random = random.Random(seed)
         self.killed: list[str] = []
 
     def strike(self) -> None:
         """Kill one process, if there is one that may be."""
-        found = self._processes()
-        victims = [(pid, what) for pid, what in found if self.killed.count(what) < self._LIMITS.get(what, 1)]
+        victims = [(pid, what) for pid, what in self._processes() if what not in self.killed]
         if victims and len(self.killed) < self._most:
             pid, what = self._random.choice(victims)
             try:
@@ -159,21 +190,9 @@ class Killer:
                 env = environment(entry)
             except OSError:
                 continue
-            if ours not in env or "SLURM_PROCID=0" not in env or str(self._sweep.path) not in " ".join(words):
-                continue
-            # A stage names its run, the process above it the record of its batch: an array's part by its place.
-            place = next((e.partition("=")[2] for e in env if e.startswith("SLURM_ARRAY_TASK_ID=")), "")
-            job = next((e.partition("=")[2] for e in env if e.startswith("SLURM_ARRAY_JOB_ID=")), "")
-            alone = next((e.partition("=")[2] for e in env if e.startswith("SLURM_JOB_ID=")), "")
-            kind = next((k for k in self._LIMITS if f"/jobs/{k}" in " ".join(words)), None)
-            found.append((int(entry.name), kind or f"{job or alone}_{place}"))
+            if ours in env and "SLURM_PROCID=0" in env and str(self._sweep.path) in " ".join(words):
+                values = dict(e.split("=", 1) for e in env if e.startswith("SLURM_ARRAY_"))
+                if "SLURM_ARRAY_JOB_ID" in values:  # else it is the shared preparation
+                    what = f"{values['SLURM_ARRAY_JOB_ID']}_{values['SLURM_ARRAY_TASK_ID']}"
+                    found.append((int(entry.name), what))
         return found
-
-
-def expected_search(settings: SweepSettings, value: Callable[[FrozenTrial], float], *, path: Path) -> list[FrozenTrial]:
-    """The same search without any job: trial after trial, each told at once."""
-    study, space = trials.open_study(path, settings), dimensions_of(settings)
-    while (known := study.get_trials(deepcopy=False)) is not None and len(known) < (settings.trials or 0):
-        trial = trials.add(study, trials.next_params(known, settings, space) or {}, space)
-        trials.tell(study, trial, "complete", value=value(trial), notes={})
-    return list(study.get_trials(deepcopy=False))

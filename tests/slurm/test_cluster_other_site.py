@@ -1,4 +1,6 @@
-"""On another kind of site: the kernel kills what outgrows its memory, and preemption is SIGTERM and a grace time."""
+"""On another kind of site: the kernel kills what outgrows its memory, preemption is SIGTERM and a grace time, and an
+array has two tasks at most.
+"""
 
 import os
 import subprocess
@@ -8,9 +10,11 @@ import pytest
 import tiny
 from faults import begun, preempt, real_training
 from launching import HERE, ended, kept_steps, profile, result, stand_in, uninterrupted, wait_for
+from sweeping import accounted, has_ended, starts_of, submitted, wait_until
 
 from slurm.ledger import attempts, submissions
 from slurm.submit import submit_graph
+from slurm.sweep.submit import arrays_of
 
 pytestmark = pytest.mark.cluster
 STEPS = 150
@@ -21,7 +25,7 @@ def site(cluster):
     """A second cluster beside the first, and whether it confines memory; it goes when these tests have ended."""
     directory = Path(f"/tmp/mudi-site-{os.getpid()}")
     up, down = HERE.parent / "cluster" / "up", HERE.parent / "cluster" / "down"
-    words = [up, "--dir", directory, "--nodes", "2", "--preempt-by-sigterm"]
+    words = [up, "--dir", directory, "--nodes", "2", "--preempt-by-sigterm", "--max-array-size", "2"]
     tried = subprocess.run([*words, "--confine-memory"], capture_output=True, text=True, check=False)
     if tried.returncode:
         (directory / "site.json").unlink(missing_ok=True)
@@ -75,3 +79,15 @@ def test_preemption_by_sigterm_alone_saves_within_the_grace_time_and_comes_back(
     assert tiny.fingerprint(cut.run, STEPS) == tiny.fingerprint(whole.run, STEPS)
     assert tiny.history(cut.run) == tiny.history(whole.run)
     assert kept_steps(counting) == list(range(1, 51)) and result(counting) == uninterrupted(50)
+
+
+def test_a_sweep_of_more_runs_than_an_array_may_have_is_cut_and_no_more_run_at_once(site, tmp_path, monkeypatch):  # noqa: ARG001
+    monkeypatch.setenv("TOY_PACE", "0")
+    sweep = submitted(tmp_path, "long", "train.optim.lr=1e-4,1e-3,1e-2", "cluster=testbed", "sweep.at_once=2")
+    arrays = arrays_of(sweep)
+    assert [array.runs for array in arrays] == [(0, 1), (2,)]
+    wait_until(lambda: has_ended(sweep), sweep)
+    accounted(sweep)
+    starts = {start["id"]: start for start in starts_of(sweep)}
+    last = starts.pop(arrays[1].submission.ids[0])
+    assert last["time"] >= max(start["ended"] for start in starts.values())

@@ -1,104 +1,102 @@
-"""Sweeps on a real Slurm: nobody drives them, anything may die, every trial is there exactly once."""
+"""Sweeps on a real Slurm: each is one job array, tasks may be killed, every trial is there exactly once."""
 
-import time
+import subprocess
 
 import pytest
 from launching import slurm_words
-from optuna.trial import TrialState
 from sweeping import (
     CALM,
     Killer,
     accounted,
-    expected_search,
+    base,
     has_ended,
     jobs_of,
     said,
+    starts_of,
+    steps,
     submitted,
     toy_value,
     wait_until,
+    words_now,
 )
 
-from slurm.sweep.driver import advance, trials_of
+from pipeline.runtime.files import read_lines
+from slurm.sweep import submit
+from slurm.sweep.report import ranked
 from slurm.sweep.runs import Run
+from slurm.sweep.settings import SweepDir
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]
 GRID = ("train.optim.lr=1e-4,1e-3", "train.global_batch=32,64")
-SEARCH = ("train.optim.lr=tag(log,interval(1e-5,1e-1))", "train.global_batch=32,64,128", "sweep.strategy.startup=3")
 
 
-def test_a_grid_goes_on_through_kills_with_nobody_watching(tmp_path):
-    sweep = submitted(tmp_path, "grid", *GRID, "cluster=testbed", CALM, "sweep.at_once=2")
-    settings, killer = sweep.settings(), Killer(sweep, seed=1, most=3)
-    most = 0
-
-    def ended() -> bool:
-        nonlocal most
-        killer.strike()
-        most = max(most, sum(r["ended"] is None for r in starts(sweep)))
-        time.sleep(1.0)
-        return has_ended(sweep)
-
-    wait_until(ended, sweep)
-    found = accounted(sweep, count=4)
-    assert len(killer.killed) >= 2, killer.killed
-    assert most <= 2, said(sweep)  # at most two trials at a time
-    assert [t.value for t in found] == pytest.approx([toy_value(settings, t) for t in found], abs=1e-12)
-    best = min(found, key=lambda t: t.value)
-    assert best.params == {"train.optim.lr": "0.001", "train.global_batch": "64"}
-    assert "0003" in (sweep.path / "report.md").read_text()
-
-
-def starts(sweep) -> list[dict]:
-    """Every start of a run in its job, with its end, by the batches' records."""
-    from pipeline.runtime.files import read_lines
-
-    rows = [row for path in sweep.jobs.glob("batch-*/attempts.jsonl") for row in read_lines(path)]
-    found = [row | {"ended": None} for row in rows if row["event"] == "start"]
-    for start in found:
-        over = [
-            r["time"]
-            for r in rows
-            if r["id"] == start["id"] and r["event"] != "start" and r["restart"] == start["restart"]
-        ]
-        start["ended"] = max(over, default=None)
-    return found
-
-
-def test_a_search_goes_on_through_kills_and_is_the_search_that_nothing_disturbed(tmp_path):
-    words = (*SEARCH, "cluster=testbed", CALM, "sweep.at_once=2", "sweep.trials=5")
-    sweep = submitted(tmp_path, "search", *words)
-    settings, killer = sweep.settings(), Killer(sweep, seed=2, most=3)
+def test_through_kills_with_nobody_watching_every_trial_is_there_once_after_one_preparation(tmp_path):
+    words = [w for w in base(tmp_path) if not w.startswith("data_dir=")]
+    where = [f"data_dir={tmp_path / 'other'}", "data.source.alphabet=AB", "evaluate.domain.max_images=500"]
+    sweep = SweepDir(tmp_path / "sweeps" / "grid")
+    done = slurm_words(
+        "sweep", "submit", *words, *where, "name=grid", "cluster=testbed", CALM, *GRID, "sweep.at_once=1"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    submit.throttle(sweep, 3)  # as `extend` does with sweep.at_once=3
+    (array,) = submit.arrays_of(sweep)
+    shown = ["scontrol", "show", "job", array.submission.ids[0].partition("_")[0]]
+    assert "ArrayTaskThrottle=3" in subprocess.run(shown, capture_output=True, text=True, check=True).stdout
+    killer = Killer(sweep, seed=1, most=2)
 
     def ended() -> bool:
         killer.strike()
-        time.sleep(1.0)
         return has_ended(sweep)
 
     wait_until(ended, sweep)
-    found = accounted(sweep, count=5)
-    undisturbed = expected_search(settings, lambda t: toy_value(settings, t), path=tmp_path / "undisturbed")
-    assert [t.params for t in found] == [t.params for t in undisturbed]
-    assert [t.value for t in found] == pytest.approx([t.value for t in undisturbed], abs=1e-12)
-    assert len(killer.killed) >= 1
+    found, settings = accounted(sweep), sweep.settings()
+    assert len(killer.killed) == 2, killer.killed
+    assert [t.params for t in found] == settings.combinations
+    assert [t.value for t in found] == pytest.approx([toy_value(settings, t.params) for t in found], abs=1e-12)
+    assert ranked(found, settings)[0].params == {"train.optim.lr": "0.001", "train.global_batch": "64"}
+    assert most_at_once(sweep) <= 3, said(sweep)
+    assert len({start["id"].partition("_")[0] for start in starts_of(sweep)}) == 1  # one array
+    (ledger,) = (sweep.path / "shared").glob("*/jobs/ledger.jsonl")
+    assert [row["job"] for row in read_lines(ledger) if row["event"] == "submitted"] == ["prepare"]
+    (attempt,) = [r for r in read_lines(ledger.parent / "prepare" / "attempts.jsonl") if r["event"] == "end"]
+    assert all(start["time"] > attempt["time"] for start in starts_of(sweep))
+    assert "once for all: prepare: complete" in slurm_words("sweep", "status", str(sweep.path)).stdout
 
 
-def test_cancelled_it_stops_and_submitted_again_it_goes_on_and_a_bad_trial_poisons_nothing(tmp_path):
-    words = ("train.optim.lr=1e-3,10,1e-4", "cluster=testbed", CALM, "sweep.at_once=1", "sweep.retries=1")
+def most_at_once(sweep: SweepDir) -> int:
+    starts = [(s["time"], 1) for s in starts_of(sweep)] + [(s["ended"], -1) for s in starts_of(sweep) if s["ended"]]
+    running = [0]
+    for _, change in sorted(starts):
+        running.append(running[-1] + change)
+    # A start that was killed has no end of its own: it is counted until its task's next start at the most.
+    return max(running) - sum(s["ended"] is None for s in starts_of(sweep))
+
+
+def test_found_cancelled_submitted_again_and_extended_it_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_PACE", "0")  # of the tasks: their environment is the submitter's
+    monkeypatch.setenv("TOY_HOLD", "3")
+    words = ("train.optim.lr=1e-3,10,1e-4", "cluster=testbed", CALM, "sweep.at_once=1")
     sweep = submitted(tmp_path, "cut", *words)
-    wait_until(lambda: any(sweep.trials.glob("*/state.json")) or any(sweep.trials.glob("*/steps.txt")), sweep)
+    (array,) = submit.arrays_of(sweep)
+    (array.folder / submit.SUBMITTED).unlink()  # as if killed after sbatch, before its answer was written
+    again = slurm_words("sweep", "submit", str(sweep.path))
+    assert "3 of 3 runs are complete or under way" in again.stdout, again.stdout + again.stderr
+    wait_until(lambda: steps(sweep, 0) == [1, 2, 3], sweep)
     done = slurm_words("sweep", "cancel", str(sweep.path))
-    assert "cancelled 000" in done.stdout, done.stdout + done.stderr  # whichever of the three was on
-    wait_until(lambda: jobs_of(sweep) == [], sweep)
-    assert "cancelled" in advance(sweep).words()  # a straggler's step does nothing
-    assert slurm_words("sweep", "submit", str(sweep.path)).returncode == 0
+    assert "cancelled 0000-s0" in done.stdout and "cancelled 0002-s0" in done.stdout, done.stdout + done.stderr
+    wait_until(lambda: jobs_of(sweep) == [] and not set(words_now(sweep)) & {"running", "waiting"}, sweep)
+    assert set(words_now(sweep)) <= {"cancelled", "not begun"}, said(sweep)
+    monkeypatch.delenv("TOY_HOLD")
+    more = slurm_words("sweep", "extend", str(sweep.path), "train.optim.lr=3e-4", "sweep.at_once=4")
+    assert "queued 4 runs as job array" in more.stdout, more.stdout + more.stderr
     wait_until(lambda: has_ended(sweep), sweep)
-    found = trials_of(sweep)
-    assert [t.state for t in found] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE], said(sweep)
-    assert found[1].user_attrs["cause"] == "non_finite"
-    assert Run(sweep, 1, 0).final()["tries"] == 1  # what the configuration did is not tried again
+    assert words_now(sweep) == ["complete", "failed", "complete", "complete"], said(sweep)
+    assert steps(sweep, 0) == list(range(1, 11))
+    assert Run(sweep, 1, 0).outcome()["cause"] == "non_finite"
+    ids = [start["id"].partition("_")[2] for start in starts_of(sweep)]
+    assert ids.count("1") == 1  # what the configuration did is not tried again
     status = slurm_words("sweep", "status", str(sweep.path))
-    assert status.returncode == 1 and "2 complete, 1 failed" in status.stdout
-    more = slurm_words("sweep", "extend", str(sweep.path), "train.optim.lr=3e-4")
-    assert more.returncode == 0, more.stderr
-    wait_until(lambda: has_ended(sweep), sweep)
-    assert [t.params["train.optim.lr"] for t in trials_of(sweep)] == ["0.001", "10", "0.0001", "0.0003"]
+    assert status.returncode == 1 and "3 complete, 1 failed" in status.stdout and "not finite" in status.stdout
+    last = slurm_words("sweep", "submit", str(sweep.path))
+    assert "queued 1 runs" in last.stdout, last.stdout + last.stderr  # the one that failed, and no other
+    subprocess.run(["scancel", *jobs_of(sweep)], check=False)

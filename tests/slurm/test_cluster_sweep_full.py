@@ -1,7 +1,4 @@
-"""The long form: a 12-trial grid and a 20-trial search through random kills and a dead node, and without them.
-
-With the toy the undisturbed search is simulated; with real tiny models it is the same sweep run again in peace.
-"""
+"""The long form: a 12-trial grid and a 20-trial search through random kills and a dead node; latents for all trials."""
 
 import os
 import subprocess
@@ -12,10 +9,15 @@ from random import Random
 import pytest
 from faults import kill_node
 from launching import HERE
-from sweeping import REAL, Killer, accounted, expected_search, has_ended, submitted, toy_value, wait_until
+from sweeping import CALM, REAL, Killer, accounted, has_ended, starts_of, submitted, toy_value, wait_until
 
+from pipeline.config.paths import latents_directory
 from pipeline.runtime.files import read_lines
-from slurm.sweep.folder import SweepDir
+from slurm.sweep.report import ranked
+from slurm.sweep.runs import Run, training_values
+from slurm.sweep.settings import SweepDir
+from slurm.sweep.study import TRIAL, open_study
+from slurm.sweep.submit import arrays_of
 
 MINUTES = 150  # for a sweep
 pytestmark = [
@@ -43,7 +45,8 @@ def disturbed(sweep: SweepDir, *, seed: int, minutes: float, often: float) -> tu
         nonlocal dead
         if pause.random() < often:
             killer.strike()
-        if not dead and len(killer.killed) >= 3 and any(s["node"] == "node4" for s in under_way(sweep)):
+        under_way = [start for start in starts_of(sweep) if start["ended"] is None]
+        if not dead and len(killer.killed) >= 3 and any(start["node"] == "node4" for start in under_way):
             dead = True
             kill_node("node4")
         time.sleep(2.0)
@@ -51,12 +54,6 @@ def disturbed(sweep: SweepDir, *, seed: int, minutes: float, often: float) -> tu
 
     wait_until(ended, sweep, seconds=60 * minutes)
     return killer.killed, dead
-
-
-def under_way(sweep: SweepDir) -> list[dict]:
-    rows = [row for path in sweep.jobs.glob("batch-*/attempts.jsonl") for row in read_lines(path)]
-    over = {(r["id"], r["restart"]) for r in rows if r["event"] != "start"}
-    return [r for r in rows if r["event"] == "start" and (r["id"], r["restart"]) not in over]
 
 
 @pytest.fixture
@@ -75,18 +72,55 @@ def test_every_trial_is_there_once_and_the_best_is_the_same(tmp_path: Path, prog
     words = (*(GRID if kind == "grid" else SEARCH), *ONE_A_NODE, *(REAL if program == "pipeline" else ()))
     sweep = submitted(tmp_path, kind, *words)
     killed, dead = disturbed(sweep, seed=len(kind), minutes=MINUTES, often=0.1 if program == "pipeline" else 1)
-    found = accounted(sweep, count=12 if kind == "grid" else 20)
+    found, settings = accounted(sweep), sweep.settings()
     assert len(killed) >= 4 and dead, (killed, dead)
-    if program == "pipeline":
+    if kind == "search":
+        told = open_study(sweep, settings).trials
+        assert sorted(t.user_attrs[TRIAL] for t in told) == list(range(20))
+        assert {t.user_attrs[TRIAL]: t.value for t in told} == {t.number: t.value for t in found}
+    if program == "toy":
+        expected = [toy_value(settings, t.params) for t in found]
+    elif kind == "grid":
         peace = submitted(tmp_path, "peace", *words)
         wait_until(lambda: has_ended(peace), peace, seconds=60 * MINUTES)
-        expected = [(t.params, t.value) for t in accounted(peace, count=len(found))]
-    elif kind == "search":
-        settings = sweep.settings()
-        simulated = expected_search(settings, lambda t: toy_value(settings, t), path=tmp_path / "simulated")
-        expected = [(t.params, t.value) for t in simulated]
-    else:
-        expected = [(t.params, toy_value(sweep.settings(), t)) for t in found]
-    assert [t.params for t in found] == [params for params, _ in expected]
-    assert [t.value for t in found] == pytest.approx([value for _, value in expected], rel=1e-12)
-    assert min(found, key=lambda t: t.value).number == min(range(len(expected)), key=lambda n: expected[n][1])
+        expected = [t.value for t in accounted(peace)]
+    else:  # what a search tries depends on what has ended: its trials are compared with a grid of the same parameters
+        rows = str([dict(t.params) for t in found]).replace("'", '"')
+        peace = submitted(tmp_path, "peace", *ONE_A_NODE, *REAL, f"sweep.rows={rows}")
+        wait_until(lambda: has_ended(peace), peace, seconds=60 * MINUTES)
+        expected = [t.value for t in accounted(peace)]
+    assert [t.value for t in found] == pytest.approx(expected, rel=1e-12)
+    assert ranked(found, settings)[0].number == min(range(len(expected)), key=lambda n: expected[n])
+
+
+LATENT = (
+    "latents.experiment=glyphs16",
+    'latents.overrides=["model=kl_autoencoder_tiny","model.condition=none","sample.sampler.guidance.scale=1",'
+    '"train.global_batch=8","train.duration=20 steps"]',
+    "latents.images_per_shard=64",
+    "model.attention=[4]",
+    "diffusion.sigma_data=1",
+    "sample.sampler.clip=null",
+    "evaluate.domain.max_images=1000",
+    "train.global_batch=32",
+)
+
+
+def test_trials_of_one_and_of_two_ranks_share_an_autoencoder_and_its_latents_and_come_to_the_same(tmp_path):
+    words = (*REAL, *LATENT, f"latents.autoencoder={tmp_path / 'runs' / 'autoencoder'}")
+    words = (*words, "cluster=testbed", CALM, "cluster.train.tasks=1,2", "sweep.metric=fd-domain")
+    sweep = submitted(tmp_path, "latents", *words)
+    wait_until(lambda: has_ended(sweep), sweep)
+    found = accounted(sweep)
+    assert sorted(array.asks.tasks_per_node for array in arrays_of(sweep)) == [1, 2]  # an array for each
+    runs = [Run(sweep, n, 0) for n in range(2)]
+    (ledger,) = (sweep.path / "shared").glob("*/jobs/ledger.jsonl")
+    jobs = [row["job"] for row in read_lines(ledger) if row["event"] == "submitted"]
+    assert [jobs.count(j) for j in ("prepare", "autoencoder", "encode")] == [1, 1, 1], jobs
+    assert len({latents_directory(run.launch().cfg) for run in runs}) == 1
+    starts = [read_lines(run.launch().run.starts)[0] for run in runs]
+    assert [start["world_size"] for start in starts] == [1, 2]
+    losses = [training_values(run.launch(), "valid/loss") for run in runs]
+    assert [images for images, _ in losses[0]] == [images for images, _ in losses[1]]
+    assert [v for _, v in losses[0]] == pytest.approx([v for _, v in losses[1]], rel=1e-4)
+    assert found[0].value == pytest.approx(found[1].value, rel=1e-2)

@@ -1,108 +1,122 @@
-"""Sweeps on this machine, in the foreground: cancelled from another shell; pruned by what evaluation measures."""
+"""Sweeps on this machine: the same tasks one after the other; cancelled, pruned, over budget."""
 
+import json
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from datetime import datetime, timedelta
 
 import pytest
-from launching import HERE, LIMIT, slurm_words
-from optuna.trial import TrialState
-from sweeping import REAL, base, said, toy_value
+from launching import LIMIT, slurm_words
+from sweeping import begun_here, finished_sweep, said, steps, toy_value, words_now, written
 
-from pipeline.runtime.files import read_json, read_lines
-from slurm.sweep.driver import trials_of
-from slurm.sweep.folder import SweepDir
-from slurm.sweep.here import running
-from slurm.sweep.runs import PRUNED, Run, training_values
-
-ROOT = HERE.parents[1]
-
-
-def begun(root: Path, name: str, *words: str) -> tuple[SweepDir, "subprocess.Popen[bytes]"]:
-    """A sweep, and the process in whose foreground it runs."""
-    command = [sys.executable, "-m", "slurm", "sweep", "submit", *base(root), f"name={name}", "cluster=local", *words]
-    env = os.environ | {"PYTHONPATH": f"{ROOT}:{HERE}", "PYTHONSAFEPATH": "1"}
-    with (root / "said.txt").open("w") as log:
-        return SweepDir(root / "sweeps" / name), subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log)
+from pipeline.runtime.files import append_line, write_json
+from slurm.sweep.report import ranked, trials_of
+from slurm.sweep.runs import Run, training_values
+from slurm.sweep.settings import SweepDir
+from slurm.sweep.study import open_study
+from slurm.sweep.submit import ARRAY, over_budget
+from slurm.sweep.worker import Task
 
 
-def wait_until(good: Callable[[], bool], root: Path) -> None:
+def test_cancelled_from_another_shell_it_goes_on_where_it_was_and_a_bad_trial_fails_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_PACE", "0")
+    monkeypatch.setenv("TOY_HOLD", "2")
+    sweep, shell = begun_here(tmp_path, "cut", "train.optim.lr=1e-3,10")
     end = time.monotonic() + LIMIT
-    while not good():
-        assert time.monotonic() < end, (root / "said.txt").read_text()
+    while len(steps(sweep, 0)) < 2:
+        assert time.monotonic() < end, (tmp_path / "said.txt").read_text()
         time.sleep(0.1)
-
-
-def steps(sweep: SweepDir, trial: int) -> list[int]:
-    path = Run(sweep, trial, 0).path / "steps.txt"
-    return [int(line) for line in path.read_text().split()] if path.is_file() else []
-
-
-def test_cancelled_from_another_shell_it_ends_and_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOY_PACE", "0.3")
-    sweep, shell = begun(tmp_path, "cut", "train.optim.lr=1e-3,1e-4")
-    wait_until(lambda: len(steps(sweep, 0)) >= 2, tmp_path)
     done = slurm_words("sweep", "cancel", str(sweep.path))
     assert "cancelled 0000-s0" in done.stdout, done.stdout + done.stderr
-    assert shell.wait() == 1
-    assert "cancelled" in (tmp_path / "said.txt").read_text()
-    assert running(sweep) == [] and not sweep.finished.is_file()
-    assert (
-        f"to go on: python -m slurm sweep submit {sweep.path}" in slurm_words("sweep", "status", str(sweep.path)).stdout
-    )
+    assert shell.wait() == 130
+    shown = slurm_words("sweep", "status", str(sweep.path)).stdout
+    assert "1 cancelled, 1 not begun" in shown and f"python -m slurm sweep submit {sweep.path}" in shown, shown
+    monkeypatch.delenv("TOY_HOLD")
+    assert slurm_words("sweep", "submit", str(sweep.path)).returncode == 1
+    found, settings = trials_of(sweep, sweep.settings()), sweep.settings()
+    assert found[0].value == pytest.approx(toy_value(settings, found[0].params))
+    assert steps(sweep, 0) == list(range(1, 11))  # none twice
+    status = slurm_words("sweep", "status", str(sweep.path))
+    assert status.returncode == 1 and "non_finite" in status.stdout and "not finite" in status.stdout, status.stdout
+    assert "1 complete, 1 failed" in (sweep.path / "report.md").read_text()
+    assert [t["state"] for t in json.loads((sweep.path / "trials.json").read_text())] == ["complete", "failed"]
+
+
+def test_a_bad_trial_is_pruned_with_all_its_seeds_and_told_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_PACE", "0")
-    assert slurm_words("sweep", "submit", str(sweep.path)).returncode == 0
-    found, settings = trials_of(sweep), sweep.settings()
-    assert [t.value for t in found] == pytest.approx([toy_value(settings, t) for t in found])
-    assert [steps(sweep, n) for n in (0, 1)] == [list(range(1, 11))] * 2  # none twice
+    pruning = ["sweep.pruning.kind=median", "sweep.pruning.startup=1", "sweep.pruning.first_kimg=0.05"]
+    words = ["name=pruned", "train.optim.lr=1e-3,1e-1", "train.global_batch=32", "train.validate_every=1 steps"]
+    sweep, settings = written(tmp_path, *words, *pruning, "sweep.seeds=2")
+    for trial in range(2):
+        if trial == 1:
+            monkeypatch.setenv("TOY_HOLD", "4")  # until the pruner asks it to stop
+        for seed in range(2):
+            assert Task(Run(sweep, trial, seed), settings).go() == 0
+    states = [t.state.name for t in open_study(sweep, settings).trials]
+    assert states == ["COMPLETE", "PRUNED"], said(sweep)
+    assert len(steps(sweep, 1)) < 10 and not (Run(sweep, 1, 1).path / "steps.txt").exists()
+    assert words_now(sweep) == ["complete"] * 2 + ["pruned"] * 2
+    message = Run(sweep, 1, 0).outcome()["message"]
+    images, value = max(open_study(sweep, settings).trials[1].intermediate_values.items())
+    assert message == f"valid/loss = {value:.4g} after {images} images"
+    before = len(steps(sweep, 1))
+    assert Task(Run(sweep, 1, 0), settings).go() == 0  # started again, as after a kill: nothing more is trained
+    assert len(steps(sweep, 1)) == before and len(open_study(sweep, settings).trials) == 2
+    losses = training_values(Run(sweep, 0, 0).launch(), "valid/loss")
+    assert open_study(sweep, settings).trials[0].intermediate_values == dict(losses)
 
 
-def pruned_by_evaluation(root: Path, *words: str) -> SweepDir:
-    """The third trial is the worst of three by far: with two complete, the median ends it at its first rung."""
-    words = (
-        "sweep.pruning.kind=median",
-        "sweep.pruning.metric=fd-domain",
-        "sweep.pruning.startup=2",
-        "sweep.pruning.every_kimg=100",
-        *words,
-    )
-    sweep, shell = begun(root, "pruned", *words)
-    assert shell.wait() == 0, (root / "said.txt").read_text()
-    found = trials_of(sweep)
-    assert [t.state for t in found] == [TrialState.COMPLETE] * 2 + [TrialState.PRUNED], said(sweep)
-    rungs = [t.intermediate_values for t in found]
-    assert all(len(r) == 1 for r in rungs) and max(rungs[2].values()) > max(rungs[0].values()), rungs
-    note = read_json(Run(sweep, 2, 0).path / PRUNED)
-    ((images, value),) = found[2].intermediate_values.items()
-    assert (note["metric"], note["images"], note["value"]) == ("fd-domain", images, value)
-    report = (sweep.path / "report.md").read_text()
-    assert "- trials: 2 complete, 1 pruned" in report and f"fd-domain = {value:.4g} after {images} images" in report
-    return sweep
+def test_a_task_that_is_killed_between_telling_the_study_and_its_outcome_has_told_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_PACE", "0")
+    words = ["name=told", "train.optim.lr=tag(log,interval(1e-4,1e-2))", "sweep.trials=2"]
+    sweep, settings = written(tmp_path, *words)
+    with monkeypatch.context() as cut:
+        cut.setattr(Run, "end", lambda *_, **__: os._exit(9))
+        pid = os.fork()
+        if not pid:
+            Task(Run(sweep, 0, 0), settings).go()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert Run(sweep, 0, 0).outcome() == {} and open_study(sweep, settings).trials[0].state.is_finished()
+    assert Task(Run(sweep, 0, 0), settings).go() == 0
+    (told,) = open_study(sweep, settings).trials
+    assert told.value == Run(sweep, 0, 0).outcome()["value"]
 
 
-def test_a_metric_that_evaluation_measures_ends_a_bad_trial_and_disturbs_no_other(tmp_path, monkeypatch):
-    monkeypatch.setenv("TOY_PACE", "0.15")
-    sweep = pruned_by_evaluation(
-        tmp_path, "train.optim.lr=1e-3,2e-3,1e-1", "train.global_batch=32", "sweep.pruning.first_kimg=0.1"
-    )
-    found = trials_of(sweep)
-    assert [t.value for t in found[:2]] == pytest.approx([toy_value(sweep.settings(), t) for t in found[:2]])
-    assert [steps(sweep, n) for n in (0, 1)] == [list(range(1, 11))] * 2  # stopped at the rung, and resumed
-    assert len(steps(sweep, 2)) < 10
+def test_no_task_starts_after_its_time_or_beyond_the_gpu_hours(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_PACE", "0")
+    past = (datetime.now() - timedelta(minutes=1)).isoformat(timespec="seconds")
+    sweep, settings = written(tmp_path, "name=late", "train.optim.lr=1e-3,1e-4,1e-2,1e-1", f"sweep.until={past}")
+    assert [Task(Run(sweep, n, 0), settings).go() for n in (0, 1)] == [0, 0]
+    assert all("has passed" in t.states[0].message for t in trials_of(sweep, sweep.settings()) if t.states[0].message)
+    assert {Run(sweep, n, 0).outcome()["word"] for n in (0, 1)} == {"over budget"}
+    assert not any((Run(sweep, n, 0).path / "steps.txt").exists() for n in (0, 1))
+    # Two runs have cost an hour of four GPUs each; a third may start where twelve hours may be spent, and no fourth.
+    write_json(sweep.jobs / "array-0000" / ARRAY, {"runs": [0, 1, 2, 3], "asks": {"gpus": 4}, "time": 0})
+    for run in range(2):
+        Run(sweep, run, 0).end("complete", value=1.0)
+        for event, at in (("start", 0.0), ("end", 3600.0)):
+            row = {"event": event, "id": f"7_{run}", "restart": 0, "rank": 0, "time": at, "log": "/none"}
+            append_line(sweep.jobs / "array-0000" / "attempts.jsonl", row)
+    row = {"event": "start", "restart": 0, "rank": 0, "time": time.time(), "log": "/none"}
+    append_line(sweep.jobs / "array-0000" / "attempts.jsonl", row | {"id": "7_2"})
+    enough = sweep.settings().model_copy(update={"gpu_hours": 12.1, "until": None})
+    assert over_budget(sweep, enough) == ""
+    append_line(sweep.jobs / "array-0000" / "attempts.jsonl", row | {"id": "7_3"})
+    assert "of which 8 are spent" in over_budget(sweep, enough)
 
 
-@pytest.mark.full
-def test_a_real_training_stops_at_a_rung_is_measured_there_and_ends_as_if_nothing_had_been_asked(tmp_path):
-    words = (*REAL, "train.checkpoint_every=10 steps", "train.keep_last=20", "train.duration=120 steps")
-    words = (*words, "train.global_batch=32", "train.validate_every=30 steps")
-    rung = ("sweep.pruning.first_kimg=0.3", "sweep.pruning.images=32")
-    sweep = pruned_by_evaluation(tmp_path, *words, *rung, "train.optim.lr=1e-2,3e-3,1e-6")
-    alone, shell = begun(tmp_path, "alone", *words, "train.optim.lr=1e-2,3e-3", "sweep.trials=1")
-    assert shell.wait() == 0, (tmp_path / "said.txt").read_text()
-    first, same = (Run(s, 0, 0) for s in (sweep, alone))
-    assert len(read_lines(first.records.starts)) > len(read_lines(same.records.starts)) == 1
-    losses = [training_values(run.launch(), "valid/loss") for run in (first, same)]
-    assert losses[0] == losses[1] and trials_of(sweep)[0].value == trials_of(alone)[0].value
+def test_a_sweep_over_one_runs_checkpoint_trains_nothing_and_has_a_sample_set_for_each_trial(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_PACE", "0")
+    trained = finished_sweep(tmp_path, "name=trained", "train.optim.lr=1e-3,1e-4", "train.global_batch=64")
+    run = Run(trained, 0, 0).path
+    before = len((run / "steps.txt").read_text().split())
+    words = ["sweep.program=toy", f"sweep.folder={tmp_path / 'sweeps'}", f"run={run}", "name=guided", "cluster=local"]
+    done = slurm_words("sweep", "submit", *words, "sample.sampler.guidance.scale=0,1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    sweep = SweepDir(tmp_path / "sweeps" / "guided")
+    found = trials_of(sweep, sweep.settings())
+    assert [t.value for t in found] == pytest.approx([2.0 + 5 / 1024, 1.0 + 5 / 1024])
+    assert len({outcome["samples"] for t in found for outcome in t.outcomes}) == 2
+    assert len((run / "steps.txt").read_text().split()) == before
+    assert ranked(found, sweep.settings())[0].number == 1

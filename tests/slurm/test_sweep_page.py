@@ -19,9 +19,9 @@ from PIL import Image
 from sweeping import finished_sweep
 
 from pipeline.runtime.files import append_line, read_lines
-from slurm.sweep import board, ending
-from slurm.sweep.folder import SweepDir
+from slurm.sweep import pictures, report
 from slurm.sweep.runs import Run
+from slurm.sweep.settings import SweepDir
 
 WORDS = ("name=page", "train.optim.lr=1e-4,1e-3", "train.global_batch=32,64,128", "train.validate_every=1 steps")
 
@@ -30,10 +30,11 @@ WORDS = ("name=page", "train.optim.lr=1e-4,1e-3", "train.global_batch=32,64,128"
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepDir:
     os.environ["TOY_PACE"] = "0"
     made = finished_sweep(tmp_path_factory.mktemp("page"), *WORDS, "sweep.seeds=2")
-    run = Run(made, 4, 1).records
-    for row in [r for r in read_lines(run.metrics) if r["step"] > 6]:  # trained again after a resume
-        append_line(run.metrics, row)
-    ending.write(made)
+    run, settings = Run(made, 4, 1), made.settings()
+    for row in [r for r in read_lines(run.launch().run.metrics) if r["step"] > 6]:  # trained again after a resume
+        append_line(run.launch().run.metrics, row)
+    pictures.write_run(run, settings)
+    report.write(made)
     return made
 
 
@@ -113,9 +114,12 @@ def wait_until_drawn(page: Browser, css: str, *, at_least: int) -> None:
 
 
 def test_a_page_that_is_written_again_and_again_says_nothing_twice(sweep):
-    files = sorted(sweep.tensorboard.rglob("*tfevents*"))
-    board.write(sweep)
-    assert sorted(sweep.tensorboard.rglob("*tfevents*")) == files
+    files = sorted(path.parent for path in sweep.tensorboard.rglob("*tfevents*"))
+    for trial in range(6):
+        pictures.write_run(Run(sweep, trial, 0), sweep.settings())
+    report.write(sweep)
+    assert sorted(path.parent for path in sweep.tensorboard.rglob("*tfevents*")) == files
+    assert len(files) == len(set(files)) == 13  # the page's own and one for each run
     assert not list(sweep.path.glob(".writing*"))
 
 
@@ -132,7 +136,7 @@ def test_the_report_has_the_best_its_certainty_the_tables_and_the_pictures(sweep
     assert text.index("0004") < text.index("0001")  # the best comes first
     assert "| lr | global_batch | fd-domain | accuracy-domain | loss |" in text
     assert "rank correlation over 6 trials is +1.00" in text
-    for name in ("search", "settings", "loss", "best", "worst"):
+    for name in ("search", "settings", "coordinates", "loss", "best", "worst"):
         assert f"({name}.png)" in text
         Image.open(sweep.path / f"{name}.png").verify()
     shares = dict(line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| train."))

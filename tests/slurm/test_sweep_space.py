@@ -1,13 +1,14 @@
 """What a sweep's words mean, and that every mistake in them is told before anything is submitted."""
 
+from pathlib import Path
+
 import pytest
 
 from pipeline.config.load import CONFIG_ROOT
 from pipeline.runtime.errors import UserError
-from slurm.sweep.check import check, configurations, size_of
-from slurm.sweep.command import extended
-from slurm.sweep.folder import settings_from
-from slurm.sweep.space import dimension, grid, word_of, words_of
+from slurm.sweep.command import opened
+from slurm.sweep.settings import SweepDir, corners, dimension, extended, grid, settings_from, word_of, words_of
+from slurm.sweep.submit import check
 
 BASE = ("data=glyphs16", "model=unet_tiny", "cluster=local", "name=s")
 
@@ -75,7 +76,7 @@ def test_a_sweeps_own_words_and_paths_are_read_like_all_others():
     )
     assert (found.name, found.gpu_hours, str(found.folder)) == ("2024_01_01", 100.0, "/a, b")
     assert found.columns == {"train.optim.lr": "r"} and found.space == {"train.optim.lr": "1e-3,1e-2"}
-    assert str(check(found.model_copy(update={"gpu_hours": None})).data.source.path) == "/x/ü (1)#2"
+    assert str(check(found.model_copy(update={"gpu_hours": None})).first.data.source.path) == "/x/ü (1)#2"
     assert settings_from([*words, "sweep.name=1e3"]).name == "1e3"
     paths = settings_from(["experiment=photos16", "name=n", "data.source.path=/a,/b"])
     assert paths.space == {"data.source.path": "/a,/b"}
@@ -93,6 +94,27 @@ def test_every_problem_of_every_configuration_is_told_at_once():
         check(settings_from([*BASE, "train.global_batch=8,16", "sweep.pruning.kind=median"]))
 
 
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        ("fd-doman", "Did you mean 'fd-domain'"),
+        ("valid/los", "valid/loss"),
+        ("fid-clean", "evaluate.inception.weights"),
+        ("loss/valid", "valid/loss or sampled/fd-domain"),
+    ],
+)
+def test_a_metric_that_nothing_measures_is_refused_before_anything_is_submitted(metric, said):
+    words = [*BASE, "train.global_batch=8,16", "train.validate_every=1 kimg", f"sweep.metric={metric}"]
+    with pytest.raises(UserError, match=said):
+        check(settings_from(words))
+
+
+def test_the_direction_is_that_of_the_metric():
+    directions = {"fd-domain": True, "accuracy-domain": False, "is": False, "valid/loss": True, "copy-rate-pixel": True}
+    for metric, minimize in {**directions, "sampled/accuracy-domain": False, "precision-domain@valid": False}.items():
+        assert settings_from([*BASE, "train.global_batch=8,16", f"sweep.metric={metric}"]).minimize == minimize, metric
+
+
 def test_a_search_is_checked_at_the_ends_of_its_space():
     words = [*BASE, "train.optim.lr=interval(-1, 1)", "train.global_batch=8,16", "sweep.trials=5"]
     with pytest.raises(UserError, match=r"train\.optim\.lr=-1"):
@@ -100,8 +122,22 @@ def test_a_search_is_checked_at_the_ends_of_its_space():
     good = settings_from(
         [*BASE, "train.optim.lr=tag(log, interval(1e-5, 1))", "train.global_batch=8,16", "sweep.trials=5"]
     )
-    assert good.strategy.kind == "tpe" and len(configurations(good)) == 4 and size_of(good) == 5
-    assert check(good).name == "s"
+    assert good.strategy.kind == "tpe" and len(corners(good.dimensions)) == 4 and good.size == 5
+    assert check(good).first.name == "s" and check(good).groups.popitem()[1] == list(range(5))
+    with pytest.raises(UserError, match="cannot vary settings of cluster"):
+        check(settings_from([*BASE, "train.optim.lr=interval(1e-4, 1)", "cluster.train.minutes=8,9", "sweep.trials=5"]))
+
+
+def test_an_existing_sweep_is_seen_from_where_it_was_submitted(tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    settings = settings_from([*BASE, "train.global_batch=8,16", "data_dir=data"])
+    SweepDir(settings.path).write(settings)
+    monkeypatch.chdir(tmp_path)
+    assert opened("there/sweeps/s").path == tmp_path / "there" / "sweeps" / "s"
+    assert Path.cwd() == tmp_path / "there"  # data_dir=data lies here
+    with pytest.raises(UserError, match="is no sweep"):
+        opened("there/sweeps/s")
 
 
 @pytest.mark.parametrize(
@@ -111,6 +147,7 @@ def test_a_search_is_checked_at_the_ends_of_its_space():
         ("sweep.pruning.kind=medan", "medan"),
         ("sweep.metrik=fid", "Did you mean 'metric'"),
         ("sweep.seeds=0", "seeds"),
+        ("sweep.direction=maximize", "of fd-domain the lower value is the better one"),
     ],
 )
 def test_mistakes_in_the_sweeps_own_settings_are_explained(word, said):
@@ -123,6 +160,9 @@ def test_extending_adds_values_and_trials_and_nothing_else():
     more = extended(old, ["train.global_batch=32,8", "sweep.at_once=9"])
     assert (more.space["train.global_batch"], more.at_once) == ("8,16,32", 9)
     assert more.space["train.optim.lr"] == old.space["train.optim.lr"]
+    assert more.combinations[:4] == old.combinations  # trials keep their numbers
+    assert [p["train.global_batch"] for p in more.combinations[4:]] == ["32", "32"]
+    assert extended(more, ["sweep.trials=5"]).combinations == more.combinations[:5]
     for word, said in (("train.flip=true,false", "incomparable"), ("sweep.metric=fid", "cannot be extended")):
         with pytest.raises(UserError, match=said):
             extended(old, [word])
@@ -139,7 +179,7 @@ def test_extending_adds_values_and_trials_and_nothing_else():
 )
 def test_the_sweeps_of_configs_are_valid_and_say_what_they_cost(name, trials):
     settings = settings_from([f"sweep={name}", "cluster=komondor", "cluster.train.gpus=1"])
-    assert size_of(settings) == trials
+    assert settings.size == trials
     check(settings)
     head = (CONFIG_ROOT / "sweep" / f"{name}.yaml").read_text()
     assert "# Run:" in head and "# Cost:" in head and "Estimate, not measured" in head

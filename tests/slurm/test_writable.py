@@ -18,7 +18,7 @@ from slurm.board import Board
 from slurm.ledger import LEDGER, note
 from slurm.local import run_here
 from slurm.submit import submit_graph
-from slurm.sweep.folder import SweepDir, settings_from
+from slurm.sweep.settings import SweepDir, settings_from
 
 
 @pytest.fixture

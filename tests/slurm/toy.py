@@ -35,7 +35,7 @@ def metric(cfg: Config) -> float:
 
 
 def train(cfg: Config, run: RunDir) -> int:
-    """Steps of TOY_PACE seconds; the loss falls to the metric."""
+    """Steps of TOY_PACE seconds; the loss falls to the metric. At step TOY_HOLD it waits to be asked to stop."""
     if cfg.train.optim.lr >= 1.0:
         raise NonFiniteError("the loss was not finite 5 times in a row")
     state, batch = run.path / "state.json", cfg.train.global_batch
@@ -50,6 +50,8 @@ def train(cfg: Config, run: RunDir) -> int:
             loss = metric(cfg) + 5.0 * 0.5**step
             append_line(run.metrics, {"step": step, "images": step * batch, "loss": loss})
             append_line(run.metrics, {"step": step, "valid/loss": loss})
+            while os.environ.get("TOY_HOLD") == str(step) and not stop.asked:
+                time.sleep(0.02)
             asked = stop.asked  # once: a signal between two looks would end it without its state
             if asked or step == STEPS:
                 write_json(state, {"step": step})
