@@ -93,6 +93,7 @@ class TrainConfig(Settings):
     workers: int | None = Field(
         None, ge=0
     )  # threads that read ahead; None: from the CPUs given. No result depends on it
+    keep_gib: float = Field(2.0, ge=0)  # decoded images that a rank keeps in memory, where all of them fit; 0: none
     log_every: Duration = "50 steps"
     profile: int = Field(0, ge=0)  # record so many steps of rank 0 into RUN/profile, after 10 that warm up
     validate_every: Interval | None = None

@@ -5,6 +5,7 @@ ahead do not hold up training on a slow file system, and a file that was cut is 
 """
 
 import errno
+import math
 import os
 import threading
 import weakref
@@ -23,9 +24,14 @@ Integers = npt.NDArray[np.int64]
 class Reader:
     """Random access to the samples of a finished shard directory. Any number of threads may read at once."""
 
-    def __init__(self, shards: ShardDirectory) -> None:
+    def __init__(self, shards: ShardDirectory, *, keep_bytes: float = 0) -> None:
+        """`keep_bytes`: decoded images stay in memory, after they were first read, where all of them fit into that."""
         self._shards = shards
         self._layout = shards.manifest.layout
+        self._kept: npt.NDArray[np.uint8] | None = None  # decoded images, of which `_known` [count] were read
+        if self._layout.encoding not in ("raw", "latent") and self.count * math.prod(self._layout.shape) <= keep_bytes:
+            self._kept = np.empty((self.count, *self._layout.array_shape), dtype=np.uint8)
+            self._known = np.zeros(self.count, dtype=bool)
         self._files: dict[int, int] = {}  # shard number -> file descriptor
         self._opening = threading.Lock()
         self._closer = weakref.finalize(self, _close, self._files)
@@ -63,10 +69,13 @@ class Reader:
             return _float32(self._gather(rows, stored), self._layout.dtype)
         if self._layout.encoding == "raw":
             return self._gather(rows, np.dtype(np.uint8))
-        images = np.empty((len(rows), *self._layout.array_shape), dtype=np.uint8)
-        for image, row in zip(images, rows, strict=True):
-            image[...] = self._decoded(row)
-        return images
+        if self._kept is None:
+            return self._images(rows)
+        missing = indices[~self._known[indices]]
+        if missing.size:  # two threads may decode one image at once: the same bytes
+            self._kept[missing] = self._images(self._shards.index[missing])
+            self._known[missing] = True
+        return self._kept[indices]
 
     def labels(self, indices: Integers) -> Integers:
         """Class positions [B], -1 where there is none."""
@@ -79,6 +88,12 @@ class Reader:
     def close(self) -> None:
         """Close the files. Needless where the reader goes out of scope."""
         self._closer()
+
+    def _images(self, rows: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+        images = np.empty((len(rows), *self._layout.array_shape), dtype=np.uint8)
+        for image, row in zip(images, rows, strict=True):
+            image[...] = self._decoded(row)
+        return images
 
     def _gather(self, rows: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
         """Bare arrays of one size, read straight to where they belong."""

@@ -97,7 +97,7 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
     device, numerics = _device(cfg, world), set_numerics(tf32=cfg.train.precision == "tf32")
     require_latents(cfg)
     shards = training_shards(cfg)
-    train_data = Reader(open_shards(shards / "train"))
+    train_data = Reader(open_shards(shards / "train"), keep_bytes=cfg.train.keep_gib * 2**30)
     valid_data = Reader(open_shards(shards / "valid")) if (shards / "valid").is_dir() else None
     plan = plan_for(cfg, train_images=train_data.count, world_size=world.size)
     accelerator = _accelerator(cfg, device)

@@ -186,3 +186,27 @@ def test_opening_a_large_set_keeps_nothing(tmp_path):
         tracemalloc.stop()
     assert np.array_equal(found[5], pixels_of(5))
     assert reader.count == count
+
+
+@pytest.mark.parametrize("encoding", ["png", "jpeg", "raw"])
+def test_decoded_images_stay_in_memory_where_all_of_them_fit(encoding, tmp_path):
+    """Read by several threads at once, in part, then again after the files are gone: the same pixels."""
+    shards = write_numbered(tmp_path / encoding, [40, 30], encoding=encoding)
+    expected = Reader(shards).read(np.arange(70))
+    size = expected.nbytes
+    orders = [np.random.default_rng(k).permutation(70)[:50] for k in range(8)]
+    for keep, kept in ((size, encoding != "raw"), (size - 1, False)):
+        reader = Reader(shards, keep_bytes=keep)
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(reader.read, [*orders, np.arange(70)]))
+        assert all(np.array_equal(a, expected[order]) for a, order in zip(found, orders, strict=False))
+        reader.close()
+        for path in (tmp_path / encoding).glob("*.tar"):
+            path.rename(path.with_suffix(".gone"))
+        if kept:
+            assert np.array_equal(reader.read(np.arange(70)[::-1]), expected[::-1])
+        else:
+            with pytest.raises(FileNotFoundError):
+                reader.read(np.arange(70))
+        for path in (tmp_path / encoding).glob("*.gone"):
+            path.rename(path.with_suffix(".tar"))
