@@ -1,6 +1,7 @@
 """The arrows between modules, the sizes of files and functions, and that no setting is decoration."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -152,3 +153,12 @@ def test_every_setting_is_read_somewhere():
     }
     unread = {name for name in settings_of(Config, set()) if name not in read | arguments}
     assert unread == set()
+
+
+def test_the_newcomers_path_is_short():
+    """The files that the README names for "what does a training step do"."""
+    text = (ROOT / "README.md").read_text()
+    path = text[text.index("To see what a training step does") : text.index("Jobs begin in")]
+    files = [ROOT / name for name in re.findall(r"`([\w/.]+)`", path)]
+    assert len(files) == 6
+    assert sum(len(file.read_text().splitlines()) for file in files) <= 1000
