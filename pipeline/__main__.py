@@ -12,6 +12,7 @@ JOBS = {
     "sample": ("pipeline.sample", "make images from a checkpoint, each from its own seed"),
     "reconstruct": ("pipeline.reconstruct", "what an autoencoder makes of images it was not trained on, with numbers"),
     "evaluate": ("pipeline.evaluate", "score a set of samples against reference statistics"),
+    "score": ("pipeline.score", "score any images against any others: folders, archives, arrays, sample sets"),
     "draw": ("pipeline.draw", "pictures of the way from noise, between seeds, of edited and repaired images"),
     "likelihood": (
         "pipeline.likelihood",

@@ -37,6 +37,8 @@ LEVELS = {
     "pipeline.reconstruct": 4,
     "pipeline.evaluate": 4,
     "pipeline.compare": 4,
+    "pipeline.image_sets": 3,
+    "pipeline.score": 4,
     "pipeline.export": 4,
     "pipeline.adopt": 4,
     "pipeline.interchange": 3,

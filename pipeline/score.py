@@ -1,0 +1,253 @@
+"""Score one set of images against another: `python -m pipeline score A B evaluate.inception.weights=FILE`.
+
+The same features and metrics as `evaluate`, of any two sets (see `pipeline.image_sets`). B is the reference; an
+.npz with mu and sigma in its place gives Frechet distances alone. Features are kept in a cache by what the images are,
+so a killed command goes on where it was, and a reference is computed once. The tasks of a job share the images.
+"""
+
+import argparse
+import csv
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import OmegaConf
+from pydantic import ValidationError
+
+from pipeline.config.base import Settings
+from pipeline.config.explain import explain
+from pipeline.config.load import listed
+from pipeline.config.overrides import put
+from pipeline.config.schema_metrics import EvaluateConfig
+from pipeline.image_sets import ImageSet, Statistics, open_set
+from pipeline.metrics.extraction import Work, default_device, extract
+from pipeline.metrics.extractors import build_extractors
+from pipeline.metrics.features import Extractor
+from pipeline.metrics.moments import Moments
+from pipeline.metrics.provenance import versions
+from pipeline.metrics.quality_suite import build_scorers, measure_quality, quality_work, score_blocks
+from pipeline.metrics.references import CLASS_SPACES, Reference, save_reference
+from pipeline.metrics.report import caution, show
+from pipeline.metrics.suite import Asked, Measured, View, frechet, measure, spaces_of
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import atomic_path, read_json, write_json
+from pipeline.runtime.numerics import set_numerics
+from pipeline.runtime.parts import WHOLE, Part, parse_part, this_world
+from pipeline.runtime.progress import progress
+
+SPLIT = "B"  # what the second set is called in tables
+
+
+class ScoreSettings(Settings):
+    """What may be set: `evaluate.*`, as in an experiment."""
+
+    evaluate: EvaluateConfig
+
+
+@dataclass(frozen=True)
+class Published(Reference):
+    """A reference of which only mean and covariance are known."""
+
+    found: Moments
+
+    def moments(self, space: str) -> Moments:  # noqa: ARG002
+        """The published ones, whatever the space is called."""
+        return self.found
+
+
+def settings_from(words: list[str]) -> EvaluateConfig:
+    """`evaluate.key=value` words as settings. The domain classifier, which belongs to a prepared data set, is off."""
+    values = OmegaConf.create({"evaluate": {"domain": {"enabled": False}}})
+    for word in words:
+        put(values, word)
+    try:
+        cfg = ScoreSettings.model_validate(OmegaConf.to_container(values)).evaluate
+    except ValidationError as error:
+        raise UserError(listed(explain(error, ScoreSettings))) from error
+    if cfg.domain.enabled:
+        raise UserError("evaluate.domain.enabled: found true, but that classifier belongs to a run: use `evaluate`.")
+    if not (cfg.inception.weights or cfg.dinov2.weights or cfg.clip.weights or cfg.quality.weights()):
+        raise UserError(
+            "No network is given to measure with. Say evaluate.inception.weights=FILE for FID, KID, IS, precision and "
+            "recall (`python -m data_prep fetch weights` lists files), or evaluate.dinov2.weights, "
+            "evaluate.clip.weights, or evaluate.quality.niqe, .brisque or .cnniqa."
+        )
+    return cfg
+
+
+def score(
+    first: ImageSet, second: ImageSet | Statistics, cfg: EvaluateConfig, *, cache: Path, part: Part | None = None
+) -> dict[str, Any] | None:
+    """Everything that is measured of `first` against `second`, in the form of `evaluate`'s results.
+
+    Args:
+        cache: where features are kept.
+        part: compute this share of the features alone.
+    Returns:
+        None where another process, or a later call without `part`, writes the result.
+    Raises:
+        UserError: sets of different sizes, statistics of features that no network here gives.
+    """
+    if isinstance(second, ImageSet) and first.size != second.size:
+        raise UserError(
+            f"{first.name} has images of {first.size[1]} x {first.size[0]} pixels, {second.name} of {second.size[1]} x "
+            f"{second.size[0]}. Say --size N to bring both to one size: how they are resized decides the numbers."
+        )
+    set_numerics()
+    extractors, scorers = build_extractors(cfg, cache, {}, device=default_device()), build_scorers(cfg.quality)
+    mine = (part or WHOLE).for_task(this_world())
+    gathers = part is None and mine.number == 0
+    sets = [first, *([second] if isinstance(second, ImageSet) else [])]
+    works = {(s.identity, e.key): _work(s, e, cfg, cache) for s in sets for e in extractors}
+    quality = {s.identity: quality_work(_folder(s, cache) / "quality", scorers, count=s.count, most=cfg.quality.images)
+               for s in sets if scorers}  # fmt: skip
+    for share in [mine, WHOLE] if gathers and mine != WHOLE else [mine]:
+        for images in sets:
+            for extractor in extractors:
+                work = works[images.identity, extractor.key]
+                with progress(f"{extractor.name} features of {images.name}", work.images_of(share)) as tick:
+                    extract(work, images.read, extractor, part=share, tick=tick, device=default_device())
+            if scorers:
+                work = quality[images.identity]
+                with progress(f"quality of {images.name}", work.images_of(share)) as tick:
+                    score_blocks(work, images.read, scorers, part=share, tick=tick)
+    if not gathers:
+        return None
+    measured = Measured()
+    asked = Asked(np.full(first.count, -1, np.int64))
+    for extractor in extractors:
+        work = works[first.identity, extractor.key]
+        if isinstance(second, Statistics):
+            measured.update(measure(extractor, work, {}, asked=asked, cfg=cfg))
+            measured.update(_against_statistics(extractor, work, second, asked, cfg))
+            continue
+        reference = _reference(second, extractor, works[second.identity, extractor.key], cfg)
+        measured.update(measure(extractor, work, {SPLIT: reference}, asked=asked, cfg=cfg))
+    if scorers:
+        held_out = quality.get(second.identity)
+        measured.update(measure_quality(quality[first.identity], held_out, scorers, size=first.size))
+    return _result(first, second, measured, extractors=extractors, cfg=cfg)
+
+
+def _folder(images: ImageSet, cache: Path) -> Path:
+    return cache / images.identity[:24]
+
+
+def _work(images: ImageSet, extractor: Extractor, cfg: EvaluateConfig, cache: Path) -> Work:
+    return Work(_folder(images, cache) / f"{extractor.key}-{cfg.block}", images.count, cfg.block, cfg.batch)
+
+
+def _reference(images: ImageSet, extractor: Extractor, work: Work, cfg: EvaluateConfig) -> Reference:
+    """Moments and kept features of the second set, made once."""
+    path = work.directory.with_name(f"{work.directory.name}-{cfg.reference_features}-{cfg.seed}.safetensors")
+    if not path.with_suffix(".json").exists():
+        words = {"keep": cfg.reference_features, "seed": cfg.seed}
+        save_reference(path, work, extractor, split=SPLIT, images=images.identity, **words)
+    return Reference(path, read_json(path.with_suffix(".json")))
+
+
+def _against_statistics(
+    extractor: Extractor, work: Work, second: Statistics, asked: Asked, cfg: EvaluateConfig
+) -> Measured:
+    """Frechet distances in the spaces that have as many dimensions as the statistics."""
+    out, width = Measured(), len(second.moments.mean)
+    reference = Published(Path(second.name), {"split": SPLIT, "count": second.moments.count}, second.moments)
+    for output, space in spaces_of(extractor).items():
+        view = View(extractor, output, space.ending, work, asked, cfg, reference=reference, frechet=space.frechet)
+        if output not in CLASS_SPACES and view.samples.shape[1] == width:
+            out.update(frechet(view))
+    for details in out.details.values():
+        details["images"] = [work.count, None]
+        details.pop("dimensions", None)  # they say nothing of a singular covariance where the count is not known
+    if not out.metrics:
+        widths = {output: View(extractor, output, "", work, asked, cfg).samples.shape[1] for output in extractor.spaces}
+        raise UserError(f"{second.name} has statistics of {width} features, {extractor.name} gives {widths}.")
+    out.words.append(f"{second.name} does not say of how many images it is, or how they were resized")
+    return out
+
+
+def _result(
+    first: ImageSet,
+    second: ImageSet | Statistics,
+    measured: Measured,
+    *,
+    extractors: list[Extractor],
+    cfg: EvaluateConfig,
+) -> dict[str, Any]:
+    count = second.count if isinstance(second, ImageSet) else None
+    notes = [*first.notes, *(second.notes if isinstance(second, ImageSet) else ())]
+    cautions = caution(first.count, measured.metrics, measured.details)
+    return {
+        "run": "score",
+        "samples": {"set": first.name, "count": first.count, "identity": first.identity},
+        "data": {SPLIT: {"set": second.name, "count": count, "identity": second.identity}},
+        "size": list(first.size),
+        "extractors": {e.name: dict(e.protocol) for e in extractors},
+        "metrics": measured.metrics,
+        "details": measured.details,
+        "words": [*notes, *cautions, *measured.words],
+        "settings": cfg.model_dump(mode="json"),
+        "versions": versions(),
+    }
+
+
+def write_csv(path: Path, result: dict[str, Any]) -> None:
+    """One row a metric: metric, value, low and high of its 95% interval, standard deviation; empty where unknown."""
+    with atomic_path(path) as partial, partial.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(("metric", "value", "low", "high", "std", "a", "b"))
+        for name, value in result["metrics"].items():
+            facts = result["details"].get(name, {})
+            known = [facts.get(key, "") for key in ("low", "high", "std")]
+            rows.writerow((name, repr(value), *known, result["samples"]["set"], result["data"][SPLIT]["set"]))
+
+
+def default_cache() -> Path:
+    """`$XDG_CACHE_HOME/mudi/score`, or below ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mudi" / "score"
+
+
+def main(words: list[str]) -> int:
+    """Score the images of A against those of B, the reference."""
+    parser = argparse.ArgumentParser(
+        prog="pipeline score",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="python -m pipeline score fakes/ photos.zip evaluate.inception.weights=inception.pth --json scores.json",
+    )
+    parser.add_argument("a", metavar="A", type=Path, help="the images to score")
+    parser.add_argument("b", metavar="B", type=Path, help="the reference")
+    parser.add_argument("--size", type=int, help="cut out each image's central square and resize it to SIZE pixels")
+    parser.add_argument("--json", type=Path, help="also write everything that was measured into this file")
+    parser.add_argument("--csv", type=Path, help="also write one row a metric into this file")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="features (default: %(default)s)")
+    parser.add_argument("--part", metavar="k/n", help="compute this share of the features alone, and write no result")
+    options, rest = parser.parse_known_args(words)
+    cfg = settings_from(rest)
+    first = open_set(options.a, size=options.size)
+    if isinstance(first, Statistics):
+        raise UserError(f"{options.a} has statistics, not images. A is what is scored; B may be statistics.")
+    second = open_set(options.b, size=options.size)
+    part = None if options.part is None else parse_part(options.part)
+    result = score(first, second, cfg, cache=options.cache, part=part)
+    if result is None:
+        return 0
+    if options.size is not None:
+        result["words"].append(f"every image: its central square, resized to {options.size} pixels by Lanczos")
+    show(result)
+    for protocol in result["extractors"].items():
+        print(f"{protocol[0]}: {_protocol(protocol[1])}")
+    if options.json is not None:
+        write_json(options.json, result)
+    if options.csv is not None:
+        write_csv(options.csv, result)
+    sys.stdout.flush()
+    return 0
+
+
+def _protocol(facts: Any) -> str:
+    """What decides the numbers, in one line."""
+    return ", ".join(f"{key} {str(value)[:12]}" for key, value in facts.items() if isinstance(value, str | int))

@@ -1,0 +1,248 @@
+"""Any images against any others: one number however the images are kept, and the numbers of other implementations."""
+
+import csv
+import io
+import json
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from pipeline import score as scoring
+from pipeline.image_sets import ImageSet, Statistics, open_set
+from pipeline.metrics.features import Extractor
+from pipeline.metrics.frechet import frechet_distance
+from pipeline.metrics.moments import moments
+from pipeline.runtime.errors import UserError
+
+SHARED = Path(os.environ.get("MUDI_SHARED", "../shared"))
+SIZE, COUNTS = 8, (40, 50)
+PROJECTION = torch.randn(3 * SIZE * SIZE, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+class Projected(nn.Module):
+    """A network so small that its features cost nothing: a fixed projection of the pixels to 16 numbers."""
+
+    num_features = 16
+
+    def forward(self, images):
+        return (images.flatten(1).double() / 255 @ PROJECTION).float()
+
+
+@pytest.fixture
+def small_network(monkeypatch):
+    """In Inception's place; everything else is as it is."""
+    network = Projected()
+    extractor = Extractor("inception", {"resize": "tf1"}, ("2048",), lambda pixels: {"2048": network(pixels)})
+    monkeypatch.setattr(scoring, "build_extractors", lambda *_, **__: [extractor])
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 256, (COUNTS[0], SIZE, SIZE, 3), dtype=np.uint8)
+    return a, np.clip(rng.normal(120, 60, (COUNTS[1], SIZE, SIZE, 3)), 0, 255).astype(np.uint8)
+
+
+def png(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def keep(path, images, form):
+    """The same images in one of the forms that people have."""
+    names = [f"{k % 3}/{k:03d}.png" for k in range(len(images))]  # nested, and in another order than the array
+    order = sorted(range(len(images)), key=lambda k: names[k])
+    named = {names[k]: png(images[k]) for k in order}
+    if form == "folder":
+        for name, data in named.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            (path / name).write_bytes(data)
+        (path / ".DS_Store").write_text("hidden")
+        (path / "readme.txt").write_text("not an image")
+    elif form == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in named.items():
+                archive.writestr(name, data)
+    elif form in ("tar", "webdataset"):
+        path.mkdir() if form == "webdataset" else None
+        parts = [list(named.items())] if form == "tar" else [list(named.items())[:20], list(named.items())[20:]]
+        for number, part in enumerate(parts):
+            with tarfile.open(path / f"{number}.tar" if form == "webdataset" else path, "w") as tar:
+                for name, data in part:
+                    for ending, content in ((".png", data), (".cls", b"1")):
+                        info = tarfile.TarInfo(name.removesuffix(".png") + ending)
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+    elif form == "npy":
+        np.save(path, images[order])
+    elif form == "npz":
+        np.savez(path, arr_0=images[order])
+    elif form == "npz, compressed":
+        np.savez_compressed(path, arr_0=images[order])
+    else:
+        np.savez(path, arr_0=images[order].transpose(0, 3, 1, 2), arr_1=np.zeros(3))
+    return path
+
+
+FORMS = {
+    "folder": "folder",
+    "zip": "images.zip",
+    "tar": "images.tar",
+    "webdataset": "tars",
+    "npy": "images.npy",
+    "npz": "images.npz",
+    "npz, compressed": "small.npz",
+    "npz, channels first": "chw.npz",
+}
+
+
+def test_however_images_are_kept_they_are_the_same(tmp_path, pixels):
+    expected = None
+    for form, name in FORMS.items():
+        found = open_set(keep(tmp_path / name, pixels[0], form))
+        assert isinstance(found, ImageSet) and (found.count, found.size) == (COUNTS[0], (SIZE, SIZE)), form
+        images = found.read(np.arange(found.count))
+        expected = images if expected is None else expected
+        assert np.array_equal(images, expected), form
+        if form == "folder":
+            assert "1 hidden" in found.notes[0] and "1 .txt" in found.notes[0]
+    cfg = tiny.config(tmp_path)
+    tiny.prepare(cfg)
+    prepared = open_set(next((tmp_path / "data").iterdir()))
+    assert isinstance(prepared, ImageSet) and "shards/train" in prepared.notes[0]
+    assert prepared.read(np.arange(2)).dtype == np.uint8
+
+
+def scores(a, b, tmp_path, *words):
+    out = tmp_path / "out.json"
+    common = ["evaluate.inception.weights=unused", f"--cache={tmp_path / 'cache'}", f"--json={out}"]
+    assert scoring.main([str(a), str(b), *common, f"--csv={tmp_path / 'out.csv'}", *words]) == 0
+    return json.loads(out.read_text())
+
+
+@pytest.mark.usefixtures("small_network")
+def test_the_numbers_are_those_of_torchmetrics_and_of_published_statistics(tmp_path, pixels, capsys):
+    a, b = keep(tmp_path / "a", pixels[0], "folder"), keep(tmp_path / "b.npz", pixels[1], "npz")
+    found = scores(a, b, tmp_path)
+    metric = FrechetInceptionDistance(feature=Projected(), input_img_size=(3, SIZE, SIZE)).set_dtype(torch.float64)
+    metric.update(torch.from_numpy(pixels[1]).permute(0, 3, 1, 2), real=True)
+    metric.update(torch.from_numpy(pixels[0]).permute(0, 3, 1, 2), real=False)
+    assert found["metrics"]["fid"] == pytest.approx(float(metric.compute()), rel=1e-3)
+    assert {"kid", "precision", "recall", "density", "coverage"} <= found["metrics"].keys()
+    assert "against B, 50 images" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    assert {row["metric"]: float(row["value"]) for row in rows} == found["metrics"]
+
+    features = Projected()(torch.from_numpy(pixels[1]).permute(0, 3, 1, 2)).numpy().astype(np.float64)
+    np.savez(tmp_path / "stats.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    published = scores(a, tmp_path / "stats.npz", tmp_path)
+    assert published["metrics"]["fid"] == pytest.approx(found["metrics"]["fid"], rel=1e-9)
+    assert "kid" not in published["metrics"]
+
+
+def test_features_are_computed_once_and_in_parts(tmp_path, pixels, small_network, monkeypatch):
+    a, b = (keep(tmp_path / name, images, "folder") for name, images in zip("ab", pixels, strict=True))
+    words = ["evaluate.block=16"]
+    assert (
+        scoring.main(
+            [str(a), str(b), "evaluate.inception.weights=x", f"--cache={tmp_path / 'cache'}", *words, "--part=0/2"]
+        )
+        == 0
+    )
+    whole = scores(a, b, tmp_path, *words)
+    monkeypatch.setattr(scoring, "extract", lambda *_, **__: None)  # nothing is left to compute
+    assert scores(a, b, tmp_path, *words)["metrics"] == whole["metrics"]
+    monkeypatch.undo()
+    (a / "0" / "000.png").write_bytes(png(255 - pixels[0][0]))  # one image changed: its set is another
+    del small_network
+    monkeypatch.setattr(
+        scoring,
+        "build_extractors",
+        lambda *_, **__: [
+            Extractor("inception", {"resize": "tf1"}, ("2048",), lambda images: {"2048": Projected()(images)})
+        ],
+    )
+    assert scores(a, b, tmp_path, *words)["metrics"] != whole["metrics"]
+
+
+def test_what_would_make_a_wrong_number_is_refused(tmp_path, pixels):
+    folder = keep(tmp_path / "a", pixels[0], "folder")
+
+    def read(path):
+        found = open_set(path)
+        found.read(np.arange(found.count))
+
+    def refused(path, said):
+        with pytest.raises(UserError, match=said):
+            read(path)
+
+    refused(tmp_path / "absent", "does not exist")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", "has no images")
+    np.save(tmp_path / "floats.npy", np.zeros((2, 8, 8, 3), np.float32))
+    refused(tmp_path / "floats.npy", "float32")
+    np.savez(tmp_path / "two.npz", x=np.zeros(2), y=np.zeros(2))
+    refused(tmp_path / "two.npz", r"arrays \['x', 'y'\]")
+    (folder / "0" / "000.png").write_bytes(png(pixels[0][0])[:60])
+    refused(folder, "000.png is (damaged|no image)")
+    (folder / "0" / "000.png").write_bytes(png(np.zeros((9, 8, 3), np.uint8)))
+    refused(folder, r"images of 2 sizes: 39 of 8 x 8, 1 of 8 x 9.*--size N")
+    assert open_set(folder, size=4).read(np.arange(COUNTS[0])).shape == (COUNTS[0], 4, 4, 3)
+    Image.fromarray(np.zeros((8, 8), np.uint16)).save(folder / "0" / "000.png")
+    refused(folder, "more than 8 bits")
+    tar = keep(tmp_path / "a.tar", pixels[0], "tar")
+    tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
+    refused(tar, "cut short|cannot be read|unexpected end")
+    with pytest.raises(UserError, match="No network is given"):
+        scoring.settings_from([])
+    with pytest.raises(UserError, match=r"evaluate\.kid_subset"):
+        scoring.settings_from(["evaluate.inception.weights=x", "evaluate.kid_subset=3"])
+
+
+@pytest.mark.usefixtures("small_network")
+def test_sets_of_two_sizes_are_refused_or_brought_to_one(tmp_path, pixels):
+    a = keep(tmp_path / "a", pixels[0], "folder")
+    b = keep(tmp_path / "b.npz", pixels[1].repeat(2, axis=1).repeat(2, axis=2), "npz")
+    with pytest.raises(UserError, match=r"8 x 8 pixels.*16 x 16.*--size N"):
+        scores(a, b, tmp_path)
+    found = scores(a, b, tmp_path, f"--size={SIZE}")
+    assert any("resized to 8 pixels by Lanczos" in word for word in found["words"])
+    assert found["metrics"]["fid"] > 0
+
+
+def test_real_features_give_the_distance_of_an_independent_implementation(tmp_path):
+    """64 flowers, of which another implementation's features are known."""
+    weights = SHARED / "weights" / "inception2015_to_mixed_6e_fp32.npz"
+    images = SHARED / "data" / "flowers102_64.tar"
+    if not (weights.exists() and images.exists()):
+        pytest.skip(f"needs {weights} and {images}: set MUDI_SHARED")
+    with np.load(SHARED / "weights" / "inception2015_check_features.npz") as file:
+        names, expected = [str(name) for name in file["names"]], file["dim64"].astype(np.float64)
+    with tarfile.open(images) as tar:
+        members = {Path(m.name).name: m for m in tar.getmembers()}
+        for number, name in enumerate(names):
+            path = tmp_path / ("a" if number < 32 else "b") / f"{number:03d}.jpg"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(tar.extractfile(members[name]).read())
+    out = tmp_path / "found.json"
+    words = [f"evaluate.inception.weights={weights}", "evaluate.inception.features=['64']", f"--json={out}"]
+    assert scoring.main([str(tmp_path / "a"), str(tmp_path / "b"), *words, f"--cache={tmp_path / 'cache'}"]) == 0
+    found = json.loads(out.read_text())["metrics"]
+    assert found["fid-64"] == pytest.approx(frechet_distance(moments(expected[:32]), moments(expected[32:])), rel=1e-3)
+
+
+def test_statistics_are_no_images(tmp_path):
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(4), sigma=np.eye(4))
+    assert isinstance(open_set(tmp_path / "stats.npz"), Statistics)
+    with pytest.raises(UserError, match="A is what is scored"):
+        scoring.main([str(tmp_path / "stats.npz"), str(tmp_path), "evaluate.inception.weights=x"])
