@@ -19,7 +19,7 @@ JOBS = {
     ),
     "compare": ("pipeline.compare", "tables and plots over runs"),
     "export": ("pipeline.export", "write a folder that diffusers loads"),
-    "import": ("pipeline.adopt", "make a run of such a folder, to train on or sample from"),
+    "import": ("pipeline.import_diffusers", "make a run of such a folder, to train on or sample from"),
 }
 ALONE = ("draw", "compare", "export", "import")  # jobs whose work tasks cannot share
 BAD_INPUT, NON_FINITE, OUT_OF_MEMORY, NO_RENDEZVOUS = 2, 76, 77, 78

@@ -15,8 +15,9 @@ from pipeline.config.paths import training_shards
 from pipeline.config.schema import Config
 from pipeline.data.latents import image_shape, spread_of
 from pipeline.data.shards import Manifest, read_manifest
-from pipeline.interchange.folder import (
+from pipeline.diffusers_io.folder import (
     SETTINGS,
+    TRAINING_ONLY,
     Format,
     Latents,
     Network,
@@ -31,7 +32,6 @@ from pipeline.runtime.files import read_json
 from pipeline.runtime.run_dir import COMMIT, RunDir, existing_run, step_name, step_of
 
 NETWORKS = ("denoiser", "autoencoder")
-TRAINING_ONLY = "balance."  # the head that weighs losses over noise levels: no part of the network that samples
 
 
 def main(words: list[str]) -> int:

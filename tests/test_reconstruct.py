@@ -14,12 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data_prep import reference
 from pipeline import checkpoint
 from pipeline.__main__ import main
-from pipeline.adopt import adopt
 from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
 from pipeline.data.pictures import from_uint8, to_uint8
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards, verify_shards
+from pipeline.import_diffusers import import_diffusers
 from pipeline.metrics.domain import load_classifier, to_input
 from pipeline.metrics.extractors import CLASSIFIER
 from pipeline.models.posterior import Posterior
@@ -240,7 +240,7 @@ def test_an_autoencoder_of_diffusers_is_imported_and_measured(trained, tmp_path)
         sample_size=256,
     ).eval()
     theirs.save_pretrained(tmp_path / "theirs")
-    run = adopt(tmp_path / "theirs", tiny.revalidated(cfg, name="theirs", runs_dir=str(tmp_path)))
+    run = import_diffusers(tmp_path / "theirs", tiny.revalidated(cfg, name="theirs", runs_dir=str(tmp_path)))
     result = read_json(reconstruct(config_from([str(run.path)]), run))
     images = from_uint8(Reader(open_shards(data_directory(cfg) / "shards" / "valid")).read(np.arange(IMAGES)))
     with torch.no_grad():

@@ -76,10 +76,13 @@ def _levels(cfg: UNetConfig | SimpleUNetConfig, image_size: int) -> Iterator[str
     problems = list(_halvings(cfg.multipliers, len(cfg.multipliers) - 1, image_size))
     yield from problems
     sizes = resolutions(cfg.multipliers, image_size)
-    for size in cfg.attention:
+    found = [("attention", size) for size in cfg.attention]
+    if isinstance(cfg, UNetConfig):
+        found += [("attention_up", size) for size in cfg.attention_up or ()]
+    for name, size in found:
         if not problems and size not in sizes:
             yield (
-                f"model.attention: found {size}, but with images of {image_size} px and {len(sizes)} levels the maps "
+                f"model.{name}: found {size}, but with images of {image_size} px and {len(sizes)} levels the maps "
                 f"have sizes {sizes}: attention at {size} would never occur. Use one of them, or [] for no attention."
             )
 
@@ -107,8 +110,9 @@ def _unet(cfg: UNetConfig, image_size: int) -> Iterator[str]:
         if channels % cfg.groups and channels not in known:
             known.add(channels)
             yield f"model.groups: found {cfg.groups}, but {at} do not divide into that many groups. {_near(channels)}"
-        middle = cfg.attention and level == len(sizes) - 1
-        if (size in cfg.attention or middle) and channels % cfg.head_channels:
+        middle = cfg.attends_middle and level == len(sizes) - 1
+        attends = middle or size in (*cfg.attention, *cfg.attends_up)
+        if attends and cfg.head_channels and channels % cfg.head_channels:
             yield (
                 f"model.head_channels: found {cfg.head_channels}, but {at} do not divide into heads of that size. "
                 f"{_near(channels)}"

@@ -31,15 +31,31 @@ class UNetConfig(Settings):
     multipliers: tuple[Positive, ...] = (1, 2, 2)  # one a level, from the image's size down by halves
     blocks: Positive = 2  # residual blocks a level
     attention: tuple[int, ...] = (8,)  # resolutions with self-attention, the middle then has it too; () is none at all
-    head_channels: Positive = 32
+    attention_up: tuple[int, ...] | None = None  # resolutions of the way up; None: those of `attention`
+    middle_attention: bool | None = None  # None: where any resolution has it
+    head_channels: Positive | None = 32  # None: one head as wide as the map
     groups: Positive = 32  # of every group norm
+    norm_eps: float = Field(1e-5, gt=0)  # added to the variance in every group norm
     dropout: float = Field(0.0, ge=0, lt=1)
     scale_shift: bool = True  # the embedding scales and shifts the norm; false: it is added before it, as in DDPM
     resample: Literal["block", "conv"] = "block"  # up and down in a residual block (ADM), or by a convolution (DDPM)
+    downsample_padding: Literal["symmetric", "end"] = "symmetric"  # of resample=conv; end: right and below, as in DDPM
     embedding: Literal["sinusoidal", "fourier"] = "sinusoidal"
+    embedding_order: Literal["cos_sin", "sin_cos"] = "cos_sin"  # which half of the features comes first
+    embedding_shift: int = Field(0, ge=0)  # subtracted from the number of frequencies in their exponents; DDPM: 1
     embedding_scale: float = Field(1.0, gt=0)  # multiplies the noise level; fourier: deviation of the frequencies
     embedding_width: int | None = Field(None, ge=2)  # features of the noise level; None: width
     condition_width: Positive | None = None  # of the vector that tells blocks noise level and label; None: 4 * width
+
+    @property
+    def attends_up(self) -> tuple[int, ...]:
+        """Resolutions with attention on the way up."""
+        return self.attention if self.attention_up is None else self.attention_up
+
+    @property
+    def attends_middle(self) -> bool:
+        """Whether the middle has attention."""
+        return bool(self.attention or self.attends_up) if self.middle_attention is None else self.middle_attention
 
 
 class DiTConfig(Settings):
@@ -53,6 +69,7 @@ class DiTConfig(Settings):
     heads: Positive = 6
     mlp_ratio: float = Field(4.0, gt=0)
     qk_norm: bool = True  # RMS norm of queries and keys (Dehghani et al. 2023): steadier in bf16
+    mlp_norm_eps: float = Field(1e-6, gt=0)  # added to the variance in the norms before the MLPs; others have 1e-6
     dropout: float = Field(0.0, ge=0, lt=1)
     embedding_scale: float = Field(1.0, gt=0)  # multiplies the noise level
 

@@ -8,7 +8,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,60 +79,56 @@ def _reading_variance(found: Scheduling, diffusion: DiffusionConfig) -> Scheduli
     return found
 
 
-def disagreements(scheduler: Mapping[str, Any], diffusion: DiffusionConfig) -> list[str]:
-    """What a folder's scheduler says about training that `diffusion` says otherwise; [] where they agree."""
-    name, found = str(scheduler.get("_class_name")), []
+def process_of(scheduler: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a scheduler_config.json of diffusers says of training, as settings of `diffusion`; None: no equal."""
+    name, prediction = str(scheduler.get("_class_name")), str(scheduler.get("prediction_type", "epsilon"))
     if name.startswith("EDM"):
-        wanted = {"parametrisation": "edm" if scheduler.get("prediction_type") != "v_prediction" else "v"}
-        if wanted["parametrisation"] == "edm" and diffusion.sigma_data != scheduler.get("sigma_data", 0.5):
-            found.append(
-                f"diffusion.sigma_data: found {diffusion.sigma_data}, the folder's is {scheduler['sigma_data']}"
-            )
-        clock = "log_sigma"
-    elif name.startswith("FlowMatch"):
-        wanted, clock = {"parametrisation": "flow"}, "flow_time"
-    else:
-        rows = {theirs: ours for ours, theirs in PREDICTION.items()}
-        wanted, clock = (
-            {"parametrisation": rows.get(str(scheduler.get("prediction_type", "epsilon")), "eps")},
-            "timestep",
-        )
-        found += _levels_disagree(scheduler, diffusion)
-    if diffusion.parametrisation != wanted["parametrisation"]:
-        found.append(
-            f"diffusion.parametrisation: found {diffusion.parametrisation}, the folder's is {wanted['parametrisation']}"
-        )
-    if diffusion.network_clock != clock:
-        found.append(
-            f"diffusion.clock: the network would be told {diffusion.network_clock}, the folder's knows {clock}"
-        )
-    return found
-
-
-def _levels_disagree(scheduler: Mapping[str, Any], diffusion: DiffusionConfig) -> list[str]:
-    total = scheduler.get("num_train_timesteps", 1000)
-    if not isinstance(diffusion.levels, DDPMLevels):
-        return [f"diffusion.levels.kind: found {diffusion.levels.kind}, the folder's is ddpm with {total} timesteps"]
-    if diffusion.levels.timesteps != total:
-        return [f"diffusion.levels.timesteps: found {diffusion.levels.timesteps}, the folder's is {total}"]
-    betas = scheduler.get("trained_betas") or _betas_by_name(scheduler, total)
-    if betas is None:
-        return [f"diffusion.levels.schedule: the folder's is {scheduler.get('beta_schedule')}, which ours are not"]
-    if not all(map(_near, betas, diffusion.levels.betas)):
-        return ["diffusion.levels: the folder's betas are others. Set schedule, beta_start and beta_end as it has them"]
-    return []
-
-
-def _betas_by_name(scheduler: Mapping[str, Any], total: int) -> list[float] | None:
-    """The betas that diffusers makes of its settings, [T]; None for a schedule that we have not."""
-    name = SCHEDULES.get(scheduler.get("beta_schedule", "linear"))
-    if name is None or scheduler.get("rescale_betas_zero_snr"):
+        sigma_data = scheduler.get("sigma_data", 0.5)
+        return {"parametrisation": "v"} if prediction == "v_prediction" else {"sigma_data": sigma_data}
+    if name.startswith("FlowMatch"):
+        return {"parametrisation": "flow", "levels": {"kind": "uniform_flow"}}
+    rows, levels = {its: ours for ours, its in PREDICTION.items()}, _levels_of(scheduler)
+    if prediction not in rows or levels is None:
         return None
-    return ddpm_tables.betas(name, total, start=scheduler.get("beta_start", 1e-4), end=scheduler.get("beta_end", 0.02))
+    return {"parametrisation": rows[prediction], "levels": levels}
 
 
-def _near(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=1e-6)
+def _levels_of(scheduler: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Our settings for a scheduler's betas, by the name of their schedule or as a list; None where ours differ."""
+    total, listed = scheduler.get("num_train_timesteps"), scheduler.get("trained_betas")
+    if total is None or not (listed or "beta_schedule" in scheduler) or scheduler.get("rescale_betas_zero_snr"):
+        return None
+    name = SCHEDULES.get(scheduler.get("beta_schedule", "linear"))
+    start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
+    candidates = [(name, start, end)] if not listed else [(n, listed[0], listed[-1]) for n in SCHEDULES.values()]
+    for schedule, first, last in candidates:
+        ends = {} if schedule == "cosine" else {"beta_start": first, "beta_end": last, "rescale_betas": total == 1000}
+        found = {"kind": "ddpm", "schedule": schedule, "timesteps": total, **ends}
+        if schedule and (not listed or _same_betas(DDPMLevels.model_validate(found).betas, listed)):
+            return found
+    return None
+
+
+def _same_betas(first: Sequence[float], second: Sequence[float]) -> bool:
+    return len(first) == len(second) and all(
+        math.isclose(a, b, rel_tol=1e-6) for a, b in zip(first, second, strict=True)
+    )
+
+
+def disagreements(its: DiffusionConfig, ours: DiffusionConfig) -> list[str]:
+    """In what `ours` trains and samples a network otherwise than `its`, by which it was trained."""
+    fields = ["parametrisation", "network_clock", "learned_variance"]
+    fields += ["sigma_data"] if its.parametrisation == "edm" else []
+    found = [
+        f"diffusion.{name}: found {getattr(ours, name)}, the network was trained with {getattr(its, name)}"
+        for name in fields
+        if getattr(ours, name) != getattr(its, name)
+    ]
+    timesteps = its.levels if isinstance(its.levels, DDPMLevels) and its.network_clock == "timestep" else None
+    levels = ours.levels.betas if isinstance(ours.levels, DDPMLevels) else []
+    if not found and timesteps and not _same_betas(levels, timesteps.betas):
+        found = [f"diffusion.levels: found {ours.levels}, but the network knows noise by the timesteps of {timesteps}"]
+    return found
 
 
 def _notes(sampler: SamplerConfig) -> list[str]:

@@ -1,0 +1,262 @@
+"""Folders that hold a network: diffusers' layout, or one safetensors file with its settings.
+
+    model_index.json  unet/ or transformer/  scheduler/  pipeline.py      a denoiser for diffusers; vae/ where it
+                                                                          works on latents
+    config.json  diffusion_pytorch_model.safetensors                      an autoencoder for diffusers
+    settings.json  model.safetensors                                      any network of ours; autoencoder/ where it
+                                                                          works on latents
+
+Writing and reading need neither diffusers nor a network built: settings, names and tensors. A folder of `export` also
+has settings.json, which knows what diffusers' files cannot say, such as the diffusion process and the classes' names.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
+from pipeline.config.schema_model import KLAutoencoderConfig, ModelConfig, UNetConfig
+from pipeline.diffusers_io.schedulers import Scheduling, process_of, scheduling
+from pipeline.diffusers_io.tables import Sizes, from_config, from_weights, to_config, to_weights
+from pipeline.models.build import build_network
+from pipeline.runtime.errors import Incomplete, UserError
+from pipeline.runtime.files import atomic_path, read_json, write_json
+
+Format = Literal["diffusers", "safetensors"]
+SETTINGS, WEIGHTS, DIFFUSERS_WEIGHTS = "settings.json", "model.safetensors", "diffusion_pytorch_model.safetensors"
+AUTOENCODER = "autoencoder"  # the folder of the one that a denoiser of latents needs, beside our own settings
+TRAINING_ONLY = "balance."  # the head that weighs losses over noise levels: no part of the network that samples
+PIPELINE = "pipeline"  # name of the module with LabelPipeline inside a folder
+MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What a denoiser of latents needs to make images: the autoencoder, and how its latents were normalised.
+
+    `mean` and `std` are per channel, of latents as the autoencoder makes them.
+    """
+
+    autoencoder: "Network"
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network at rest: what it takes to build it, its weights under our names, and what it was trained for."""
+
+    model: ModelConfig
+    shape: tuple[int, int, int]
+    weights: Mapping[str, Tensor]
+    classes: int = 0
+    class_names: tuple[str, ...] = ()
+    attributes: int = 0
+    outputs: int | None = None
+    diffusion: DiffusionConfig | None = None
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    latents: Latents | None = None
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> Sizes:
+        """As the tables of diffusers' names want it."""
+        return Sizes(self.shape, self.classes, self.outputs)
+
+
+def write_safetensors(folder: Path, network: Network) -> None:
+    """settings.json and model.safetensors, atomically."""
+    with atomic_path(folder) as partial:
+        parts = {partial: network}
+        if network.latents is not None:
+            parts[partial / AUTOENCODER] = network.latents.autoencoder
+        for place, part in parts.items():
+            place.mkdir()
+            _save(part.weights, place / WEIGHTS)
+            write_json(place / SETTINGS, settings_of(part))
+
+
+def write_diffusers(folder: Path, network: Network) -> list[str]:
+    """A folder that diffusers loads, atomically. Returns in what it samples differently from us.
+
+    Raises:
+        UserError: for a network or a process that has no equal in diffusers, saying why.
+    """
+    notes: list[str] = []
+    with atomic_path(folder) as partial:
+        partial.mkdir()
+        if isinstance(network.model, KLAutoencoderConfig):
+            _component(partial, network)
+        else:
+            notes = _denoiser(partial, network)
+        write_json(partial / SETTINGS, settings_of(network))
+    return notes
+
+
+def read(folder: Path) -> Network:
+    """The network of a folder of either kind. `diffusion` is None where neither its settings nor a scheduler tell it.
+
+    Raises:
+        UserError: for a folder of neither kind, and for a network that has no equal among ours.
+        Incomplete: for files that are missing or damaged.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder. Give one that `export` or diffusers wrote.")
+    known: Mapping[str, Any] = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+    part = next((name for name in ("unet", "transformer", "") if (folder / name / "config.json").is_file()), None)
+    if (folder / WEIGHTS).is_file():
+        network, autoencoder = _described(known, read_weights(folder / WEIGHTS)), folder / AUTOENCODER
+    elif part is not None:
+        network, autoencoder = _read_diffusers(folder, folder / part, known), folder / "vae"
+    else:
+        raise UserError(
+            f"{folder} holds no network: expected {SETTINGS} and {WEIGHTS}, or diffusers' unet/, transformer/, "
+            "config.json."
+        )
+    latents = known.get("latents")  # another program's folder does not say how latents are normalised
+    if latents is None:
+        return network
+    return replace(network, latents=Latents(read(autoencoder), tuple(latents["mean"]), tuple(latents["std"])))
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Pickled weights are never read.
+
+    Raises:
+        Incomplete: where it is missing or damaged.
+    """
+    if not path.is_file():
+        raise Incomplete(f"{path} does not exist. Only safetensors are read, never pickled weights.")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise Incomplete(f"{path} cannot be read: {error}") from error
+
+
+def settings_of(network: Network) -> dict[str, Any]:
+    """What settings.json says: all but the tensors, as JSON gives it back."""
+    settings = {
+        "format": 1,
+        "model": network.model.model_dump(mode="json"),
+        "shape": network.shape,
+        "classes": network.classes,
+        "class_names": network.class_names,
+        "attributes": network.attributes,
+        "outputs": network.outputs,
+        "diffusion": network.diffusion.model_dump(mode="json") if network.diffusion else None,
+        "sampler": network.sampler.model_dump(mode="json"),
+        "latents": {"mean": network.latents.mean, "std": network.latents.std} if network.latents else None,
+        "made_from": network.made_from,
+    }
+    return dict(json.loads(json.dumps(settings)))
+
+
+def _described(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Network:
+    """The network that our settings.json describes."""
+    try:
+        diffusion = settings.get("diffusion")
+        return Network(
+            model=MODEL.validate_python(settings["model"]),
+            shape=(settings["shape"][0], settings["shape"][1], settings["shape"][2]),
+            weights=weights,
+            classes=settings.get("classes", 0),
+            class_names=tuple(settings.get("class_names", ())),
+            attributes=settings.get("attributes", 0),
+            outputs=settings.get("outputs"),
+            diffusion=DiffusionConfig.model_validate(diffusion) if diffusion else None,
+            sampler=SamplerConfig.model_validate(settings.get("sampler", {})),
+            made_from=settings.get("made_from", {}),
+        )
+    except (KeyError, ValidationError) as error:
+        raise Incomplete(f"{SETTINGS} of the folder cannot be read: {error}") from error
+
+
+def _read_diffusers(folder: Path, part: Path, known: Mapping[str, Any]) -> Network:
+    """The network in `part` of a folder of diffusers; where `known` is empty, the scheduler tells the process."""
+    path = part / "config.json"
+    config, weights = read_json(path), read_weights(part / DIFFUSERS_WEIGHTS)
+    try:
+        model, sizes = from_config(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be understood ({type(error).__name__}: {error}). Expected the settings that diffusers "
+            "writes, with the sizes of the network among them."
+        ) from error
+    with torch.device("meta"):
+        like = build_network(model, shape=sizes.shape, classes=sizes.classes, outputs=sizes.outputs).state_dict()
+    ours = from_weights(model, config, weights, like=like)
+    if known:  # it also knows what diffusers' settings do not hold, such as a transformer's dropout
+        return _described(known, ours)
+    learned = sizes.outputs == 2 * sizes.shape[0]
+    process = _process(folder, learned)
+    return Network(model, sizes.shape, ours, classes=sizes.classes, outputs=sizes.outputs, diffusion=process)
+
+
+def _process(folder: Path, learned_variance: bool) -> DiffusionConfig | None:
+    """What the folder's scheduler says of training; older folders have its file at the top."""
+    for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
+        if path.is_file() and (process := process_of(read_json(path))) is not None:
+            return DiffusionConfig.model_validate({**process, "learned_variance": learned_variance})
+    return None
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, {"format": "pt"})
+
+
+def _component(folder: Path, network: Network, **more: Any) -> str:
+    """config.json, with `more` keys, and weights; returns the name of the class in diffusers."""
+    config = to_config(network.model, network.sizes) | more
+    folder.mkdir(exist_ok=True)
+    write_json(folder / "config.json", config)
+    _save(to_weights(network.model, network.sizes, network.weights), folder / DIFFUSERS_WEIGHTS)
+    return str(config["_class_name"])
+
+
+def _denoiser(partial: Path, network: Network) -> list[str]:
+    if network.diffusion is None:
+        raise UserError("A denoiser without a diffusion process cannot be sampled from: use `--format safetensors`.")
+    name = "unet" if isinstance(network.model, UNetConfig) else "transformer"
+    parts = {name: _component(partial / name, network)}
+    if network.latents is not None:
+        scale = {"latents_mean": network.latents.mean, "latents_std": network.latents.std}
+        parts["vae"] = _component(partial / "vae", network.latents.autoencoder, **scale)
+    plan = scheduling(network.diffusion, network.sampler)
+    (partial / "scheduler").mkdir()
+    write_json(partial / "scheduler" / "scheduler_config.json", plan.config)
+    shutil.copyfile(Path(__file__).with_name("label_pipeline.py"), partial / f"{PIPELINE}.py")
+    # diffusers reads the parts in this order, so this file is not written with sorted keys.
+    index = _index({**parts, "scheduler": plan.config["_class_name"]}, network, plan)
+    (partial / "model_index.json").write_text(json.dumps(index, indent=1))
+    return plan.notes
+
+
+def _index(parts: Mapping[str, str], network: Network, plan: Scheduling) -> dict[str, Any]:
+    """model_index.json: a pipeline of diffusers where one does it, else ours."""
+    own = {"DDPMScheduler": "DDPMPipeline", "DDIMScheduler": "DDIMPipeline"}.get(parts["scheduler"])
+    eta = network.sampler.eta if network.sampler.kind == "ddim" else None
+    plain = network.model.condition == "none" and network.latents is None and not eta
+    listed = {part: ["diffusers", name] for part, name in parts.items()}
+    if own and "unet" in parts and plain and network.outputs in (None, network.shape[0]):
+        return {"_class_name": own, **listed}
+    return {
+        "_class_name": [PIPELINE, "LabelPipeline"],
+        **listed,
+        "classes": network.classes if network.model.condition == "class" else 0,
+        "start": plan.start,
+        "flow_start": plan.flow_start,
+        "steps": network.sampler.steps,
+        "guidance": network.sampler.guidance.factor,
+        "eta": eta or 0.0,
+    }
