@@ -12,7 +12,7 @@ JOBS = {
     "sample": ("pipeline.sample", "make images from a checkpoint, each from its own seed"),
     "reconstruct": ("pipeline.reconstruct", "what an autoencoder makes of images it was not trained on, with numbers"),
     "evaluate": ("pipeline.evaluate", "score a set of samples against reference statistics"),
-    "draw": ("pipeline.draw", "pictures of the way from noise, between seeds, of edited and repaired images"),
+    "visualize": ("pipeline.visualize", "pictures of the way from noise, between seeds, of edited and repaired images"),
     "likelihood": (
         "pipeline.likelihood",
         "bits per dimension of held-out images, for models with DDPM's steps",
@@ -21,7 +21,7 @@ JOBS = {
     "export": ("pipeline.export", "write a folder that diffusers loads"),
     "import": ("pipeline.import_diffusers", "make a run of such a folder, to train on or sample from"),
 }
-ALONE = ("draw", "compare", "export", "import")  # jobs whose work tasks cannot share
+ALONE = ("visualize", "compare", "export", "import")  # jobs whose work tasks cannot share
 BAD_INPUT, NON_FINITE, OUT_OF_MEMORY, NO_RENDEZVOUS = 2, 76, 77, 78
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from pipeline import checkpoint
+from pipeline.config.check_latents import DENOISERS
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.data.batches import validation_batches
@@ -88,7 +89,7 @@ def _check(cfg: Config) -> None:
     levels = cfg.diffusion.levels
     if cfg.latents is not None:
         raise UserError("latents: this model codes latents, whose bits are not those of the images. None are counted.")
-    if cfg.model.kind not in ("unet", "simple_unet", "dit"):
+    if cfg.model.kind not in DENOISERS:
         raise UserError(f"model.kind: found {cfg.model.kind}, expected a diffusion model (unet, simple_unet or dit).")
     if levels.kind != "ddpm":
         raise UserError(

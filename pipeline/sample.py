@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import checkpoint, drawing
+from pipeline import checkpoint, visualize
 from pipeline.config.autoencoder import require_latents
+from pipeline.config.check_latents import DENOISERS
 from pipeline.config.needs import require
 from pipeline.config.paths import sample_set_name, training_shards
 from pipeline.config.schema import Config
@@ -40,7 +41,6 @@ from pipeline.data.shards import (
     write_record,
     write_shard,
 )
-from pipeline.drawing import DENOISERS
 from pipeline.inference import Make, asked_for, image_maker
 from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import read_json
@@ -286,7 +286,7 @@ def _end(images: SampleSet) -> None:
         grid(directory)
     if not (directory / "strip.png").is_file() and cfg.model.kind in DENOISERS:
         seeds = torch.arange(min(cfg.sample.count, STRIP)) + cfg.sample.first_seed
-        pixels = drawing.strip(drawing.load_model(cfg, images.run, step=images.step), seeds, frames=STRIP)
+        pixels = visualize.strip(visualize.load_model(cfg, images.run, step=images.step), seeds, frames=STRIP)
         write_picture(directory / "strip.png", pixels, columns=STRIP)
     tidy(directory, (shard["name"] for shard in read_manifest(directory).shards))
 

@@ -42,8 +42,7 @@ LEVELS = {
     "pipeline.diffusers_io": 2.5,
     "pipeline.models.pretrained": 2.6,
     "pipeline.inference": 3.5,  # what jobs that make images share
-    "pipeline.drawing": 3.7,
-    "pipeline.draw": 4,
+    "pipeline.visualize": 3.7,  # `sample` shows a strip
     "pipeline.likelihood": 4,
     "pipeline.demo": 5,
     "pipeline.__main__": 5,
