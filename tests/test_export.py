@@ -358,36 +358,56 @@ def test_a_network_that_is_told_timesteps_is_refused_other_timesteps(trained, tm
     assert import_diffusers(tmp_path / "out", again).steps() == [0]
 
 
-def test_a_folder_of_diffusers_alone_says_model_and_process(tmp_path, capsys):
-    """Settings as in google/ddpm-cifar10-32; a row for each class and none for "no label", which is added."""
+UNETS = {  # of diffusers, and what becomes of them here
+    "unet": {  # as google/ddpm-cifar10-32 is; a row for each class and none for "no label", which is added
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "num_class_embeds": 3,
+        **{"freq_shift": 1, "flip_sin_to_cos": False, "downsample_padding": 0, "norm_eps": 1e-6},
+    },
+    "diffusers": {  # up and down in two ways, which no network of ours has
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("ResnetUpsampleBlock2D", "UpBlock2D"),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", UNETS)
+def test_a_folder_of_diffusers_alone_says_model_and_process(kind, tmp_path, capsys):
+    """What has no equal among our networks is run by diffusers, and is not trained."""
     data, runs = f"data_dir={tmp_path / 'data'}", f"runs_dir={tmp_path / 'runs'}"
     words = ["name=x", "data=glyphs16", "data.name=squares", "data.image_size=8", data, runs, "sample.count=3"]
     tiny.prepare(config_from(words, given={"model": tiny.UNET}))
     torch.manual_seed(0)
+    sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 16)}
     unet = diffusers.UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        freq_shift=1, flip_sin_to_cos=False, attention_head_dim=None, downsample_padding=0, norm_eps=1e-6,
-        num_class_embeds=3,
-    )  # fmt: skip
+        **sizes, layers_per_block=1, norm_num_groups=4, attention_head_dim=None, **UNETS[kind]
+    ).eval()
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "its")
     sampler = ["kind=ddim", "steps=10", "grid.kind=ddpm", "grid.spacing=leading", "clip=1"]
     ddim = [f"sample.sampler.{word}" for word in sampler]
-    assert main(["import", str(tmp_path / "its"), *words, *ddim, "model.dropout=0.1"]) == 0
-    run, cfg = existing_run([capsys.readouterr().out.strip()])
-    assert (cfg.model.dropout, cfg.diffusion.parametrisation, cfg.model.embedding_order) == (0.1, "eps", "sin_cos")
+    assert main(["import", str(tmp_path / "its"), *words, *ddim]) == 0
+    captured = capsys.readouterr()
+    assert ("downsample_type: found conv and resnet" in captured.err) == (kind == "diffusers")
+    run, cfg = existing_run([captured.out.strip()])
+    assert (cfg.model.kind, cfg.diffusion.parametrisation) == (kind, "eps")
     found = Reader(open_shards(sample(cfg, run))).read(np.arange(3))
     scheduler = diffusers.DDIMScheduler(set_alpha_to_one=True, timestep_spacing="leading")
     scheduler.set_timesteps(10)
     x = normal(cfg.seed, Stream.SAMPLE_START, torch.arange(3), shape=(1, 8, 8))
     with torch.no_grad():
         for t in scheduler.timesteps:
-            output = unet(x, t, class_labels=torch.arange(3)).sample
+            output = unet(x, t, class_labels=torch.arange(3) if kind == "unet" else None).sample
             x = scheduler.step(output, t, x, use_clipped_model_output=True).prev_sample
     assert np.abs(found - to_uint8(x).astype(int)).max() <= 1
-    wrong = ["import", str(tmp_path / "its"), *words, "name=y", "diffusion.parametrisation=v"]
-    assert main(wrong) == 2
+    assert main(["import", str(tmp_path / "its"), *words, "name=y", "diffusion.parametrisation=v"]) == 2
     assert "found v, the network was trained with eps" in capsys.readouterr().err
+    if kind == "diffusers":
+        assert main(["train", str(run.path)]) == 2
+        assert "model.kind: found diffusers" in capsys.readouterr().err
+        assert main(["export", str(run.path), "--to", str(tmp_path / "out")]) == 0
+        again = diffusers.UNet2DModel.from_pretrained(tmp_path / "out" / "unet").state_dict()
+        assert all(torch.equal(again[name], tensor) for name, tensor in unet.state_dict().items())
 
 
 def test_what_diffusers_cannot_do_is_said():

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pipeline.config.autoencoder import KINDS, Facts
 from pipeline.config.schema import Config
 
-DENOISERS = ("unet", "simple_unet", "dit")
+DENOISERS = ("unet", "simple_unet", "dit", "diffusers")
 
 
 def check_latents(cfg: Config, autoencoder: Facts | None) -> Iterator[str]:

@@ -105,10 +105,19 @@ def _guide(cfg: Config) -> Iterator[str]:
         )
 
 
+def _trainable(cfg: Config) -> Iterator[str]:
+    if cfg.model.kind == "diffusers":
+        yield (
+            "model.kind: found diffusers, expected a network of ours: dropout and restarts of this one would not be "
+            "those of the image. It is sampled and evaluated only."
+        )
+
+
 NEEDS = (
     ("prepare", _images),
     ("prepare", _features),
     ("autoencoder", _autoencoder),
+    ("train", _trainable),
     ("train", _perceptual),
     ("reconstruct", _perceptual),
     ("sample", _guide),

@@ -1,6 +1,6 @@
 """Settings of the networks: one class a kind, told apart by `kind`. Rules across fields: `check_model`."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -74,6 +74,14 @@ class DiTConfig(Settings):
     embedding_scale: float = Field(1.0, gt=0)  # multiplies the noise level
 
 
+class DiffusersConfig(Settings):
+    """A denoiser of diffusers that no network of ours equals, as diffusers builds it: to sample from and to score."""
+
+    kind: Literal["diffusers"]
+    condition: Literal["none", "class"] = "none"
+    settings: dict[str, Any]  # its config.json
+
+
 class KLAutoencoderConfig(Settings):
     """Images to latents that are nearly normal, and back (Rombach et al. 2022): f is 2 to the levels less one."""
 
@@ -132,6 +140,7 @@ ModelConfig = Annotated[
     SimpleUNetConfig
     | UNetConfig
     | DiTConfig
+    | DiffusersConfig
     | KLAutoencoderConfig
     | BottleneckAutoencoderConfig
     | VAEConfig

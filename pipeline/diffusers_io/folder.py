@@ -24,9 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
-from pipeline.config.schema_model import KLAutoencoderConfig, ModelConfig, UNetConfig
+from pipeline.config.schema_model import DiffusersConfig, KLAutoencoderConfig, ModelConfig, UNetConfig
 from pipeline.diffusers_io.schedulers import Scheduling, process_of, scheduling
-from pipeline.diffusers_io.tables import Sizes, from_config, from_weights, to_config, to_weights
+from pipeline.diffusers_io.tables import Sizes, as_it_is, from_config, from_weights, to_config, to_weights
 from pipeline.models.build import build_network
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import atomic_path, read_json, write_json
@@ -66,6 +66,7 @@ class Network:
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     latents: Latents | None = None
     made_from: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""  # why it is no network of ours, where diffusers builds it
 
     @property
     def sizes(self) -> Sizes:
@@ -184,10 +185,14 @@ def _read_diffusers(folder: Path, part: Path, known: Mapping[str, Any]) -> Netwo
     """The network in `part` of a folder of diffusers; where `known` is empty, the scheduler tells the process."""
     path = part / "config.json"
     config, weights = read_json(path), read_weights(part / DIFFUSERS_WEIGHTS)
+    note, model, sizes = "", None, None
     try:
         model, sizes = from_config(config)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        note, found = f"{path}: {error}", as_it_is(config)
+        if found is None:
+            raise UserError(note) from error
+        model, sizes = found
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} cannot be understood ({type(error).__name__}: {error}). Expected the settings that diffusers "
@@ -200,7 +205,7 @@ def _read_diffusers(folder: Path, part: Path, known: Mapping[str, Any]) -> Netwo
         return _described(known, ours)
     learned = sizes.outputs == 2 * sizes.shape[0]
     process = _process(folder, learned)
-    return Network(model, sizes.shape, ours, classes=sizes.classes, outputs=sizes.outputs, diffusion=process)
+    return Network(model, sizes.shape, ours, classes=sizes.classes, outputs=sizes.outputs, diffusion=process, note=note)
 
 
 def _process(folder: Path, learned_variance: bool) -> DiffusionConfig | None:
@@ -227,7 +232,7 @@ def _component(folder: Path, network: Network, **more: Any) -> str:
 def _denoiser(partial: Path, network: Network) -> list[str]:
     if network.diffusion is None:
         raise UserError("A denoiser without a diffusion process cannot be sampled from: use `--format safetensors`.")
-    name = "unet" if isinstance(network.model, UNetConfig) else "transformer"
+    name = "unet" if isinstance(network.model, UNetConfig | DiffusersConfig) else "transformer"
     parts = {name: _component(partial / name, network)}
     if network.latents is not None:
         scale = {"latents_mean": network.latents.mean, "latents_std": network.latents.std}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config.check_model import resolutions
-from pipeline.config.schema_model import DiTConfig, KLAutoencoderConfig, ModelConfig, UNetConfig
+from pipeline.config.schema_model import DiffusersConfig, DiTConfig, KLAutoencoderConfig, ModelConfig, UNetConfig
 from pipeline.runtime.errors import UserError
 
 Json = Mapping[str, Any]
@@ -75,6 +75,8 @@ def to_config(model: ModelConfig, sizes: Sizes) -> dict[str, Any]:
     Raises:
         UserError: listing every setting that diffusers lacks.
     """
+    if isinstance(model, DiffusersConfig):
+        return model.settings
     table = _table(model)
     problems = [f"model.{name}={getattr(model, name)}: {why}" for name, holds, why in table.only if not holds(model)]
     if problems:
@@ -109,8 +111,24 @@ def from_config(config: Json) -> tuple[ModelConfig, Sizes]:
     return model, sizes
 
 
+def as_it_is(config: Json) -> tuple[DiffusersConfig, Sizes] | None:
+    """A denoiser that has no equal among ours, to be built by diffusers itself; None where it is told other things.
+
+    Ours are told the noise level and a class; the last row of the class table is taken for "no label".
+    """
+    fourier, embedded = config.get("time_embedding_type") == "fourier", config.get("class_embed_type")
+    if config.get("_class_name") != "UNet2DModel" or fourier or embedded or not isinstance(config["sample_size"], int):
+        return None
+    rows, side = config.get("num_class_embeds"), config["sample_size"]
+    model = DiffusersConfig(kind="diffusers", condition="class" if rows else "none", settings=dict(config))
+    shape = (config.get("in_channels", 3), side, side)
+    return model, Sizes(shape, (rows or 1) - 1, config.get("out_channels", 3))
+
+
 def to_weights(model: ModelConfig, sizes: Sizes, state: State) -> dict[str, Tensor]:
     """Our weights under the names of diffusers."""
+    if isinstance(model, DiffusersConfig):
+        return {name.removeprefix("network."): tensor for name, tensor in state.items()}
     table, out = _table(model), dict[str, Tensor]()
     for name, tensor in state.items():
         names = _names(table, name)
@@ -124,8 +142,11 @@ def from_weights(model: ModelConfig, config: Json, state: State, *, like: State)
     Raises:
         UserError: naming tensors that are missing, left over, or of another shape.
     """
+    state = {_modern(name): tensor for name, tensor in state.items()}
+    if isinstance(model, DiffusersConfig):
+        return {f"network.{name}": tensor for name, tensor in state.items()}
     table = _table(model)
-    state = table.from_state({_modern(name): tensor for name, tensor in state.items()}, config)
+    state = table.from_state(state, config)
     wanted = {name: _names(table, name) for name in like}
     missing = [name for names in wanted.values() for name in names if name not in state]
     extra = sorted(set(state) - {name for names in wanted.values() for name in names})

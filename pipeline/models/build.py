@@ -6,6 +6,7 @@ from torch import nn
 from pipeline.config.check_model import check_model
 from pipeline.config.schema_model import (
     BottleneckAutoencoderConfig,
+    DiffusersConfig,
     DiTConfig,
     KLAutoencoderConfig,
     ModelConfig,
@@ -16,6 +17,7 @@ from pipeline.config.schema_model import (
     VAEConfig,
 )
 from pipeline.models.autoencoder import BottleneckAutoencoder, KLAutoencoder
+from pipeline.models.diffusers_network import DiffusersNetwork
 from pipeline.models.discriminator import PatchDiscriminator, StyleDiscriminator
 from pipeline.models.dit import DiT
 from pipeline.models.simple_unet import SimpleUNet
@@ -35,7 +37,7 @@ def build_network(
 ) -> nn.Module:
     """The network of `cfg` for images [C, H, W] of `shape`, with weights drawn from torch's generator as it stands.
 
-    Denoisers (simple_unet, unet, dit) are called as
+    Denoisers (simple_unet, unet, dit, diffusers) are called as
     `network(x [B, C, H, W], noise_cond [B], condition, visits=image numbers [B]) -> [B, C, H, W]`; autoencoders have
     `encode` and `decode`; stylegan is its generator. `network.conditional` says whether it wants a condition: int64
     [B], where `classes` means unknown, or int8 [B, attributes] of 0, 1 and -1 for unknown. `outputs` are a denoiser's
@@ -63,6 +65,8 @@ def _network(
             return SimpleUNet(cfg, shape, classes=classes, attributes=attributes, outputs=outputs)
         case DiTConfig():
             return DiT(cfg, shape, classes=classes, attributes=attributes, outputs=outputs)
+        case DiffusersConfig():
+            return DiffusersNetwork(cfg, classes=classes)
         case KLAutoencoderConfig():
             return KLAutoencoder(cfg, shape)
         case BottleneckAutoencoderConfig():

@@ -16,7 +16,7 @@ def build_objective(cfg: Config, manifest: Manifest) -> Objective:
         UserError: for a model that does not fit the data, or files that it needs and that are not there.
     """
     match cfg.model.kind:
-        case "unet" | "simple_unet" | "dit":
+        case "unet" | "simple_unet" | "dit" | "diffusers":
             return Denoising(cfg, manifest)
         case "stylegan":
             return Adversarial(cfg, manifest)
