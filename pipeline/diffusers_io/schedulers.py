@@ -9,7 +9,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config import ddpm_tables
@@ -31,6 +31,8 @@ DISCRETE = {
     "dpmpp_2m_sde": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+OWN_TIMESTEPS = ("DDPMScheduler", "DDIMScheduler")
+NOT_CLIPPED = "x0 estimates are not clipped"
 EDM = {"euler": "EDMEulerScheduler", "dpmpp_2m": "EDMDPMSolverMultistepScheduler"}
 
 
@@ -42,41 +44,48 @@ class Scheduling:
     """
 
     config: dict[str, Any]
-    start: float = 1.0
+    start: float
+    notes: list[str]
     flow_start: float | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 def scheduling(diffusion: DiffusionConfig, sampler: SamplerConfig) -> Scheduling:
-    """The scheduler that goes on from our network.
+    """The scheduler that samples from our network.
 
     Raises:
-        UserError: where diffusers has none that tells the network the noise level as we do.
+        UserError: where diffusers has none that tells the network the noise level as we do, or reads its variance.
     """
-    clock, row = diffusion.network_clock, diffusion.parametrisation
-    notes = _notes(sampler)
-    if clock == "timestep" and row in PREDICTION and isinstance(diffusion.levels, DDPMLevels):
-        return _reading_variance(_discrete(diffusion, diffusion.levels, sampler=sampler, notes=notes), diffusion)
-    if clock == "log_sigma" and row in ("edm", "v"):
-        return _reading_variance(_edm(diffusion, sampler, notes), diffusion)
-    if clock == "flow_time" and row == "flow":
-        return _reading_variance(_flow(diffusion, sampler, notes), diffusion)
-    raise UserError(
-        f"diffusers has no scheduler for diffusion.parametrisation={row} with a network that is told {clock}: it has "
-        "eps, x0 and v with levels.kind=ddpm (timestep), edm and v (log_sigma), and flow (flow_time). Use "
-        "`export --format safetensors`."
-    )
-
-
-def _reading_variance(found: Scheduling, diffusion: DiffusionConfig) -> Scheduling:
-    """`found`, where it knows what to do with the channels of a learned variance, or there are none."""
+    clock, row, levels = diffusion.network_clock, diffusion.parametrisation, diffusion.levels
+    if clock == "timestep" and row in PREDICTION and isinstance(levels, DDPMLevels):
+        found = _discrete(diffusion, levels, sampler=sampler)
+    elif clock == "log_sigma" and row in ("edm", "v"):
+        found = _edm(diffusion, sampler)
+    elif clock == "flow_time" and row == "flow":
+        found = _flow(diffusion, sampler)
+    else:
+        raise UserError(
+            f"diffusers has no scheduler for diffusion.parametrisation={row} with a network that is told {clock}: it "
+            "has eps, x0 and v with levels.kind=ddpm (timestep), edm and v (log_sigma), and flow (flow_time). Use "
+            "`export --format safetensors`."
+        )
     if diffusion.learned_variance and found.config.get("variance_type") != "learned_range":
         raise UserError(
             f"{found.config['_class_name']} cannot read the variance channels of a network with "
             "diffusion.learned_variance: use sample.sampler.kind=ddpm with variance=learned on a network that is told "
             "timesteps (eps, x0 or v), or `export --format safetensors`."
         )
-    return found
+    guidance = sampler.guidance
+    notes = _those(
+        (guidance.kind == "autoguidance" and guidance.active, "autoguidance by a second model is not in the folder"),
+        (guidance.interval is not None or guidance.rescale, "guidance acts at all noise levels and is not rescaled"),
+        (sampler.churn.amount, "churn is left out"),
+    )
+    return replace(found, notes=notes + found.notes)
+
+
+def _those(*notes: tuple[Any, str]) -> list[str]:
+    """The notes whose condition holds."""
+    return [note for holds, note in notes if holds]
 
 
 def process_of(scheduler: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -131,128 +140,109 @@ def disagreements(its: DiffusionConfig, ours: DiffusionConfig) -> list[str]:
     return found
 
 
-def _notes(sampler: SamplerConfig) -> list[str]:
-    guidance, notes = sampler.guidance, []
-    if guidance.kind == "autoguidance" and guidance.active:
-        notes.append("autoguidance by a second model is not part of the folder")
-    if guidance.interval is not None or guidance.rescale:
-        notes.append("guidance acts at all noise levels and is not rescaled")
-    if sampler.churn.amount:
-        notes.append("churn is left out")
-    return notes
-
-
-def _discrete(
-    diffusion: DiffusionConfig, levels: DDPMLevels, *, sampler: SamplerConfig, notes: list[str]
-) -> Scheduling:
-    name = DISCRETE.get(sampler.kind, "DDIMScheduler")
+def _discrete(diffusion: DiffusionConfig, levels: DDPMLevels, *, sampler: SamplerConfig) -> Scheduling:
+    name, grid, steps = DISCRETE.get(sampler.kind, "DDIMScheduler"), sampler.grid, sampler.steps
+    # Karras's schedule spans the timesteps that are picked first: linspace has both ends.
+    spacing = grid.spacing if grid.kind == "ddpm" else "linspace"
+    ddim, multistep, sde = name == "DDIMScheduler", "Multistep" in name, sampler.kind == "dpmpp_2m_sde"
     config: dict[str, Any] = {
         "_class_name": name,
         "num_train_timesteps": levels.timesteps,
         "trained_betas": levels.betas,
         "prediction_type": PREDICTION[diffusion.parametrisation],
-        # Karras's grid spans the timesteps that are picked first: linspace has both ends.
-        "timestep_spacing": sampler.grid.spacing if sampler.grid.kind == "ddpm" else "linspace",
+        "timestep_spacing": spacing,
     }
-    if name in ("DDPMScheduler", "DDIMScheduler"):
+    if name in OWN_TIMESTEPS:
         config |= {"clip_sample": sampler.clip is not None, "clip_sample_range": sampler.clip or 1.0}
-        if sampler.grid.kind != "ddpm":
-            notes.append(f"the grid is {name}'s own timesteps, not {sampler.grid.kind}")
-        elif name == "DDIMScheduler":
-            notes += _even_strides(sampler, levels.timesteps)
     else:
-        config["use_karras_sigmas"] = sampler.grid.kind == "karras"
-        config["use_exponential_sigmas"] = sampler.grid.kind == "exponential"
-        notes += [*_own_grid(name, sampler.grid), *(["x0 estimates are not clipped"] if sampler.clip else [])]
-    if sampler.steps == 1 and config["timestep_spacing"] == "linspace":
-        notes.append("one step of theirs begins at timestep 0, the least noise: use more")
+        exponential = grid.kind == "exponential"
+        config |= {"use_karras_sigmas": grid.kind == "karras", "use_exponential_sigmas": exponential}
+    if multistep:
+        config["final_sigmas_type"] = "zero"
     if name == "DDPMScheduler":
         learned = diffusion.learned_variance and sampler.variance == "learned"
         config["variance_type"] = "learned_range" if learned else f"fixed_{sampler.variance}"
-        if sampler.variance != "small" and config["timestep_spacing"] == "trailing":
-            notes.append("DDPMScheduler adds noise to the finished image: use grid.spacing=leading, which ends at 0")
     if name == "DPMSolverMultistepScheduler":
-        sde = sampler.kind == "dpmpp_2m_sde"
-        config |= {"algorithm_type": "sde-dpmsolver++" if sde else "dpmsolver++", "final_sigmas_type": "zero"}
-        notes += [f"fresh noise is that of eta=1, not {sampler.eta:g}"] if sde and sampler.eta not in (None, 1) else []
+        config["algorithm_type"] = "sde-dpmsolver++" if sde else "dpmsolver++"
     if name == "UniPCMultistepScheduler":
-        config |= {"solver_order": sampler.order, "final_sigmas_type": "zero"}
-    if name == "DDIMScheduler" and sampler.clip:
-        notes.append("pass use_clipped_model_output=True to DDIMPipeline: clipped estimates then lead the way, as here")
-    if sampler.kind not in DISCRETE:
-        notes.append(f"diffusers has no {sampler.kind} sampler: DDIM stands in")
-    exploding = name in ("EulerDiscreteScheduler", "HeunDiscreteScheduler")  # x0 + sigma * noise; others have x as DDPM
-    return Scheduling(config, start=math.hypot(_first(levels, sampler), 1.0) if exploding else 1.0, notes=notes)
-
-
-def _even_strides(sampler: SamplerConfig, timesteps: int) -> list[str]:
-    """DDIMScheduler goes back by the same whole number of timesteps each time, wherever the next one stands."""
-    stride, rest = divmod(timesteps, sampler.steps)
-    if sampler.grid.spacing == "leading" or (sampler.grid.spacing == "trailing" and not rest):
-        return []
-    return [
-        f"DDIMScheduler steps back by {stride} timesteps, whatever grid.spacing={sampler.grid.spacing} of "
-        f"{sampler.steps} steps says: use leading, or trailing with steps that divide the timesteps"
-    ]
+        config["solver_order"] = sampler.order
+    stride, rest = divmod(levels.timesteps, steps)
+    even = spacing == "leading" or (spacing == "trailing" and not rest)
+    noisy_end = name == "DDPMScheduler" and sampler.variance != "small" and spacing == "trailing"
+    own = [] if name in OWN_TIMESTEPS else [*_own_grid(name, grid), *_those((sampler.clip, NOT_CLIPPED))]
+    notes = own + _those(
+        (name in OWN_TIMESTEPS and grid.kind != "ddpm", f"the grid is {name}'s own timesteps, not {grid.kind}"),
+        (
+            ddim and grid.kind == "ddpm" and not even,
+            f"DDIMScheduler steps back by {stride} timesteps, whatever grid.spacing={spacing} of {steps} steps says: "
+            "use leading, or trailing with steps that divide the timesteps",
+        ),
+        (steps == 1 and spacing == "linspace", f"one step of {name} begins at timestep 0, the least noise: use more"),
+        (noisy_end, f"{name} adds noise to the finished image: use grid.spacing=leading, which ends at 0"),
+        (sde and sampler.eta not in (None, 1), f"fresh noise is that of eta=1, not {sampler.eta}"),
+        (
+            ddim and sampler.clip,
+            "pass use_clipped_model_output=True to DDIMPipeline: clipped estimates then lead the way, as here",
+        ),
+        (sampler.kind not in DISCRETE, f"diffusers has no {sampler.kind} sampler: DDIM stands in"),
+    )
+    start = 1.0  # x as DDPM has it
+    if name in ("EulerDiscreteScheduler", "HeunDiscreteScheduler"):  # x0 + sigma * noise
+        leading = grid.kind == "ddpm" and spacing == "leading"
+        start = math.hypot(levels.sigmas[(steps - 1) * stride] if leading else levels.sigma_max, 1.0)
+    return Scheduling(config, start, notes)
 
 
 def _own_grid(name: str, grid: GridConfig) -> list[str]:
-    """In what a scheduler of DDPM's timesteps stands elsewhere than `grid`."""
+    """In what the levels of a scheduler of DDPM's timesteps differ from `grid`."""
     multistep = "Multistep" in name
     if grid.kind not in ("ddpm", "karras", "exponential"):
         return [f"the grid is even in timesteps, not {grid.kind}"]
-    if multistep and grid.kind == "ddpm" and grid.spacing != "trailing":
-        return [f"{name} understands grid.spacing={grid.spacing} otherwise: use trailing for the same timesteps"]
     if multistep and grid.kind != "ddpm":
         return [f"{name} rounds the timesteps that the network is told on a grid of {grid.kind}: use grid.kind=ddpm"]
     moved = [n for n in ("rho", "sigma_min", "sigma_max") if getattr(grid, n) != type(grid).model_fields[n].default]
-    return [f"the grid has its own {' and '.join(moved)}: rho=7, over the whole range of levels"] if moved else []
+    return _those(
+        (
+            multistep and grid.spacing != "trailing",
+            f"{name} understands grid.spacing={grid.spacing} otherwise: use trailing for the same timesteps",
+        ),
+        (moved, f"the grid has its own {' and '.join(moved)}: rho=7, over the whole range of levels"),
+    )
 
 
-def _first(levels: DDPMLevels, sampler: SamplerConfig) -> float:
-    """The noise level at which sampling begins."""
-    if sampler.grid.kind == "ddpm" and sampler.grid.spacing == "leading":
-        return levels.sigmas[(sampler.steps - 1) * (levels.timesteps // sampler.steps)]
-    return levels.sigma_max
-
-
-def _edm(diffusion: DiffusionConfig, sampler: SamplerConfig, notes: list[str]) -> Scheduling:
-    name = EDM.get(sampler.kind, "EDMEulerScheduler")
-    if sampler.kind not in EDM:
-        notes.append(f"diffusers has no {sampler.kind} for EDM's scales: Euler stands in, give it more steps")
-    grid, levels = sampler.grid, diffusion.levels
-    if grid.kind not in ("karras", "exponential"):
-        notes.append(f"the grid is Karras's, not {grid.kind}")
-    notes += ["x0 estimates are not clipped"] if sampler.clip else []
-    sigma_data = diffusion.sigma_data if diffusion.parametrisation == "edm" else 1.0
-    high = grid.sigma_max or levels.sigma_max
-    start, theirs = math.hypot(high, sigma_data), math.hypot(high, 1.0)
-    if start != theirs:
-        notes.append(
+def _edm(diffusion: DiffusionConfig, sampler: SamplerConfig) -> Scheduling:
+    name, grid, levels = EDM.get(sampler.kind, "EDMEulerScheduler"), sampler.grid, diffusion.levels
+    edm, high = diffusion.parametrisation == "edm", grid.sigma_max or levels.sigma_max
+    sigma_data = diffusion.sigma_data if edm else 1.0
+    start, its = math.hypot(high, sigma_data), math.hypot(high, 1.0)
+    notes = _those(
+        (sampler.kind not in EDM, f"diffusers has no {sampler.kind} for EDM: Euler stands in, give it more steps"),
+        (grid.kind not in ("karras", "exponential"), f"the grid is Karras's, not {grid.kind}"),
+        (sampler.clip, NOT_CLIPPED),
+        (
+            start != its,
             f"noise begins with a deviation of {start:.8g}, as in LabelPipeline: init_noise_sigma of {name} is "
-            f"{theirs:.8g}, for sigma_data=1, and moves images by some 1e-4"
-        )
-    config: dict[str, Any] = {
+            f"{its:.8g}, for sigma_data=1, and moves images by some 1e-4",
+        ),
+    )
+    config = {
         "_class_name": name,
         "sigma_min": grid.sigma_min or levels.sigma_min,
         "sigma_max": high,
         "sigma_data": sigma_data,
         "sigma_schedule": "exponential" if grid.kind == "exponential" else "karras",
         "rho": grid.rho,
-        "prediction_type": "epsilon" if diffusion.parametrisation == "edm" else "v_prediction",
+        "prediction_type": "epsilon" if edm else "v_prediction",
         "final_sigmas_type": "zero",
     }
-    return Scheduling(config, start=start, notes=notes)
+    return Scheduling(config, start, notes)
 
 
-def _flow(diffusion: DiffusionConfig, sampler: SamplerConfig, notes: list[str]) -> Scheduling:
-    if sampler.kind != "euler":
-        notes.append(f"diffusers has Euler alone for flow matching, not {sampler.kind}")
-    grid = sampler.grid
-    if grid.kind != "flow":
-        notes.append(f"the grid is even in flow time, not {grid.kind}")
-    high = grid.sigma_max or diffusion.levels.sigma_max
-    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": grid.shift}
-    return Scheduling(
-        config, start=math.hypot(high, 1.0) / (1 + high), flow_start=high / (grid.shift + high), notes=notes
+def _flow(diffusion: DiffusionConfig, sampler: SamplerConfig) -> Scheduling:
+    grid, high = sampler.grid, sampler.grid.sigma_max or diffusion.levels.sigma_max
+    notes = _those(
+        (sampler.kind != "euler", f"diffusers has Euler alone for flow matching, not {sampler.kind}"),
+        (grid.kind != "flow", f"the grid is even in flow time, not {grid.kind}"),
     )
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": grid.shift}
+    return Scheduling(config, math.hypot(high, 1.0) / (1 + high), notes, flow_start=high / (grid.shift + high))
