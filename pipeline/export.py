@@ -110,9 +110,11 @@ def _latents(cfg: Config, manifest: Manifest) -> Latents | None:
     where = cfg.latents
     module = load_autoencoder(where.autoencoder, weights=where.weights, step=where.step)
     made_from = manifest.made_from["autoencoder"]
-    autoencoder = Network(module.cfg, image_shape(manifest), module.state_dict(), made_from=made_from)
+    autoencoder = Network(
+        model=module.cfg, shape=image_shape(manifest), weights=module.state_dict(), made_from=made_from
+    )
     spread = spread_of(manifest)
-    return Latents(autoencoder, spread.mean, spread.std)
+    return Latents(autoencoder=autoencoder, mean=spread.mean, std=spread.std)
 
 
 def _network_name(directory: Path) -> str:

@@ -9,7 +9,6 @@ The folder says what the network is, and by which process it was trained: `model
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +88,7 @@ def _with_no_label(network: Network, manifest: Manifest) -> Network:
     if network.class_names or rows is None or not 0 < len(rows) == len(manifest.classes):
         return network
     weights = {**network.weights, ROWS: torch.cat([rows, rows.mean(0, keepdim=True)])}
-    return replace(network, classes=len(rows), weights=weights)
+    return network.model_copy(update={"classes": len(rows), "weights": weights})
 
 
 def _snapshot(cfg: Config, manifest: Manifest, network: Network) -> checkpoint.Snapshot:

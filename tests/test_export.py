@@ -1,7 +1,6 @@
 """Networks leave as folders that diffusers samples from, with the same images, and come back to be trained further."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,7 +189,9 @@ def test_a_denoiser_of_latents_takes_its_autoencoder_along(tmp_path):
     autoencoder, first = network_of(KLAutoencoderConfig(kind="kl_autoencoder", width=8, groups=4, latent_channels=3))
     module, rest = network_of(UNET)
     mean, std = (0.5, -1.0, 0.0), (2.0, 0.7, 1.3)
-    write_diffusers(tmp_path / "out", replace(rest, latents=Latents(first, mean, std)))
+    write_diffusers(
+        tmp_path / "out", rest.model_copy(update={"latents": Latents(autoencoder=first, mean=mean, std=std)})
+    )
     pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     noise, labels = torch.randn(2, *SHAPE), torch.tensor([1, 2])
@@ -346,9 +347,9 @@ def test_a_network_that_is_told_timesteps_is_refused_other_timesteps(trained, tm
     process = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": DDPM})
     _, rest = network_of(cfg.model)
     manifest = read_manifest(training_shards(cfg) / "train")
-    rest = replace(rest, shape=(1, 8, 8), classes=3, class_names=tuple(manifest.classes), diffusion=process)
-    module = build_network(cfg.model, shape=rest.shape, classes=3)
-    write_safetensors(tmp_path / "out", replace(rest, weights=module.state_dict()))
+    known = {"shape": (1, 8, 8), "classes": 3, "class_names": tuple(manifest.classes), "diffusion": process}
+    module = build_network(cfg.model, shape=(1, 8, 8), classes=3)
+    write_safetensors(tmp_path / "out", rest.model_copy(update={**known, "weights": module.state_dict()}))
     again = cfg.model_copy(update={"name": "timesteps", "diffusion": process})
     fewer = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": {**DDPM, "timesteps": 300}})
     with pytest.raises(

@@ -13,12 +13,11 @@ has settings.json, which knows what diffusers' files cannot say, such as the dif
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -36,37 +35,41 @@ SETTINGS, WEIGHTS, DIFFUSERS_WEIGHTS = "settings.json", "model.safetensors", "di
 AUTOENCODER = "autoencoder"  # the folder of the one that a denoiser of latents needs, beside our own settings
 TRAINING_ONLY = "balance."  # the head that weighs losses over noise levels: no part of the network that samples
 PIPELINE = "pipeline"  # name of the module with LabelPipeline inside a folder
-MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 
 
-@dataclass(frozen=True)
-class Latents:
+class AtRest(BaseModel):
+    """What is stored of a network; tensors are left out of settings.json."""
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="ignore", frozen=True, protected_namespaces=())
+
+
+class Latents(AtRest):
     """What a denoiser of latents needs to make images: the autoencoder, and how its latents were normalised.
 
     `mean` and `std` are per channel, of latents as the autoencoder makes them.
     """
 
-    autoencoder: "Network"
+    autoencoder: "Network" = Field(exclude=True)
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class Network:
+class Network(AtRest):
     """A network at rest: what it takes to build it, its weights under our names, and what it was trained for."""
 
+    format: int = 1
     model: ModelConfig
     shape: tuple[int, int, int]
-    weights: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor] = Field(exclude=True, repr=False)
     classes: int = 0
     class_names: tuple[str, ...] = ()
     attributes: int = 0
     outputs: int | None = None
     diffusion: DiffusionConfig | None = None
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    sampler: SamplerConfig = SamplerConfig()
     latents: Latents | None = None
-    made_from: Mapping[str, Any] = field(default_factory=dict)
-    note: str = ""  # why it is no network of ours, where diffusers builds it
+    made_from: Mapping[str, Any] = {}
+    note: str = Field("", exclude=True)  # why it is no network of ours, where diffusers builds it
 
     @property
     def sizes(self) -> Sizes:
@@ -115,18 +118,12 @@ def read(folder: Path) -> Network:
     known: Mapping[str, Any] = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
     part = next((name for name in ("unet", "transformer", "") if (folder / name / "config.json").is_file()), None)
     if (folder / WEIGHTS).is_file():
-        network, autoencoder = _described(known, read_weights(folder / WEIGHTS)), folder / AUTOENCODER
-    elif part is not None:
-        network, autoencoder = _read_diffusers(folder, folder / part, known), folder / "vae"
-    else:
-        raise UserError(
-            f"{folder} holds no network: expected {SETTINGS} and {WEIGHTS}, or diffusers' unet/, transformer/, "
-            "config.json."
-        )
-    latents = known.get("latents")  # another program's folder does not say how latents are normalised
-    if latents is None:
-        return network
-    return replace(network, latents=Latents(read(autoencoder), tuple(latents["mean"]), tuple(latents["std"])))
+        return _described(known, read_weights(folder / WEIGHTS), folder)
+    if part is not None:
+        return _read_diffusers(folder, folder / part, known)
+    raise UserError(
+        f"{folder} holds no network: expected {SETTINGS} and {WEIGHTS}, or diffusers' unet/, transformer/, config.json."
+    )
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -144,41 +141,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def settings_of(network: Network) -> dict[str, Any]:
-    """What settings.json says: all but the tensors, as JSON gives it back."""
-    settings = {
-        "format": 1,
-        "model": network.model.model_dump(mode="json"),
-        "shape": network.shape,
-        "classes": network.classes,
-        "class_names": network.class_names,
-        "attributes": network.attributes,
-        "outputs": network.outputs,
-        "diffusion": network.diffusion.model_dump(mode="json") if network.diffusion else None,
-        "sampler": network.sampler.model_dump(mode="json"),
-        "latents": {"mean": network.latents.mean, "std": network.latents.std} if network.latents else None,
-        "made_from": network.made_from,
-    }
-    return dict(json.loads(json.dumps(settings)))
+    """What settings.json says: all but the tensors."""
+    return network.model_dump(mode="json")
 
 
-def _described(settings: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Network:
-    """The network that our settings.json describes."""
+def _described(settings: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path) -> Network:
+    """The network of our settings.json in `folder`, with the autoencoder that it needs."""
+    latents = settings.get("latents")
+    if latents is not None:
+        latents = {**latents, "autoencoder": read(folder / (AUTOENCODER if (folder / AUTOENCODER).is_dir() else "vae"))}
     try:
-        diffusion = settings.get("diffusion")
-        return Network(
-            model=MODEL.validate_python(settings["model"]),
-            shape=(settings["shape"][0], settings["shape"][1], settings["shape"][2]),
-            weights=weights,
-            classes=settings.get("classes", 0),
-            class_names=tuple(settings.get("class_names", ())),
-            attributes=settings.get("attributes", 0),
-            outputs=settings.get("outputs"),
-            diffusion=DiffusionConfig.model_validate(diffusion) if diffusion else None,
-            sampler=SamplerConfig.model_validate(settings.get("sampler", {})),
-            made_from=settings.get("made_from", {}),
-        )
-    except (KeyError, ValidationError) as error:
-        raise Incomplete(f"{SETTINGS} of the folder cannot be read: {error}") from error
+        return Network.model_validate({**settings, "latents": latents, "weights": weights})
+    except ValidationError as error:
+        raise Incomplete(f"{folder / SETTINGS} cannot be read: {error}") from error
 
 
 def _read_diffusers(folder: Path, part: Path, known: Mapping[str, Any]) -> Network:
@@ -202,10 +177,10 @@ def _read_diffusers(folder: Path, part: Path, known: Mapping[str, Any]) -> Netwo
         like = build_network(model, shape=sizes.shape, classes=sizes.classes, outputs=sizes.outputs).state_dict()
     ours = from_weights(model, config, weights, like=like)
     if known:  # it also knows what diffusers' settings do not hold, such as a transformer's dropout
-        return _described(known, ours)
+        return _described(known, ours, folder)
     learned = sizes.outputs == 2 * sizes.shape[0]
     process = _process(folder, learned)
-    return Network(model, sizes.shape, ours, classes=sizes.classes, outputs=sizes.outputs, diffusion=process, note=note)
+    return Network(model=model, weights=ours, **sizes._asdict(), diffusion=process, note=note)
 
 
 def _process(folder: Path, learned_variance: bool) -> DiffusionConfig | None:
