@@ -43,12 +43,9 @@ def main(words: list[str]) -> int:
     if network.diffusion is not None:
         given["diffusion"] = network.diffusion.model_dump(mode="json")
     run = import_diffusers(options.folder, config_from(rest, given=given))
-    if network.note:
-        print(
-            f"note: {network.note} It is run by diffusers: sample and evaluate it; it is not trained.", file=sys.stderr
-        )
-    print(f"step 0 is the network of {options.folder}. Sample from it, or train it further:", file=sys.stderr)
-    print(f"python -m pipeline sample {run.path}\npython -m pipeline train {run.path}", file=sys.stderr)
+    print(f"step 0 is the network of {options.folder}. Go on: python -m pipeline sample {run.path}", file=sys.stderr)
+    trained = f"It is trained further by: python -m pipeline train {run.path}"
+    print(f"It is run by diffusers, and not trained. {network.note}" if network.note else trained, file=sys.stderr)
     print(run.path)
     return 0
 

@@ -239,7 +239,7 @@ def test_any_network_leaves_and_comes_back_as_safetensors(tmp_path):
     back = read(tmp_path / "out")
     assert (back.model, back.attributes, back.diffusion) == (model, 6, rest.diffusion)
     checkpoint.load_strictly(module, back.weights, what="the folder")
-    with pytest.raises(UserError, match=r"condition=attributes.*qk_norm=True"):
+    with pytest.raises(UserError, match=r"condition: found attributes.*qk_norm: found True"):
         write_diffusers(tmp_path / "theirs", rest)
     assert not (tmp_path / "theirs").exists()
 

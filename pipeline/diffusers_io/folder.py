@@ -160,30 +160,36 @@ def _read_diffusers(folder: Path, part: Path, known: Mapping[str, Any]) -> Netwo
     """The network in `part` of a folder of diffusers; where `known` is empty, the scheduler tells the process."""
     path = part / "config.json"
     config, weights = read_json(path), read_weights(part / DIFFUSERS_WEIGHTS)
-    note, model, sizes = "", None, None
     try:
-        model, sizes = from_config(config)
+        model, sizes, note = _understood(config)
+        with torch.device("meta"):
+            like = build_network(model, shape=sizes.shape, classes=sizes.classes, outputs=sizes.outputs).state_dict()
+        ours = from_weights(model, config, weights, like=like)
     except UserError as error:
-        note, found = f"{path}: {error}", as_it_is(config)
-        if found is None:
-            raise UserError(note) from error
-        model, sizes = found
+        raise UserError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} cannot be understood ({type(error).__name__}: {error}). Expected the settings that diffusers "
             "writes, with the sizes of the network among them."
         ) from error
-    with torch.device("meta"):
-        like = build_network(model, shape=sizes.shape, classes=sizes.classes, outputs=sizes.outputs).state_dict()
-    ours = from_weights(model, config, weights, like=like)
     if known:  # it also knows what diffusers' settings do not hold, such as a transformer's dropout
         return _described(known, ours, folder)
-    learned = sizes.outputs == 2 * sizes.shape[0]
-    process = _process(folder, learned)
+    process = _process(folder, learned_variance=sizes.outputs == 2 * sizes.shape[0])
     return Network(model=model, weights=ours, **sizes._asdict(), diffusion=process, note=note)
 
 
-def _process(folder: Path, learned_variance: bool) -> DiffusionConfig | None:
+def _understood(config: Mapping[str, Any]) -> tuple[ModelConfig, Sizes, str]:
+    """The network of a config.json, and why it is none of ours where diffusers is to build it."""
+    try:
+        return *from_config(config), ""
+    except UserError as error:
+        found = as_it_is(config)
+        if found is None:
+            raise
+        return *found, str(error)
+
+
+def _process(folder: Path, *, learned_variance: bool) -> DiffusionConfig | None:
     """What the folder's scheduler says of training; older folders have its file at the top."""
     for path in (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"):
         if path.is_file() and (process := process_of(read_json(path))) is not None:

@@ -46,13 +46,11 @@ class Architecture:
     """A network of ours and the model of diffusers that computes the same."""
 
     settings: type[Any]
-    classes: Mapping[str, Json]  # names of the model in diffusers, each with defaults that differ from those in `keys`
+    names: tuple[str, ...]  # of the model in diffusers; the first is written
     keys: tuple[Key, ...]
     derived: Callable[[Json], tuple[Json, Sizes]]  # our settings and sizes that no single key says
     weights: Sequence[tuple[str, str]]  # (pattern in our name, its replacement), applied once each, in this order
-    only: Sequence[
-        tuple[str, Callable[[Any], bool], str]
-    ] = ()  # our settings that must be so to have an equal, and why
+    only: Sequence[tuple[str, Callable[[Any], tuple[Any, ...]], str]] = ()  # settings, values with an equal, and why
     ignored: tuple[str, ...] = ()  # keys without influence on what a trained network computes
     canonical: Callable[[Json], Json] = dict  # one spelling for all configs of the same network
     to_state: Callable[[State, Json], State] = lambda state, _: state  # after the names are those of diffusers
@@ -60,11 +58,10 @@ class Architecture:
 
     def config(self, model: ModelConfig, sizes: Sizes) -> dict[str, Any]:
         """All keys for a network of ours."""
-        out: dict[str, Any] = {"_class_name": next(iter(self.classes))}
+        out: dict[str, Any] = {"_class_name": self.names[0]}
         for key in self.keys:
-            value = (
-                key.ours(model, sizes) if callable(key.ours) else getattr(model, key.ours) if key.ours else key.default
-            )
+            value = getattr(model, key.ours) if isinstance(key.ours, str) else key.default
+            value = key.ours(model, sizes) if callable(key.ours) else value
             out[key.name] = key.values.get(value, value) if key.values else value
         return out
 
@@ -78,9 +75,13 @@ def to_config(model: ModelConfig, sizes: Sizes) -> dict[str, Any]:
     if isinstance(model, DiffusersConfig):
         return model.settings
     table = _table(model)
-    problems = [f"model.{name}={getattr(model, name)}: {why}" for name, holds, why in table.only if not holds(model)]
+    problems = [
+        f"model.{name}: found {getattr(model, name)}, expected {' or '.join(map(str, allowed(model)))} ({why})"
+        for name, allowed, why in table.only
+        if getattr(model, name) not in allowed(model)
+    ]
     if problems:
-        raise UserError(f"This network has no equal in diffusers' {next(iter(table.classes))}: {'; '.join(problems)}.")
+        raise UserError(f"This network has no equal in diffusers' {table.names[0]}: {'; '.join(problems)}.")
     return table.config(model, sizes)
 
 
@@ -91,12 +92,12 @@ def from_config(config: Json) -> tuple[ModelConfig, Sizes]:
         UserError: listing every key with a value that our networks have no equal of.
     """
     name = str(config.get("_class_name"))
-    table = next((table for table in TABLES if name in table.classes), None)
+    table = next((table for table in TABLES if name in table.names), None)
     if table is None:
-        raise UserError(f"_class_name: found {name}, expected {' or '.join(n for t in TABLES for n in t.classes)}.")
+        raise UserError(f"_class_name: found {name}, expected {' or '.join(n for t in TABLES for n in t.names)}.")
     keys = {key.name: key for key in table.keys}
     given = {key: _listed(value) for key, value in config.items() if not key.startswith("_")}
-    known = table.canonical({key.name: key.default for key in table.keys} | dict(table.classes[name]) | given)
+    known = table.canonical({key.name: key.default for key in table.keys} | given)
     settings, sizes = table.derived(known)
     direct = {key.ours: _ours(key, known[key.name]) for key in table.keys if isinstance(key.ours, str)}
     model = table.settings.model_validate(direct | dict(settings))
@@ -116,10 +117,10 @@ def as_it_is(config: Json) -> tuple[DiffusersConfig, Sizes] | None:
 
     Ours are told the noise level and a class; the last row of the class table is taken for "no label".
     """
-    fourier, embedded = config.get("time_embedding_type") == "fourier", config.get("class_embed_type")
-    if config.get("_class_name") != "UNet2DModel" or fourier or embedded or not isinstance(config["sample_size"], int):
+    side, rows = config.get("sample_size"), config.get("num_class_embeds")
+    told = config.get("time_embedding_type") == "fourier" or config.get("class_embed_type")
+    if config.get("_class_name") != "UNet2DModel" or told or not isinstance(side, int):
         return None
-    rows, side = config.get("num_class_embeds"), config["sample_size"]
     model = DiffusersConfig(kind="diffusers", condition="class" if rows else "none", settings=dict(config))
     shape = (config.get("in_channels", 3), side, side)
     return model, Sizes(shape, (rows or 1) - 1, config.get("out_channels", 3))
@@ -242,6 +243,10 @@ def _up(cfg: UNetConfig, sizes: Sizes) -> list[str]:
     return ["AttnUpBlock2D" if size in cfg.attends_up else plain for size in reversed(levels)]
 
 
+def _features(cfg: UNetConfig) -> tuple[int | None, ...]:
+    return (None, cfg.width) if cfg.multipliers[0] == 1 else (cfg.width * cfg.multipliers[0],)
+
+
 def _unet(config: Json) -> tuple[Json, Sizes]:
     """The last row of diffusers' class table is taken for "no label"."""
     size, rows, first = config["sample_size"], config["num_class_embeds"], config["block_out_channels"][0]
@@ -267,14 +272,11 @@ def _unet(config: Json) -> tuple[Json, Sizes]:
 def _unet_canonical(config: Json) -> Json:
     """Blocks say by name, or by downsample_type, how they change the size; at the last level that means nothing."""
     out, used = dict(config), set[Any]()
-    for key, sampling, plain in (
-        ("down_block_types", "downsample_type", _DOWN),
-        ("up_block_types", "upsample_type", _UP),
-    ):
-        types = [kind.removeprefix("UNetRes") for kind in config[key]]
+    for way, plain in (("down", _DOWN), ("up", _UP)):
+        types = [kind.removeprefix("UNetRes") for kind in config[f"{way}_block_types"]]
         named = {block: how for how, block in plain.items()}
-        used |= {named.get(kind, config[sampling]) for kind in types[:-1]}
-        out[key] = ["without attention" if kind in named else kind for kind in types]
+        used |= {named.get(kind, config[f"{way}sample_type"]) for kind in types[:-1]}
+        out[f"{way}_block_types"] = ["without attention" if kind in named else kind for kind in types]
     sampling = " and ".join(sorted(used)) or "conv"
     out |= {"downsample_type": sampling, "upsample_type": sampling}
     out["downsample_padding"] = 1 if sampling == "resnet" else config["downsample_padding"]
@@ -290,7 +292,7 @@ def _unet_canonical(config: Json) -> Json:
 
 UNET = Architecture(
     settings=UNetConfig,
-    classes={"UNet2DModel": {}},
+    names=("UNet2DModel",),
     keys=(
         Key("sample_size", None, _side),
         Key("in_channels", 3, _in),
@@ -324,18 +326,10 @@ UNET = Architecture(
     canonical=_unet_canonical,
     ignored=("num_train_timesteps",),
     only=(
-        (
-            "embedding",
-            lambda cfg: cfg.embedding == "sinusoidal",
-            "diffusers divides by the noise level; use sinusoidal",
-        ),
-        ("embedding_scale", lambda cfg: cfg.embedding_scale == 1, "diffusers takes the noise level as it is; use 1"),
-        ("condition", lambda cfg: cfg.condition != "attributes", "diffusers knows classes only"),
-        (
-            "embedding_width",
-            lambda cfg: (cfg.embedding_width or cfg.width) == cfg.width * cfg.multipliers[0],
-            "diffusers has as many features as the first level has channels",
-        ),
+        ("embedding", lambda _: ("sinusoidal",), "fourier in diffusers divides the output by the noise level"),
+        ("embedding_scale", lambda _: (1,), "diffusers takes the noise level as it is"),
+        ("embedding_width", _features, "diffusers has as many features as the first level has channels"),
+        ("condition", lambda _: ("class", "none"), "diffusers knows classes only"),
     ),
     weights=(
         (r"^noise_embedding\.first\.", "time_embedding.linear_1."),
@@ -391,17 +385,7 @@ def _in_block(name: str, number: int) -> str:
 
 DIT = Architecture(
     settings=DiTConfig,
-    classes={
-        "DiTTransformer2DModel": {},
-        "Transformer2DModel": {  # its name in older versions
-            "attention_head_dim": 88,
-            "num_layers": 1,
-            "attention_bias": False,
-            "activation_fn": "geglu",
-            "norm_type": "layer_norm",
-            "norm_elementwise_affine": True,
-        },
-    },
+    names=("DiTTransformer2DModel", "Transformer2DModel"),  # and as older versions call it
     keys=(
         Key("sample_size", 32, _side),
         Key("in_channels", 4, _in),
@@ -421,10 +405,10 @@ DIT = Architecture(
     canonical=lambda config: {**config, "out_channels": config["out_channels"] or config["in_channels"]},
     ignored=("dropout", "norm_num_groups", "upcast_attention", "attention_type"),
     only=(
-        ("condition", lambda cfg: cfg.condition == "class", "diffusers always has classes"),
-        ("qk_norm", lambda cfg: not cfg.qk_norm, "diffusers has none; use false"),
-        ("mlp_ratio", lambda cfg: cfg.mlp_ratio == 4, "diffusers has 4"),
-        ("embedding_scale", lambda cfg: cfg.embedding_scale == 1, "diffusers takes the noise level as it is; use 1"),
+        ("condition", lambda _: ("class",), "diffusers always has classes"),
+        ("qk_norm", lambda _: (False,), "diffusers has none"),
+        ("mlp_ratio", lambda _: (4,), "diffusers has no other"),
+        ("embedding_scale", lambda _: (1,), "diffusers takes the noise level as it is"),
     ),
     weights=(
         (r"^noise_embedding\.first\.", _SHARED + "timestep_embedder.linear_1."),
@@ -463,7 +447,7 @@ def _kl_filled(state: State, config: Json) -> State:
 
 AUTOENCODER = Architecture(
     settings=KLAutoencoderConfig,
-    classes={"AutoencoderKL": {}},
+    names=("AutoencoderKL",),
     keys=(
         Key("sample_size", 32, _side),
         Key("in_channels", 3, _in),
