@@ -158,12 +158,14 @@ class Model:
 
     def generator(self, seeds: Tensor) -> Generator:
         """The sampler and the denoiser under the condition of each seed."""
-        told = asked_for(self.cfg, seeds, self.train).to(self.device)
-        weak = None if self.weak is None else self.weak.denoise(self.weak.networks, told.labels, told.attributes)
+        condition = asked_for(self.cfg, seeds, self.train).to(self.device)
+        weak = (
+            None if self.weak is None else self.weak.denoise(self.weak.networks, condition.labels, condition.attributes)
+        )
         return self.objective.generator(
             self.objective.networks,
-            told.labels,
-            attributes=told.attributes,
+            condition.labels,
+            attributes=condition.attributes,
             sampler=self.cfg.sample.sampler,
             weak=weak,
         )

@@ -112,14 +112,14 @@ OURS = {  # networks of ours that diffusers expresses
 }
 
 
-def differ(ours: torch.nn.Module, its: torch.nn.Module, sizes: Sizes) -> float:
+def differ(ours: torch.nn.Module, of_diffusers: torch.nn.Module, sizes: Sizes) -> float:
     x = torch.randn(4, *sizes.shape)
     noise_cond, labels = torch.tensor([0.3, 7.0, 250.0, 999.0]), torch.tensor([0, 2, 4, 5])
     labels = labels if ours.conditional else None
     with torch.no_grad():
         out = ours(x, noise_cond, labels)
         assert out.std() > 1e-3
-        return (out - its(x, timestep=noise_cond, class_labels=labels).sample).abs().max().item()
+        return (out - of_diffusers(x, timestep=noise_cond, class_labels=labels).sample).abs().max().item()
 
 
 def random(network: torch.nn.Module) -> torch.nn.Module:
@@ -132,27 +132,29 @@ def random(network: torch.nn.Module) -> torch.nn.Module:
 
 def built(config) -> torch.nn.Module:
     """The network of diffusers for a config.json."""
-    its = random(getattr(diffusers, config.get("_class_name", "UNet2DModel")).from_config(config))
-    for block in getattr(its, "transformer_blocks", ()):  # each block has a copy of one embedding
-        block.norm1.emb.load_state_dict(its.transformer_blocks[0].norm1.emb.state_dict())
-    return its
+    of_diffusers = random(getattr(diffusers, config.get("_class_name", "UNet2DModel")).from_config(config))
+    for block in getattr(of_diffusers, "transformer_blocks", ()):  # each block has a copy of one embedding
+        block.norm1.emb.load_state_dict(of_diffusers.transformer_blocks[0].norm1.emb.state_dict())
+    return of_diffusers
 
 
-def from_diffusers(its: torch.nn.Module, config) -> tuple[torch.nn.Module, Sizes]:
+def from_diffusers(of_diffusers: torch.nn.Module, config) -> tuple[torch.nn.Module, Sizes]:
     """Our network with the settings and weights of one of diffusers."""
     model, sizes = from_config({"_class_name": "UNet2DModel", **config})
     ours = build_network(model, shape=sizes.shape, classes=sizes.classes, outputs=sizes.outputs).eval()
-    ours.load_state_dict(from_weights(model, dict(its.config), its.state_dict(), like=ours.state_dict()))
+    ours.load_state_dict(
+        from_weights(model, dict(of_diffusers.config), of_diffusers.state_dict(), like=ours.state_dict())
+    )
     return ours, sizes
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_networks_of_diffusers_give_the_same_output_in_ours():
     for name, config in DIFFUSERS.items():
-        its = built(config)
-        ours, sizes = from_diffusers(its, config)
-        assert differ(ours, its, sizes) < 1e-5, name
-        whole, sizes = from_config({**its.config, "_class_name": config.get("_class_name", "UNet2DModel")})
+        of_diffusers = built(config)
+        ours, sizes = from_diffusers(of_diffusers, config)
+        assert differ(ours, of_diffusers, sizes) < 1e-5, name
+        whole, sizes = from_config({**of_diffusers.config, "_class_name": config.get("_class_name", "UNet2DModel")})
         assert (whole, sizes.shape) == (ours.cfg, sizes.shape), f"{name}: as diffusers saves it"
 
 
@@ -160,10 +162,10 @@ def test_our_networks_give_the_same_output_in_diffusers_and_come_back():
     for name, (model, sizes) in OURS.items():
         ours = random(build_network(model, shape=sizes.shape, classes=5, outputs=sizes.outputs))
         config = to_config(model, sizes)
-        its = built(config)
-        its.load_state_dict(to_weights(model, sizes, ours.state_dict()))
-        assert differ(ours, its, sizes) < 1e-5, name
-        back, found = from_config({**its.config, "_class_name": config["_class_name"]})
+        of_diffusers = built(config)
+        of_diffusers.load_state_dict(to_weights(model, sizes, ours.state_dict()))
+        assert differ(ours, of_diffusers, sizes) < 1e-5, name
+        back, found = from_config({**of_diffusers.config, "_class_name": config["_class_name"]})
         assert build_network(back, shape=found.shape, classes=5, outputs=found.outputs).state_dict().keys() == (
             ours.state_dict().keys()
         )
@@ -215,9 +217,9 @@ def test_weights_of_another_network_are_named():
 
 def test_a_folder_as_the_first_versions_wrote_it_is_read(tmp_path):
     """All files at the top, older names of attention; the scheduler tells the process."""
-    its = built(CIFAR10)
+    of_diffusers = built(CIFAR10)
     old = {}
-    for name, tensor in its.state_dict().items():
+    for name, tensor in of_diffusers.state_dict().items():
         for new, before in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
             name = name.replace(f".{new}.", f".{before}.")
         old[name] = tensor
@@ -230,6 +232,6 @@ def test_a_folder_as_the_first_versions_wrote_it_is_read(tmp_path):
     network = read(tmp_path)
     ours = build_network(network.model, shape=network.shape).eval()
     ours.load_state_dict(network.weights)
-    assert differ(ours, its, Sizes((3, 32, 32))) < 1e-5
+    assert differ(ours, of_diffusers, Sizes((3, 32, 32))) < 1e-5
     assert (network.diffusion.parametrisation, network.diffusion.network_clock) == ("eps", "timestep")
     assert network.diffusion.levels.betas == pytest.approx(diffusers.DDPMScheduler().betas.tolist())

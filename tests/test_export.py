@@ -146,14 +146,14 @@ def test_an_exported_folder_gives_the_same_images_in_diffusers(case, tmp_path):
     pipe.set_progress_bar_config(disable=True)
     if labelled:
         way.manual_seed(9)
-        theirs = pipe(class_labels=labels.tolist(), noise=noise, generator=way, output_type="pt").images
+        of_diffusers = pipe(class_labels=labels.tolist(), noise=noise, generator=way, output_type="pt").images
     else:  # diffusers' own pipeline, which draws the same noise from the same generator
-        theirs = pipe(
+        of_diffusers = pipe(
             batch_size=3, generator=generator, num_inference_steps=10, use_clipped_model_output=True, output_type="np"
         ).images
-        ours, theirs = (ours / 2 + 0.5).clamp(0, 1), torch.from_numpy(theirs).permute(0, 3, 1, 2)
+        ours, of_diffusers = (ours / 2 + 0.5).clamp(0, 1), torch.from_numpy(of_diffusers).permute(0, 3, 1, 2)
     assert ours.abs().max() > 0.1
-    assert (ours - theirs).abs().max() < 1e-4
+    assert (ours - of_diffusers).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("model", [UNET, DIT, KLAutoencoderConfig(kind="kl_autoencoder", width=8, groups=4)])
@@ -174,11 +174,11 @@ def test_a_folder_comes_back_as_the_same_network(model, known, tmp_path):
 def test_an_exported_autoencoder_is_one_of_diffusers(tmp_path):
     module, rest = network_of(KLAutoencoderConfig(kind="kl_autoencoder", width=8, groups=4))
     write_diffusers(tmp_path / "vae", rest)
-    theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
+    of_diffusers = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
     images = torch.randn(2, *SHAPE)
     with torch.no_grad():
-        assert (module.encode(images).mean - theirs.encode(images).latent_dist.mean).abs().max() < 1e-5
-        theirs.save_pretrained(tmp_path / "resaved")
+        assert (module.encode(images).mean - of_diffusers.encode(images).latent_dist.mean).abs().max() < 1e-5
+        of_diffusers.save_pretrained(tmp_path / "resaved")
         loaded = load_autoencoder(tmp_path / "resaved")
         assert torch.equal(loaded.encode(images).mean, module.encode(images).mean)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
@@ -198,8 +198,8 @@ def test_a_denoiser_of_latents_takes_its_autoencoder_along(tmp_path):
     with torch.no_grad():
         z = build_generator(rest.sampler, build_process(rest.diffusion), module, condition=labels)(noise, no_noise)
         ours = autoencoder.decode(z * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None])
-        theirs = pipe(class_labels=[1, 2], noise=noise, output_type="pt").images
-    assert ours.shape == (2, 3, 32, 32) and (ours - theirs).abs().max() < 1e-4
+        of_diffusers = pipe(class_labels=[1, 2], noise=noise, output_type="pt").images
+    assert ours.shape == (2, 3, 32, 32) and (ours - of_diffusers).abs().max() < 1e-4
     assert isinstance(load_autoencoder(tmp_path / "out" / "vae").cfg, KLAutoencoderConfig)
 
 
@@ -215,9 +215,9 @@ def test_an_autoencoder_of_an_old_version_is_loaded(tmp_path):
         old[name] = tensor
     assert "decoder.mid_block.attentions.0.query.weight" in old
     save_file(old, path, {"format": "pt"})
-    theirs, images = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae"), torch.randn(2, *SHAPE)
+    of_diffusers, images = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae"), torch.randn(2, *SHAPE)
     with torch.no_grad():
-        expected = theirs.encode(images).latent_dist.mean
+        expected = of_diffusers.encode(images).latent_dist.mean
         assert (load_autoencoder(tmp_path / "vae").encode(images).mean - expected).abs().max() < 1e-5
 
 
@@ -240,8 +240,8 @@ def test_any_network_leaves_and_comes_back_as_safetensors(tmp_path):
     assert (back.model, back.attributes, back.diffusion) == (model, 6, rest.diffusion)
     checkpoint.load_strictly(module, back.weights, what="the folder")
     with pytest.raises(UserError, match=r"condition: found attributes.*qk_norm: found True"):
-        write_diffusers(tmp_path / "theirs", rest)
-    assert not (tmp_path / "theirs").exists()
+        write_diffusers(tmp_path / "of_diffusers", rest)
+    assert not (tmp_path / "of_diffusers").exists()
 
 
 @pytest.fixture(scope="module")
@@ -256,13 +256,13 @@ def trained(tmp_path_factory):
 def test_a_run_is_exported_imported_and_trained_further(trained, tmp_path):
     cfg, run = trained
     folder, _ = export(cfg, run, to=tmp_path / "out")
-    theirs = diffusers.UNet2DModel.from_pretrained(folder / "unet").eval()
+    of_diffusers = diffusers.UNet2DModel.from_pretrained(folder / "unet").eval()
     ours = build_network(cfg.model, shape=(1, 8, 8), classes=3).eval()
     weights, step = checkpoint.load_weights(run, which="average", network="denoiser")
     ours.load_state_dict(weights)
-    x, told, labels = torch.randn(3, 1, 8, 8), torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0, 2, 3])
+    x, noise_cond, labels = torch.randn(3, 1, 8, 8), torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0, 2, 3])
     with torch.no_grad():
-        difference = ours(x, told, labels) - theirs(x, told, class_labels=labels).sample
+        difference = ours(x, noise_cond, labels) - of_diffusers(x, noise_cond, class_labels=labels).sample
     assert step == 3 and difference.abs().max() < 1e-5
 
     again = cfg.model_copy(update={"name": "imported"})
@@ -453,10 +453,10 @@ def test_what_diffusers_samples_otherwise_is_noted(sampler, message):
 def test_another_start_than_the_scheduler_has_is_noted(row, sigma_data, kind):
     diffusion = DiffusionConfig.model_validate({"parametrisation": row, "sigma_data": sigma_data})
     plan = scheduling(diffusion, SamplerConfig.model_validate({"kind": kind}))
-    theirs = getattr(diffusers, plan.config["_class_name"]).from_config(plan.config).init_noise_sigma
+    of_diffusers = getattr(diffusers, plan.config["_class_name"]).from_config(plan.config).init_noise_sigma
     noted = [note for note in plan.notes if "init_noise_sigma" in note]
-    assert bool(noted) == (abs(plan.start / theirs - 1) > 1e-9)
-    assert all(f"{plan.start:.8g}" in note and f"{theirs:.8g}" in note for note in noted)
+    assert bool(noted) == (abs(plan.start / of_diffusers - 1) > 1e-9)
+    assert all(f"{plan.start:.8g}" in note and f"{of_diffusers:.8g}" in note for note in noted)
 
 
 def test_a_refused_export_leaves_nothing_and_other_settings_are_not_the_same_folder(trained, capsys):

@@ -46,9 +46,9 @@ def test_the_exported_folder_gives_the_same_images_in_diffusers(trained, tmp_pat
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     noise = normal(cfg.seed, Stream.SAMPLE_START, seeds, shape=(3, 4, 4))
-    theirs = pipe(class_labels=labels.tolist(), noise=noise, output_type="pt").images
+    of_diffusers = pipe(class_labels=labels.tolist(), noise=noise, output_type="pt").images
     assert ours.shape == (4, 1, 8, 8) and ours.std() > 0.1
-    assert (ours - theirs).abs().max() < 1e-4
+    assert (ours - of_diffusers).abs().max() < 1e-4
     vae = diffusers.AutoencoderKL.from_pretrained(folder / "vae")
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
@@ -84,6 +84,6 @@ def test_an_exported_autoencoder_serves_as_the_run_does(trained, tmp_path):
         found = load_autoencoder(folder).encode(from_uint8(images))
         assert torch.equal(found.mean, expected.mean) and torch.equal(found.std, expected.std)
         assert tiny_latents.config(cfg.data_dir.parent, folder).latents is not None
-    theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path / "diffusers")
+    of_diffusers = diffusers.AutoencoderKL.from_pretrained(tmp_path / "diffusers")
     with torch.no_grad():
-        assert (theirs.encode(from_uint8(images)).latent_dist.mean - expected.mean).abs().max() < 1e-5
+        assert (of_diffusers.encode(from_uint8(images)).latent_dist.mean - expected.mean).abs().max() < 1e-5

@@ -156,9 +156,9 @@ def test_what_cannot_be_drawn_is_said(trained, picture, tmp_path):
         r"--seeds: found \[1\], expected at least 2": Request("interpolate", [1]),
         r"--frames: found 1, expected at least 2": Request("strip", [1], frames=1),
     }
-    for message, wish in wrong.items():
+    for message, request in wrong.items():
         with pytest.raises(UserError, match=message):
-            visualize(cfg, run, wish)
+            visualize(cfg, run, request)
 
 
 def test_a_model_without_a_way_from_noise_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import content_hash, read_json
 
 KINDS = ("kl_autoencoder", "bottleneck_autoencoder")  # those with latents that are small images
-FOREIGN = "AutoencoderKL"
+DIFFUSERS_CLASS = "AutoencoderKL"
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,15 @@ def facts_in(folder: Path) -> Facts | None:
             ours = read_json(folder / "settings.json")
             return _facts({"model": ours["model"], "data": {"channels": ours["shape"][0]}})
         if (folder / "config.json").is_file():
-            theirs = read_json(folder / "config.json")
-            halvings = len(theirs["block_out_channels"]) - 1
-            kind = KINDS[0] if theirs.get("_class_name", FOREIGN) == FOREIGN else str(theirs["_class_name"])
-            settings = content_hash({key: value for key, value in theirs.items() if not key.startswith("_")})
-            return Facts(kind, theirs["in_channels"], 2**halvings, theirs["latent_channels"], settings)
+            config = read_json(folder / "config.json")
+            halvings = len(config["block_out_channels"]) - 1
+            kind = (
+                KINDS[0]
+                if config.get("_class_name", DIFFUSERS_CLASS) == DIFFUSERS_CLASS
+                else str(config["_class_name"])
+            )
+            settings = content_hash({key: value for key, value in config.items() if not key.startswith("_")})
+            return Facts(kind, config["in_channels"], 2**halvings, config["latent_channels"], settings)
     except (Incomplete, KeyError, TypeError, yaml.YAMLError):
         return None
     return None

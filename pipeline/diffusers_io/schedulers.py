@@ -1,6 +1,6 @@
 """Our diffusion process and sampler as a scheduler of diffusers, where one computes the same. Torch-free.
 
-| process                       | network is told | scheduler                                        |
+| process                       | noise level as  | scheduler                                        |
 | ----------------------------- | --------------- | ------------------------------------------------ |
 | eps, x0, v on DDPM's levels   | timestep        | DDPM, DDIM, Euler, Heun, DPM++ (2M, SDE), UniPC  |
 | edm, v on continuous levels   | ln(sigma) / 4   | EDM Euler, EDM DPM++ 2M                          |
@@ -64,14 +64,14 @@ def scheduling(diffusion: DiffusionConfig, sampler: SamplerConfig) -> Scheduling
         found = _flow(diffusion, sampler)
     else:
         raise UserError(
-            f"diffusers has no scheduler for diffusion.parametrisation={row} with a network that is told {clock}: it "
+            f"diffusers has no scheduler for diffusion.parametrisation={row} with network_clock={clock}: it "
             "has eps, x0 and v with levels.kind=ddpm (timestep), edm and v (log_sigma), and flow (flow_time). Use "
             "`export --format safetensors`."
         )
     if diffusion.learned_variance and found.config.get("variance_type") != "learned_range":
         raise UserError(
             f"{found.config['_class_name']} cannot read the variance channels of a network with "
-            "diffusion.learned_variance: use sample.sampler.kind=ddpm with variance=learned on a network that is told "
+            "diffusion.learned_variance: use sample.sampler.kind=ddpm with variance=learned on a network of "
             "timesteps (eps, x0 or v), or `export --format safetensors`."
         )
     guidance = sampler.guidance
@@ -124,19 +124,21 @@ def _same_betas(first: Sequence[float], second: Sequence[float]) -> bool:
     )
 
 
-def disagreements(its: DiffusionConfig, ours: DiffusionConfig) -> list[str]:
-    """In what `ours` trains and samples a network otherwise than `its`, by which it was trained."""
+def disagreements(trained: DiffusionConfig, cfg: DiffusionConfig) -> list[str]:
+    """In what the process `cfg` differs from that by which a network was trained, where the network notices it."""
     fields = ["parametrisation", "network_clock", "learned_variance"]
-    fields += ["sigma_data"] if its.parametrisation == "edm" else []
+    fields += ["sigma_data"] if trained.parametrisation == "edm" else []
     found = [
-        f"diffusion.{name}: found {getattr(ours, name)}, the network was trained with {getattr(its, name)}"
+        f"diffusion.{name}: found {getattr(cfg, name)}, the network was trained with {getattr(trained, name)}"
         for name in fields
-        if getattr(ours, name) != getattr(its, name)
+        if getattr(cfg, name) != getattr(trained, name)
     ]
-    timesteps = its.levels if isinstance(its.levels, DDPMLevels) and its.network_clock == "timestep" else None
-    levels = ours.levels.betas if isinstance(ours.levels, DDPMLevels) else []
+    timesteps = (
+        trained.levels if isinstance(trained.levels, DDPMLevels) and trained.network_clock == "timestep" else None
+    )
+    levels = cfg.levels.betas if isinstance(cfg.levels, DDPMLevels) else []
     if not found and timesteps and not _same_betas(levels, timesteps.betas):
-        found = [f"diffusion.levels: found {ours.levels}, but the network knows noise by the timesteps of {timesteps}"]
+        found = [f"diffusion.levels: found {cfg.levels}, but the network knows noise by the timesteps of {timesteps}"]
     return found
 
 
@@ -199,7 +201,7 @@ def _own_grid(name: str, grid: GridConfig) -> list[str]:
     if grid.kind not in ("ddpm", "karras", "exponential"):
         return [f"the grid is even in timesteps, not {grid.kind}"]
     if multistep and grid.kind != "ddpm":
-        return [f"{name} rounds the timesteps that the network is told on a grid of {grid.kind}: use grid.kind=ddpm"]
+        return [f"{name} rounds the timesteps that the network sees on a grid of {grid.kind}: use grid.kind=ddpm"]
     moved = [n for n in ("rho", "sigma_min", "sigma_max") if getattr(grid, n) != type(grid).model_fields[n].default]
     return _those(
         (

@@ -113,13 +113,13 @@ def from_config(config: Json) -> tuple[ModelConfig, Sizes]:
 
 
 def as_it_is(config: Json) -> tuple[DiffusersConfig, Sizes] | None:
-    """A denoiser that has no equal among ours, to be built by diffusers itself; None where it is told other things.
+    """A denoiser that has no equal among ours, to be built by diffusers itself; None for other kinds of conditions.
 
-    Ours are told the noise level and a class; the last row of the class table is taken for "no label".
+    Ours are a noise level and a class; the last row of the class table is taken for "no label".
     """
     side, rows = config.get("sample_size"), config.get("num_class_embeds")
-    told = config.get("time_embedding_type") == "fourier" or config.get("class_embed_type")
-    if config.get("_class_name") != "UNet2DModel" or told or not isinstance(side, int):
+    other = config.get("time_embedding_type") == "fourier" or config.get("class_embed_type")
+    if config.get("_class_name") != "UNet2DModel" or other or not isinstance(side, int):
         return None
     model = DiffusersConfig(kind="diffusers", condition="class" if rows else "none", settings=dict(config))
     shape = (config.get("in_channels", 3), side, side)

@@ -75,8 +75,8 @@ class DiTBlock(nn.Module):
 
     def forward(self, tokens: Tensor, embedding: Tensor, visits: Tensor | None) -> Tensor:
         """tokens [B, N, width], embedding [B, width] after its SiLU -> [B, N, width]."""
-        told = rearrange(self.modulation(embedding), "b (six c) -> six b 1 c", six=6)
-        shift1, scale1, gate1, shift2, scale2, gate2 = told
+        modulation = rearrange(self.modulation(embedding), "b (six c) -> six b 1 c", six=6)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         tokens = tokens + gate1 * self.attention(torch.addcmul(shift1, self.norm1(tokens), 1 + scale1))
         hidden = self.mlp_in(torch.addcmul(shift2, self.norm2(tokens), 1 + scale2))
         hidden = self.dropout(nn.functional.gelu(hidden, approximate="tanh"), visits)

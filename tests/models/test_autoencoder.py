@@ -42,17 +42,17 @@ def test_same_weights_encode_and_decode_as_diffusers(variant, direction):
     diffusers = pytest.importorskip("diffusers", reason="the extra 'export' is not installed")
     cfg = SMALL.model_copy(update=VARIANTS[variant])
     ours = random_autoencoder(cfg)
-    its = diffusers.AutoencoderKL.from_config(to_config(cfg, Sizes(SHAPE))).eval()
+    of_diffusers = diffusers.AutoencoderKL.from_config(to_config(cfg, Sizes(SHAPE))).eval()
     if direction == "export":
-        its.load_state_dict(to_weights(cfg, Sizes(SHAPE), ours.state_dict()))
+        of_diffusers.load_state_dict(to_weights(cfg, Sizes(SHAPE), ours.state_dict()))
     else:
-        config = {**its.config, "_class_name": "AutoencoderKL"}
+        config = {**of_diffusers.config, "_class_name": "AutoencoderKL"}
         assert from_config(config) == (cfg, Sizes(SHAPE))
-        ours.load_state_dict(from_weights(cfg, config, its.state_dict(), like=ours.state_dict()))
+        ours.load_state_dict(from_weights(cfg, config, of_diffusers.state_dict(), like=ours.state_dict()))
     images = torch.randn(2, *SHAPE)
     with torch.no_grad():
-        posterior, expected = ours.encode(images), its.encode(images).latent_dist
-        decoded, expected_images = ours.decode(posterior.mean), its.decode(expected.mean).sample
+        posterior, expected = ours.encode(images), of_diffusers.encode(images).latent_dist
+        decoded, expected_images = ours.decode(posterior.mean), of_diffusers.decode(expected.mean).sample
     assert (posterior.mean - expected.mean).abs().max() < 1e-5
     assert (posterior.std - expected.std).abs().max() < 1e-5
     assert (decoded - expected_images).abs().max() < 1e-5
@@ -65,14 +65,14 @@ def test_one_without_convolutions_at_the_latent_is_the_same_too(tmp_path, missin
     diffusers = pytest.importorskip("diffusers", reason="the extra 'export' is not installed")
     config = to_config(SMALL, Sizes(SHAPE)) | dict.fromkeys(missing, False) | {"shift_factor": 0.06}
     torch.manual_seed(0)
-    its = diffusers.AutoencoderKL.from_config(config).eval()
-    its.save_pretrained(tmp_path)
+    of_diffusers = diffusers.AutoencoderKL.from_config(config).eval()
+    of_diffusers.save_pretrained(tmp_path)
     ours, images = load_autoencoder(tmp_path), torch.randn(2, *SHAPE)
     with torch.no_grad():
-        expected = its.encode(images).latent_dist
+        expected = of_diffusers.encode(images).latent_dist
         assert (ours.encode(images).mean - expected.mean).abs().max() < 1e-5
         assert (ours.encode(images).std - expected.std).abs().max() < 1e-5
-        assert (ours.decode(expected.mean) - its.decode(expected.mean).sample).abs().max() < 1e-5
+        assert (ours.decode(expected.mean) - of_diffusers.decode(expected.mean).sample).abs().max() < 1e-5
     read_back = read(tmp_path).weights
     assert all(torch.equal(read_back[name], tensor) for name, tensor in ours.state_dict().items())
 
