@@ -159,16 +159,10 @@ class Model:
     def generator(self, seeds: Tensor) -> Generator:
         """The sampler and the denoiser under the condition of each seed."""
         condition = asked_for(self.cfg, seeds, self.train).to(self.device)
-        weak = (
-            None if self.weak is None else self.weak.denoise(self.weak.networks, condition.labels, condition.attributes)
-        )
-        return self.objective.generator(
-            self.objective.networks,
-            condition.labels,
-            attributes=condition.attributes,
-            sampler=self.cfg.sample.sampler,
-            weak=weak,
-        )
+        labels, attributes = condition.labels, condition.attributes
+        weak = None if self.weak is None else self.weak.denoise(self.weak.networks, labels, attributes)
+        networks, sampler = self.objective.networks, self.cfg.sample.sampler
+        return self.objective.generator(networks, labels, attributes=attributes, sampler=sampler, weak=weak)
 
     def pixels(self, x0: Tensor) -> Pixels:
         """uint8 [B, H, W, C] of what the network makes."""

@@ -46,11 +46,8 @@ def facts_in(folder: Path) -> Facts | None:
         if (folder / "config.json").is_file():
             config = read_json(folder / "config.json")
             halvings = len(config["block_out_channels"]) - 1
-            kind = (
-                KINDS[0]
-                if config.get("_class_name", DIFFUSERS_CLASS) == DIFFUSERS_CLASS
-                else str(config["_class_name"])
-            )
+            name = str(config.get("_class_name", DIFFUSERS_CLASS))
+            kind = KINDS[0] if name == DIFFUSERS_CLASS else name
             settings = content_hash({key: value for key, value in config.items() if not key.startswith("_")})
             return Facts(kind, config["in_channels"], 2**halvings, config["latent_channels"], settings)
     except (Incomplete, KeyError, TypeError, yaml.YAMLError):

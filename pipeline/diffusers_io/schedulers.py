@@ -133,11 +133,9 @@ def disagreements(trained: DiffusionConfig, cfg: DiffusionConfig) -> list[str]:
         for name in fields
         if getattr(cfg, name) != getattr(trained, name)
     ]
-    timesteps = (
-        trained.levels if isinstance(trained.levels, DDPMLevels) and trained.network_clock == "timestep" else None
-    )
-    levels = cfg.levels.betas if isinstance(cfg.levels, DDPMLevels) else []
-    if not found and timesteps and not _same_betas(levels, timesteps.betas):
+    betas = cfg.levels.betas if isinstance(cfg.levels, DDPMLevels) else []
+    timesteps = trained.levels if trained.network_clock == "timestep" else None
+    if not found and isinstance(timesteps, DDPMLevels) and not _same_betas(betas, timesteps.betas):
         found = [f"diffusion.levels: found {cfg.levels}, but the network knows noise by the timesteps of {timesteps}"]
     return found
 
