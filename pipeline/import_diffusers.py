@@ -42,10 +42,17 @@ def main(words: list[str]) -> int:
     given: dict[str, Any] = {"model": network.model.model_dump(mode="json")}
     if network.diffusion is not None:
         given["diffusion"] = network.diffusion.model_dump(mode="json")
-    run = import_diffusers(options.folder, config_from(rest, given=given))
-    print(f"step 0 is the network of {options.folder}. Go on: python -m pipeline sample {run.path}", file=sys.stderr)
-    trained = f"It is trained further by: python -m pipeline train {run.path}"
-    print(f"It is run by diffusers, and not trained. {network.note}" if network.note else trained, file=sys.stderr)
+    cfg = config_from(rest, given=given)
+    run = import_diffusers(options.folder, cfg)
+    further = f"It is trained further by: python -m pipeline train {run.path}"
+    notes = [
+        f"step 0 is the network of {options.folder}. Go on: python -m pipeline sample {run.path}",
+        f"It is run by diffusers, and not trained. {network.note}" if network.note else further,
+    ]
+    if network.diffusion is None and network.model.kind not in KINDS:
+        row = cfg.diffusion.parametrisation
+        notes.append(f"note: the folder has no scheduler that is known here: taken is diffusion.parametrisation={row}")
+    print("\n".join(notes), file=sys.stderr)
     print(run.path)
     return 0
 

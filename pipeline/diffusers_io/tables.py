@@ -203,18 +203,6 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"
 
 
-def _in(_: ModelConfig, sizes: Sizes) -> int:
-    return sizes.shape[0]
-
-
-def _out(_: ModelConfig, sizes: Sizes) -> int:
-    return sizes.outputs or sizes.shape[0]
-
-
-def _side(_: ModelConfig, sizes: Sizes) -> int:
-    return sizes.shape[1]
-
-
 def _channels(cfg: UNetConfig | KLAutoencoderConfig, _: Sizes) -> list[int]:
     return [cfg.width * multiplier for multiplier in cfg.multipliers]
 
@@ -234,13 +222,13 @@ _ONE_WAY = "the size changes in one way at all levels"
 
 
 def _down(cfg: UNetConfig, sizes: Sizes) -> list[str]:
-    levels, plain = resolutions(cfg.multipliers, sizes.shape[1]), _DOWN[_SAMPLING[cfg.resample]]
-    return ["AttnDownBlock2D" if size in cfg.attention else plain for size in levels]
+    levels = resolutions(cfg.multipliers, sizes.shape[1])
+    return ["AttnDownBlock2D" if size in cfg.attention else _DOWN[_SAMPLING[cfg.resample]] for size in levels]
 
 
 def _up(cfg: UNetConfig, sizes: Sizes) -> list[str]:
-    levels, plain = resolutions(cfg.multipliers, sizes.shape[1]), _UP[_SAMPLING[cfg.resample]]
-    return ["AttnUpBlock2D" if size in cfg.attends_up else plain for size in reversed(levels)]
+    levels = reversed(resolutions(cfg.multipliers, sizes.shape[1]))
+    return ["AttnUpBlock2D" if size in cfg.attends_up else _UP[_SAMPLING[cfg.resample]] for size in levels]
 
 
 def _features(cfg: UNetConfig) -> tuple[int | None, ...]:
@@ -294,9 +282,9 @@ UNET = Architecture(
     settings=UNetConfig,
     names=("UNet2DModel",),
     keys=(
-        Key("sample_size", None, _side),
-        Key("in_channels", 3, _in),
-        Key("out_channels", 3, _out),
+        Key("sample_size", None, lambda _, sizes: sizes.shape[1]),
+        Key("in_channels", 3, lambda _, sizes: sizes.shape[0]),
+        Key("out_channels", 3, lambda _, sizes: sizes.outputs or sizes.shape[0]),
         Key("block_out_channels", [224, 448, 672, 896], _channels),
         Key("layers_per_block", 2, "blocks"),
         Key("down_block_types", ["DownBlock2D"] + 3 * ["AttnDownBlock2D"], _down, reason="or AttnDownBlock2D"),
@@ -387,9 +375,9 @@ DIT = Architecture(
     settings=DiTConfig,
     names=("DiTTransformer2DModel", "Transformer2DModel"),  # and as older versions call it
     keys=(
-        Key("sample_size", 32, _side),
-        Key("in_channels", 4, _in),
-        Key("out_channels", None, _out),
+        Key("sample_size", 32, lambda _, sizes: sizes.shape[1]),
+        Key("in_channels", 4, lambda _, sizes: sizes.shape[0]),
+        Key("out_channels", None, lambda _, sizes: sizes.outputs or sizes.shape[0]),
         Key("patch_size", 2, "patch"),
         Key("num_layers", 28, "depth"),
         Key("num_attention_heads", 16, "heads"),
@@ -449,9 +437,9 @@ AUTOENCODER = Architecture(
     settings=KLAutoencoderConfig,
     names=("AutoencoderKL",),
     keys=(
-        Key("sample_size", 32, _side),
-        Key("in_channels", 3, _in),
-        Key("out_channels", 3, _in),
+        Key("sample_size", 32, lambda _, sizes: sizes.shape[1]),
+        Key("in_channels", 3, lambda _, sizes: sizes.shape[0]),
+        Key("out_channels", 3, lambda _, sizes: sizes.shape[0]),
         Key("latent_channels", 4, "latent_channels"),
         Key("block_out_channels", [64], _channels),
         Key("layers_per_block", 1, "blocks"),
