@@ -18,9 +18,8 @@ import yaml
 from pydantic import TypeAdapter
 
 from pipeline.config.schema_model import ModelConfig, UNetConfig
-from pipeline.models import foreign_unet
+from pipeline.diffusers_io.tables import Sizes, to_config, to_weights
 from pipeline.models.build import build_network, count_parameters
-from pipeline.models.foreign import to_foreign
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "model"
 CLASSES = 10
@@ -52,10 +51,11 @@ def compare(name: str, shape: tuple[int, int, int], *, batch: int, rounds: int, 
     cfg = TypeAdapter(ModelConfig).validate_python(yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()))
     assert isinstance(cfg, UNetConfig), f"{name} is no unet"
     cfg = cfg.model_copy(update={"dropout": 0.0, "condition": "class"})
+    sizes = Sizes(shape, CLASSES)
     torch.manual_seed(0)
     ours = build_network(cfg, shape=shape, classes=CLASSES).to(device)
-    theirs = diffusers.UNet2DModel.from_config(foreign_unet.to_config(cfg, shape, classes=CLASSES)).to(device)
-    theirs.load_state_dict(to_foreign(ours.state_dict(), foreign_unet.theirs))
+    theirs = diffusers.UNet2DModel.from_config(to_config(cfg, sizes)).to(device)
+    theirs.load_state_dict(to_weights(cfg, sizes, ours.state_dict()))
     x, told = torch.randn(batch, *shape, device=device), torch.rand(batch, device=device) * 1000
     labels = torch.arange(batch, device=device) % CLASSES
 

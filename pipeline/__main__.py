@@ -13,16 +13,16 @@ JOBS = {
     "reconstruct": ("pipeline.reconstruct", "what an autoencoder makes of images it was not trained on, with numbers"),
     "evaluate": ("pipeline.evaluate", "score a set of samples against reference statistics"),
     "score": ("pipeline.score", "score any images against any others: folders, archives, arrays, sample sets"),
-    "draw": ("pipeline.draw", "pictures of the way from noise, between seeds, of edited and repaired images"),
+    "visualize": ("pipeline.visualize", "pictures of the way from noise, between seeds, of edited and repaired images"),
     "likelihood": (
         "pipeline.likelihood",
         "bits per dimension of held-out images, for models with DDPM's steps",
     ),
     "compare": ("pipeline.compare", "tables and plots over runs"),
     "export": ("pipeline.export", "write a folder that diffusers loads"),
-    "import": ("pipeline.adopt", "make a run of such a folder, to train on or sample from"),
+    "import": ("pipeline.import_diffusers", "make a run of such a folder, to train on or sample from"),
 }
-ALONE = ("draw", "compare", "export", "import")  # jobs whose work tasks cannot share
+ALONE = ("visualize", "compare", "export", "import")  # jobs whose work tasks cannot share
 BAD_INPUT, NON_FINITE, OUT_OF_MEMORY, NO_RENDEZVOUS = 2, 76, 77, 78
 
 

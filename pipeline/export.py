@@ -15,8 +15,9 @@ from pipeline.config.paths import training_shards
 from pipeline.config.schema import Config
 from pipeline.data.latents import image_shape, spread_of
 from pipeline.data.shards import Manifest, read_manifest
-from pipeline.interchange.folder import (
+from pipeline.diffusers_io.folder import (
     SETTINGS,
+    TRAINING_ONLY,
     Format,
     Latents,
     Network,
@@ -31,7 +32,6 @@ from pipeline.runtime.files import read_json
 from pipeline.runtime.run_dir import COMMIT, RunDir, existing_run, step_name, step_of
 
 NETWORKS = ("denoiser", "autoencoder")
-TRAINING_ONLY = "balance."  # the head that weighs losses over noise levels: no part of the network that samples
 
 
 def main(words: list[str]) -> int:
@@ -111,9 +111,11 @@ def _latents(cfg: Config, manifest: Manifest) -> Latents | None:
     where = cfg.latents
     module = load_autoencoder(where.autoencoder, weights=where.weights, step=where.step)
     made_from = manifest.made_from["autoencoder"]
-    autoencoder = Network(module.cfg, image_shape(manifest), module.state_dict(), made_from=made_from)
+    autoencoder = Network(
+        model=module.cfg, shape=image_shape(manifest), weights=module.state_dict(), made_from=made_from
+    )
     spread = spread_of(manifest)
-    return Latents(autoencoder, spread.mean, spread.std)
+    return Latents(autoencoder=autoencoder, mean=spread.mean, std=spread.std)
 
 
 def _network_name(directory: Path) -> str:

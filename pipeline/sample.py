@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline import checkpoint, drawing
+from pipeline import checkpoint, visualize
 from pipeline.config.autoencoder import require_latents
 from pipeline.config.needs import require
 from pipeline.config.paths import sample_set_name, training_shards
@@ -286,7 +286,7 @@ def _end(images: SampleSet) -> None:
         grid(directory)
     if not (directory / "strip.png").is_file() and objective_kind(cfg).diffusion:
         seeds = torch.arange(min(cfg.sample.count, STRIP)) + cfg.sample.first_seed
-        pixels = drawing.strip(drawing.load_model(cfg, images.run, step=images.step), seeds, frames=STRIP)
+        pixels = visualize.strip(visualize.load_model(cfg, images.run, step=images.step), seeds, frames=STRIP)
         write_picture(directory / "strip.png", pixels, columns=STRIP)
     tidy(directory, (shard["name"] for shard in read_manifest(directory).shards))
 

@@ -40,11 +40,11 @@ LEVELS = {
     "pipeline.image_sets": 3,
     "pipeline.score": 4,
     "pipeline.export": 4,
-    "pipeline.adopt": 4,
-    "pipeline.interchange": 3,
+    "pipeline.import_diffusers": 4,
+    "pipeline.diffusers_io": 2.5,
+    "pipeline.models.pretrained": 2.6,
     "pipeline.inference": 3.5,  # what jobs that make images share
-    "pipeline.drawing": 3.7,
-    "pipeline.draw": 4,
+    "pipeline.visualize": 3.7,  # `sample` shows a strip
     "pipeline.likelihood": 4,
     "pipeline.demo": 5,
     "pipeline.__main__": 5,

@@ -1,9 +1,9 @@
 """Networks leave as folders that diffusers samples from, with the same images, and come back to be trained further."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -11,22 +11,27 @@ from safetensors.torch import load_file, save_file
 
 from pipeline import checkpoint
 from pipeline.__main__ import main
-from pipeline.adopt import adopt
+from pipeline.config.load import config_from
 from pipeline.config.paths import training_shards
 from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
 from pipeline.config.schema_model import BottleneckAutoencoderConfig, DiTConfig, KLAutoencoderConfig, UNetConfig
-from pipeline.data.shards import read_manifest
+from pipeline.data.pictures import to_uint8
+from pipeline.data.reader import Reader
+from pipeline.data.shards import open_shards, read_manifest
+from pipeline.diffusers_io import folder as folders
+from pipeline.diffusers_io.folder import SETTINGS, Latents, Network, read, write_diffusers, write_safetensors
+from pipeline.diffusers_io.schedulers import disagreements, process_of, scheduling
 from pipeline.diffusion.build import build_process
 from pipeline.diffusion.build_sampler import build_generator, no_noise
 from pipeline.export import export
 from pipeline.export import main as export_main
-from pipeline.interchange import folder as folders
-from pipeline.interchange.folder import SETTINGS, Latents, Network, read, write_diffusers, write_safetensors
-from pipeline.interchange.schedulers import disagreements, scheduling
+from pipeline.import_diffusers import import_diffusers
 from pipeline.models.build import build_network
 from pipeline.models.pretrained import load_autoencoder
 from pipeline.runtime.errors import Incomplete, UserError
-from pipeline.runtime.run_dir import RunDir
+from pipeline.runtime.random import Stream, normal
+from pipeline.runtime.run_dir import RunDir, existing_run
+from pipeline.sample import sample
 
 diffusers = pytest.importorskip("diffusers", reason="the extra 'export' is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -141,18 +146,18 @@ def test_an_exported_folder_gives_the_same_images_in_diffusers(case, tmp_path):
     pipe.set_progress_bar_config(disable=True)
     if labelled:
         way.manual_seed(9)
-        theirs = pipe(class_labels=labels.tolist(), noise=noise, generator=way, output_type="pt").images
+        of_diffusers = pipe(class_labels=labels.tolist(), noise=noise, generator=way, output_type="pt").images
     else:  # diffusers' own pipeline, which draws the same noise from the same generator
-        theirs = pipe(
+        of_diffusers = pipe(
             batch_size=3, generator=generator, num_inference_steps=10, use_clipped_model_output=True, output_type="np"
         ).images
-        ours, theirs = (ours / 2 + 0.5).clamp(0, 1), torch.from_numpy(theirs).permute(0, 3, 1, 2)
+        ours, of_diffusers = (ours / 2 + 0.5).clamp(0, 1), torch.from_numpy(of_diffusers).permute(0, 3, 1, 2)
     assert ours.abs().max() > 0.1
-    assert (ours - theirs).abs().max() < 1e-4
+    assert (ours - of_diffusers).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("model", [UNET, DIT, KLAutoencoderConfig(kind="kl_autoencoder", width=8, groups=4)])
-@pytest.mark.parametrize("known", [True, False], ids=["ours", "theirs"])
+@pytest.mark.parametrize("known", [True, False], ids=["with-our-settings", "without"])
 def test_a_folder_comes_back_as_the_same_network(model, known, tmp_path):
     """Also where another program wrote it, which leaves no settings of ours."""
     _, rest = network_of(model)
@@ -161,7 +166,7 @@ def test_a_folder_comes_back_as_the_same_network(model, known, tmp_path):
         (tmp_path / "out" / SETTINGS).unlink()
     back = read(tmp_path / "out")
     assert (back.model, back.shape) == (model, SHAPE)
-    assert back.diffusion == (rest.diffusion if known else None)
+    assert back.diffusion == (rest.diffusion if known or model in (UNET, DIT) else None)  # the scheduler tells it
     assert back.weights.keys() == rest.weights.keys()
     assert all(torch.equal(back.weights[name], rest.weights[name]) for name in rest.weights)
 
@@ -169,11 +174,11 @@ def test_a_folder_comes_back_as_the_same_network(model, known, tmp_path):
 def test_an_exported_autoencoder_is_one_of_diffusers(tmp_path):
     module, rest = network_of(KLAutoencoderConfig(kind="kl_autoencoder", width=8, groups=4))
     write_diffusers(tmp_path / "vae", rest)
-    theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
+    of_diffusers = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae")
     images = torch.randn(2, *SHAPE)
     with torch.no_grad():
-        assert (module.encode(images).mean - theirs.encode(images).latent_dist.mean).abs().max() < 1e-5
-        theirs.save_pretrained(tmp_path / "resaved")
+        assert (module.encode(images).mean - of_diffusers.encode(images).latent_dist.mean).abs().max() < 1e-5
+        of_diffusers.save_pretrained(tmp_path / "resaved")
         loaded = load_autoencoder(tmp_path / "resaved")
         assert torch.equal(loaded.encode(images).mean, module.encode(images).mean)
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
@@ -184,15 +189,17 @@ def test_a_denoiser_of_latents_takes_its_autoencoder_along(tmp_path):
     autoencoder, first = network_of(KLAutoencoderConfig(kind="kl_autoencoder", width=8, groups=4, latent_channels=3))
     module, rest = network_of(UNET)
     mean, std = (0.5, -1.0, 0.0), (2.0, 0.7, 1.3)
-    write_diffusers(tmp_path / "out", replace(rest, latents=Latents(first, mean, std)))
+    write_diffusers(
+        tmp_path / "out", rest.model_copy(update={"latents": Latents(autoencoder=first, mean=mean, std=std)})
+    )
     pipe = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", trust_remote_code=True, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     noise, labels = torch.randn(2, *SHAPE), torch.tensor([1, 2])
     with torch.no_grad():
         z = build_generator(rest.sampler, build_process(rest.diffusion), module, condition=labels)(noise, no_noise)
         ours = autoencoder.decode(z * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None])
-        theirs = pipe(class_labels=[1, 2], noise=noise, output_type="pt").images
-    assert ours.shape == (2, 3, 32, 32) and (ours - theirs).abs().max() < 1e-4
+        of_diffusers = pipe(class_labels=[1, 2], noise=noise, output_type="pt").images
+    assert ours.shape == (2, 3, 32, 32) and (ours - of_diffusers).abs().max() < 1e-4
     assert isinstance(load_autoencoder(tmp_path / "out" / "vae").cfg, KLAutoencoderConfig)
 
 
@@ -200,7 +207,7 @@ def test_an_autoencoder_of_an_old_version_is_loaded(tmp_path):
     """Stable Diffusion's file has these names; diffusers renames them as it loads, and so do we."""
     _, rest = network_of(KLAutoencoderConfig(kind="kl_autoencoder", width=8, groups=4))
     write_diffusers(tmp_path / "vae", rest)
-    path = tmp_path / "vae" / folders.THEIR_WEIGHTS
+    path = tmp_path / "vae" / folders.DIFFUSERS_WEIGHTS
     old = {}
     for name, tensor in load_file(path).items():
         for new, before in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
@@ -208,9 +215,9 @@ def test_an_autoencoder_of_an_old_version_is_loaded(tmp_path):
         old[name] = tensor
     assert "decoder.mid_block.attentions.0.query.weight" in old
     save_file(old, path, {"format": "pt"})
-    theirs, images = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae"), torch.randn(2, *SHAPE)
+    of_diffusers, images = diffusers.AutoencoderKL.from_pretrained(tmp_path / "vae"), torch.randn(2, *SHAPE)
     with torch.no_grad():
-        expected = theirs.encode(images).latent_dist.mean
+        expected = of_diffusers.encode(images).latent_dist.mean
         assert (load_autoencoder(tmp_path / "vae").encode(images).mean - expected).abs().max() < 1e-5
 
 
@@ -232,9 +239,9 @@ def test_any_network_leaves_and_comes_back_as_safetensors(tmp_path):
     back = read(tmp_path / "out")
     assert (back.model, back.attributes, back.diffusion) == (model, 6, rest.diffusion)
     checkpoint.load_strictly(module, back.weights, what="the folder")
-    with pytest.raises(UserError, match=r"condition=attributes.*qk_norm=true"):
-        write_diffusers(tmp_path / "theirs", rest)
-    assert not (tmp_path / "theirs").exists()
+    with pytest.raises(UserError, match=r"condition: found attributes.*qk_norm: found True"):
+        write_diffusers(tmp_path / "of_diffusers", rest)
+    assert not (tmp_path / "of_diffusers").exists()
 
 
 @pytest.fixture(scope="module")
@@ -246,27 +253,27 @@ def trained(tmp_path_factory):
     return cfg, tiny.run(cfg)
 
 
-def test_a_run_is_exported_adopted_and_trained_further(trained, tmp_path):
+def test_a_run_is_exported_imported_and_trained_further(trained, tmp_path):
     cfg, run = trained
     folder, _ = export(cfg, run, to=tmp_path / "out")
-    theirs = diffusers.UNet2DModel.from_pretrained(folder / "unet").eval()
+    of_diffusers = diffusers.UNet2DModel.from_pretrained(folder / "unet").eval()
     ours = build_network(cfg.model, shape=(1, 8, 8), classes=3).eval()
     weights, step = checkpoint.load_weights(run, which="average", network="denoiser")
     ours.load_state_dict(weights)
-    x, told, labels = torch.randn(3, 1, 8, 8), torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0, 2, 3])
+    x, noise_cond, labels = torch.randn(3, 1, 8, 8), torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0, 2, 3])
     with torch.no_grad():
-        difference = ours(x, told, labels) - theirs(x, told, class_labels=labels).sample
+        difference = ours(x, noise_cond, labels) - of_diffusers(x, noise_cond, class_labels=labels).sample
     assert step == 3 and difference.abs().max() < 1e-5
 
-    again = cfg.model_copy(update={"name": "adopted"})
-    adopted = adopt(folder, again)
+    again = cfg.model_copy(update={"name": "imported"})
+    imported = import_diffusers(folder, again)
     for which in ("network", "average"):
-        loaded, step = checkpoint.load_weights(adopted, which=which, network="denoiser")
+        loaded, step = checkpoint.load_weights(imported, which=which, network="denoiser")
         assert step == 0 and all(torch.equal(loaded[name], weights[name]) for name in weights)
     tiny.run(again)
-    assert adopted.steps()[-1] == 3
+    assert imported.steps()[-1] == 3
     with pytest.raises(UserError, match="has checkpoints"):
-        adopt(folder, again)
+        import_diffusers(folder, again)
 
 
 def test_what_only_training_needs_stays_at_home(tmp_path):
@@ -276,8 +283,8 @@ def test_what_only_training_needs_stays_at_home(tmp_path):
     run = tiny.run(cfg)
     folder, _ = export(cfg, run)
     assert diffusers.UNet2DModel.from_pretrained(folder / "unet")
-    again = cfg.model_copy(update={"name": "adopted"})
-    adopt(folder, again)
+    again = cfg.model_copy(update={"name": "imported"})
+    import_diffusers(folder, again)
     assert tiny.run(again).steps()[-1] == 2
 
 
@@ -303,37 +310,36 @@ def test_a_network_that_does_not_fit_is_refused_with_all_reasons(trained, tmp_pa
     other["diffusion"] = other["diffusion"] | {"sigma_data": 0.7}
     (folder / SETTINGS).write_text(json.dumps(other))
     with pytest.raises(UserError, match=r"(?s)other names.*diffusion\.sigma_data: found 0\.5.*0\.7"):
-        adopt(folder, cfg.model_copy(update={"name": "other"}))
+        import_diffusers(folder, cfg.model_copy(update={"name": "other"}))
     assert not RunDir(cfg.runs_dir / "other").path.exists()
 
 
-def test_the_scheduler_of_a_foreign_folder_is_compared_with_the_settings():
+def test_a_scheduler_tells_the_process_that_it_was_made_from():
+    """Also of betas that stand in a list, and by the name of a schedule with its defaults, as diffusers saves them."""
+    for model, process, sampler in CASES.values():
+        ours = DiffusionConfig.model_validate(process)
+        its = DiffusionConfig.model_validate(process_of(scheduling(ours, SamplerConfig.model_validate(sampler)).config))
+        its = its.model_copy(update={"learned_variance": ours.learned_variance})  # the network's channels tell that
+        assert disagreements(its, ours) == [], model
+        if ours.network_clock == "timestep":
+            assert its.levels.betas == pytest.approx(ours.levels.betas, rel=1e-6)
     eps = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": DDPM})
-    config = scheduling(eps, SamplerConfig(kind="ddim")).config
-    assert disagreements(config, eps) == []
-    assert "diffusion.levels.timesteps: found 1000, the folder's is 500" in disagreements(
-        {**config, "num_train_timesteps": 500}, eps
-    )
-    found = "\n".join(disagreements(config, DiffusionConfig()))
-    assert "diffusion.parametrisation: found edm, the folder's is eps" in found and "log_sigma" in found
-    edm = scheduling(DiffusionConfig(), SamplerConfig(kind="euler")).config
-    assert disagreements(edm, DiffusionConfig()) == []
+    for name, levels in {"linear": {}, "squaredcos_cap_v2": {"schedule": "cosine"}}.items():
+        config = {**diffusers.DDIMScheduler(beta_schedule=name).config, "_class_name": "DDPMScheduler"}
+        found = DiffusionConfig.model_validate(process_of(config))
+        assert found.levels.betas == pytest.approx(diffusers.DDIMScheduler(beta_schedule=name).betas.tolist(), rel=2e-4)
+        assert (disagreements(found, eps) == []) == (not levels)
+    for strange in ({"beta_schedule": "laplace"}, {"prediction_type": "other"}, {"rescale_betas_zero_snr": True}):
+        assert process_of({**config, **strange}) is None
+    assert process_of({"_class_name": "ScoreSdeVeScheduler", "num_train_timesteps": 2000}) is None
+
+
+def test_another_process_than_the_scheduler_tells_is_refused():
+    eps = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": DDPM})
+    edm = DiffusionConfig()
+    found = "\n".join(disagreements(eps, edm))
+    assert "diffusion.parametrisation: found edm, the network was trained with eps" in found and "log_sigma" in found
     assert "sigma_data" in disagreements(edm, DiffusionConfig(sigma_data=0.7))[0]
-
-
-def test_betas_of_a_foreign_scheduler_are_compared_by_the_name_of_their_schedule():
-    """Another program's file names its schedule and lists no betas: here diffusers' defaults, as it saves them."""
-    cosine = diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2").config
-    linear = diffusers.DDPMScheduler().config
-    settings = {"linear": {}, "squaredcos_cap_v2": {"schedule": "cosine"}}
-    for config in (cosine, linear):
-        for name, levels in settings.items():
-            ours = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": {**DDPM, **levels}})
-            config = {**config, "_class_name": "DDPMScheduler"}
-            assert (disagreements(config, ours) == []) == (name == config["beta_schedule"])
-    eps = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": DDPM})
-    laplace = {**linear, "_class_name": "DDPMScheduler", "beta_schedule": "laplace"}
-    assert "the folder's is laplace" in disagreements(laplace, eps)[0]
 
 
 def test_a_network_that_is_told_timesteps_is_refused_other_timesteps(trained, tmp_path):
@@ -341,16 +347,68 @@ def test_a_network_that_is_told_timesteps_is_refused_other_timesteps(trained, tm
     process = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": DDPM})
     _, rest = network_of(cfg.model)
     manifest = read_manifest(training_shards(cfg) / "train")
-    rest = replace(rest, shape=(1, 8, 8), classes=3, class_names=tuple(manifest.classes), diffusion=process)
-    module = build_network(cfg.model, shape=rest.shape, classes=3)
-    write_safetensors(tmp_path / "out", replace(rest, weights=module.state_dict()))
+    known = {"shape": (1, 8, 8), "classes": 3, "class_names": tuple(manifest.classes), "diffusion": process}
+    module = build_network(cfg.model, shape=(1, 8, 8), classes=3)
+    write_safetensors(tmp_path / "out", rest.model_copy(update={**known, "weights": module.state_dict()}))
     again = cfg.model_copy(update={"name": "timesteps", "diffusion": process})
     fewer = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": {**DDPM, "timesteps": 300}})
     with pytest.raises(
         UserError, match=r"diffusion\.levels: found .*timesteps=300.* by the timesteps of .*timesteps=1000"
     ):
-        adopt(tmp_path / "out", again.model_copy(update={"diffusion": fewer}))
-    assert adopt(tmp_path / "out", again).steps() == [0]
+        import_diffusers(tmp_path / "out", again.model_copy(update={"diffusion": fewer}))
+    assert import_diffusers(tmp_path / "out", again).steps() == [0]
+
+
+UNETS = {  # of diffusers, and what becomes of them here
+    "unet": {  # as google/ddpm-cifar10-32 is; a row for each class and none for "no label", which is added
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "num_class_embeds": 3,
+        **{"freq_shift": 1, "flip_sin_to_cos": False, "downsample_padding": 0, "norm_eps": 1e-6},
+    },
+    "diffusers": {  # up and down in two ways, which no network of ours has
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("ResnetUpsampleBlock2D", "UpBlock2D"),
+    },
+}
+
+
+@pytest.mark.parametrize("kind", UNETS)
+def test_a_folder_of_diffusers_alone_says_model_and_process(kind, tmp_path, capsys):
+    """What has no equal among our networks is run by diffusers, and is not trained."""
+    data, runs = f"data_dir={tmp_path / 'data'}", f"runs_dir={tmp_path / 'runs'}"
+    words = ["name=x", "data=glyphs16", "data.name=squares", "data.image_size=8", data, runs, "sample.count=3"]
+    tiny.prepare(config_from(words, given={"model": tiny.UNET}))
+    torch.manual_seed(0)
+    sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 16)}
+    unet = diffusers.UNet2DModel(
+        **sizes, layers_per_block=1, norm_num_groups=4, attention_head_dim=None, **UNETS[kind]
+    ).eval()
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "its")
+    sampler = ["kind=ddim", "steps=10", "grid.kind=ddpm", "grid.spacing=leading", "clip=1"]
+    ddim = [f"sample.sampler.{word}" for word in sampler]
+    assert main(["import", str(tmp_path / "its"), *words, *ddim]) == 0
+    captured = capsys.readouterr()
+    assert ("downsample_type: found conv and resnet" in captured.err) == (kind == "diffusers")
+    run, cfg = existing_run([captured.out.strip()])
+    assert (cfg.model.kind, cfg.diffusion.parametrisation) == (kind, "eps")
+    found = Reader(open_shards(sample(cfg, run))).read(np.arange(3))
+    scheduler = diffusers.DDIMScheduler(set_alpha_to_one=True, timestep_spacing="leading")
+    scheduler.set_timesteps(10)
+    x = normal(cfg.seed, Stream.SAMPLE_START, torch.arange(3), shape=(1, 8, 8))
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            output = unet(x, t, class_labels=torch.arange(3) if kind == "unet" else None).sample
+            x = scheduler.step(output, t, x, use_clipped_model_output=True).prev_sample
+    assert np.abs(found - to_uint8(x).astype(int)).max() <= 1
+    assert main(["import", str(tmp_path / "its"), *words, "name=y", "diffusion.parametrisation=v"]) == 2
+    assert "found v, the network was trained with eps" in capsys.readouterr().err
+    if kind == "diffusers":
+        assert main(["train", str(run.path)]) == 2
+        assert "model.kind: found diffusers" in capsys.readouterr().err
+        assert main(["export", str(run.path), "--to", str(tmp_path / "out")]) == 0
+        again = diffusers.UNet2DModel.from_pretrained(tmp_path / "out" / "unet").state_dict()
+        assert all(torch.equal(again[name], tensor) for name, tensor in unet.state_dict().items())
 
 
 def test_what_diffusers_cannot_do_is_said():
@@ -395,10 +453,10 @@ def test_what_diffusers_samples_otherwise_is_noted(sampler, message):
 def test_another_start_than_the_scheduler_has_is_noted(row, sigma_data, kind):
     diffusion = DiffusionConfig.model_validate({"parametrisation": row, "sigma_data": sigma_data})
     plan = scheduling(diffusion, SamplerConfig.model_validate({"kind": kind}))
-    theirs = getattr(diffusers, plan.config["_class_name"]).from_config(plan.config).init_noise_sigma
+    of_diffusers = getattr(diffusers, plan.config["_class_name"]).from_config(plan.config).init_noise_sigma
     noted = [note for note in plan.notes if "init_noise_sigma" in note]
-    assert bool(noted) == (abs(plan.start / theirs - 1) > 1e-9)
-    assert all(f"{plan.start:.8g}" in note and f"{theirs:.8g}" in note for note in noted)
+    assert bool(noted) == (abs(plan.start / of_diffusers - 1) > 1e-9)
+    assert all(f"{plan.start:.8g}" in note and f"{of_diffusers:.8g}" in note for note in noted)
 
 
 def test_a_refused_export_leaves_nothing_and_other_settings_are_not_the_same_folder(trained, capsys):
@@ -425,14 +483,14 @@ def test_damaged_and_strange_folders_are_refused(tmp_path):
     write_diffusers(tmp_path / "out", rest)
     config = tmp_path / "out" / "unet" / "config.json"
     whole = config.read_text()
-    config.write_text(json.dumps(json.loads(whole) | {"sample_size": None}))
+    config.write_text(json.dumps(json.loads(whole) | {"block_out_channels": None}))
     with pytest.raises(UserError, match=r"config\.json cannot be understood"):
         read(tmp_path / "out")
     config.write_text(json.dumps(json.loads(whole) | {"_class_name": "VQModel"}))
-    with pytest.raises(UserError, match="found a VQModel"):
+    with pytest.raises(UserError, match="_class_name: found VQModel"):
         read(tmp_path / "out")
     config.write_text(whole)
-    weights = tmp_path / "out" / "unet" / folders.THEIR_WEIGHTS
+    weights = tmp_path / "out" / "unet" / folders.DIFFUSERS_WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-50])
     with pytest.raises(Incomplete, match=r"diffusion_pytorch_model\.safetensors cannot be read"):
         read(tmp_path / "out")

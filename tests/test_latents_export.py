@@ -7,14 +7,14 @@ import pytest
 import tiny_latents
 import torch
 
-from pipeline.adopt import adopt
 from pipeline.config.paths import data_directory, latents_directory
 from pipeline.data.pictures import from_uint8
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
+from pipeline.diffusers_io.folder import SETTINGS, read
 from pipeline.export import export
+from pipeline.import_diffusers import import_diffusers
 from pipeline.inference import loaded_objective
-from pipeline.interchange.folder import SETTINGS, read
 from pipeline.models.pretrained import load_autoencoder
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.random import Stream, normal
@@ -46,9 +46,9 @@ def test_the_exported_folder_gives_the_same_images_in_diffusers(trained, tmp_pat
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     noise = normal(cfg.seed, Stream.SAMPLE_START, seeds, shape=(3, 4, 4))
-    theirs = pipe(class_labels=labels.tolist(), noise=noise, output_type="pt").images
+    of_diffusers = pipe(class_labels=labels.tolist(), noise=noise, output_type="pt").images
     assert ours.shape == (4, 1, 8, 8) and ours.std() > 0.1
-    assert (ours - theirs).abs().max() < 1e-4
+    assert (ours - of_diffusers).abs().max() < 1e-4
     vae = diffusers.AutoencoderKL.from_pretrained(folder / "vae")
     x = torch.randn(2, 1, 8, 8)
     with torch.no_grad():
@@ -63,14 +63,14 @@ def test_a_folder_comes_back_with_its_autoencoder_and_is_trained_further(trained
     back = read(folder)
     own = load_autoencoder(cfg.latents.autoencoder).state_dict()
     assert back.latents is not None and all(torch.equal(back.latents.autoencoder.weights[k], own[k]) for k in own)
-    again = cfg.model_copy(update={"name": f"adopted-{form}"})
-    adopted = adopt(folder, again)
-    assert train(again, adopted) == 0
+    again = cfg.model_copy(update={"name": f"imported-{form}"})
+    imported = import_diffusers(folder, again)
+    assert train(again, imported) == 0
     settings = json.loads((folder / SETTINGS).read_text())
     settings["latents"]["std"][1] *= 2
     (folder / SETTINGS).write_text(json.dumps(settings))
     with pytest.raises(UserError, match=r"(?s)latents: their std per channel.*another autoencoder's"):
-        adopt(folder, cfg.model_copy(update={"name": "other"}))
+        import_diffusers(folder, cfg.model_copy(update={"name": "other"}))
 
 
 def test_an_exported_autoencoder_serves_as_the_run_does(trained, tmp_path):
@@ -84,6 +84,6 @@ def test_an_exported_autoencoder_serves_as_the_run_does(trained, tmp_path):
         found = load_autoencoder(folder).encode(from_uint8(images))
         assert torch.equal(found.mean, expected.mean) and torch.equal(found.std, expected.std)
         assert tiny_latents.config(cfg.data_dir.parent, folder).latents is not None
-    theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path / "diffusers")
+    of_diffusers = diffusers.AutoencoderKL.from_pretrained(tmp_path / "diffusers")
     with torch.no_grad():
-        assert (theirs.encode(from_uint8(images)).latent_dist.mean - expected.mean).abs().max() < 1e-5
+        assert (of_diffusers.encode(from_uint8(images)).latent_dist.mean - expected.mean).abs().max() < 1e-5

@@ -14,12 +14,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data_prep import reference
 from pipeline import checkpoint
 from pipeline.__main__ import main
-from pipeline.adopt import adopt
 from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
 from pipeline.data.pictures import from_uint8, to_uint8
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards, verify_shards
+from pipeline.import_diffusers import import_diffusers
 from pipeline.metrics.domain import load_classifier, to_input
 from pipeline.metrics.extractors import CLASSIFIER
 from pipeline.models.posterior import Posterior
@@ -230,7 +230,7 @@ def test_an_autoencoder_of_diffusers_is_imported_and_measured(trained, tmp_path)
     diffusers = pytest.importorskip("diffusers", reason="the extra 'export' is not installed")
     cfg, _ = trained
     torch.manual_seed(3)
-    theirs = diffusers.AutoencoderKL(
+    of_diffusers = diffusers.AutoencoderKL(
         in_channels=1,
         out_channels=1,
         down_block_types=["DownEncoderBlock2D"] * 2,
@@ -239,13 +239,15 @@ def test_an_autoencoder_of_diffusers_is_imported_and_measured(trained, tmp_path)
         norm_num_groups=4,
         sample_size=256,
     ).eval()
-    theirs.save_pretrained(tmp_path / "theirs")
-    run = adopt(tmp_path / "theirs", tiny.revalidated(cfg, name="theirs", runs_dir=str(tmp_path)))
+    of_diffusers.save_pretrained(tmp_path / "of_diffusers")
+    run = import_diffusers(
+        tmp_path / "of_diffusers", tiny.revalidated(cfg, name="of_diffusers", runs_dir=str(tmp_path))
+    )
     result = read_json(reconstruct(config_from([str(run.path)]), run))
     images = from_uint8(Reader(open_shards(data_directory(cfg) / "shards" / "valid")).read(np.arange(IMAGES)))
     with torch.no_grad():
-        posterior = theirs.encode(images).latent_dist
-        restored = from_uint8(to_uint8(theirs.decode(posterior.mean).sample))
+        posterior = of_diffusers.encode(images).latent_dist
+        restored = from_uint8(to_uint8(of_diffusers.decode(posterior.mean).sample))
     squared = (restored - images).square().mean((1, 2, 3))
     assert result["metrics"]["psnr"] == pytest.approx((10 * torch.log10(4 / squared)).mean().item(), abs=1e-3)
     nats = posterior.kl().sum() / posterior.mean.numel()

@@ -18,10 +18,10 @@ from torch import Tensor
 from pipeline.config.schema_diffusion import SamplerConfig
 from pipeline.config.schema_metrics import InceptionConfig
 from pipeline.data.shards import open_shards
+from pipeline.diffusers_io.tables import Sizes, to_config
 from pipeline.inference import autocast, quick_networks
 from pipeline.metrics.extraction import features_of
 from pipeline.metrics.inception_weights import inception_extractor
-from pipeline.models import foreign_unet
 from pipeline.objectives.build import build_objective
 
 GUIDANCE = 2.0
@@ -95,7 +95,7 @@ def theirs(network: str, size: int, *, batch: int, precision: str, guided: bool,
 
     cfg = unet(network)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    model = diffusers.UNet2DModel.from_config(foreign_unet.to_config(cfg, (3, size, size), classes=adapter.CLASSES))
+    model = diffusers.UNet2DModel.from_config(to_config(cfg, Sizes((3, size, size), adapter.CLASSES)))
     model = model.to(device, dtype).eval().requires_grad_(False)
     scheduler = diffusers.DDIMScheduler()
     labels = torch.arange(batch, device=device) % adapter.CLASSES

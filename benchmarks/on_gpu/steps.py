@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config.schema import Config
 from pipeline.config.schema_model import ModelConfig, UNetConfig
-from pipeline.models import foreign_unet
+from pipeline.diffusers_io.tables import Sizes, to_config
 from pipeline.models.build import build_network
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
@@ -239,7 +239,7 @@ def their_step(case: Case, images: Tensor, labels: Tensor, *, device: str) -> Ca
     from diffusers.training_utils import EMAModel
 
     accelerator = Accelerator(mixed_precision="no" if case.precision == "fp32" else case.precision, cpu=device == "cpu")
-    settings = foreign_unet.to_config(unet(case.network, case.size), (3, case.size, case.size), classes=adapter.CLASSES)
+    settings = to_config(unet(case.network, case.size), Sizes((3, case.size, case.size), adapter.CLASSES))
     model = diffusers.UNet2DModel.from_config(settings)
     ema = EMAModel(model.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, foreach=True)
     model = model.to(device)

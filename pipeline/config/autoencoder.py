@@ -17,7 +17,7 @@ from pipeline.config.schema_model import ModelConfig
 from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import content_hash, read_json
 
-FOREIGN = "AutoencoderKL"
+DIFFUSERS_CLASS = "AutoencoderKL"
 _LARGE = 4096  # px: halved by any encoder without a rest
 
 
@@ -53,9 +53,10 @@ def facts_in(folder: Path) -> Facts | None:
         if (folder / "config.json").is_file():
             theirs = read_json(folder / "config.json")
             halvings = len(theirs["block_out_channels"]) - 1
-            kind, ours = str(theirs.get("_class_name", FOREIGN)), theirs.get("_class_name", FOREIGN) == FOREIGN
+            kind = str(theirs.get("_class_name", DIFFUSERS_CLASS))
+            known = kind == DIFFUSERS_CLASS
             settings = content_hash({key: value for key, value in theirs.items() if not key.startswith("_")})
-            return Facts(kind, theirs["in_channels"], 2**halvings, theirs["latent_channels"] if ours else 0, settings)
+            return Facts(kind, theirs["in_channels"], 2**halvings, theirs["latent_channels"] if known else 0, settings)
     except (Incomplete, KeyError, TypeError, ValidationError, yaml.YAMLError):
         return None
     return None

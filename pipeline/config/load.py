@@ -5,7 +5,7 @@ Every problem is collected and reported at once, with the nearest known name bes
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,20 +37,22 @@ _GIVEN = ("name", "runs_dir", "data_dir", "data", "experiment", "latents")  # of
 logging.getLogger("hydra").setLevel(logging.WARNING)
 
 
-def config_from(words: Sequence[str]) -> Config:
+def config_from(words: Sequence[str], *, given: Mapping[str, Any] | None = None) -> Config:
     """The config that a command line means.
 
     Args:
         words: either a run directory (its `config.yaml`) or a group choice such as `experiment=glyphs16`, followed by
             any number of `key=value` overrides.
+        given: whole groups of settings that replace those of the experiment; overrides are put into them.
     Raises:
         UserError: naming every problem found.
     """
     directory = run_named(words)
     try:
         if directory is None:
-            return validated(_compose(words))
+            return validated(_compose(words, given))
         stored, words = _stored(directory), words[1:]
+        stored = {**stored, **given} if given else stored
         trained = (directory / "checkpoints" / FINISHED).is_file()
         return validated(_changed(stored, words) if words else stored, trained=trained)
     except (HydraException, OmegaConfBaseException) as error:
@@ -165,15 +167,20 @@ def groups() -> dict[str, list[str]]:
     }
 
 
-def _compose(words: Sequence[str]) -> Any:
+def _compose(words: Sequence[str], given: Mapping[str, Any] | None = None) -> Any:
     _check_choices(words)
-    return _without_missing(OmegaConf.to_container(composed(words), resolve=True))
+    return _without_missing(OmegaConf.to_container(composed(words, given), resolve=True))
 
 
-def composed(words: Sequence[str]) -> DictConfig:
-    """What Hydra makes of `group=choice` and `key=value`: groups are composed once, keys are put in each time."""
+def composed(words: Sequence[str], given: Mapping[str, Any] | None = None) -> DictConfig:
+    """What Hydra makes of `group=choice` and `key=value`: groups are composed once, keys are put in each time.
+
+    `given`: groups of settings between the two.
+    """
     choices, settings = _divided(words)
     config = copy.deepcopy(_composed(tuple(choices)))
+    for group, values in (given or {}).items():
+        OmegaConf.update(config, group, literal(values), merge=False, force_add=True)
     _put(config, settings)
     return config
 

@@ -103,10 +103,19 @@ def _guide(cfg: Config) -> Iterator[str]:
         )
 
 
+def _trainable(cfg: Config) -> Iterator[str]:
+    if cfg.model.kind == "diffusers":
+        yield (
+            "model.kind: found diffusers, expected a network of ours: dropout and restarts of this one would not be "
+            "those of the image. It is sampled and evaluated only."
+        )
+
+
 NEEDS = (
     ("prepare", _images),
     ("prepare", _features),
     ("autoencoder", _autoencoder),
+    ("train", _trainable),
     ("train", _objective),
     ("reconstruct", _objective),
     ("sample", _guide),

@@ -2,7 +2,7 @@
 images, and the registration that says where the network itself stands. Torch-free."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -81,15 +81,31 @@ class UNetConfig(ModelConfig):
     multipliers: tuple[Positive, ...] = (1, 2, 2)  # one a level, from the image's size down by halves
     blocks: Positive = 2  # residual blocks a level
     attention: tuple[int, ...] = (8,)  # resolutions with self-attention, the middle then has it too; () is none at all
-    head_channels: Positive = 32
+    attention_up: tuple[int, ...] | None = None  # resolutions of the way up; None: those of `attention`
+    middle_attention: bool | None = None  # None: where any resolution has it
+    head_channels: Positive | None = 32  # None: one head as wide as the map
     groups: Positive = 32  # of every group norm
+    norm_eps: float = Field(1e-5, gt=0)  # added to the variance in every group norm
     dropout: float = Field(0.0, ge=0, lt=1)
     scale_shift: bool = True  # the embedding scales and shifts the norm; false: it is added before it, as in DDPM
     resample: Literal["block", "conv"] = "block"  # up and down in a residual block (ADM), or by a convolution (DDPM)
+    downsample_padding: Literal["symmetric", "end"] = "symmetric"  # of resample=conv; end: right and below, as in DDPM
     embedding: Literal["sinusoidal", "fourier"] = "sinusoidal"
+    embedding_order: Literal["cos_sin", "sin_cos"] = "cos_sin"  # which half of the features comes first
+    embedding_shift: int = Field(0, ge=0)  # subtracted from the number of frequencies in their exponents; DDPM: 1
     embedding_scale: float = Field(1.0, gt=0)  # multiplies the noise level; fourier: deviation of the frequencies
     embedding_width: int | None = Field(None, ge=2)  # features of the noise level; None: width
     condition_width: Positive | None = None  # of the vector that tells blocks noise level and label; None: 4 * width
+
+    @property
+    def attends_up(self) -> tuple[int, ...]:
+        """Resolutions with attention on the way up."""
+        return self.attention if self.attention_up is None else self.attention_up
+
+    @property
+    def attends_middle(self) -> bool:
+        """Whether the middle has attention."""
+        return bool(self.attention or self.attends_up) if self.middle_attention is None else self.middle_attention
 
     def problems(self, image_size: int) -> Iterator[str]:
         """Levels, attention and its heads, groups of the norms."""
@@ -104,8 +120,9 @@ class UNetConfig(ModelConfig):
                     f"model.groups: found {self.groups}, but {at} do not divide into that many groups. "
                     f"{_near(channels)}"
                 )
-            middle = self.attention and level == len(sizes) - 1
-            if (size in self.attention or middle) and channels % self.head_channels:
+            middle = self.attends_middle and level == len(sizes) - 1
+            attends = middle or size in (*self.attention, *self.attends_up)
+            if attends and self.head_channels and channels % self.head_channels:
                 yield (
                     f"model.head_channels: found {self.head_channels}, but {at} do not divide into heads of that "
                     f"size. {_near(channels)}"
@@ -124,6 +141,7 @@ class DiTConfig(ModelConfig):
     heads: Positive = 6
     mlp_ratio: float = Field(4.0, gt=0)
     qk_norm: bool = True  # RMS norm of queries and keys (Dehghani et al. 2023): steadier in bf16
+    mlp_norm_eps: float = Field(1e-6, gt=0)  # added to the variance in the norms before the MLPs; others have 1e-6
     dropout: float = Field(0.0, ge=0, lt=1)
     embedding_scale: float = Field(1.0, gt=0)  # multiplies the noise level
 
@@ -139,6 +157,15 @@ class DiTConfig(ModelConfig):
                 f"model.heads: found {self.heads} with model.width={self.width}, expected a width that is a multiple "
                 "of 4 * heads (heads of equal, even size; positions take a quarter of the width each)."
             )
+
+
+@network("pipeline.models.diffusers_network:DiffusersNetwork", is_a="denoiser", objective="denoising")
+class DiffusersConfig(ModelConfig):
+    """A denoiser of diffusers that no network of ours equals, as diffusers builds it: to sample from and to score."""
+
+    kind: Literal["diffusers"]
+    condition: Literal["none", "class"] = "none"
+    settings: dict[str, Any]  # its config.json
 
 
 class _ConvAutoencoderConfig(ModelConfig):
@@ -281,10 +308,13 @@ def _levels(cfg: UNetConfig | SimpleUNetConfig, image_size: int) -> Iterator[str
     problems = list(_halvings(cfg.multipliers, len(cfg.multipliers) - 1, image_size))
     yield from problems
     sizes = resolutions(cfg.multipliers, image_size)
-    for size in cfg.attention:
+    found = [("attention", size) for size in cfg.attention]
+    if isinstance(cfg, UNetConfig):
+        found += [("attention_up", size) for size in cfg.attention_up or ()]
+    for name, size in found:
         if not problems and size not in sizes:
             yield (
-                f"model.attention: found {size}, but with images of {image_size} px and {len(sizes)} levels the maps "
+                f"model.{name}: found {size}, but with images of {image_size} px and {len(sizes)} levels the maps "
                 f"have sizes {sizes}: attention at {size} would never occur. Use one of them, or [] for no attention."
             )
 

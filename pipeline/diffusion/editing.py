@@ -1,4 +1,4 @@
-"""From one seed to more: functions over any sampler."""
+"""Interpolation, inpainting and strips: functions over any sampler."""
 
 import math
 from collections.abc import Callable
@@ -37,25 +37,23 @@ def inpainted(denoise: Denoise, known: Tensor, *, mask: Tensor) -> Denoise:
     return lambda x, sigma: torch.lerp(denoise(x, sigma), known, mask)
 
 
-def recorded(denoise: Denoise, keep: Callable[[Tensor, Tensor], None]) -> Denoise:
-    """`denoise` that shows every estimate to `keep`(estimate of x0 [B, C, H, W], sigma): strips, progress, counting."""
+def strip(sample: Callable[[Denoise], Tensor], denoise: Denoise, *, frames: int) -> tuple[Tensor, Tensor]:
+    """The way from noise to image: what the network saw and what it made of it, each [frames, B, C, H, W].
 
-    def denoise_and_show(x: Tensor, sigma: Tensor) -> Tensor:
-        x0 = denoise(x, sigma)
-        keep(x0, sigma)
-        return x0
-
-    return denoise_and_show
-
-
-def strip(sample: Callable[[Denoise], Tensor], denoise: Denoise, *, frames: int) -> Tensor:
-    """The estimates of x0 on the way, [frames, B, C, H, W], evenly spaced over the calls; the last is the result.
-
-    `sample`: a sampler with its start and noise, waiting for a denoiser.
+    The first is x_t / sqrt(1 + sigma^2), of a deviation of about 1 at every noise level; the second the estimate of x0
+    from it. Frames are evenly spaced over the calls; the last of both is the result. `sample`: a sampler with its start
+    and noise, waiting for a denoiser.
     """
     if frames < 2:
         raise ValueError(f"a strip has {frames} frames; expected at least 2, the first estimate and the result")
-    seen: list[Tensor] = []
-    result = sample(recorded(denoise, lambda x0, _: seen.append(x0)))
-    chosen = [seen[math.floor(i * len(seen) / (frames - 1))] for i in range(frames - 1)]
-    return torch.stack([*chosen, result])
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    def denoise_and_keep(x: Tensor, sigma: Tensor) -> Tensor:
+        x0 = denoise(x, sigma)
+        calls.append((x / (1 + sigma.view(-1, 1, 1, 1) ** 2).sqrt(), x0))
+        return x0
+
+    result = sample(denoise_and_keep)
+    chosen = [calls[math.floor(i * len(calls) / (frames - 1))] for i in range(frames - 1)]
+    noisy, estimates = zip(*chosen, (result, result), strict=True)
+    return torch.stack(noisy), torch.stack(estimates)

@@ -11,37 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config.schema_model import BottleneckAutoencoderConfig, KLAutoencoderConfig
-from pipeline.models.layers import Attention, ResidualBlock, convolution, upsample
+from pipeline.models.layers import Attention, Downsample, ResidualBlock, Upsample, convolution
 from pipeline.models.norm import GroupNorm
 from pipeline.models.posterior import Posterior, Restored, from_moments
 
 EPS = 1e-6
-
-
-class Shrink(nn.Module):
-    """Halve the size by a 3x3 convolution with stride 2 that pads below and to the right only."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, H/2, W/2]."""
-        out: Tensor = self.conv(nn.functional.pad(x, (0, 1, 0, 1)))
-        return out
-
-
-class Grow(nn.Module):
-    """Double the size by nearest neighbours, then a 3x3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = convolution(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, C, 2H, 2W]."""
-        out: Tensor = self.conv(upsample(x))
-        return out
 
 
 class AutoencoderLevel(nn.Module):
@@ -65,7 +39,7 @@ class Middle(nn.Module):
     def __init__(self, channels: int, cfg: KLAutoencoderConfig) -> None:
         super().__init__()
         self.first, self.second = _block(channels, channels, cfg), _block(channels, channels, cfg)
-        attention = Attention(channels, head_channels=channels, groups=cfg.groups, eps=EPS)
+        attention = Attention(channels, head_channels=None, groups=cfg.groups, eps=EPS)
         self.attention = attention if cfg.attention else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +65,9 @@ class Encoder(nn.Module):
         for number, width in enumerate(widths):
             before = widths[max(number - 1, 0)]
             blocks: list[nn.Module] = [_block(before if k == 0 else width, width, cfg) for k in range(cfg.blocks)]
-            self.levels.append(AutoencoderLevel(blocks, Shrink(width) if number < len(widths) - 1 else None))
+            self.levels.append(
+                AutoencoderLevel(blocks, Downsample(width, padding="end") if number < len(widths) - 1 else None)
+            )
         self.middle = Middle(widths[-1], cfg)
         self.norm_out = GroupNorm(cfg.groups, widths[-1], eps=EPS)
         self.conv_out = convolution(widths[-1], 2 * cfg.latent_channels)
@@ -117,7 +93,7 @@ class Decoder(nn.Module):
         for number, width in enumerate(widths):
             before = widths[max(number - 1, 0)]
             blocks: list[nn.Module] = [_block(before if k == 0 else width, width, cfg) for k in range(cfg.blocks + 1)]
-            self.levels.append(AutoencoderLevel(blocks, Grow(width) if number < len(widths) - 1 else None))
+            self.levels.append(AutoencoderLevel(blocks, Upsample(width) if number < len(widths) - 1 else None))
         self.norm_out = GroupNorm(cfg.groups, widths[-1], eps=EPS)
         self.conv_out = convolution(widths[-1], channels)
 

@@ -11,17 +11,21 @@ import torch
 from einops import reduce
 from torch import Tensor, nn
 
+Order = Literal["cos_sin", "sin_cos"]
 
-def sinusoid(values: Tensor, width: int, *, shift: float = 0.0) -> Tensor:
+
+def sinusoid(values: Tensor, width: int, *, shift: int = 0, order: Order = "cos_sin") -> Tensor:
     """Cosines, then sines, of `values` [B] at frequencies from 1 down to about 1e-4 radians: [B, width], in fp32.
 
     Vaswani et al. 2017, section 3.5, as DDPM uses it. `shift` is subtracted from the number of frequencies in the
     exponent: 0 in ADM, 1 in DDPM and DiT of diffusers. An odd width ends in a zero.
+    `order` says which half comes first.
     """
     half = width // 2
     frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=values.device) / (half - shift))
     angles = values.float()[:, None] * frequencies
-    return nn.functional.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))
+    halves = [angles.cos(), angles.sin()]
+    return nn.functional.pad(torch.cat(halves if order == "cos_sin" else halves[::-1], dim=1), (0, width % 2))
 
 
 class FourierFeatures(nn.Module):
@@ -55,11 +59,16 @@ class NoiseEmbedding(nn.Module):
         features: int,
         kind: Literal["sinusoidal", "fourier"] = "sinusoidal",
         scale: float = 1.0,
-        shift: float = 0.0,
+        shift: int = 0,
+        order: Order = "cos_sin",
     ) -> None:
-        """`scale` multiplies the noise level (sinusoidal) or is the deviation of the frequencies (fourier)."""
+        """`scale` multiplies the noise level (sinusoidal) or is the deviation of the frequencies (fourier).
+
+        `shift` and `order` are those of `sinusoid`.
+        """
         super().__init__()
         self.features, self.shift = features, shift
+        self.order: Order = order
         self.scale = scale if kind == "sinusoidal" else 1.0
         self.fourier = FourierFeatures(features, scale) if kind == "fourier" else None
         self.first = nn.Linear(features, width)
@@ -70,7 +79,7 @@ class NoiseEmbedding(nn.Module):
         if self.fourier is not None:
             features = self.fourier(noise_cond)
         else:
-            features = sinusoid(noise_cond * self.scale, self.features, shift=self.shift)
+            features = sinusoid(noise_cond * self.scale, self.features, shift=self.shift, order=self.order)
         hidden = nn.functional.silu(self.first(features.to(self.first.weight.dtype)))
         embedding: Tensor = self.second(hidden)
         return embedding

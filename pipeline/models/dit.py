@@ -65,7 +65,7 @@ class DiTBlock(nn.Module):
         hidden = int(cfg.width * cfg.mlp_ratio)
         self.norm1 = LayerNorm(cfg.width, eps=NORM_EPS)
         self.attention = TokenAttention(cfg.width, heads=cfg.heads, qk_norm=cfg.qk_norm)
-        self.norm2 = LayerNorm(cfg.width, eps=NORM_EPS)
+        self.norm2 = LayerNorm(cfg.width, eps=cfg.mlp_norm_eps)
         self.mlp_in, self.mlp_out = nn.Linear(cfg.width, hidden), nn.Linear(hidden, cfg.width)
         self.dropout = KeyedDropout(cfg.dropout)
         self.modulation = zeroed(nn.Linear(cfg.width, 6 * cfg.width))
@@ -75,8 +75,8 @@ class DiTBlock(nn.Module):
 
     def forward(self, tokens: Tensor, embedding: Tensor, visits: Tensor | None) -> Tensor:
         """tokens [B, N, width], embedding [B, width] after its SiLU -> [B, N, width]."""
-        told = rearrange(self.modulation(embedding), "b (six c) -> six b 1 c", six=6)
-        shift1, scale1, gate1, shift2, scale2, gate2 = told
+        modulation = rearrange(self.modulation(embedding), "b (six c) -> six b 1 c", six=6)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         tokens = tokens + gate1 * self.attention(torch.addcmul(shift1, self.norm1(tokens), 1 + scale1))
         hidden = self.mlp_in(torch.addcmul(shift2, self.norm2(tokens), 1 + scale2))
         hidden = self.dropout(nn.functional.gelu(hidden, approximate="tanh"), visits)
@@ -105,7 +105,7 @@ class DiT(nn.Module):
         self.patch_in = nn.Conv2d(channels, cfg.width, cfg.patch, stride=cfg.patch)
         nn.init.xavier_uniform_(self.patch_in.weight.flatten(1))
         self.register_buffer("position", positions(self.grid, cfg.width), persistent=False)
-        self.noise_embedding = NoiseEmbedding(cfg.width, features=NOISE_FEATURES, scale=cfg.embedding_scale, shift=1.0)
+        self.noise_embedding = NoiseEmbedding(cfg.width, features=NOISE_FEATURES, scale=cfg.embedding_scale, shift=1)
         self.condition = build_condition(
             cfg.condition, cfg.width, classes=classes, attributes=attributes, deviation=0.02
         )

@@ -62,9 +62,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Self-attention over the pixels of a map, added to it (ADM; Dhariwal & Nichol 2021, section 3.1)."""
 
-    def __init__(self, channels: int, *, head_channels: int, groups: int, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, *, head_channels: int | None, groups: int, eps: float = 1e-5) -> None:
+        """`head_channels` None is one head."""
         super().__init__()
-        self.heads = channels // head_channels
+        self.heads = channels // (head_channels or channels)
         self.norm = GroupNorm(groups, channels, eps=eps)
         self.to_qkv = nn.Linear(channels, 3 * channels)
         self.to_out = zeroed(nn.Linear(channels, channels))
@@ -140,15 +141,20 @@ class ResidualBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the size by a convolution with stride 2."""
+    """Halve the size by a 3x3 convolution with stride 2.
 
-    def __init__(self, channels: int) -> None:
+    `padding`: by one zero on all sides, or at the "end" alone, right and below, as the first DDPM and latent diffusion.
+    """
+
+    def __init__(self, channels: int, *, padding: Literal["symmetric", "end"] = "symmetric") -> None:
         super().__init__()
-        self.conv = convolution(channels, channels, stride=2)
+        self.end = padding == "end"
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if self.end else 1)
 
-    def forward(self, x: Tensor, embedding: Tensor, visits: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None, visits: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> [B, C, H/2, W/2]. The other arguments are those of a block, unused."""
         del embedding, visits
+        x = nn.functional.pad(x, (0, 1, 0, 1)) if self.end else x
         return added(None, *apart(self.conv, x))
 
 
@@ -159,7 +165,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = convolution(channels, channels)
 
-    def forward(self, x: Tensor, embedding: Tensor, visits: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None, visits: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> [B, C, 2H, 2W]. The other arguments are those of a block, unused."""
         del embedding, visits
         return added(None, *apart(self.conv, upsample(x)))

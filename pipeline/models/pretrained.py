@@ -1,21 +1,20 @@
 """An autoencoder from where it lies: a run directory, a folder that `export` wrote, or diffusers' `AutoencoderKL`."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from pipeline.config.load import CONFIG_FILE, config_from
-from pipeline.config.registry import NETWORKS, import_plugins
-from pipeline.config.schema_model import ModelConfig
-from pipeline.models import foreign_autoencoder
+from pipeline.config.registry import NETWORKS
+from pipeline.diffusers_io.folder import DIFFUSERS_WEIGHTS, WEIGHTS, read, read_weights
 from pipeline.models.autoencoder import BottleneckAutoencoder, KLAutoencoder
 from pipeline.models.build import build_network
-from pipeline.models.foreign import read_weights, understood
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import read_json, sha256_file
+from pipeline.runtime.files import sha256_file
 from pipeline.runtime.run_dir import RunDir
 
 Autoencoder = KLAutoencoder | BottleneckAutoencoder
-THEIR_CONFIG, THEIR_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-OUR_SETTINGS, OUR_WEIGHTS = "settings.json", "model.safetensors"
 
 
 def weights_file(folder: Path, *, weights: str = "average", step: int | None = None) -> Path:
@@ -28,13 +27,12 @@ def weights_file(folder: Path, *, weights: str = "average", step: int | None = N
     """
     if (folder / CONFIG_FILE).is_file():
         return _of_run(RunDir(folder), weights, step)
-    ours, theirs = folder / OUR_WEIGHTS, folder / THEIR_WEIGHTS
-    if not ours.is_file() and not theirs.is_file():
-        raise UserError(
-            f"{folder}: found no autoencoder, expected a run directory, {THEIR_WEIGHTS} (diffusers) or {OUR_WEIGHTS} "
-            "(ours)."
-        )
-    return ours if ours.is_file() else theirs
+    for name in (WEIGHTS, DIFFUSERS_WEIGHTS):
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(
+        f"{folder}: found no autoencoder, expected a run directory, {DIFFUSERS_WEIGHTS} (diffusers) or {WEIGHTS}."
+    )
 
 
 def load_autoencoder(
@@ -54,20 +52,19 @@ def load_autoencoder(
             f"{path} has sha256 {found}, expected {sha256}: it is another autoencoder than when this job began. "
             "Restore that one, or encode and train anew."
         )
-    tensors = read_weights(path)
+    shape: tuple[int, int, int]
+    tensors: Mapping[str, Tensor]
     if (folder / CONFIG_FILE).is_file():
         cfg = config_from([str(folder)])
-        network = _built(cfg.model, (cfg.data.channels, cfg.data.image_size, cfg.data.image_size))
-        network.load_state_dict(tensors)
-    elif path.name == OUR_WEIGHTS:
-        settings = read_json(folder / OUR_SETTINGS)
-        import_plugins(settings.get("plugins", ()))
-        network = _built(NETWORKS.validate(settings["model"]), tuple(settings["shape"]))
-        network.load_state_dict(tensors)
+        model, tensors = cfg.model, read_weights(path)
+        shape = (cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
     else:
-        network = _built(*understood(foreign_autoencoder.from_config, folder / THEIR_CONFIG))
-        config = read_json(folder / THEIR_CONFIG)
-        network.load_state_dict(foreign_autoencoder.from_weights(tensors, config, network.state_dict()))
+        network_at_rest = read(folder)
+        model, shape, tensors = network_at_rest.model, network_at_rest.shape, network_at_rest.weights
+    if NETWORKS[model.kind].is_a != "autoencoder":
+        raise UserError(f"{folder}: found a network of model.kind={model.kind}, expected an autoencoder.")
+    network: Autoencoder = build_network(model, shape=shape)  # type: ignore[assignment]  # as its kind says
+    network.load_state_dict(tensors)
     return network.eval().requires_grad_(False)
 
 
@@ -90,10 +87,3 @@ def _of_run(run: RunDir, weights: str, step: int | None) -> Path:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
-
-
-def _built(cfg: ModelConfig, shape: tuple[int, int, int]) -> Autoencoder:
-    network = build_network(cfg, shape=shape)
-    if not isinstance(network, KLAutoencoder | BottleneckAutoencoder):
-        raise UserError(f"found a network of model.kind={cfg.kind}, expected kl_autoencoder or bottleneck_autoencoder.")
-    return network

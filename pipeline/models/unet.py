@@ -2,7 +2,7 @@
 
 Ho et al. 2020; Song et al. 2021 (DDPM++); Dhariwal & Nichol 2021 (ADM): residual blocks with adaptive group norm,
 self-attention at chosen resolutions, up and down inside residual blocks. Arranged so that diffusers' `UNet2DModel`
-computes the same from the same weights (`pipeline.interchange`).
+computes the same from the same weights (`pipeline.diffusers_io`).
 """
 
 from collections.abc import Callable
@@ -74,16 +74,21 @@ class UNet(nn.Module):
         widths = [cfg.width * multiplier for multiplier in cfg.multipliers]
         embedding_width = cfg.condition_width or 4 * cfg.width
         self.noise_embedding = NoiseEmbedding(
-            embedding_width, features=cfg.embedding_width or cfg.width, kind=cfg.embedding, scale=cfg.embedding_scale
+            embedding_width,
+            features=cfg.embedding_width or cfg.width,
+            kind=cfg.embedding,
+            scale=cfg.embedding_scale,
+            shift=cfg.embedding_shift,
+            order=cfg.embedding_order,
         )
         self.condition = build_condition(cfg.condition, embedding_width, classes=classes, attributes=attributes)
         self.conv_in = convolution(shape[0], widths[0])
         self.down, skip_widths = self._way_down(widths, shape[1])
         narrow = widths[-1]
-        self.middle = DownLevel([self._block(narrow, narrow)], self._attentions(narrow, bool(cfg.attention)), None)
+        self.middle = DownLevel([self._block(narrow, narrow)], self._attentions(narrow, int(cfg.attends_middle)), None)
         self.middle_last = self._block(narrow, narrow)
         self.up = self._way_up(widths, skip_widths, shape[1])
-        self.norm_out = GroupNorm(cfg.groups, widths[0], eps=1e-5)
+        self.norm_out = GroupNorm(cfg.groups, widths[0], eps=cfg.norm_eps)
         self.conv_out = zeroed(convolution(widths[0], outputs or shape[0]))
         number_layers(self)
 
@@ -117,16 +122,20 @@ class UNet(nn.Module):
             dropout=cfg.dropout,
             scale_shift=cfg.scale_shift,
             resample=resample,
+            eps=cfg.norm_eps,
         )
 
     def _attentions(self, channels: int, number: int) -> list[nn.Module]:
         cfg = self.cfg
-        return [Attention(channels, head_channels=cfg.head_channels, groups=cfg.groups) for _ in range(number)]
+        return [
+            Attention(channels, head_channels=cfg.head_channels, groups=cfg.groups, eps=cfg.norm_eps)
+            for _ in range(number)
+        ]
 
     def _resample(self, channels: int, direction: Resample) -> nn.Module:
         if self.cfg.resample == "block":
             return self._block(channels, channels, direction)
-        return Upsample(channels) if direction == "up" else Downsample(channels)
+        return Upsample(channels) if direction == "up" else Downsample(channels, padding=self.cfg.downsample_padding)
 
     def _way_down(self, widths: list[int], size: int) -> tuple[nn.ModuleList, list[int]]:
         """The levels from the largest maps to the smallest, and the widths of every map on the way."""
@@ -148,7 +157,7 @@ class UNet(nn.Module):
             for _ in range(self.cfg.blocks + 1):
                 blocks.append(self._block(before + skips.pop(), width))
                 before = width
-            attended = self.cfg.blocks + 1 if size >> number in self.cfg.attention else 0
+            attended = self.cfg.blocks + 1 if size >> number in self.cfg.attends_up else 0
             resample = self._resample(width, "up") if number else None
             levels.append(UpLevel(list(blocks), self._attentions(width, attended), resample))
         return levels

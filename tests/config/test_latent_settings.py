@@ -23,7 +23,7 @@ def words(folder, *more):
     ]
 
 
-def foreign(folder, levels=2, channels=1):
+def of_diffusers(folder, levels=2, channels=1):
     """A folder as diffusers writes it, without weights."""
     folder.mkdir()
     config = {"_class_name": "AutoencoderKL", "in_channels": channels, "latent_channels": 4}
@@ -55,7 +55,7 @@ def test_the_autoencoders_own_config_follows_from_the_experiment(tmp_path):
 
 
 def test_latents_have_a_place_that_depends_on_how_they_are_stored(tmp_path):
-    folder = foreign(tmp_path / "vae")
+    folder = of_diffusers(tmp_path / "vae")
     cfg = config_from(words(folder))
     assert latents_directory(cfg).parent == data_directory(cfg) / "latents"
     assert latents_directory(cfg).name.startswith("vae-")
@@ -69,7 +69,7 @@ def test_latents_have_a_place_that_depends_on_how_they_are_stored(tmp_path):
 
 def test_tiles_make_another_set_of_samples_of_the_same_run(tmp_path):
     """They see one tile of the latents at a time, so pixels differ; how many images are decoded at once does not."""
-    folder = foreign(tmp_path / "vae")
+    folder = of_diffusers(tmp_path / "vae")
     run = create_run(config_from(words(folder, f"runs_dir={tmp_path}/runs")))
     cfg, tiles, few = (
         config_from([str(run.path), *more]) for more in ([], ["latents.tile=8"], ["latents.decode_batch=2"])
@@ -80,16 +80,16 @@ def test_tiles_make_another_set_of_samples_of_the_same_run(tmp_path):
 
 
 def test_a_network_is_measured_against_the_latents(tmp_path):
-    folder = foreign(tmp_path / "vae")
+    folder = of_diffusers(tmp_path / "vae")
     message = refused(*words(folder, "model.attention=[16]"))
     assert "model.attention: found 16" in message and "latents of 16 px images have 8 x 8" in message
-    deep = foreign(tmp_path / "deep", levels=4)
+    deep = of_diffusers(tmp_path / "deep", levels=4)
     assert "model.multipliers" in (message := refused(*words(deep, "model.attention=[]"))) and "2 x 2" in message
     assert config_from(words(deep, "model.attention=[2]", "model.multipliers=[1,2]")).model.kind == "unet"
 
 
 def test_an_image_size_that_f_does_not_divide(tmp_path):
-    folder = foreign(tmp_path / "vae", levels=4)
+    folder = of_diffusers(tmp_path / "vae", levels=4)
     message = refused(*words(folder, "data.image_size=20", "model.multipliers=[1]", "model.attention=[]"))
     assert "data.image_size: found 20" in message and "Use 16 or 24" in message
 
@@ -105,7 +105,7 @@ def test_an_image_size_that_f_does_not_divide(tmp_path):
     ],
 )
 def test_what_latents_rule_out(tmp_path, word, said):
-    given = words(foreign(tmp_path / "vae"), word)
+    given = words(of_diffusers(tmp_path / "vae"), word)
     if word == "model=vae":
         given = [w for w in given if not w.startswith("model.")] + ["sample.sampler.guidance.scale=1"]
     assert said in refused(*given)
@@ -129,13 +129,13 @@ def test_an_autoencoder_that_is_not_there_names_the_command(tmp_path):
     planned = f"latents.overrides={json.dumps(OF_LETTERS)}"
     cfg = config_from(words(tmp_path / "none", "latents.experiment=glyphs16", planned))
     assert f"slurm submit {cfg.runs_dir}/glyphs16" in missing_autoencoder(cfg)
-    assert missing_autoencoder(config_from(words(foreign(tmp_path / "vae")))) is None
+    assert missing_autoencoder(config_from(words(of_diffusers(tmp_path / "vae")))) is None
     (tmp_path / "empty").mkdir()
     assert "holds no autoencoder" in missing_autoencoder(config_from(words(tmp_path / "empty")))
 
 
 def test_a_run_keeps_its_own_account_of_the_autoencoder(tmp_path):
     """Once trained, the autoencoder's config decides, whatever became of its experiment."""
-    cfg = config_from(words(foreign(tmp_path / "vae"), "latents.experiment=gone"))
+    cfg = config_from(words(of_diffusers(tmp_path / "vae"), "latents.experiment=gone"))
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))
     assert config_from([str(tmp_path)]) == cfg

@@ -88,11 +88,14 @@ def test_inpainting_keeps_the_known_and_fills_the_rest_from_the_data(kind: str) 
 
 def test_a_strip_runs_from_the_mean_of_the_data_to_the_result() -> None:
     sampler = _sampler()
-    seen = editing.strip(lambda denoise: sampler(denoise, sampler.start(FIRST)), DATA.denoise, frames=6)
+    noisy, seen = editing.strip(lambda denoise: sampler(denoise, sampler.start(FIRST)), DATA.denoise, frames=6)
     assert seen.shape == (6, 3, 1, 32, 32)
     mean = sum(w * m for w, m in zip(DATA.weights, DATA.means, strict=True))
     assert (seen[0] - mean).abs().max() < 0.1  # at sigma_max nothing but the mean is known
     torch.testing.assert_close(seen[-1], sampler(DATA.denoise, sampler.start(FIRST)))
+    torch.testing.assert_close(noisy[-1], seen[-1])
+    torch.testing.assert_close(noisy[0], sampler.start(FIRST) / math.sqrt(1 + sampler.sigmas[0].item() ** 2))
+    assert all(0.5 < frame.std() < 1.2 for frame in noisy)  # visible at every noise level
     with pytest.raises(ValueError, match="at least 2"):
         editing.strip(partial(_identity, FIRST), DATA.denoise, frames=1)
 

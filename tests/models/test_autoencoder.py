@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from pipeline.config.schema_model import BottleneckAutoencoderConfig, KLAutoencoderConfig
-from pipeline.interchange.folder import read
-from pipeline.models import foreign_autoencoder
+from pipeline.diffusers_io.folder import read
+from pipeline.diffusers_io.tables import Sizes, from_config, from_weights, to_config, to_weights
 from pipeline.models.autoencoder import BottleneckAutoencoder, KLAutoencoder
-from pipeline.models.foreign import from_foreign, to_foreign
 from pipeline.models.posterior import from_moments
 from pipeline.models.pretrained import load_autoencoder
 from pipeline.models.tiles import sliced, tiled
@@ -43,17 +42,17 @@ def test_same_weights_encode_and_decode_as_diffusers(variant, direction):
     diffusers = pytest.importorskip("diffusers", reason="the extra 'export' is not installed")
     cfg = SMALL.model_copy(update=VARIANTS[variant])
     ours = random_autoencoder(cfg)
-    theirs = diffusers.AutoencoderKL.from_config(foreign_autoencoder.to_config(cfg, SHAPE)).eval()
+    of_diffusers = diffusers.AutoencoderKL.from_config(to_config(cfg, Sizes(SHAPE))).eval()
     if direction == "export":
-        theirs.load_state_dict(to_foreign(ours.state_dict(), foreign_autoencoder.theirs))
+        of_diffusers.load_state_dict(to_weights(cfg, Sizes(SHAPE), ours.state_dict()))
     else:
-        back, shape = foreign_autoencoder.from_config(dict(theirs.config))
-        assert (back, shape) == (cfg, SHAPE)
-        ours.load_state_dict(from_foreign(theirs.state_dict(), foreign_autoencoder.theirs, ours.state_dict()))
+        config = {**of_diffusers.config, "_class_name": "AutoencoderKL"}
+        assert from_config(config) == (cfg, Sizes(SHAPE))
+        ours.load_state_dict(from_weights(cfg, config, of_diffusers.state_dict(), like=ours.state_dict()))
     images = torch.randn(2, *SHAPE)
     with torch.no_grad():
-        posterior, expected = ours.encode(images), theirs.encode(images).latent_dist
-        decoded, expected_images = ours.decode(posterior.mean), theirs.decode(expected.mean).sample
+        posterior, expected = ours.encode(images), of_diffusers.encode(images).latent_dist
+        decoded, expected_images = ours.decode(posterior.mean), of_diffusers.decode(expected.mean).sample
     assert (posterior.mean - expected.mean).abs().max() < 1e-5
     assert (posterior.std - expected.std).abs().max() < 1e-5
     assert (decoded - expected_images).abs().max() < 1e-5
@@ -64,24 +63,24 @@ def test_same_weights_encode_and_decode_as_diffusers(variant, direction):
 def test_one_without_convolutions_at_the_latent_is_the_same_too(tmp_path, missing):
     """As those of Stable Diffusion 3 and Flux are: ours has the identity there."""
     diffusers = pytest.importorskip("diffusers", reason="the extra 'export' is not installed")
-    config = foreign_autoencoder.to_config(SMALL, SHAPE) | dict.fromkeys(missing, False) | {"shift_factor": 0.06}
+    config = to_config(SMALL, Sizes(SHAPE)) | dict.fromkeys(missing, False) | {"shift_factor": 0.06}
     torch.manual_seed(0)
-    theirs = diffusers.AutoencoderKL.from_config(config).eval()
-    theirs.save_pretrained(tmp_path)
+    of_diffusers = diffusers.AutoencoderKL.from_config(config).eval()
+    of_diffusers.save_pretrained(tmp_path)
     ours, images = load_autoencoder(tmp_path), torch.randn(2, *SHAPE)
     with torch.no_grad():
-        expected = theirs.encode(images).latent_dist
+        expected = of_diffusers.encode(images).latent_dist
         assert (ours.encode(images).mean - expected.mean).abs().max() < 1e-5
         assert (ours.encode(images).std - expected.std).abs().max() < 1e-5
-        assert (ours.decode(expected.mean) - theirs.decode(expected.mean).sample).abs().max() < 1e-5
+        assert (ours.decode(expected.mean) - of_diffusers.decode(expected.mean).sample).abs().max() < 1e-5
     read_back = read(tmp_path).weights
     assert all(torch.equal(read_back[name], tensor) for name, tensor in ours.state_dict().items())
 
 
 def test_an_autoencoder_of_another_make_is_refused_with_its_settings():
-    config = foreign_autoencoder.to_config(SMALL, SHAPE)
-    with pytest.raises(UserError, match="act_fn: found gelu, ours is silu"):
-        foreign_autoencoder.from_config({**config, "act_fn": "gelu"})
+    config = to_config(SMALL, Sizes(SHAPE))
+    with pytest.raises(UserError, match="act_fn: found gelu, expected silu"):
+        from_config({**config, "act_fn": "gelu"})
 
 
 def test_kl_of_a_posterior_is_the_closed_form_and_zero_for_the_prior():

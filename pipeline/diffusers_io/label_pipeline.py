@@ -79,8 +79,8 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers knows
         read = inspect.signature(self.scheduler.step).parameters
         extra = {name: value for name, value in offered.items() if name in read}
         for t in self.progress_bar(self.scheduler.timesteps):
-            told = t.to(x.device).expand(batch_size)
-            output = self._predict(model, self.scheduler.scale_model_input(x, t), told, labels=labels, scale=scale)
+            timesteps = t.to(x.device).expand(batch_size)
+            output = self._predict(model, self.scheduler.scale_model_input(x, t), timesteps, labels=labels, scale=scale)
             x = self.scheduler.step(output, t, x, **extra).prev_sample
         return ImagePipelineOutput(images=self._finish(x, output_type))
 
@@ -92,15 +92,15 @@ class LabelPipeline(DiffusionPipeline):  # type: ignore[misc]  # diffusers knows
         self.scheduler.set_timesteps(sigmas=self.config.flow_start * (1 - np.arange(steps) / steps))
 
     def _predict(self, model: Any, x: Any, t: Any, *, labels: torch.Tensor | None, scale: float) -> Any:
-        """The network's output, led away from that without a label; variance channels stay as the label has them."""
+        """The network's output under classifier-free guidance; variance channels are those with the label."""
         if labels is None:
             return model(x, t).sample
         output = model(x, t, class_labels=labels).sample
         if scale == 1:
             return output
         unknown = model(x, t, class_labels=torch.full_like(labels, self.config.classes)).sample
-        led, variance = unknown + scale * (output - unknown), output[:, x.shape[1] :]
-        return torch.cat([led[:, : x.shape[1]], variance], dim=1)
+        guided, variance = unknown + scale * (output - unknown), output[:, x.shape[1] :]
+        return torch.cat([guided[:, : x.shape[1]], variance], dim=1)
 
     def _finish(self, x: Any, output_type: str) -> Any:
         if self.vae is not None:

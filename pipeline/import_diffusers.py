@@ -1,7 +1,10 @@
-"""The import job: a network from a folder becomes step 0 of a new run, which training goes on from.
+"""The import job: a network from a folder becomes step 0 of a new run, to sample from, to score or to train further.
 
-python -m pipeline import FOLDER experiment=glyphs16 name=from-elsewhere
+python -m pipeline import FOLDER name=from-elsewhere data=cifar10
+python -m pipeline sample runs/from-elsewhere
 python -m pipeline train runs/from-elsewhere
+
+The folder says what the network is, and by which process it was trained: `model` and `diffusion` need not be given.
 """
 
 import argparse
@@ -12,59 +15,85 @@ from typing import Any
 import torch
 
 from pipeline import checkpoint
-from pipeline.config.load import config_from, validated
+from pipeline.config.load import config_from
 from pipeline.config.paths import training_shards
 from pipeline.config.schema import Config
 from pipeline.data.latents import latent_shape, spread_of
 from pipeline.data.shards import Manifest, read_manifest
-from pipeline.interchange.folder import Network, read, scheduler_of
-from pipeline.interchange.schedulers import disagreements
+from pipeline.diffusers_io.folder import TRAINING_ONLY, Network, read
+from pipeline.diffusers_io.schedulers import disagreements
 from pipeline.objectives.build import build_objective
 from pipeline.objectives.space import remember
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import RunDir, create_run
 
-TRAINING_ONLY = "balance."  # the head that weighs losses over noise levels: no folder holds it
+ROWS = "condition.rows.weight"
 
 
 def main(words: list[str]) -> int:
-    """`python -m pipeline import FOLDER experiment=NAME [name=RUN] [key=value ...]`."""
-    parser = argparse.ArgumentParser(prog="pipeline import", description=main.__doc__)
+    """`python -m pipeline import FOLDER name=RUN data=DATA [experiment=NAME] [key=value ...]`."""
+    parser = argparse.ArgumentParser(
+        prog="pipeline import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="written by `pipeline export`, or by diffusers")
     options, rest = parser.parse_known_args(words)
-    run = adopt(options.folder, config_from(rest))
-    print(f"step 0 is the network of {options.folder}. Train it: python -m pipeline train {run.path}", file=sys.stderr)
+    network = read(options.folder)
+    given: dict[str, Any] = {"model": network.model.model_dump(mode="json")}
+    if network.diffusion is not None:
+        given["diffusion"] = network.diffusion.model_dump(mode="json")
+    if network.plugins:
+        given["plugins"] = list(network.plugins)
+    cfg = config_from(rest, given=given)
+    run = import_diffusers(options.folder, cfg)
+    further = f"It is trained further by: python -m pipeline train {run.path}"
+    notes = [
+        f"step 0 is the network of {options.folder}. Go on: python -m pipeline sample {run.path}",
+        f"It is run by diffusers, and not trained. {network.note}" if network.note else further,
+    ]
+    if network.diffusion is None and network.model.is_a != "autoencoder":
+        row = cfg.diffusion.parametrisation
+        notes.append(f"note: the folder has no scheduler that is known here: taken is diffusion.parametrisation={row}")
+    print("\n".join(notes), file=sys.stderr)
     print(run.path)
     return 0
 
 
-def adopt(folder: Path, cfg: Config) -> RunDir:
-    """A new run whose first checkpoint holds the folder's network; its model settings replace those of `cfg`.
+def import_diffusers(folder: Path, cfg: Config) -> RunDir:
+    """A new run whose first checkpoint holds the folder's network.
 
     Raises:
-        UserError: where the network does not fit the data or the diffusion process, saying everything that differs;
-            where the run has checkpoints already.
+        UserError: where the network does not fit the settings, the data or the diffusion process, saying everything
+            that differs; where the run has checkpoints already.
     """
-    network = read(folder)
-    plugins = list(dict.fromkeys([*cfg.plugins, *network.plugins]))
-    model = network.model.model_dump(mode="json")
-    cfg = validated({**cfg.model_dump(mode="json"), "model": model, "plugins": plugins})
-    manifest = read_manifest(training_shards(cfg) / "train")
-    problems = [
-        *_data_disagrees(network, manifest),
-        *_latents_disagree(network, manifest),
-        *_process_disagrees(folder, network, cfg),
-    ]
+    network, manifest = read(folder), read_manifest(training_shards(cfg) / "train")
+    network = _with_no_label(network, manifest)
+    problems = [*_data_disagrees(network, manifest), *_latents_disagree(network, manifest)]
+    if network.diffusion is not None:
+        problems += disagreements(network.diffusion, cfg.diffusion)
+    if cfg.model.kind != network.model.kind:
+        problems.append(f"model.kind: found {cfg.model.kind}, the folder's is {network.model.kind}")
     if problems:
         listed = "\n".join(f"  - {problem}" for problem in problems)
         raise UserError(f"{folder} does not fit these settings:\n{listed}\nSet them as the folder has them.")
     run = create_run(cfg)
     if run.steps():
         raise UserError(f"{run.path} has checkpoints of steps {run.steps()} already. Give another name: name=...")
-    torch.manual_seed(cfg.seed)  # of what the folder does not hold, such as a second player
+    torch.manual_seed(cfg.seed)  # of what the folder does not hold, such as a discriminator
     checkpoint.write(run.checkpoint(0), _snapshot(cfg, manifest, network))
     remember(run, manifest, write=True)
     return run
+
+
+def _with_no_label(network: Network, manifest: Manifest) -> Network:
+    """`network` with a row for "no label", the mean of all, where its table has exactly one for each class of the data.
+
+    Diffusers does not say whether the last row is a class. Names of classes, which our own folders have, do.
+    """
+    rows = network.weights.get(ROWS)
+    if network.class_names or rows is None or not 0 < len(rows) == len(manifest.classes):
+        return network
+    weights = {**network.weights, ROWS: torch.cat([rows, rows.mean(0, keepdim=True)])}
+    return network.model_copy(update={"classes": len(rows), "weights": weights})
 
 
 def _snapshot(cfg: Config, manifest: Manifest, network: Network) -> checkpoint.Snapshot:
@@ -80,7 +109,7 @@ def _snapshot(cfg: Config, manifest: Manifest, network: Network) -> checkpoint.S
     kinds += [f"power-{width:g}" for width in cfg.train.average.power_widths]
     tensors: dict[str, Any] = {f"network.{name}": state for name, state in states.items()}
     tensors |= {f"{kind}.{name}": states[name] for kind in kinds for name in objective.averaged}
-    tensors |= {f"optimizer.{player}": {} for player in objective.trained}
+    tensors |= {f"optimizer.{name}": {} for name in objective.trained}
     return checkpoint.Snapshot(tensors, {"step": 0})
 
 
@@ -115,22 +144,3 @@ def _latents_disagree(network: Network, manifest: Manifest) -> list[str]:
         for name, (ours, its) in scales.items()
         if len(ours) != len(its) or any(abs(a - b) > 1e-3 * max(abs(b), 1) for a, b in zip(ours, its, strict=False))
     ]
-
-
-def _process_disagrees(folder: Path, network: Network, cfg: Config) -> list[str]:
-    """Ours says how it was trained; of another program's folder the scheduler tells what it can."""
-    if network.diffusion is None:
-        scheduler = scheduler_of(folder)
-        return disagreements(scheduler, cfg.diffusion) if scheduler else []
-    fields = ["parametrisation", "network_clock", "learned_variance"]
-    fields += ["sigma_data"] if network.diffusion.parametrisation == "edm" else []
-    found = [
-        f"diffusion.{name}: found {getattr(cfg.diffusion, name)}, the network was trained with "
-        f"{getattr(network.diffusion, name)}"
-        for name in fields
-        if getattr(cfg.diffusion, name) != getattr(network.diffusion, name)
-    ]
-    ours, its = cfg.diffusion.levels, network.diffusion.levels
-    if not found and network.diffusion.network_clock == "timestep" and ours != its:
-        found.append(f"diffusion.levels: found {ours}, but the network knows noise by the timesteps of {its}")
-    return found

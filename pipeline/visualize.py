@@ -1,0 +1,286 @@
+"""The visualize job: pictures of how a trained diffusion model makes images, and of what it can do with given ones.
+
+python -m pipeline visualize RUN_DIR strip --seeds 0-7 --frames 8          from noise to image
+python -m pipeline visualize RUN_DIR interpolate --seeds 0-4 --frames 9    from one seed to the next
+python -m pipeline visualize RUN_DIR edit --image a.png --sigmas 0.5,1,2   a new image from a given one (SDEdit)
+python -m pipeline visualize RUN_DIR inpaint --image a.png --mask b.png    white of the mask is painted anew
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from pipeline import checkpoint
+from pipeline.config.autoencoder import require_latents
+from pipeline.config.paths import sample_set_name, tiling, training_shards
+from pipeline.config.schema import Config
+from pipeline.data.pictures import Pixels, to_uint8, write_picture
+from pipeline.data.shards import ShardDirectory, open_shards
+from pipeline.diffusion import editing
+from pipeline.diffusion.build_sampler import Generator
+from pipeline.diffusion.samplers import Noise
+from pipeline.inference import asked_for, autocast, loaded_objective, weak_model
+from pipeline.objectives.denoising import Denoising
+from pipeline.runtime import distributed
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import content_hash, sha256_file
+from pipeline.runtime.random import Stream
+from pipeline.runtime.run_dir import RunDir, existing_run, step_name, step_of
+
+Kind = Literal["strip", "interpolate", "edit", "inpaint"]
+Show = Literal["estimate", "noisy", "both"]
+Interpolation = Literal["spherical", "linear"]
+HOLE = 0.0  # grey, where a picture shows what is to be painted
+
+
+@dataclass(frozen=True)
+class Request:
+    """A picture that is asked for; see `main` for what its fields mean."""
+
+    kind: Kind
+    seeds: list[int]
+    frames: int = 8
+    show: Show = "estimate"
+    interpolation: Interpolation = "spherical"
+    sigmas: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    image: Path | None = None
+    mask: Path | None = None
+
+
+def main(words: list[str]) -> int:
+    """`python -m pipeline visualize RUN_DIR strip|interpolate|edit|inpaint [--seeds 0-7] [options] [key=value ...]`."""
+    parser = argparse.ArgumentParser(
+        prog="pipeline visualize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="a run directory, or experiment=NAME")
+    parser.add_argument("kind", choices=get_args(Kind))
+    parser.add_argument("--seeds", type=_seeds, default=list(range(8)), help="such as 0-7, or 3,5,8; default: 0-7")
+    parser.add_argument("--frames", type=int, default=8, help="images a row, of strip and interpolate; default: 8")
+    parser.add_argument("--show", choices=get_args(Show), default="estimate", help="of strip: x_t, or what it shall be")
+    parser.add_argument("--interpolation", choices=get_args(Interpolation), default="spherical", help="of noise")
+    parser.add_argument("--sigmas", type=_numbers, default=Request.sigmas, help="noise levels of edit, such as 0.5,1,2")
+    parser.add_argument("--image", type=Path, help="of edit and inpaint: of the size that the model makes")
+    parser.add_argument("--mask", type=Path, help="of inpaint: white is painted anew, black stays")
+    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument("--to", type=Path, help="the PNG to write; default: in the run directory's visualizations/")
+    options, rest = parser.parse_known_args(words)
+    run, cfg = existing_run([options.run, *rest])
+    request = Request(**{name: getattr(options, name) for name in Request.__dataclass_fields__})
+    print(visualize(cfg, run, request, step=options.step, to=options.to))
+    return 0
+
+
+def visualize(cfg: Config, run: RunDir, request: Request, *, step: int | None = None, to: Path | None = None) -> Path:
+    """Write the picture; equal requests are equal bytes in the same file. Returns its path.
+
+    Raises:
+        UserError: for a run without a checkpoint or of another kind, an image that is missing or of the wrong size.
+    """
+    _check(request)
+    require_latents(cfg)
+    found = step_of(checkpoint.step_to_read(run, step).name) or 0
+    pixels, columns = _picture(load_model(cfg, run, step=found), request)
+    path = to or run.path / "visualizations" / step_name(found) / _name(cfg, request)
+    return write_picture(path, pixels, columns=columns)
+
+
+def _seeds(text: str) -> list[int]:
+    ends = [part.partition("-") for part in text.split(",")]
+    return [seed for first, dash, last in ends for seed in range(int(first), int(last if dash else first) + 1)]
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(map(float, text.split(",")))
+
+
+def _check(request: Request) -> None:
+    """Raise for a request that lacks something, before anything is loaded."""
+    given = {"--image": request.image, "--mask": request.mask}
+    for option, kinds in {"--image": ("edit", "inpaint"), "--mask": ("inpaint",)}.items():
+        if request.kind in kinds and given[option] is None:
+            raise UserError(f"visualize {request.kind}: {option} is missing. Give the path of an image.")
+        if request.kind not in kinds and given[option] is not None:
+            raise UserError(f"visualize {request.kind}: {option} is not read; only {', '.join(kinds)} does.")
+    fewest = 2 if request.kind == "interpolate" else 1
+    if len(request.seeds) < fewest or min(request.seeds) < 0:
+        raise UserError(f"--seeds: found {request.seeds}, expected at least {fewest}, from 0 on, such as 0-7 or 3,5,8.")
+    if request.frames < 2:
+        raise UserError(f"--frames: found {request.frames}, expected at least 2.")
+
+
+def _picture(model: "Model", request: Request) -> tuple[Pixels, int]:
+    """The images of the picture and how many stand in a row."""
+    seeds, frames = torch.tensor(request.seeds), request.frames
+    image = None if request.image is None else read_image(request.image, model)
+    mask = None if request.mask is None else read_mask(request.mask, model)
+    if image is None:
+        if request.kind == "strip":
+            return strip(model, seeds, frames=frames, show=request.show), frames
+        return interpolation(model, seeds, frames=frames, kind=request.interpolation), frames
+    if mask is None:
+        return edited(model, image, seeds, sigmas=list(request.sigmas)), 1 + len(request.sigmas)
+    return inpainted(model, image, seeds, mask=mask), 1 + len(seeds)
+
+
+def _name(cfg: Config, request: Request) -> str:
+    """Readable, and a hash of all that decides the picture."""
+    files = [sha256_file(path) for path in (request.image, request.mask) if path is not None]
+    settings = {**cfg.sample.model_dump(mode="json"), **tiling(cfg)}
+    options = [request.seeds, request.frames, request.show, request.interpolation, request.sigmas]
+    decides = content_hash([*options, files, settings])
+    return f"{request.kind}-{sample_set_name(cfg).rsplit('-', 1)[0]}-{decides[:6]}.png"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained diffusion model, and the settings that it is sampled with."""
+
+    cfg: Config
+    objective: Denoising
+    weak: Denoising | None
+    train: ShardDirectory
+    device: torch.device
+
+    def start(self, seeds: Tensor) -> Tensor:
+        """The noise that the images of `seeds` begin with."""
+        return self.objective.noise(seeds.to(self.device), Stream.SAMPLE_START)
+
+    def fresh(self, seeds: Tensor) -> Noise:
+        """The noise that samplers add on the way."""
+        numbers = seeds.to(self.device)
+        return lambda draw: self.objective.noise(numbers, Stream.SAMPLE_STEP, draw)
+
+    def generator(self, seeds: Tensor) -> Generator:
+        """The sampler and the denoiser under the condition of each seed."""
+        condition = asked_for(self.cfg, seeds, self.train).to(self.device)
+        labels, attributes = condition.labels, condition.attributes
+        weak = None if self.weak is None else self.weak.denoise(self.weak.networks, labels, attributes)
+        networks, sampler = self.objective.networks, self.cfg.sample.sampler
+        return self.objective.generator(networks, labels, attributes=attributes, sampler=sampler, weak=weak)
+
+    def pixels(self, x0: Tensor) -> Pixels:
+        """uint8 [B, H, W, C] of what the network makes."""
+        return to_uint8(self.objective.images(x0))
+
+
+def load_model(cfg: Config, run: RunDir, *, step: int) -> Model:
+    """The model of a checkpoint.
+
+    Raises:
+        UserError: for a model that makes images in one step.
+    """
+    device = distributed.own_device()
+    train = open_shards(training_shards(cfg) / "train")
+    objective = loaded_objective(cfg, run, train.manifest, step=step, device=device)
+    if not isinstance(objective, Denoising):
+        raise UserError(
+            f"{run.path} has model.kind={cfg.model.kind}, which makes images in one step: there is no way from noise "
+            "to show. Give the run of a diffusion model."
+        )
+    return Model(cfg, objective, weak_model(cfg, train.manifest, device), train, device)
+
+
+@torch.inference_mode()
+def strip(model: Model, seeds: Tensor, *, frames: int, show: Show = "estimate") -> Pixels:
+    """A row for each seed, evenly spaced over the sampler's calls of the network; the last is the image.
+
+    `show`: the estimates of the image, or the noisy x_t that the network saw, scaled to a deviation of about 1; of
+    both, x_t stands in the row above.
+    """
+    generator, noise, fresh = model.generator(seeds), model.start(seeds), model.fresh(seeds)
+    sampler = generator.sampler
+    with autocast(model.cfg, model.device):
+        noisy, estimates = editing.strip(
+            lambda denoise: sampler(denoise, sampler.start(noise), fresh), generator.denoise, frames=frames
+        )
+    rows = {"estimate": [estimates], "noisy": [noisy], "both": [noisy, estimates]}[show]
+    return model.pixels(torch.stack(rows, dim=1).permute(2, 1, 0, 3, 4, 5).flatten(0, 2))
+
+
+@torch.inference_mode()
+def interpolation(model: Model, seeds: Tensor, *, frames: int, kind: Interpolation = "spherical") -> Pixels:
+    """Images from each seed to the next one in `frames`, a row each: only the noise at the start changes.
+
+    The condition of a row, and the noise added on the way, are those of its first seed.
+    """
+    first, second = seeds[:-1], seeds[1:]
+    between = editing.spherical if kind == "spherical" else editing.linear
+    shares = torch.linspace(0, 1, frames, device=model.device)
+    noise = between(model.start(first), model.start(second), shares).transpose(0, 1).flatten(0, 1)
+    each = first.repeat_interleave(frames)
+    with autocast(model.cfg, model.device):
+        return model.pixels(model.generator(each)(noise, model.fresh(each)))
+
+
+@torch.inference_mode()
+def edited(model: Model, image: Tensor, seeds: Tensor, *, sigmas: list[float]) -> Pixels:
+    """The image [C, H, W], and what each seed makes of it after noise of each level: a row for each seed.
+
+    The more noise, the less of the image is kept (Meng et al. 2022: SDEdit).
+    """
+    generator, noise, fresh = model.generator(seeds), model.start(seeds), model.fresh(seeds)
+    given = image.to(model.device).expand(len(seeds), -1, -1, -1)
+    columns, highest = [given], float(generator.sampler.sigmas[0])
+    for sigma in sigmas:
+        if not 0 < sigma <= highest:
+            raise UserError(f"--sigmas: found {sigma:g}, expected noise above 0 and at most the sampler's {highest}.")
+        rest, x = generator.sampler.from_image(given, noise, sigma=sigma)
+        with autocast(model.cfg, model.device):
+            columns.append(rest(generator.denoise, x, fresh))
+    return to_uint8(torch.stack(columns, dim=1).flatten(0, 1))
+
+
+@torch.inference_mode()
+def inpainted(model: Model, image: Tensor, seeds: Tensor, *, mask: Tensor) -> Pixels:
+    """The image [C, H, W] with a hole where `mask` [H, W] is 1, then one image a seed that fills it: a single row."""
+    generator = model.generator(seeds)
+    known, keep = image.to(model.device), 1 - mask.to(model.device)
+    denoise = editing.inpainted(generator.denoise, known, mask=keep)
+    with autocast(model.cfg, model.device):
+        painted = Generator(denoise, generator.sampler)(model.start(seeds), model.fresh(seeds))
+    hole = torch.lerp(torch.full_like(known, HOLE), known, keep)
+    return to_uint8(torch.cat([hole[None], painted]))
+
+
+def read_image(path: Path, model: Model) -> Tensor:
+    """[C, H, W] in [-1, 1], of the model's size and channels.
+
+    Raises:
+        UserError: for a file that is no image or of another size, and for a model of latents.
+    """
+    channels, height, width = model.train.manifest.layout.shape
+    if model.train.manifest.kind == "latents":
+        raise UserError("latents: this model works on latents, and images are edited in pixels only. Show a strip.")
+    pixels = _opened(path, "L" if channels == 1 else "RGB", option="--image", size=(width, height))
+    return torch.from_numpy(pixels.reshape(height, width, channels).transpose(2, 0, 1).copy()) / 127.5 - 1
+
+
+def read_mask(path: Path, model: Model) -> Tensor:
+    """[H, W] in [0, 1]: 1 where the mask is white."""
+    _, height, width = model.train.manifest.layout.shape
+    mask = torch.from_numpy(_opened(path, "L", option="--mask", size=(width, height)).copy()) / 255
+    if not mask.any():
+        raise UserError(f"--mask: {path} is all black, so there is nothing to paint. White pixels are painted anew.")
+    return mask
+
+
+def _opened(path: Path, mode: str, *, option: str, size: tuple[int, int]) -> Pixels:
+    if not path.is_file():
+        raise UserError(f"{option}: {path} does not exist. Give the path of an image.")
+    try:
+        with Image.open(path) as file:
+            image = file.convert(mode)
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"{option}: {path} cannot be read as an image ({error}). Give a PNG or JPEG.") from error
+    if image.size != size:
+        raise UserError(
+            f"{option}: {path} has {image.width} x {image.height} pixels, but the model makes {size[0]} x {size[1]}. "
+            "Crop and resize it first."
+        )
+    return np.asarray(image)
