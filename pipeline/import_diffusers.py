@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from pipeline import checkpoint
-from pipeline.config.load import config_from
+from pipeline.config.load import config_from, validated
 from pipeline.config.paths import training_shards
 from pipeline.config.schema import Config
 from pipeline.data.latents import latent_shape, spread_of
@@ -41,9 +41,9 @@ def main(words: list[str]) -> int:
     given: dict[str, Any] = {"model": network.model.model_dump(mode="json")}
     if network.diffusion is not None:
         given["diffusion"] = network.diffusion.model_dump(mode="json")
-    if network.plugins:
-        given["plugins"] = list(network.plugins)
     cfg = config_from(rest, given=given)
+    if plugins := [name for name in network.plugins if name not in cfg.plugins]:
+        cfg = validated({**cfg.model_dump(mode="json"), "plugins": [*cfg.plugins, *plugins]})
     run = import_diffusers(options.folder, cfg)
     further = f"It is trained further by: python -m pipeline train {run.path}"
     notes = [
