@@ -25,29 +25,34 @@ def prepare(words: Sequence[str], *, workers: int | None = None) -> None:
     """All stages that a training on pixels needs."""
     with _settings(words) as cfg:
         require(cfg, "prepare")
-        _fetch(cfg)
-        _shard(cfg, workers)
-        _verify(cfg, workers)
-        _reference(cfg)
+    fetch(words)
+    make_shards(words, workers=workers)
+    check_shards(words, workers=workers)
+    make_reference(words)
 
 
 def fetch(words: Sequence[str]) -> None:
     """The source and its list of images."""
     with _settings(words) as cfg:
-        _fetch(cfg)
+        receipt = listing.run(cfg)
+        CONSOLE.print(f"fetch: {receipt['items']} images listed in {listing.source_directory(cfg)}")
+        _say_listed(receipt)
 
 
 def make_shards(words: Sequence[str], *, workers: int | None = None, part: Part = WHOLE) -> None:
     """Shards of images."""
     with _settings(words) as cfg:
-        _shard(cfg, workers, part)
+        receipt, directory = shard.run(cfg, workers=workers, part=part), shard.shards_directory(cfg)
+        CONSOLE.print(f"shard: {_splits(receipt)} in {directory}")
+        verify.print_rejected(directory, CONSOLE, "shard: ")
 
 
 def check_shards(words: Sequence[str], *, workers: int | None = None) -> None:
     """Verify the shards of a config, or those in a directory."""
     if (directory := _directory(words)) is None:
         with _settings(words) as cfg:
-            _verify(cfg, workers)
+            verify.run(cfg, workers=workers)
+            CONSOLE.print(f"verify: every byte of {shard.shards_directory(cfg)} is right")
         return
     with _rights({str(directory): directory}):
         for split in verify.find_splits(directory):
@@ -68,8 +73,11 @@ def inspect(words: Sequence[str]) -> None:
 
 def make_reference(words: Sequence[str]) -> None:
     """Reference statistics."""
+    from data_prep import reference  # loads torch
+
     with _settings(words) as cfg:
-        _reference(cfg)
+        reference.run(cfg)
+        CONSOLE.print(f"reference: finished in {data_directory(cfg) / 'reference'}")
 
 
 def weights(words: Sequence[str], *, into: Path = Path("weights"), mirror: str | None = None) -> None:
@@ -101,30 +109,6 @@ def _rights(settings: Mapping[str, Path]) -> Iterator[None]:
         yield
     except OSError as error:
         raise denied(error, settings) from error
-
-
-def _fetch(cfg: Config) -> None:
-    receipt = listing.run(cfg)
-    CONSOLE.print(f"fetch: {receipt['items']} images listed in {listing.source_directory(cfg)}")
-    _say_listed(receipt)
-
-
-def _shard(cfg: Config, workers: int | None, part: Part = WHOLE) -> None:
-    receipt, directory = shard.run(cfg, workers=workers, part=part), shard.shards_directory(cfg)
-    CONSOLE.print(f"shard: {_splits(receipt)} in {directory}")
-    verify.print_rejected(directory, CONSOLE, "shard: ")
-
-
-def _verify(cfg: Config, workers: int | None) -> None:
-    verify.run(cfg, workers=workers)
-    CONSOLE.print(f"verify: every byte of {shard.shards_directory(cfg)} is right")
-
-
-def _reference(cfg: Config) -> None:
-    from data_prep import reference  # loads torch
-
-    reference.run(cfg)
-    CONSOLE.print(f"reference: finished in {data_directory(cfg) / 'reference'}")
 
 
 def _splits(receipt: Mapping[str, Any]) -> str:

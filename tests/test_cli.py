@@ -98,6 +98,7 @@ def test_the_console_command_has_every_command_once():
         ("slurm preflight --wait soon", "--wait: found 'soon', expected a number of seconds"),
         ("pipeline compare runs/a --out", "--out: expected one argument"),
         ("mudi cancel", "cancel what? For example: mudi cancel runs/glyphs16"),
+        ("mudi train --dry-run", "train what? For example: mudi train runs/glyphs16"),
         ("mudi settings trian.optim", "Did you mean 'train.optim'?"),
     ],
 )
@@ -108,10 +109,10 @@ def test_mistakes_are_answered_with_what_was_meant(capsys, words, hint):
 
 def test_options_may_stand_anywhere(monkeypatch, capsys):
     got = []
-    monkeypatch.setattr("pipeline.sample.main", lambda words, **options: got.append((words, options)))
-    said(capsys, "pipeline", "sample", "--step", "3", "runs/a", "--part=1/2", "sample.count=5", "--partial")
-    said(capsys, "mudi", "sample", "runs/a", "sample.count=5", "--partial", "--part", "1/2", "--step=3")
-    assert got == [(["runs/a", "sample.count=5"], {"step": 3, "part": Part(1, 2), "partial": True})] * 2
+    monkeypatch.setattr("data_prep.commands.make_shards", lambda words, **options: got.append((words, options)))
+    said(capsys, "data_prep", "shard", "--workers", "3", "data=a", "--part=1/2", "data_dir=b")
+    said(capsys, "mudi", "prepare", "shard", "data=a", "data_dir=b", "--part", "1/2", "--workers=3")
+    assert got == [(["data=a", "data_dir=b"], {"workers": 3, "part": Part(1, 2)})] * 2
 
 
 def raising(error: BaseException):
@@ -134,7 +135,7 @@ ENDS = {
 @pytest.mark.parametrize(("error", "code"), ENDS.items(), ids=lambda value: type(value).__name__)
 def test_how_a_command_ends_is_its_exit_code(monkeypatch, capsys, error, code):
     for program, words, place in (
-        ("pipeline", ["evaluate", "x"], "pipeline.evaluate.main"),
+        ("pipeline", ["settings", "x"], "pipeline.config.listing.settings"),
         ("slurm", ["submit", "x"], "slurm.commands.submit"),
         ("mudi", ["prepare", "fetch", "x"], "data_prep.commands.fetch"),
     ):
@@ -148,14 +149,17 @@ def test_another_error_keeps_its_traceback(monkeypatch):
         cli.main("slurm", ["submit", "x"])
 
 
-@pytest.mark.parametrize("words", [["settings"], ["experiments"], ["--help"]])
-def test_a_reader_that_goes_away_is_no_error(words):
+@pytest.mark.parametrize(
+    ("words", "code"), [("pipeline settings", 141), ("slurm --help", 141), ("slurm plan experiment=glyphs16", 1)]
+)
+def test_a_reader_that_goes_away_is_no_error(words, code):
+    """rich, which prints plans, ends a process with 1."""
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "pipeline", *words]
+    command = [sys.executable, "-m", *words.split()]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     os.close(writing)
-    assert (done.returncode, done.stderr) == (141, "")
+    assert (done.returncode, done.stderr) == (code, "")
 
 
 def test_the_version_names_the_commit(capsys):

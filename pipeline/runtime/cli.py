@@ -231,15 +231,15 @@ def _run(program: str, words: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         parser.print_help()
         return 0
-    if not rest and command.words and not command.words.startswith("["):
-        raise UserError(f"{command.name} what? For example: {parser.prog} {command.examples[0]}")
-    if command.alone and not one_task_only(command.name):
-        return 0
     options: dict[str, Any] = {}
     if not command.own:
         given, rest = parser.parse_known_args(rest)
         options = vars(given)
         _refuse_options(command, rest, parser)
+    if not rest and command.words and not command.words.startswith("["):
+        raise UserError(f"{command.name} what? For example: {parser.prog} {command.examples[0]}")
+    if command.alone and not one_task_only(command.name):
+        return 0
     module, _, function = command.place.partition(":")
     code: int | None = getattr(importlib.import_module(module), function)(rest, **options)
     return code or 0
