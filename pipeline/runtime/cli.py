@@ -152,19 +152,17 @@ def table_of(program: str) -> dict[str, Command]:
     return {command.called(program).removeprefix(f"{called(program)} "): command for command in every}
 
 
-def overview(program: str) -> str:
-    """All commands of a program by topic, with a line each."""
+def overview(program: str, group: str = "") -> str:
+    """All commands of a program by topic, with a line each; or those alone that begin with the word `group`."""
     from pipeline.runtime.commands import COMMANDS
 
-    lines = [_filled(f"usage: {called(program)} COMMAND ...; `COMMAND --help` tells more, with examples")]
+    name = f"{called(program)} {group}".rstrip()
+    lines = [_filled(f"usage: {name} COMMAND ...; `{name} COMMAND --help` tells more, with examples")]
     for topic, commands in COMMANDS.items():
-        own = {name: command for name, command in table_of(program).items() if command in commands}
-        lines += ["", f"{topic}:", _rows(own)] if own else []
+        rows = {n: c.help for n, c in table_of(program).items() if c in commands and n.startswith(group)}
+        width = max(map(len, rows), default=0)
+        lines += ["", f"{topic}:", *(_row(n, text, width) for n, text in rows.items())] if rows else []
     return "\n".join([*lines, "", _filled(EXIT_CODES)])
-
-
-def _rows(commands: dict[str, Command]) -> str:
-    return "\n".join(_row(name, command.help, max(map(len, commands))) for name, command in commands.items())
 
 
 def main(program: str, words: list[str]) -> int:
@@ -223,10 +221,10 @@ def _run(program: str, words: list[str]) -> int:
     if words[0] == "--version":
         print(version())
         return 0
-    command, rest = _found(program, words)
-    if command is None:
-        print(_rows(_group(program, words[0])))
+    if program == "mudi" and words in (["prepare"], ["prepare", "-h"], ["prepare", "--help"]):
+        print(overview(program, "prepare"))
         return 0
+    command, rest = _found(program, words)
     parser = command.parser(program)
     if {"-h", "--help"} & set(rest):
         parser.print_help()
@@ -252,25 +250,17 @@ def _refuse_options(command: Command, words: Iterable[str], parser: _Parser) -> 
         raise UserError(f"{word}: no such option of `{parser.prog}`.{hint}")
 
 
-def _group(program: str, word: str) -> dict[str, Command]:
-    """Commands that have a word before them, such as the stages of `mudi prepare`."""
-    return {name: command for name, command in table_of(program).items() if name.startswith(f"{word} ")}
-
-
-def _found(program: str, words: list[str]) -> tuple[Command | None, list[str]]:
-    """The command that a command line begins with, and the words after it; None for `mudi prepare --help`."""
+def _found(program: str, words: list[str]) -> tuple[Command, list[str]]:
+    """The command that a command line begins with, and the words after it."""
     table = table_of(program)
     for length in (3, 2, 1):
         if (command := table.get(" ".join(words[:length]))) is not None:
             return command, words[length:]
-    if group := _group(program, words[0]):
-        if words[1:] in (["-h"], ["--help"]):
-            return None, []
-        near = did_you_mean(" ".join(words[:2]), group)
-        raise UserError(f"no command '{' '.join(words[:2])}'.{near}\n{_rows(group)}")
-    elsewhere = [command for command in table_of("mudi").values() if command.name == words[0]]
-    near = f" It is {elsewhere[0].called(elsewhere[0].program)}." if elsewhere else did_you_mean(words[0], table)
-    raise UserError(f"no command '{words[0]}'.{near} `{called(program)} --help` lists all.")
+    stage = any(name.startswith(f"{words[0]} ") for name in table)  # `mudi prepare ...`: two words are a name
+    name = " ".join(words[: 1 + stage])
+    elsewhere = [command for command in table_of("mudi").values() if command.name == name]
+    near = f" It is {elsewhere[0].called(elsewhere[0].program)}." if elsewhere else did_you_mean(name, table)
+    raise UserError(f"no command '{name}'.{near} `{called(program)}{' prepare' * stage} --help` lists all.")
 
 
 def version() -> str:

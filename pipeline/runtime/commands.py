@@ -22,7 +22,7 @@ LISTS = (
 )
 RUNS = (
     Command(
-        *("submit", "slurm.commands:submit", "do or queue what is not complete of an experiment"),
+        *("submit", "slurm.commands:submit", "run what is not complete of an experiment, or queue it"),
         words=_RUN,
         more="On a cluster this returns at once. With cluster=local, everything runs here, in order.",
         examples=("experiment=glyphs16 cluster=local", _EXAMPLE),
@@ -175,7 +175,7 @@ STAGES = (
         examples=("data=glyphs16",),
     ),
     Command(
-        *("fetch weights", "data_prep.commands:weights", "networks that evaluation needs, on a login node"),
+        *("fetch weights", "data_prep.commands:weights", "download networks that evaluation needs, on a login node"),
         words="[NAME ...]",
         options=("--into FOLDER  default: weights", "--mirror URL  from URL/NAME/FILE, not from their own homes"),
         examples=("", "inception niqe --into weights"),
