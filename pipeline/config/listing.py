@@ -131,7 +131,7 @@ def _type(annotation: Any) -> str:
     if origin is dict:
         return f"{{{_type(inner[0])}: {_type(inner[1])}}}"
     if isinstance(annotation, type) and issubclass(annotation, Settings):
-        return "settings, below"
+        return "settings"
     return _NAMES.get(annotation, "anything")
 
 
