@@ -88,7 +88,7 @@ def _crop_row(row: dict, side: int | None) -> dict:
 def ours(folder: Path, out: Path, side: int | None, *words: str) -> Path:
     """The listing and the shards of a folder, with two processes."""
     from data_prep import listing, shard  # here, as every worker imports this file anew
-    from data_prep.__main__ import data_config
+    from data_prep.commands import data_config
     from pipeline.config.paths import data_directory
 
     crop = [f"data.crop.size={side}"] if side else []

@@ -197,6 +197,7 @@ def fetch_weights(names: Sequence[str], into: Path, console: Console, *, mirror:
     """
     if not names:
         console.print(listed())
+        console.print("To fetch some: mudi prepare fetch weights NAME ... --into FOLDER", highlight=False)
         return []
     for name in names:
         if name not in WEIGHTS:
@@ -207,7 +208,7 @@ def fetch_weights(names: Sequence[str], into: Path, console: Console, *, mirror:
 
 def listed() -> Table:
     """What can be fetched."""
-    table = Table("name", "MB", "what", "hash", title="python -m data_prep fetch weights NAME... --into FOLDER")
+    table = Table("name", "MB", "what", "hash")
     for name, weights in WEIGHTS.items():
         known = all(file.checksum for file in weights.files)
         table.add_row(name, str(weights.size_mb), weights.about, "known" if known else "trusted on first use")

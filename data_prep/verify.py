@@ -192,7 +192,8 @@ def _spread(count: int, wanted: int) -> npt.NDArray[np.intp]:
 
 def _print_split(shards: ShardDirectory, console: Console) -> None:
     manifest = shards.manifest
-    table = Table(title=str(shards.path), title_justify="left", show_header=False)
+    console.print(shards.path, highlight=False, markup=False, soft_wrap=True)
+    table = Table(show_header=False)
     size = sum(shard["bytes"] for shard in manifest.shards)
     for name, value in {
         "protocol": f"{manifest.protocol['name']} ({manifest.protocol['hash'][:8]})",

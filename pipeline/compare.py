@@ -1,12 +1,9 @@
 """Compare: results of several runs and sample sets -> one table (markdown, csv) and plots.
 
-    python -m pipeline compare RUN_DIR... [--out DIR] [--metric NAME]...
-
 Numbers stand in one table only if they were measured against the same images in the same features. A run that was
 measured in more networks than another one stands beside it: the table has empty cells.
 """
 
-import argparse
 import csv
 import io
 import sys
@@ -310,15 +307,9 @@ def _growth(rows: Sequence[Row]) -> tuple[str, dict[str, list[Line]]] | None:
     return (title, panels) if panels else None
 
 
-def main(words: list[str]) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline compare", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--out", type=Path, help="folder of the table and the plots; default: beside the first run")
-    parser.add_argument("--metric", action="append", default=[], help="show this metric alone; may be repeated")
-    args = parser.parse_intermixed_args(words)  # options may stand anywhere
-    out = args.out or args.runs[0].resolve().parent / "comparison"
-    files = compare(args.runs, out, metrics=args.metric)
+def main(words: list[str], *, out: Path | None = None, metric: Sequence[str] = ()) -> None:
+    """`python -m pipeline compare`."""
+    runs = [Path(word) for word in words]
+    files = compare(runs, out or runs[0].resolve().parent / "comparison", metrics=metric)
     print(files[0].read_text())
     print("\n".join(map(str, files)), file=sys.stderr)
-    return 0

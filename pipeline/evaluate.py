@@ -1,12 +1,9 @@
 """Evaluate: sample sets + reference statistics -> results/*.json and a table.
 
-    python -m pipeline evaluate RUN_DIR [--part K/N] [key=value ...]
-
 Every finished sample set of the run is measured that has no result yet for these very images and settings. Killed and
 started again it goes on where it was; the tasks of a job, and the parts of an array, share the images.
 """
 
-import argparse
 import functools
 import shutil
 from collections.abc import Mapping, Sequence
@@ -37,7 +34,7 @@ from pipeline.runtime.distributed import own_device
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, write_json
 from pipeline.runtime.numerics import set_numerics
-from pipeline.runtime.parts import WHOLE, Part, parse_part, this_world
+from pipeline.runtime.parts import WHOLE, Part, this_world
 from pipeline.runtime.progress import progress
 from pipeline.runtime.run_dir import RunDir, existing_run
 from pipeline.standards import Standards, open_standards
@@ -282,15 +279,10 @@ def _partial(manifest: Manifest) -> list[str]:
     return [f"the sample set holds {manifest.count} of the {wanted} images asked for: some of its shards are missing"]
 
 
-def main(words: list[str]) -> int:
-    """`python -m pipeline evaluate RUN_DIR [--part k/n] [key=value ...]`."""
-    parser = argparse.ArgumentParser(prog="pipeline evaluate", description=main.__doc__)
-    parser.add_argument("--part", metavar="k/n", help="compute this share of the features alone, and write no result")
-    options, rest = parser.parse_known_args(words)
-    part = None if options.part is None else parse_part(options.part)
-    run, cfg = existing_run(rest)
+def main(words: list[str], *, part: Part | None = None) -> None:
+    """`python -m pipeline evaluate`."""
+    run, cfg = existing_run(words)
     require(cfg, "evaluate")
     for path in evaluate(cfg, run, part=part):
         show(read_json(path))
         print(path)
-    return 0

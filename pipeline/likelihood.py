@@ -1,13 +1,10 @@
 """The likelihood job: a bound on the bits per dimension that a DDPM needs for held-out images.
 
-    python -m pipeline likelihood RUN_DIR [--split valid] [--images N] [--step N] [key=value ...]
-
 A sum over all T timesteps, so T calls of the network an image (Ho et al. 2020, equation 5). Each image's noise is a
 function of its place in the split: no number depends on batches or processes. The tasks of a job share the images in
 blocks; killed and started again, the job goes on with the blocks that are missing.
 """
 
-import argparse
 import math
 import shutil
 import sys
@@ -39,21 +36,13 @@ BLOCK = 64  # images of one restartable piece of work
 Bits = npt.NDArray[np.float64]
 
 
-def main(words: list[str]) -> int:
-    """`python -m pipeline likelihood RUN_DIR [--split valid] [--images N] [--step N] [key=value ...]`."""
-    parser = argparse.ArgumentParser(
-        prog="pipeline likelihood", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--split", default="valid", help="whose images are coded; default: valid")
-    parser.add_argument("--images", type=int, help="this many, spread over the split; default: all")
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
-    options, rest = parser.parse_known_args(words)
-    run, cfg = existing_run(rest)
-    path = likelihood(cfg, run, split=options.split, images=options.images, step=options.step)
+def main(words: list[str], *, split: str = "valid", images: int | None = None, step: int | None = None) -> None:
+    """`python -m pipeline likelihood`."""
+    run, cfg = existing_run(words)
+    path = likelihood(cfg, run, split=split, images=images, step=step)
     if path is not None:
         found = read_json(path)
         print(f"{found['bits_per_dimension']:.4f} +- {found['standard_error']:.4f} bits per dimension\n{path}")
-    return 0
 
 
 def likelihood(

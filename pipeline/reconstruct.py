@@ -1,14 +1,11 @@
 """Reconstruct: what an autoencoder makes of images that it was not trained on, as a shard set, with its numbers.
 
-    python -m pipeline reconstruct RUN_DIR [--step N] [--part k/n] [key=value ...]
-
 All images of the validation split (of the training split where there is none) go through the weights that
 `sample.weights` names, by the posterior's mean, in float32 as `data_prep encode` and the decoding of samples are.
 Killed and started again it makes the shards that are missing. The tasks of a job share the shards; the first of them
 makes what is missing still and measures. So does a call without --part after those with one.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -55,7 +52,7 @@ from pipeline.objectives.measuring import Standards, measure_restoration, open_s
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import atomic_path, content_hash, read_json, write_json
-from pipeline.runtime.parts import WHOLE, Part, parse_part, this_world, writing
+from pipeline.runtime.parts import WHOLE, Part, this_world, writing
 from pipeline.runtime.progress import progress
 from pipeline.runtime.run_dir import COMMIT, RunDir, existing_run, step_name, step_of
 
@@ -63,20 +60,14 @@ SHOWN = 32  # images in the picture
 WIDTH = 1200  # pixels of the picture, about
 
 
-def main(words: list[str]) -> int:
-    """`python -m pipeline reconstruct RUN_DIR [--step N] [--part k/n] [key=value ...]`."""
-    parser = argparse.ArgumentParser(prog="pipeline reconstruct", description=main.__doc__)
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
-    parser.add_argument("--part", metavar="k/n", help="only every n-th shard from the k-th, and no result")
-    options, rest = parser.parse_known_args(words)
-    part = None if options.part is None else parse_part(options.part)
-    run, cfg = existing_run(rest)
+def main(words: list[str], *, step: int | None = None, part: Part | None = None) -> None:
+    """`python -m pipeline reconstruct`."""
+    run, cfg = existing_run(words)
     require(cfg, "reconstruct")
-    path = reconstruct(cfg, run, step=options.step, part=part)
+    path = reconstruct(cfg, run, step=step, part=part)
     if path is not None:
         show(read_json(path))
         print(path)
-    return 0
 
 
 def reconstruct(cfg: Config, run: RunDir, *, step: int | None = None, part: Part | None = None) -> Path | None:

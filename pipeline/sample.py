@@ -5,7 +5,6 @@ shard, beginning with the third. The process that finds the set whole finishes i
 only the shards that are missing.
 """
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -44,7 +43,7 @@ from pipeline.data.shards import (
 from pipeline.inference import Make, asked_for, image_maker
 from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import read_json
-from pipeline.runtime.parts import WHOLE, Part, parse_part, this_world, writing
+from pipeline.runtime.parts import WHOLE, Part, this_world, writing
 from pipeline.runtime.progress import progress
 from pipeline.runtime.run_dir import COMMIT, RunDir, existing_run, step_of
 
@@ -125,18 +124,11 @@ class SampleSet:
         return None
 
 
-def main(words: list[str]) -> int:
-    """`python -m pipeline sample RUN_DIR [--step N] [--part k/n] [--partial] [key=value ...]`."""
-    parser = argparse.ArgumentParser(prog="pipeline sample", description=main.__doc__)
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
-    parser.add_argument("--part", default="0/1", metavar="k/n", help="only every n-th shard from the k-th")
-    parser.add_argument("--partial", action="store_true", help="finish the set with the shards that are there")
-    options, rest = parser.parse_known_args(words)
-    part = parse_part(options.part)
-    run, cfg = existing_run(rest)
+def main(words: list[str], *, step: int | None = None, part: Part = WHOLE, partial: bool = False) -> None:
+    """`python -m pipeline sample`."""
+    run, cfg = existing_run(words)
     require(cfg, "sample")
-    sample(cfg, run, step=options.step, part=part, finish_partial=options.partial)
-    return 0
+    sample(cfg, run, step=step, part=part, finish_partial=partial)
 
 
 def sample(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -72,13 +72,13 @@ class Board:
             print(f"{name}: {row.word}{took}{': ' if row.detail else ''}{row.detail}", file=sys.stderr, flush=True)
             self._said[name] = (row.detail, time.monotonic())
 
-    def table(self) -> Table:
+    def table(self) -> Group:
         """All rows, for a terminal or the end of a log."""
-        table = Table(title=self._title, title_justify="left")
+        table = Table()
         for column in ("job", "state", "time", ""):
             table.add_column(column, justify="right" if column == "time" else "left", overflow="fold")
         for name, row in self.rows.items():
             took = duration(row.seconds) if row.began is not None else ""
             # Text, so that brackets in a log's line are not taken for markup.
             table.add_row(name, Text(row.word, COLOURS.get(row.word, "")), took, Text(row.detail))
-        return table
+        return Group(Text(self._title), table)  # a title of the table would be as narrow as its columns

@@ -4,10 +4,10 @@ import shlex
 from pathlib import Path
 
 from pipeline.config.schema_cluster import ClusterConfig, Resources
+from pipeline.runtime.commit import commit_of
 from slurm.after import AGAIN
 from slurm.failures import LOST_STEP, POLICIES, retries_allowed
 from slurm.rank import RECEIPT
-from slurm.snapshot import commit_of
 
 PORTS = (20000, 20000)  # first port and how many: a job's own is found from its id, then the next free one
 

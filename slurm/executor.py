@@ -15,12 +15,12 @@ import submitit
 from submitit.core.utils import CommandFunction, FailedJobError, FailedSubmissionError
 
 from pipeline.config.schema_cluster import ClusterConfig
+from pipeline.runtime.commit import commit_of
 from pipeline.runtime.errors import UserError
 from slurm.environment import setup_lines, teardown_lines
 from slurm.job import Job
 from slurm.payload import Words
 from slurm.rank import RECEIPT
-from slurm.snapshot import commit_of
 
 # What a process inside a job inherits and a job that it submits must not.
 _OF_A_JOB = ("SLURM_", "SUBMITIT_", "MASTER_", "MUDI_NODE_CACHE", "MUDI_COMMIT", RECEIPT)

@@ -5,7 +5,6 @@ import subprocess
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from pipeline.config.durations import needs_images
 from pipeline.config.paths import data_directory
@@ -22,21 +21,21 @@ from slurm.workflows import Launch, trained_autoencoder
 
 
 def show(launch: Launch, console: Console) -> None:
-    """Print the graph with what is complete already, then the derived quantities."""
+    """Print the graph with what is complete already, then the derived quantities. Commands stay in one line."""
     complete = launch.complete()
-    table = Table(title=f"{launch.run.path} on cluster={launch.cfg.cluster.name}", title_justify="left")
-    for column in ("job", "after", "asks for", "command", "now"):
-        table.add_column(column, overflow="fold")
+    _say(console, f"{launch.run.path} on cluster={launch.cfg.cluster.name}", "")
     for job in ordered(launch.jobs):
-        now = "complete: skipped" if complete[job.name] else "to do"
-        table.add_row(job.name, ", ".join(job.parents), asked(job.resources), job.command(), now)
-    console.print(table)
+        after = f", after {', '.join(job.parents)}" if job.parents else ""
+        _say(console, f"{job.name}: {'complete: skipped' if complete[job.name] else 'to do'}{after}")
+        _say(console, f"  {job.command()}", f"  {asked(job.resources)}", "")
     for name, value in quantities(launch).items():
-        console.print(f"{name:14s} {value}", highlight=False)
-    console.print(
-        "parameters     python -m pipeline train ... --dry-run counts them, with the size of a checkpoint",
-        highlight=False,
-    )
+        _say(console, f"{name:14s} {value}")
+    _say(console, "parameters     `mudi train ... --dry-run` counts them, with the size of a checkpoint")
+
+
+def _say(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def asked(resources: Resources) -> str:

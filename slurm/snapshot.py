@@ -9,13 +9,12 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.runtime.commit import RECORD, ROOT
 from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import atomic_path, read_json, write_json
 
-ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("pipeline", "slurm", "data_prep", "configs")
 FOLDER = ".code"  # beside the run directories
-RECORD = "snapshot.json"
 DIFF = "uncommitted.diff"
 
 
@@ -50,14 +49,6 @@ def take(folder: Path, *, root: Path = ROOT) -> Path:
 def record_of(snapshot: Path) -> dict[str, str | bool]:
     """What a snapshot says of itself: commit, dirty, sha256."""
     return dict(read_json(snapshot / RECORD))
-
-
-def commit_of(snapshot: Path) -> str:
-    """The commit of a snapshot, with "+" where files differed from it."""
-    if not (snapshot / RECORD).is_file():
-        return "unknown"
-    record = record_of(snapshot)
-    return f"{record['commit']}{'+' if record['dirty'] else ''}"
 
 
 def _files(root: Path) -> Iterator[Path]:

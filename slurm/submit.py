@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+from pipeline.runtime.commit import commit_of
 from pipeline.runtime.errors import UserError
 from slurm import ledger, snapshot
 from slurm.adopt import Stray, adopt, in_turn, locked, strays
@@ -133,7 +134,7 @@ def place(
         argv=job.argv,
         dependency=where.dependency,
         snapshot=str(code),
-        commit=snapshot.commit_of(code),
+        commit=commit_of(code),
         record=str(record),
         words=launch.words,
         cwd=str(launch.cwd),

@@ -18,10 +18,10 @@ def summary(launch: Launch, console: Console) -> None:
     samples = sample_set(launch)
     restored = reconstruction_of(launch.autoencoder)
     if any(job.name == "reconstruct" for job in launch.jobs) and restored.is_file():
-        console.print(_table(restored, "reconstructions"))
+        show_result(restored, "reconstructions", console)
         console.print(f"Picture:     {restored.with_suffix('.png')}", highlight=False, soft_wrap=True)
     if samples is not None and (path := result_of(launch, samples)).is_file():
-        console.print(_table(path, "samples"))
+        show_result(path, "samples", console)
     for name, what in PICTURES.items():
         if samples is not None and (samples / name).is_file():
             console.print(f"{what + ':':12} {samples / name}", highlight=False, soft_wrap=True)
@@ -32,13 +32,15 @@ def summary(launch: Launch, console: Console) -> None:
         console.print(f"TensorBoard: {command}", highlight=False, soft_wrap=True)
 
 
-def _table(path: Path, what: str) -> Table:
+def show_result(path: Path, what: str, console: Console) -> None:
+    """Print the numbers of a result file as a table below a line that says what they are of."""
     result = read_json(path)
     title = f"{result['samples']['count']} {what} of step {result['step']} ({path})"
-    table = Table(title=title, title_justify="left")
+    console.print(title, highlight=False, markup=False, soft_wrap=True)
+    table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
     table.add_column("note", overflow="fold")
     for name, value in sorted(result["metrics"].items()):
         table.add_row(name, shown(value, result.get("details", {}).get(name, {})), note(name, value))
-    return table
+    console.print(table)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.compare import CURVES, compare, main, plots, read_rows
+from pipeline.__main__ import main
+from pipeline.compare import CURVES, compare, plots, read_rows
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import read_json, write_json
 
@@ -169,7 +170,9 @@ def test_a_run_without_results_is_named(tmp_path: Path) -> None:
 
 
 def test_the_command_line_writes_beside_the_first_run(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(runs[0]), "--metric", "fd-domain", *map(str, runs[1:])]) == 0  # options may stand anywhere
-    assert main([str(r) for r in runs]) == 0
+    assert (
+        main(["compare", str(runs[0]), "--metric", "fd-domain", *map(str, runs[1:])]) == 0
+    )  # options may stand anywhere
+    assert main(["compare", *(str(r) for r in runs)]) == 0
     assert "| run | step |" in capsys.readouterr().out
     assert (runs[0].parent / "comparison" / "comparison.md").is_file()

@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import __main__ as data_prep
-from pipeline import __main__ as pipeline
 from pipeline.config.load import config_from
-from slurm import __main__ as slurm
+from pipeline.runtime import cli
 from slurm.graph import ordered
 from slurm.workflows import Launch, launch_for
 
@@ -37,16 +35,10 @@ SMALL = [
 ]
 
 
-MAIN = {"data_prep": data_prep.main, "pipeline": pipeline.main, "slurm": slurm.main}
-
-
-def mudi(module: str, *words: str, code: int = 0) -> str:
-    """`python -m module words` without its interpreter; what it printed."""
+def mudi(program: str, *words: str, code: int = 0) -> str:
+    """`python -m program words`, or `mudi words`, without its interpreter; what it printed."""
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
-        try:
-            found = MAIN[module](list(words))
-        except SystemExit as leave:
-            found = leave.code
+        found = cli.main(program, list(words))
     assert found == code, said.getvalue()
     return said.getvalue()
 

@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 
 from data_prep import reference
+from pipeline.__main__ import main
 from pipeline.config.load import config_from, to_yaml
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config
 from pipeline.data.images import encode
 from pipeline.data.shards import Layout, Sample, finish, open_shards, write_shard
-from pipeline.evaluate import evaluate, main
+from pipeline.evaluate import evaluate
 from pipeline.metrics.references import open_reference, reference_path
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.parts import Part
@@ -114,7 +115,7 @@ def test_the_copy_check_computes_in_shared_blocks_what_is_not_there(scored, tmp_
     cfg, run = make(tmp_path)
     reference.run(cfg)
     for part in ("0/2", "1/2"):
-        assert main([str(run.path), "--part", part]) == 0
+        assert main(["evaluate", str(run.path), "--part", part]) == 0
         log = capsys.readouterr().err
         assert "features of heun, mirrored" in log and "features of valid, mirrored" in log
     before = {p: p.stat().st_mtime_ns for p in run.results.rglob("mirrored-*/*.safetensors")}
@@ -198,7 +199,7 @@ def test_what_is_missing_is_named(tmp_path) -> None:
 
 def test_the_command_line_prints_a_table(scored, capsys) -> None:
     _, run, _ = scored
-    assert main([str(run.path)]) == 0
+    assert main(["evaluate", str(run.path)]) == 0
     printed = capsys.readouterr().out
     assert "fd-domain" in printed and "accuracy-domain" in printed and "72 images" in printed
 

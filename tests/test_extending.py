@@ -19,7 +19,7 @@ TEXT = (ROOT / "docs" / "extending.md").read_text()
 SECTIONS = re.findall(r"^## (An? .+?)\n(.*?)(?=^## )", TEXT, re.DOTALL | re.MULTILINE)
 EXAMPLES = {title: re.findall(r"```python\n# (\w+\.py)\n(.*?)```", body, re.DOTALL) for title, body in SECTIONS}
 (COMMANDS,) = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
-SUBMIT, EVALUATE = (shlex.split(line)[2:] for line in COMMANDS.splitlines())
+SUBMIT, EVALUATE = (shlex.split(line) for line in COMMANDS.splitlines())
 PACKAGES = ("pipeline", "slurm", "data_prep")
 # Every job of an experiment in one process, in the order of their dependencies, as `submit` starts them one by one.
 ALL_JOBS = """

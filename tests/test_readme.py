@@ -39,8 +39,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (24, 24), (shade,) * 3).save(folder / f"{k}.png")
     for command in COMMANDS:
-        if command.startswith("python -m slurm submit") and not (root / "runs" / name_in(command)).is_dir():
-            graph_here(*words_of(command, root)[2:])
+        if command.startswith("mudi submit") and not (root / "runs" / name_in(command)).is_dir():
+            graph_here(*words_of(command, root)[1:])
     return root
 
 
@@ -50,9 +50,9 @@ def name_in(command: str) -> str:
 
 
 def words_of(command: str, root: Path) -> list[str]:
-    """Module and words as they stand in the README, but for the size of the experiment and where it writes."""
+    """Words after `mudi` as they stand in the README, but for the size of the experiment and where it writes."""
     command = command.replace("runs/", f"{root}/runs/").replace("sweeps/", f"{root}/sweeps/")
-    words = shlex.split(command.replace("/my/images", f"{root}/images"))[2:]
+    words = shlex.split(command.replace("/my/images", f"{root}/images"))[1:]
     if not any(word.startswith("experiment=") for word in words):
         return words if "plan" not in words else [*words, f"sweep.folder={root}/sweeps", "sweep.trials=2"]
     varied = [word.partition("=")[0] for word in words if "=" in word]
@@ -64,14 +64,14 @@ def words_of(command: str, root: Path) -> list[str]:
     return [*words, *extra]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m ")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("mudi ")])
 def test_a_command_runs(root, command):
     """In the order in which they stand; what is made already is skipped, as it would be on the second day."""
-    mudi(*words_of(command, root))
+    mudi("mudi", *words_of(command, root))
 
 
 def test_there_are_enough_of_them():
-    assert sum(c.startswith("python -m ") for c in COMMANDS) >= 8
+    assert sum(c.startswith("mudi ") for c in COMMANDS) >= 16
 
 
 def test_tensorboard_is_installed():

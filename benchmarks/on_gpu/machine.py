@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from on_gpu.report import seconds
 
-from pipeline.runtime import distributed
+from pipeline.runtime.commit import commit_of
 from pipeline.train.speed import peak_tflops
 
 
 def header(device: str, root: Path) -> dict[str, Any]:
     """Everything that a number of this machine needs beside it."""
     found: dict[str, Any] = {
-        "commit": os.environ.get("MUDI_COMMIT") or distributed.commit_of(root),
+        "commit": os.environ.get("MUDI_COMMIT") or commit_of(root),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cpus": len(os.sched_getaffinity(0)),

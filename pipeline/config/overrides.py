@@ -52,7 +52,7 @@ def key_of(word: str) -> str:
     if key.startswith("~") or "@" in key:
         raise UserError(f"'{word}': expected key=value. A setting is switched off by key=null.")
     if key.startswith("-"):
-        raise UserError(f"'{word}' is not key=value, and no option of this command.")
+        raise UserError(f"'{word}' is not key=value, and no option of this command; `--help` lists them.")
     if not equals or not key.lstrip("+"):
         raise UserError(f"'{word}' is not key=value.{_order(word)}")
     return key.lstrip("+")

@@ -1,11 +1,30 @@
 """Settings of a cluster: everything that is particular to a machine stands here and in configs/cluster, not in code."""
 
+import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pipeline.config.base import Settings
+
+
+def _as_minutes(value: object) -> object:
+    """Slurm's ways to write a time limit, as minutes rounded up: M:S, H:M:S, D-H, D-H:M, D-H:M:S."""
+    if not isinstance(value, str) or value.isdecimal():
+        return value
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", value)
+    if match is None:
+        raise ValueError(f"found '{value}', expected minutes, or a time as Slurm has it: 24:00:00, or 1-12:00:00")
+    days, first, second, third = (None if part is None else int(part) for part in match.groups())
+    if days is None and third is None:  # M:S
+        return -(-(60 * (first or 0) + (second or 0)) // 60)
+    seconds = 86400 * (days or 0) + 3600 * (first or 0) + 60 * (second or 0) + (third or 0)
+    return -(-seconds // 60)
+
+
+Minutes = Annotated[int, BeforeValidator(_as_minutes), Field(ge=1)]
+"""A time limit: minutes, or as Slurm writes it."""
 
 
 class Resources(Settings):
@@ -16,7 +35,8 @@ class Resources(Settings):
     gpus: int = Field(0, ge=0)  # on each node
     cpus: int | None = Field(None, ge=1)  # cores of each task; None: the cluster's default, locally an even share
     memory_gb: float | None = Field(None, gt=0)  # on each node; None: the cluster's default
-    minutes: int = Field(60, ge=1)  # time limit of one start; a job that is cut continues in the next one
+    # Time limit of one start; a job that is cut continues in the next one. Minutes, or as Slurm has it: 24:00:00, 1-12.
+    minutes: Minutes = 60
     partition: str | None = None  # None: the cluster's
     parts: int = Field(1, ge=1)  # an array of this many jobs, each with its share of the images
     at_once: int = Field(64, ge=1)  # most jobs of an array that run at the same time

@@ -9,7 +9,6 @@ import importlib
 import inspect
 import os
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -289,16 +288,3 @@ def use_cpus(world: World) -> None:
     given = os.environ.get("SLURM_CPUS_PER_TASK")
     cpus = int(given) if given else len(os.sched_getaffinity(0)) // world.local_size
     torch.set_num_threads(max(min(cpus, len(os.sched_getaffinity(0))), 1))
-
-
-def commit_of(directory: Path) -> str:
-    """The git commit of a checkout, with "+" where files differ from it; "unknown" outside of one."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", directory, *words], capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

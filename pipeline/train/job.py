@@ -1,6 +1,5 @@
 """The training job's command line, and what it would do."""
 
-import argparse
 from dataclasses import asdict
 
 import torch
@@ -19,15 +18,12 @@ from pipeline.runtime.run_dir import create_run
 from pipeline.train.loop import train
 
 
-def main(words: list[str]) -> int:
-    """`python -m pipeline train (RUN_DIR | experiment=NAME) [key=value ...] [--dry-run]`."""
-    parser = argparse.ArgumentParser(prog="pipeline train", description=main.__doc__)
-    parser.add_argument("--dry-run", action="store_true", help="print the config and what follows from it, and stop")
-    options, rest = parser.parse_known_args(words)
-    cfg = config_from(rest)
-    if path := run_named(rest):  # a run directory may have been moved since its config was written
+def main(words: list[str], *, dry_run: bool = False) -> int:
+    """`python -m pipeline train`; with `dry_run`, only say what it would do."""
+    cfg = config_from(words)
+    if path := run_named(words):  # a run directory may have been moved since its config was written
         cfg = cfg.model_copy(update={"runs_dir": path.parent, "name": path.name})
-    if options.dry_run:
+    if dry_run:
         describe(cfg)
         return 0
     require(cfg, "train")
@@ -38,7 +34,8 @@ def describe(cfg: Config) -> None:
     """Print the resolved config and derived quantities: steps, images, epochs, parameters, size of checkpoints."""
     console = Console()
     console.print(to_yaml(cfg), markup=False, highlight=False)
-    table = Table("quantity", "value", title=str(run_directory(cfg)))
+    console.print(run_directory(cfg), highlight=False, soft_wrap=True)
+    table = Table("quantity", "value")
     for name, value in derived(cfg).items():
         table.add_row(name, value)
     console.print(table)

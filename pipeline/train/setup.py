@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from pipeline.objectives.build import build_objective
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.space import remember
 from pipeline.runtime import distributed
+from pipeline.runtime.commit import commit_of
 from pipeline.runtime.distributed import World
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import append_line
@@ -42,8 +42,6 @@ from pipeline.train.graphs import GraphedBackward, uses_graph
 from pipeline.train.optim import build_optimizer
 from pipeline.train.recorder import Recorder, seconds_of_starts
 from pipeline.train.state import LossScale, Saver, State, clean
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -239,7 +237,7 @@ def _report(
         "time": time.time(),
         "earlier_seconds": seconds_of_starts(run),
         "step": state.progress.step,
-        "commit": os.environ.get("MUDI_COMMIT") or distributed.commit_of(REPOSITORY),
+        "commit": os.environ.get("MUDI_COMMIT") or commit_of(),
         "argv": sys.argv,
         "host": socket.gethostname(),
         "job": os.environ.get("SLURM_JOB_ID"),

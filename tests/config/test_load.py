@@ -1,10 +1,13 @@
 """Words to a config: what is wrong is said at once, in full, with what was probably meant."""
 
+import shutil
+
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
+from pipeline.config import load
 from pipeline.config.load import CONFIG_ROOT, composed, config_from, groups, run_named, to_yaml
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
@@ -207,3 +210,34 @@ def test_features_of_inception_may_be_written_as_numbers(tmp_path):
     run = create_run(cfg)
     assert config_from([str(run.path), *words]) == cfg
     assert "evaluate.inception.features.0" in refused("evaluate.inception.features=[65]")
+
+
+@pytest.mark.parametrize(
+    ("text", "minutes"),
+    [("90", 90), ("24:00:00", 1440), ("1-00", 1440), ("1-12:30", 2190), ("2-00:00:01", 2881), ("0:30", 1)],
+)
+def test_time_limits_may_be_written_as_slurm_has_them(text, minutes):
+    cfg = config_from(["experiment=glyphs16", f"cluster.train.minutes={text}"])
+    assert cfg.cluster.train.minutes == minutes
+
+
+def test_a_time_limit_that_is_none_is_refused():
+    for wrong in ("24h", "1:2:3:4", "-5", "0"):
+        with pytest.raises(UserError, match=r"cluster\.train\.minutes"):
+            config_from(["experiment=glyphs16", f"cluster.train.minutes={wrong}"])
+
+
+def test_a_time_that_yaml_takes_for_seconds_is_refused(tmp_path, monkeypatch):
+    """`minutes: 24:00:00` is 86400 to YAML."""
+    shutil.copytree(load.CONFIG_ROOT, tmp_path / "configs")
+    monkeypatch.setattr(load, "CONFIG_ROOT", tmp_path / "configs")
+    cluster = tmp_path / "configs" / "cluster" / "mine.yaml"
+    for text, good in (("24:00:00", False), ("'24:00:00'", True), ("1-00:00:00", True)):
+        cluster.write_text(f"name: mine\nexecutor: slurm\ntrain: {{minutes: {text}}}\n")
+        load._composed.cache_clear()
+        if good:
+            assert config_from(["experiment=glyphs16", "cluster=mine"]).cluster.train.minutes == 1440
+        else:
+            with pytest.raises(UserError, match=r"mine\.yaml: found minutes: 24:00:00.*Quote it: minutes: '24:00:00'"):
+                config_from(["experiment=glyphs16", "cluster=mine"])
+    load._composed.cache_clear()

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from data_prep import listing, shard
-from data_prep.__main__ import data_config
+from data_prep.commands import data_config
 from data_prep.items import Rejected, read_rejected
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import Config

@@ -27,7 +27,7 @@ from pipeline.config.paths import protocol_hash
 from pipeline.runtime.errors import Incomplete, UserError
 
 Capture = pytest.CaptureFixture[str]
-SIZE = ["data.image_size=16", "data.split.valid=0", "--workers=1"]
+SIZE = ["data.image_size=16", "data.split.valid=0"]
 OFFICIAL = ["data.split.rule=official"]
 NAMED = [f"p{number:03d}.png" for number in range(8)]
 
@@ -38,7 +38,8 @@ def prepared(
     """Exit code and console text of the stages."""
     capsys.readouterr()
     for stage in stages:
-        code = main([stage, f"data={data}", f"data_dir={data_dir}", *SIZE, *words])
+        workers = ["--workers=1"] if stage == "shard" else []
+        code = main([stage, *workers, f"data={data}", f"data_dir={data_dir}", *SIZE, *words])
         if code:
             break
     return code, capsys.readouterr().err
@@ -239,7 +240,7 @@ def test_every_file_that_is_passed_over_is_listed_with_its_kind(tmp_path: Path, 
     (root / "c").symlink_to(tmp_path / "elsewhere")
     with (root / os.fsdecode(b"a/caf\xe9.png")).open("wb") as file:
         picture(51).save(file, "PNG")
-    words = [f"data.source.path={root}", *SIZE[:2], "data.max_rejected=0.1"]
+    words = [f"data.source.path={root}", *SIZE, "data.max_rejected=0.1"]
     cfg = config(tmp_path / "data", *words)
     prepare(cfg)
     kinds = {key: row.kind for key, row in rejected_of(cfg).items()}
@@ -280,11 +281,11 @@ def packed(root: Path, kind: str) -> Path:
 
 def test_archives_of_any_kind_are_read_and_refused_where_they_are_cut(tmp_path: Path) -> None:
     root = flat(tmp_path / "images", [f"{kind}/{number}.png" for kind in "ab" for number in range(2)])
-    whole = listing.run(config(tmp_path / "folder", f"data.source.path={root}", *SIZE[:2]))
+    whole = listing.run(config(tmp_path / "folder", f"data.source.path={root}", *SIZE))
     assert whole["items"] == 4
     for kind in ("tar", "tar.gz", "tar.bz2", "tar.xz", "zip", "ZIP"):
         path = packed(root, kind)
-        words = [f"data.source.path={path}", *SIZE[:2]]
+        words = [f"data.source.path={path}", *SIZE]
         receipt = listing.run(config(tmp_path / kind, *words))
         assert receipt["sha256"] == whole["sha256"], kind  # the same keys, labels and order
         assert receipt["rejected"] == {"hidden": 3}
@@ -296,10 +297,10 @@ def test_archives_of_any_kind_are_read_and_refused_where_they_are_cut(tmp_path: 
     tar = packed(root, "tar")
     tar.write_bytes(tar.read_bytes() * 2)
     with pytest.raises(Incomplete, match="goes on after its end mark"):
-        listing.run(config(tmp_path / "two", f"data.source.path={tar}", *SIZE[:2]))
+        listing.run(config(tmp_path / "two", f"data.source.path={tar}", *SIZE))
     tar.write_bytes(b"\x28\xb5\x2f\xfd" + bytes(99))
     with pytest.raises(UserError, match=r"packed by zstd, expected .* Give it unpacked"):
-        listing.run(config(tmp_path / "zstd", f"data.source.path={tar}", *SIZE[:2]))
+        listing.run(config(tmp_path / "zstd", f"data.source.path={tar}", *SIZE))
 
 
 def test_links_in_a_tar_are_followed_or_listed(tmp_path: Path) -> None:
@@ -316,7 +317,7 @@ def test_links_in_a_tar_are_followed_or_listed(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, target
             archive.addfile(info)
-    cfg = config(tmp_path / "data", f"data.source.path={tmp_path / 'a.tar'}", *SIZE[:2], "data.max_rejected=0.5")
+    cfg = config(tmp_path / "data", f"data.source.path={tmp_path / 'a.tar'}", *SIZE, "data.max_rejected=0.5")
     prepare(cfg)
     train = split_of(cfg)
     assert train.manifest.count == 4 and all(np.array_equal(image_of(train, 0), image_of(train, k)) for k in range(4))
@@ -377,12 +378,12 @@ def test_tables_of_any_delimiter_encoding_and_quoting_are_read(tmp_path: Path) -
     root = flat(tmp_path / "images")
     for name, content in GOOD:
         (tmp_path / name).write_bytes(content)
-        words = [f"data.source.path={root}", f"data.source.table={tmp_path / name}", *SIZE[:2]]
+        words = [f"data.source.path={root}", f"data.source.table={tmp_path / name}", *SIZE]
         receipt = listing.run(config(tmp_path / f"{name}.data", *words))
         assert receipt["classes"] == [["x", 4], ["y", 4]], name
     for number, (content, said) in enumerate(BAD.items()):
         (tmp_path / "t.csv").write_text(content)
-        words = [f"data.source.path={root}", f"data.source.table={tmp_path / 't.csv'}", *SIZE[:2]]
+        words = [f"data.source.path={root}", f"data.source.table={tmp_path / 't.csv'}", *SIZE]
         with pytest.raises(UserError, match=said) as caught:
             listing.run(config(tmp_path / str(number), *words))
         assert "t.csv" in str(caught.value)
@@ -393,7 +394,7 @@ def test_tables_of_any_delimiter_encoding_and_quoting_are_read(tmp_path: Path) -
 
 def attributes_of(tmp_path: Path, root: Path, name: str, content: str) -> list[tuple[int, ...]]:
     (tmp_path / name).write_text(content)
-    words = [f"data.source.path={root}", f"data.source.table={tmp_path / name}", *SIZE[:2]]
+    words = [f"data.source.path={root}", f"data.source.table={tmp_path / name}", *SIZE]
     cfg = config(tmp_path / f"{name}.data", *words, "data.source.attribute_columns=[cat,dog]")
     listing.run(cfg)
     return [item.attributes for item in Items(listing.source_directory(cfg))]
@@ -419,7 +420,7 @@ def test_an_image_with_two_labels_is_refused_whoever_says_them(tmp_path: Path) -
         "file,label\na.png,cat\na.png,dog\n": "line 3: found label 'dog' for 'a.png', expected 'cat' as in line 2",
     }.items():
         (root / "t.csv").write_text(content)
-        words = [f"data.source.path={root}", "data.source.table=t.csv", *SIZE[:2]]
+        words = [f"data.source.path={root}", "data.source.table=t.csv", *SIZE]
         with pytest.raises(UserError, match=said):
             listing.run(config(tmp_path / said[5], *words))
     (root / "t.csv").write_text("file,label\na.png,cat\nb.png,cat\nc.png,dog\n")

@@ -63,7 +63,7 @@ def test_what_may_not_be_written_or_read_is_named_with_setting_path_and_owner(ro
         ["all", *words, f"data.source.path={images}", f"data_dir={closed / 'deeper' / 'data'}"],
         ["all", *words, f"data.source.path={shut}", f"data_dir={ours}"],
         ["fetch", "weights", "niqe", "--into", str(into / "weights"), "--mirror", "http://127.0.0.1:1"],
-        ["inspect", *first[1:]],
+        ["inspect", *words[:-1], *first[-2:]],
     ]
     calls = {"first": first, "then": then, "closed": [str(shut)], "open": str(ours)}
     calls["read_only"] = [str(closed), str(into), str(root / "data")]

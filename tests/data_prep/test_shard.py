@@ -120,7 +120,7 @@ def test_a_full_disk_is_named_and_loses_nothing(images: Path, alone: dict[str, s
     if subprocess.run([*shell, f"mount -t tmpfs -o size=200k none {small}"], capture_output=True).returncode:
         pytest.skip("this system lets nobody but root mount a file system")
     listing_words, shard_words = (
-        " ".join([*command(images, small, stage), "--workers=1"]) for stage in ("fetch", "shard")
+        " ".join(command(images, small, *stage)) for stage in (["fetch"], ["shard", "--workers=1"])
     )
     kept = f"(cd {small} && find . -name '*.tar' -exec ls -i {{}} + | sort)"
     script = (

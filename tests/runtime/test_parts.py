@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from pipeline.__main__ import ALONE, main
+from pipeline.__main__ import main
+from pipeline.runtime.cli import table_of
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import sweep_partial
 from pipeline.runtime.parts import WHOLE, Part, World, parse_part, this_world, without_launcher, writing
@@ -36,7 +37,7 @@ def test_a_process_that_works_alone_is_told_nothing_of_tasks(monkeypatch):
     assert "PATH" in env and not env.keys() & {"SLURM_PROCID", "RANK", "WORLD_SIZE"}
 
 
-@pytest.mark.parametrize("job", ALONE)
+@pytest.mark.parametrize("job", [name for name, command in table_of("pipeline").items() if command.alone])
 def test_what_tasks_cannot_share_is_refused_once(tmp_path, monkeypatch, capsys, job):
     for rank, code in ((1, 0), (0, 2)):
         monkeypatch.setenv("SLURM_PROCID", str(rank))

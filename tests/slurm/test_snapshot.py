@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from pipeline.runtime.commit import commit_of
 from slurm import snapshot
 
 
@@ -41,6 +42,7 @@ def test_whoever_takes_the_same_snapshot_at_the_same_moment_gets_it(tmp_path):
     script = f"""
 import sys, time
 from pathlib import Path
+from pipeline.runtime.commit import commit_of
 from slurm import snapshot
 here = Path({str(tmp_path)!r})
 (here / f"ready-{{sys.argv[1]}}").touch()
@@ -67,10 +69,10 @@ def test_commit_and_difference_are_recorded_and_rebuild_the_code(checkout, tmp_p
     head = subprocess.run(["git", "-C", checkout, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     clean = snapshot.take(tmp_path / "s", root=checkout)
     assert snapshot.record_of(clean)["commit"] == head.stdout.strip()
-    assert snapshot.commit_of(clean) == head.stdout.strip()
+    assert commit_of(clean) == head.stdout.strip()
     (checkout / "slurm" / "a.py").write_text("edited\n")
     dirty = snapshot.take(tmp_path / "s", root=checkout)
-    assert snapshot.commit_of(dirty) == head.stdout.strip() + "+"
+    assert commit_of(dirty) == head.stdout.strip() + "+"
     again = tmp_path / "again"
     subprocess.run(["git", "clone", "-q", checkout, again], check=True)
     subprocess.run(["git", "-C", again, "apply", dirty / snapshot.DIFF], check=True)

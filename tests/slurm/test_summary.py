@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from pipeline.runtime.files import write_json
-from slurm.summary import _table
+from slurm.summary import show_result
 
 
 def test_numbers_have_their_uncertainty_and_what_misleads_its_words(tmp_path):
@@ -12,7 +12,7 @@ def test_numbers_have_their_uncertainty_and_what_misleads_its_words(tmp_path):
     details = {"fd-domain": {"low": 1.0, "high": 2.0}, "kid-domain": {"std": 0.003}}
     write_json(path, {"samples": {"count": 5}, "step": 3, "metrics": metrics, "details": details})
     console = Console(width=200, record=True)
-    console.print(_table(path, "samples"))
+    show_result(path, "samples", console)
     rows = {line.split()[1]: line for line in console.export_text().splitlines() if line.startswith("│")}
     assert "1.5 (1 to 2)" in rows["fd-domain"]
     assert "-0.001 ± 0.003" in rows["kid-domain"] and "read it as 0" in rows["kid-domain"]

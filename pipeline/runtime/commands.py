@@ -1,0 +1,248 @@
+"""The table of commands: see `pipeline.runtime.cli`. Nothing here imports what a command needs."""
+
+from pipeline.runtime.cli import Command
+
+_RUN, _DATA, _RUNS = "RUN [key=value ...]", "DATA [key=value ...]", "RUN_DIR|FOLDER ..."
+_STEP = "--step N  of the checkpoint; default: the newest"
+_PART = "--part K/N  only every N-th shard from the K-th, counted from 0; array: the place in a Slurm array"
+_WORKERS = "--workers N  processes; default: every core"
+_EXAMPLE = "runs/glyphs16"
+_OR_FOLDER = "Instead of DATA, a folder of shards."
+
+LISTS = (
+    Command(
+        *("experiments", "pipeline.config.listing:experiments", "what configs/experiment has, a line each"),
+        examples=("",),
+    ),
+    Command(
+        *("settings", "pipeline.config.listing:settings", "settings with their types, defaults and meanings"),
+        words="[PREFIX]",
+        examples=("train.optim", "cluster.train"),
+    ),
+)
+RUNS = (
+    Command(
+        *("submit", "slurm.commands:submit", "run what is not complete of an experiment, or queue it"),
+        words=_RUN,
+        more="On a cluster this returns at once. With cluster=local, everything runs here, in order.",
+        examples=("experiment=glyphs16 cluster=local", _EXAMPLE),
+    ),
+    Command(
+        *("plan", "slurm.commands:plan_", "what submit would do, and what follows from the settings"),
+        words=_RUN,
+        options=("--sbatch FOLDER  write it as scripts, to submit by hand",),
+        examples=("experiment=glyphs16", "experiment=glyphs16 cluster=slurm_generic --sbatch scripts"),
+    ),
+    Command(
+        *("status", "slurm.commands:status_", "every job of every run: how far, or why not and what to do"),
+        words=f"[{_RUNS}]",
+        examples=("", _EXAMPLE),
+    ),
+    Command(
+        *("logs", "slurm.commands:logs_", "the newest log of a job"),
+        words="RUN_DIR [JOB]",
+        options=("-f --follow  print what comes until the job ends", "-n --lines N  so many of its last; default: 40"),
+        examples=(f"{_EXAMPLE} train -f",),
+    ),
+    Command(
+        *("cancel", "slurm.commands:cancel_", "end what is under way; training saves first"),
+        words=_RUNS,
+        options=("--job JOB  this job alone",),
+        examples=(_EXAMPLE, f"{_EXAMPLE} --job sample"),
+    ),
+    Command(
+        *("retry", "slurm.commands:retry", "queue again what failed, with the settings of its submission"),
+        words=_RUNS,
+        examples=(_EXAMPLE,),
+    ),
+    Command(
+        *("preflight", "slurm.commands:preflight_", "look at a partition, in a minute: GPUs, network, disks, signals"),
+        words="[key=value ...]",
+        options=("--wait SECONDS  for its start; default: 300",),
+        examples=("cluster=slurm_generic", "cluster=slurm_generic experiment=glyphs16 --wait 3600"),
+    ),
+    Command(
+        *("sweep", "slurm.sweep.command:main", "grids and searches: sweep submit|plan|status|report|extend|cancel"),
+        words="submit|plan|status|report|extend|cancel ...",
+        more="Give submit and plan several values of a setting, an interval to search in, or sweep=NAME of "
+        "configs/sweep; give the other commands the sweep's folder.",
+        examples=(
+            "plan experiment=glyphs16 name=rates train.optim.lr=1e-3,2e-3",
+            "submit experiment=glyphs16 name=rates train.optim.lr=1e-3,2e-3 cluster=local",
+            "status sweeps/rates",
+            "extend sweeps/rates train.optim.lr=4e-3",
+        ),
+        own=True,
+    ),
+)
+JOBS = (
+    Command(
+        *("train", "pipeline.train.job:main", "train a model, or go on where it was interrupted"),
+        words=_RUN,
+        options=("--dry-run  print the settings and what follows from them, and stop",),
+        examples=(_EXAMPLE, "experiment=glyphs16 name=wide model.width=64 --dry-run"),
+    ),
+    Command(
+        *("sample", "pipeline.sample:main", "make images from a checkpoint, each from its own seed"),
+        words=_RUN,
+        options=(_STEP, _PART, "--partial  finish the set with the shards that are there"),
+        examples=(_EXAMPLE, f"{_EXAMPLE} sample.count=5000 sample.sampler.guidance.scale=2"),
+    ),
+    Command(
+        *("evaluate", "pipeline.evaluate:main", "score sets of samples against reference statistics"),
+        words=_RUN,
+        options=("--part K/N  compute this share of the features alone, and write no result",),
+        examples=(_EXAMPLE, f"{_EXAMPLE} sample.sampler.guidance.scale=2"),
+    ),
+    Command(
+        *("compare", "pipeline.compare:main", "tables and plots over runs"),
+        words="RUN_DIR ...",
+        more="Numbers stand in one table only if they were measured against the same images in the same features.",
+        options=(
+            "--out FOLDER  of the table and the plots; default: beside the first run",
+            "--metric NAME...  show this metric alone; may be repeated",
+        ),
+        examples=(f"{_EXAMPLE} runs/wide --metric fd-domain",),
+        alone=True,
+    ),
+    Command(
+        *(
+            "score",
+            "pipeline.score:main",
+            "score any images against any others: folders, archives, arrays, sample sets",
+        ),
+        words="A B [evaluate.key=value ...]",
+        more="B is the reference. A folder, zip or tar of images, webdataset tars, .npy or .npz, prepared data, a "
+        "sample set, a run; B also an .npz with mu and sigma.",
+        options=(
+            "--size N  cut out each image's central square and resize it to N pixels",
+            "--json FILE  also write everything that was measured into this file",
+            "--csv FILE  also write one row a metric into this file",
+            "--cache FOLDER  of features; default: ~/.cache/mudi/score",
+            "--part K/N  compute this share of the features alone, and no result",
+        ),
+        examples=("fakes photos.zip evaluate.inception.weights=inception.pth --json scores.json",),
+        own=True,
+    ),
+    Command(
+        *("reconstruct", "pipeline.reconstruct:main", "what an autoencoder makes of images it was not trained on"),
+        words=_RUN,
+        options=(_STEP, "--part K/N  only every N-th shard from the K-th, and no result"),
+        examples=("runs/latent_kl_f4",),
+    ),
+    Command(
+        *(
+            "visualize",
+            "pipeline.visualize:main",
+            "pictures of the way from noise, between seeds, of edited and repaired images",
+        ),
+        words="RUN strip|interpolate|edit|inpaint [key=value ...]",
+        options=(
+            "--seeds LIST  such as 0-7, or 3,5,8; default: 0-7",
+            "--frames N  images a row, of strip and interpolate; default: 8",
+            "--show estimate|noisy|both  of strip; default: estimate",
+            "--interpolation spherical|linear  of interpolate; default: spherical",
+            "--sigmas LIST  noise levels of edit, such as 0.5,1,2",
+            "--image FILE  of edit and inpaint: of the size that the model draws",
+            "--mask FILE  of inpaint: white is painted anew, black stays",
+            _STEP,
+            "--to FILE  the PNG to write; default: in the run directory",
+        ),
+        examples=(f"{_EXAMPLE} strip --seeds 0-7", f"{_EXAMPLE} edit --image a.png --sigmas 0.5,1,2"),
+        alone=True,
+        own=True,
+    ),
+    Command(
+        *(
+            "likelihood",
+            "pipeline.likelihood:main",
+            "bits per dimension of held-out images, with DDPM's steps",
+        ),
+        words=_RUN,
+        options=(
+            "--split NAME  whose images are coded; default: valid",
+            "--images N  this many, spread over the split; default: all",
+            _STEP,
+        ),
+        examples=("runs/glyphs16_ddpm --images 100",),
+    ),
+    Command(
+        *("export", "pipeline.export:main", "write a folder that diffusers loads"),
+        words=_RUN,
+        options=(
+            _STEP,
+            "--format diffusers|safetensors  default: diffusers",
+            "--to FOLDER  the folder to write; default: in the run directory",
+        ),
+        examples=(_EXAMPLE, f"{_EXAMPLE} --format safetensors --to exported sample.weights=network"),
+        alone=True,
+        own=True,
+    ),
+    Command(
+        *(
+            "import",
+            "pipeline.import_diffusers:main",
+            "make a run of a folder that export or diffusers wrote, to go on from",
+        ),
+        words="FOLDER name=RUN data=DATA [key=value ...]",
+        examples=("exported name=from-elsewhere data=glyphs16",),
+        alone=True,
+        own=True,
+    ),
+)
+STAGES = (
+    Command(
+        *("all", "data_prep.commands:prepare", "fetch, shard, verify, then the references that evaluation needs"),
+        words=_DATA,
+        options=(_WORKERS,),
+        examples=("experiment=glyphs16", "data=folder data.source.path=/my/images data.image_size=32"),
+    ),
+    Command(
+        *("fetch", "data_prep.commands:fetch", "find, or download, the source and list its images"),
+        words=_DATA,
+        examples=("data=glyphs16",),
+    ),
+    Command(
+        *("fetch weights", "data_prep.commands:weights", "download networks that evaluation needs, on a login node"),
+        words="[NAME ...]",
+        options=("--into FOLDER  default: weights", "--mirror URL  from URL/NAME/FILE, not from their own homes"),
+        examples=("", "inception niqe --into weights"),
+    ),
+    Command(
+        *("shard", "data_prep.commands:make_shards", "crop and encode the images into shards"),
+        words=_DATA,
+        more="The bytes depend on neither option.",
+        options=(_WORKERS, _PART),
+        examples=("data=glyphs16", "data=glyphs16 --part 0/8"),
+    ),
+    Command(
+        *("verify", "data_prep.commands:check_shards", "read every shard again and compare"),
+        words=_DATA,
+        more=_OR_FOLDER,
+        options=(_WORKERS,),
+        examples=("data=glyphs16",),
+    ),
+    Command(
+        *("encode", "data_prep.commands:make_latents", "images to latents of an autoencoder"),
+        words=_RUN,
+        options=(_WORKERS, _PART),
+        examples=("runs/latent",),
+    ),
+    Command(
+        *("reference", "data_prep.commands:make_reference", "statistics and a classifier of the data, for evaluation"),
+        words=_DATA,
+        examples=("data=glyphs16",),
+    ),
+    Command(
+        *("inspect", "data_prep.commands:inspect", "print counts and draw a contact sheet"),
+        words=_DATA,
+        more=_OR_FOLDER,
+        examples=("data=glyphs16",),
+    ),
+)
+COMMANDS = {
+    "Look things up": LISTS,
+    "Run an experiment, here or on a cluster": RUNS,
+    "Do one job of a run": JOBS,
+    "Prepare data": STAGES,
+}

@@ -1,0 +1,197 @@
+"""The command lines: help for every command, mistakes, exit codes, and what is listed."""
+
+import os
+import shlex
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from pipeline.config.load import config_from, groups
+from pipeline.runtime import cli
+from pipeline.runtime.errors import NonFiniteError, RendezvousError, UserError
+from pipeline.runtime.parts import Part
+
+ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = ("pipeline", "slurm", "data_prep", "mudi")
+EVERY = [(program, name) for program in PROGRAMS for name in cli.table_of(program)]
+
+
+def said(capsys: pytest.CaptureFixture[str], program: str, *words: str, code: int = 0) -> str:
+    """What a command prints, which ends with `code`."""
+    found = cli.main(program, list(words))
+    text = "".join(capsys.readouterr())
+    assert found == code, text
+    return text
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_command_answers_help_with_an_example(capsys, program):
+    overview = said(capsys, program, "--help")
+    assert overview == said(capsys, program) == said(capsys, program, "help")
+    for name, command in cli.table_of(program).items():
+        text = said(capsys, program, *name.split(), "--help")
+        head, examples = text.split("examples:")
+        assert f"usage: {cli.called(program)} {name}" in head and examples.strip() and name in overview
+        for line in examples.strip().splitlines():
+            assert line.strip().startswith(f"{cli.called(program)} {name}")
+        assert text == said(capsys, program, *name.split(), "x=1", "-h")
+        for option in command.options:
+            assert option.split()[0] in head
+
+
+def test_help_imports_no_command():
+    code = (
+        "import sys\nfrom pipeline.runtime import cli\n"
+        "for program in ('pipeline', 'slurm', 'data_prep', 'mudi'):\n"
+        "    assert all(cli.main(program, [*name.split(), '--help']) == 0 for name in cli.table_of(program))\n"
+        "sys.exit(str([name for name in ('torch', 'numpy', 'pydantic', 'hydra', 'rich') if name in sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", cli.table_of("mudi"))
+def test_an_example_is_what_the_command_takes(name):
+    command = cli.table_of("mudi")[name]
+    module = command.place.partition(":")[0]
+    assert find_spec(module), module
+    parser = command.parser("mudi")
+    for example in command.examples:
+        _, rest = parser.parse_known_args(shlex.split(example))
+        assert not any(word.startswith("-") for word in rest)
+        if rest and rest[0].startswith(("experiment=", "data=")):
+            from data_prep.commands import data_config
+
+            data_config(rest) if command.program == "data_prep" else config_from(rest)
+
+
+def test_the_console_command_is_the_one_that_is_installed():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, _, function = scripts["mudi"].partition(":")
+    assert getattr(import_module(module), function) is cli.mudi
+
+
+def test_the_console_command_has_every_command_once():
+    of_programs = [c for program in PROGRAMS[:3] for c in cli.table_of(program).values()]
+    assert len(cli.table_of("mudi")) == len(of_programs) and set(cli.table_of("mudi").values()) == set(of_programs)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("mudi trian x", "error: no command 'trian'. Did you mean 'train'?"),
+        ("mudi prepare shrad x", "Did you mean 'prepare shard'?"),
+        ("mudi shard x", "It is python -m data_prep shard"),
+        ("pipeline submit x", "It is python -m slurm submit"),
+        ("slurm sbumit x", "Did you mean 'submit'?"),
+        ("data_prep shrad x", "Did you mean 'shard'?"),
+        ("slurm plan experiment=glyphs16 --sbtach x", "--sbtach: no such option of `python -m slurm plan`. Did"),
+        ("mudi train runs/a --step=3", "--step: no such option of `mudi train`. It has --dry-run"),
+        ("pipeline sample runs/a --step x", "--step: found 'x', expected a number"),
+        ("pipeline sample --part 3/3", "--part: found '3/3', expected K/N"),
+        ("slurm logs runs/a -n -1", "-n/--lines: "),
+        ("slurm preflight --wait soon", "--wait: found 'soon', expected a number of seconds"),
+        ("pipeline compare runs/a --out", "--out: expected one argument"),
+        ("mudi cancel", "cancel what? For example: mudi cancel runs/glyphs16"),
+        ("mudi train --dry-run", "train what? For example: mudi train runs/glyphs16"),
+        ("mudi settings trian.optim", "Did you mean 'train.optim'?"),
+    ],
+)
+def test_mistakes_are_answered_with_what_was_meant(capsys, words, hint):
+    program, *rest = words.split()
+    assert hint in said(capsys, program, *rest, code=2)
+
+
+def test_options_may_stand_anywhere(monkeypatch, capsys):
+    got = []
+    monkeypatch.setattr("data_prep.commands.make_shards", lambda words, **options: got.append((words, options)))
+    said(capsys, "data_prep", "shard", "--workers", "3", "data=a", "--part=1/2", "data_dir=b")
+    said(capsys, "mudi", "prepare", "shard", "data=a", "data_dir=b", "--part", "1/2", "--workers=3")
+    assert got == [(["data=a", "data_dir=b"], {"workers": 3, "part": Part(1, 2)})] * 2
+
+
+def raising(error: BaseException):
+    def main(_: list[str]) -> int:
+        raise error
+
+    return main
+
+
+OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})
+ENDS = {
+    UserError("x"): 2,
+    RendezvousError("x"): 78,
+    NonFiniteError("x"): 76,
+    OutOfMemoryError("x"): 77,
+    KeyboardInterrupt(): 130,
+}
+
+
+@pytest.mark.parametrize(("error", "code"), ENDS.items(), ids=lambda value: type(value).__name__)
+def test_how_a_command_ends_is_its_exit_code(monkeypatch, capsys, error, code):
+    for program, words, place in (
+        ("pipeline", ["settings", "x"], "pipeline.config.listing.settings"),
+        ("slurm", ["submit", "x"], "slurm.commands.submit"),
+        ("mudi", ["prepare", "fetch", "x"], "data_prep.commands.fetch"),
+    ):
+        monkeypatch.setattr(place, raising(error))
+        assert "Traceback" not in said(capsys, program, *words, code=code) or code == 77
+
+
+def test_another_error_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("slurm.commands.submit", raising(BrokenPipeError("a worker's")))
+    with pytest.raises(BrokenPipeError, match="a worker's"):
+        cli.main("slurm", ["submit", "x"])
+
+
+@pytest.mark.parametrize(
+    ("words", "code"), [("pipeline settings", 141), ("slurm --help", 141), ("slurm plan experiment=glyphs16", 1)]
+)
+def test_a_reader_that_goes_away_is_no_error(words, code):
+    """rich, which prints plans, ends a process with 1."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", *words.split()]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_the_version_names_the_commit(capsys):
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    text = said(capsys, "mudi", "--version")
+    assert text.startswith("mudi 0.") and (head or "unknown") in text
+
+
+def test_every_experiment_is_listed_with_a_line(capsys):
+    text = said(capsys, "mudi", "experiments")
+    for name in groups()["experiment"]:
+        assert f"\n{name}  " in f"\n{text}", name
+
+
+def test_settings_are_listed_with_type_default_and_comment(capsys):
+    text = " ".join(said(capsys, "mudi", "settings", "train").split())
+    assert "train.optim.lr number (> 0); default 0.0001" in text
+    assert "train.optim.kind sgd | adam | adamw | muon; default adamw muon: AdamW for what is not a matrix" in text
+    assert "train.workers whole number | null (>= 0); default null threads that read ahead" in text
+    text = " ".join(said(capsys, "mudi", "settings", "model").split())
+    assert (
+        "model.kind simple_unet | unet | dit" in text
+        and "model.scale_shift true | false; default true; of unet" in text
+    )
+    assert "diffusion.levels.kind  log_normal | " in said(capsys, "mudi", "settings", "diffusion")
+
+
+@pytest.mark.parametrize("columns", ["60", "140"])
+def test_a_plan_is_read_in_a_narrow_terminal(tmp_path, monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    runs = tmp_path / ("a_folder_with_a_long_name_" * 5)
+    text = said(capsys, "mudi", "plan", "experiment=glyphs16", "cluster=local", f"runs_dir={runs}")
+    lines = text.splitlines()
+    assert lines[0] == f"{runs}/glyphs16 on cluster=local" and f"  python -m pipeline train {runs}/glyphs16" in lines
+    assert all(len(line) <= 60 for line in lines if str(runs) not in line and "--dry-run" not in line)
