@@ -48,13 +48,11 @@ def hollowed(network: nn.Module, *, device: torch.device) -> nn.Module:
 
     A sharded network exchanges weights in every call, so all ranks must call it equally often. This one need not.
     """
-    copied = copy.deepcopy(network).eval()
-    for module in copied.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False))
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, buffer.to(device))
-    return copied
+    weights = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in network.parameters()
+    }
+    buffers = {id(b): b.to(device, copy=True) for b in network.buffers()}
+    return copy.deepcopy(network, {**weights, **buffers}).eval()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -113,7 +113,8 @@ class State:
         return {name: {k: rows(v) for k, v in self.networks[name].state_dict().items()} for name in self._averaged}
 
     def snapshot(self) -> Snapshot:
-        """All of it by file name, without copying. Waits for the device where there is a loss scale."""
+        """All of it by file name, without copying; sharded tensors as they are. Waits for the device where there is a
+        loss scale."""
         if self.loss_scale is not None:
             self.progress.loss_scale, self.progress.loss_scale_streak = self.loss_scale.numbers()
         tensors = {f"network.{name}": network.state_dict() for name, network in self.networks.items()}
