@@ -48,11 +48,10 @@ def hollowed(network: nn.Module, *, device: torch.device) -> nn.Module:
 
     A sharded network exchanges weights in every call, so all ranks must call it equally often. This one need not.
     """
-    weights = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False) for p in network.parameters()
-    }
-    buffers = {id(b): b.to(device, copy=True) for b in network.buffers()}
-    return copy.deepcopy(network, {**weights, **buffers}).eval()
+    instead: dict[int, Tensor] = {id(b): b.to(device, copy=True) for b in network.buffers()}
+    for p in network.parameters():
+        instead[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
+    return copy.deepcopy(network, instead).eval()
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -200,7 +200,7 @@ def _update(s: Session, name: str, *, sums: dict[str, Tensor], flags: Tensor, lr
 
 
 def _gradient_norm(network: nn.Module) -> Tensor:
-    """The norm of all gradients, which the ranks have averaged already: the same on each."""
+    """The norm of all gradients, which the ranks have averaged already: the same on each. A collective if sharded."""
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     return whole(torch.nn.utils.get_total_norm(gradients))
 

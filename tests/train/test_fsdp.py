@@ -18,7 +18,7 @@ from pipeline.config.load import config_from
 from pipeline.config.schema_metrics import DomainConfig
 from pipeline.objectives.denoising import Denoising
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.run_dir import FINISHED, RunDir, create_run
+from pipeline.runtime.run_dir import RunDir, create_run
 from pipeline.runtime.sharding import rows
 from pipeline.train import loop, setup
 
@@ -125,7 +125,8 @@ def killed(root):
     cfg = config(root, "killed", **SAVINGS)
     for rank in (ranks := tiny.start(cfg, world_size=2, change=functools.partial(watched, die_at=7))):
         rank.join()
-    assert [rank.exitcode for rank in ranks] == [-signal.SIGKILL] * 2
+    codes = [rank.exitcode for rank in ranks]
+    assert -signal.SIGKILL in codes and 0 not in codes  # one may notice first that the other is gone
     return RunDir(cfg.runs_dir / cfg.name)
 
 
@@ -164,6 +165,7 @@ def test_killed_and_resumed_is_uninterrupted(two, killed):
 
 @pytest.mark.parametrize(("sharding", "world_size"), [("fsdp", 4), ("none", 1)])
 def test_another_number_of_ranks_goes_on(single, killed, sharding, world_size):
+    """Nor does it matter whether these are sharded: it is a setting that may differ from the run's."""
     assert same(single, resumed(killed, f"on-{world_size}", sharding=sharding, world_size=world_size))
 
 
@@ -237,10 +239,3 @@ def test_what_cannot_be_sharded_is_refused(words, said):
     with pytest.raises(UserError, match=r"train\.sharding: found fsdp with") as raised:
         config_from(["experiment=glyphs16", "train.sharding=fsdp", *words])
     assert said in str(raised.value)
-
-
-def test_a_run_may_be_sharded_later(root, two):
-    """Where its ranks have less memory than those before: it is no other recipe."""
-    del root
-    assert config_from([str(two.path), "train.sharding=none"]).train.sharding == "none"
-    assert (two.checkpoints / FINISHED).exists()
