@@ -213,6 +213,7 @@ def poisoned(cfg, rank):
 def test_what_is_not_finite_is_skipped_by_all_and_returned_from(root, monkeypatch):
     """Rank 1 alone meets the bad image. Three such steps in a row go back to the last checkpoint."""
     settings = {"nonfinite_limit": 3, "checkpoint_every": "4 steps", "async_save": False, "sharding": "fsdp"}
+    settings |= {"metric_every": None, "preview_every": None, "duration": "10 steps"}
     several = tiny.run(config(root, "several", **settings), world_size=2, change=poisoned)
     monkeypatch.setattr(setup, "build_objective", Poisoned)
     expected, found = (read(newest_valid(run)[0]) for run in (alone(config(root, "one", **settings)), several))
