@@ -39,7 +39,7 @@ def shard(network: nn.Module, pieces: Iterable[nn.Module], *, device: torch.devi
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()  # FSDP divides no other order of dimensions
     for piece in (*pieces, network):
-        # Also what the network calls itself, as it stays whole otherwise until the next step, when it is out of date.
+        # Torch would leave the last piece whole between the forward and the backward pass: here no piece is.
         fully_shard(piece, mesh=mesh, reshard_after_forward=True)
 
 
