@@ -31,6 +31,7 @@ from pipeline.ema import combine, gamma_of, solve_weights
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import atomic_path, fsync_path, read_json, sha256_file, temporary_name, write_json
 from pipeline.runtime.run_dir import COMMIT, RunDir, step_of
+from pipeline.runtime.sharding import part
 
 Tensors = dict[str, Tensor]
 STATE = "state.json"
@@ -209,7 +210,7 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str
             f"{what} does not fit the network that the config describes: missing {missing[:3] or 'none'}, surplus "
             f"{surplus[:3] or 'none'}, of another shape {shapes[:3] or 'none'}. Use the config it was made with."
         )
-    module.load_state_dict(dict(tensors), strict=True)
+    module.load_state_dict({name: part(tensor, wanted[name]) for name, tensor in tensors.items()}, strict=True)
 
 
 def step_to_read(run: RunDir, step: int | None) -> Path:
@@ -288,7 +289,8 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, named: Mapping[str, Tens
             place = parameter.device if optimizer.param_groups[0].get("fused") else "cpu"
             optimizer.state[parameter][key] = value.to(place, copy=True)
         elif value.shape == parameter.shape:  # a moment: beside its weight, and in the same memory order
-            optimizer.state[parameter][key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            moment = torch.empty_like(parameter, dtype=value.dtype)
+            optimizer.state[parameter][key] = moment.copy_(part(value, parameter))
         else:
             raise Incomplete(
                 f"the optimiser's state has {full} of shape {tuple(value.shape)}, expected {tuple(parameter.shape)}"

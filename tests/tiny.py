@@ -128,9 +128,13 @@ def prepare(cfg: Config, *, count: int = 60, attributes: bool = False) -> None:
 
 
 def processes() -> ForkServerContext:
-    """Processes forked from a server that has torch loaded and nothing else: quick to start, with no history."""
+    """Processes forked from a server that has torch loaded and nothing else: quick to start, with no history.
+
+    Torch loads its compiler where algorithms are to be deterministic, which would take each of them more than a second.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.train.loop", "pipeline.sample"])
+    torch_parts = ["torch._inductor", "torch.distributed.nn", "torch.distributed.fsdp"]
+    context.set_forkserver_preload(["pipeline.train.loop", "pipeline.sample", *torch_parts])
     return context
 
 

@@ -16,6 +16,7 @@ def check_training(cfg: Config) -> Iterator[str]:
         yield from (f"train.early_stop.metric: {p}" for p in metric_problems(cfg, cfg.train.early_stop.metric))
     yield from _tail(cfg)
     yield from _graph(cfg)
+    yield from _sharding(cfg)
     yield from _without_blocks(cfg)
 
 
@@ -28,6 +29,27 @@ def _graph(cfg: Config) -> Iterator[str]:
             f"train.compile={train.compile}, expected a diffusion model, another precision than fp16, and no "
             "compilation. Leave it out, or change that."
         )
+
+
+def _sharding(cfg: Config) -> Iterator[str]:
+    """What does not work on divided weights, or was never tried on them."""
+    train = cfg.train
+    if train.sharding == "none":
+        return
+    reasons = {
+        f"model.kind={cfg.model.kind}: only a diffusion model is one network that is called as a whole": (
+            not objective_kind(cfg).diffusion
+        ),
+        f"train.optim.kind={train.optim.kind}: expected adam or adamw, whose steps torch takes on divided weights": (
+            train.optim.kind not in ("adam", "adamw")
+        ),
+        "train.precision=fp16: its loss scale was not tried on divided gradients. Use bf16": train.precision == "fp16",
+        "train.cuda_graph=true: a graph does not hold the exchange of weights. Leave it out": bool(train.cuda_graph),
+        "train.compile=true: it was not tried. Set it to false": train.compile,
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            yield f"train.sharding: found fsdp with {reason}, or set train.sharding=none."
 
 
 def metric_problems(cfg: Config, metric: str) -> Iterator[str]:

@@ -85,6 +85,9 @@ class TrainConfig(Settings):
     compile: bool = False
     # Start forward and backward at once, 1.2 to 4 times as fast on an H100. None: on a single GPU, where it holds
     cuda_graph: bool | None = None
+    # fsdp: weights, EMA, gradients and moments are divided over all ranks (torch's FSDP2), for a network whose training
+    # does not fit on one GPU. Same results and checkpoints. Not run on more than one GPU so far
+    sharding: Literal["none", "fsdp"] = "none"
     activation_checkpointing: bool = False  # less memory, a forward pass more: blocks keep their inputs alone
     optim: OptimConfig = OptimConfig()
     average: AverageConfig = AverageConfig()

@@ -31,7 +31,13 @@ COMMIT = "commit.json"  # written last into a checkpoint: without it there is no
 _STEP = re.compile(r"^step-(\d{9})$")
 # What may differ between the config of a run and a later call on it: where jobs run, what memory and threads they have,
 # what is recorded of how they run, and what is done with the result.
-_MEMORY = ("train.micro_batch", "train.activation_checkpointing", "latents.decode_batch", "latents.tile")
+_MEMORY = (
+    "train.micro_batch",
+    "train.sharding",
+    "train.activation_checkpointing",
+    "latents.decode_batch",
+    "latents.tile",
+)
 _HOST = ("train.async_save", "train.profile", "train.workers")
 _FREE = ("plugins", "cluster", "sample", "evaluate", "runs_dir", "data_dir", *_MEMORY, *_HOST)
 _PLACE = ("name", "runs_dir")  # a run's directory says them, and may have been copied or moved

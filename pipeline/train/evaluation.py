@@ -22,6 +22,7 @@ from pipeline.objectives.objective import Networks, Restores
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.numerics import own_precision
+from pipeline.runtime.sharding import whole
 from pipeline.train.setup import Session
 
 PREVIEW_IMAGES = 64
@@ -113,11 +114,17 @@ def preview_part(rank: int, size: int) -> slice:
 
 @contextlib.contextmanager
 def averaged(s: Session) -> Iterator[dict[str, Callable[..., Tensor]]]:
-    """The networks with their exponential averages, where there are any, without touching the training weights."""
+    """The networks with their exponential averages, where there are any, without touching the training weights.
+
+    A collective where they are sharded. Ranks may call the networks as often as they like, and unequally often.
+    """
     networks: dict[str, Callable[..., Tensor]] = dict(s.objective.networks)
     for name, network in s.objective.networks.items():
         network.eval()
         weights = s.state.averages.get(f"average.{name}")
+        if name in s.hollow:  # sharded: every rank has the whole network for as long as this lasts
+            sharded = network.state_dict() if weights is None else weights
+            network, weights = s.hollow[name], {key: whole(tensor) for key, tensor in sharded.items()}
         networks[name] = _called_with(network, weights, s.dtype)
     try:
         yield networks

@@ -25,6 +25,7 @@ from pipeline.runtime import distributed
 from pipeline.runtime.distributed import World
 from pipeline.runtime.errors import NonFiniteError
 from pipeline.runtime.run_dir import RunDir
+from pipeline.runtime.sharding import whole
 from pipeline.runtime.stopping import Stop
 from pipeline.train.evaluation import InLoopMetric, keep_best, preview, validate
 from pipeline.train.optim import lr_at
@@ -199,9 +200,9 @@ def _update(s: Session, name: str, *, sums: dict[str, Tensor], flags: Tensor, lr
 
 
 def _gradient_norm(network: nn.Module) -> Tensor:
-    """The norm of all gradients, which the ranks have averaged already: the same on each."""
+    """The norm of all gradients, which the ranks have averaged already: the same on each. A collective if sharded."""
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    return whole(torch.nn.utils.get_total_norm(gradients))
 
 
 def _product(shrink: Tensor | None, scale: LossScale | None) -> Tensor | None:

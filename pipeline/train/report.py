@@ -87,10 +87,10 @@ class Reporter:
         return bool(minutes and self._s.world.main and time.monotonic() - self._saved > 60 * minutes)
 
     def save(self, *, wait: bool) -> None:
-        """Save on rank 0, unless this step is there, and write down how long training stood still for it."""
+        """Save, unless this step is there, and write down how long training stood still for it. A collective."""
         s, done = self._s, self._s.state.progress
         done.kept_seconds = self._kept_seconds()
-        if s.world.main and done.step not in s.run.steps():
+        if distributed.decided(lambda: done.step not in s.run.steps()):
             s.saver.save(s.state.snapshot(), wait=wait)
             s.recorder.add(done.step, {"save/stall_seconds": s.saver.stall_seconds})
         self._saved = time.monotonic()

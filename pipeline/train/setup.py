@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from pipeline.config.schema import Config
 from pipeline.config.schema_objectives import objective_of
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
-from pipeline.models.blocks import recompute_activations
+from pipeline.diffusion.uncertainty import LossBalance
+from pipeline.models.blocks import blocks_of, recompute_activations
 from pipeline.objectives.build import build_objective
 from pipeline.objectives.objective import Objective
 from pipeline.objectives.space import remember
@@ -38,6 +39,7 @@ from pipeline.runtime.numerics import set_numerics
 from pipeline.runtime.random import for_the_compiler
 from pipeline.runtime.run_dir import RunDir, step_of
 from pipeline.runtime.run_lock import only_trainer
+from pipeline.runtime.sharding import hollowed, shard
 from pipeline.train.graphs import GraphedBackward, uses_graph
 from pipeline.train.optim import build_optimizer
 from pipeline.train.recorder import Recorder, seconds_of_starts
@@ -62,6 +64,7 @@ class Session:
     recorder: Recorder
     saver: Saver
     graph: GraphedBackward | None = None  # train.cuda_graph
+    hollow: dict[str, nn.Module] = field(default_factory=dict)  # what evaluation calls in place of sharded networks
 
     def networks_for(self, trained: str) -> dict[str, nn.Module]:
         """The networks as the loss of one of them calls them: only its own weights get gradients.
@@ -76,7 +79,7 @@ class Session:
     @property
     def dtype(self) -> torch.dtype:
         """Of images and losses. Networks may run narrower, under autocast."""
-        return torch.float64 if self.cfg.train.precision == "fp64" else torch.float32
+        return _dtype(self.cfg)
 
 
 @contextlib.contextmanager
@@ -102,18 +105,27 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
     torch.manual_seed(cfg.seed)  # initial weights; nothing else draws from torch's generator
     objective = build_objective(cfg, train_data.manifest)
     remember(run, train_data.manifest, write=world.main)
+    hollow = _sharded(cfg, objective, accelerator)
     state = _state(cfg, objective, accelerator)
     _resume(run, state, world)
     graphed = uses_graph(cfg, device)
+    joined = not graphed and not hollow
     networks = {
-        name: _prepared(objective.networks[name], cfg, accelerator, joined=not graphed) for name in objective.trained
+        name: _prepared(objective.networks[name], cfg, accelerator, joined=joined) for name in objective.trained
     }
     graph = None
     if graphed:
         graph = GraphedBackward(objective, networks, objective.trained[0], accumulate=plan.accumulate)
     _report(run, world, plan=plan, state=state, device=device, numerics=numerics)
     recorder = Recorder(run, step=state.progress.step, active=world.main)
-    saver = Saver(run, keep_last=cfg.train.keep_last, keep_every=plan.keep_every, background=cfg.train.async_save)
+    saver = Saver(
+        run,
+        keep_last=cfg.train.keep_last,
+        keep_every=plan.keep_every,
+        background=cfg.train.async_save,
+        writes=world.main,
+        sharded=bool(hollow),
+    )
     try:
         yield Session(
             cfg=cfg,
@@ -130,6 +142,7 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
             recorder=recorder,
             saver=saver,
             graph=graph,
+            hollow=hollow,
         )
     finally:
         saver.finish()
@@ -156,9 +169,34 @@ def _accelerator(cfg: Config, device: torch.device) -> Accelerator:
     )
 
 
+def _sharded(cfg: Config, objective: Objective, accelerator: Accelerator) -> dict[str, nn.Module]:
+    """Divide the networks over the ranks where `train.sharding` says so, before anything is made of their weights.
+
+    Returns what evaluation calls in their place, by name. Nothing happens, and there is none, for a single rank.
+    """
+    evaluated: dict[str, nn.Module] = {}
+    if cfg.train.sharding == "none" or distributed.ranks()[1] == 1:
+        return evaluated
+    for name in objective.trained:
+        network = objective.networks[name].to(_dtype(cfg))
+        without = hollowed(network, device=accelerator.device)
+        evaluated[name] = accelerator.prepare_model(without, device_placement=False, evaluation_mode=True)
+        shard(network, _pieces(network), device=accelerator.device)
+    return evaluated
+
+
+def _pieces(network: nn.Module) -> list[nn.Module]:
+    """Its blocks, and the learned balance of losses: the loss calls that by itself, after the network."""
+    return [*blocks_of(network), *(module for module in network.modules() if isinstance(module, LossBalance))]
+
+
+def _dtype(cfg: Config) -> torch.dtype:
+    return torch.float64 if cfg.train.precision == "fp64" else torch.float32
+
+
 def _state(cfg: Config, objective: Objective, accelerator: Accelerator) -> State:
     for name, network in objective.networks.items():
-        network.to(accelerator.device, torch.float64 if cfg.train.precision == "fp64" else torch.float32)
+        network.to(accelerator.device, _dtype(cfg))
         network.train(name in objective.trained).requires_grad_(name in objective.trained)
     optimizers = {name: build_optimizer(objective.networks[name], cfg.train.optim) for name in objective.trained}
     return State(
@@ -173,7 +211,8 @@ def _state(cfg: Config, objective: Objective, accelerator: Accelerator) -> State
 def _prepared(network: nn.Module, cfg: Config, accelerator: Accelerator, *, joined: bool) -> nn.Module:
     """In place where it can be: the bare network, which validation calls, gets autocast and compilation too.
 
-    `joined`: backward passes average gradients over ranks (DDP). Within a CUDA graph they do not.
+    `joined`: backward passes average gradients over ranks (DDP). Within a CUDA graph they do not, and a sharded network
+    does it by itself.
     """
     if cfg.train.compile and objective_of(cfg).kind == "adversarial" and cfg.adversarial.r1_gamma:
         raise UserError(

@@ -18,6 +18,7 @@ from pipeline.config.schema import AverageConfig
 from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import sweep_partial, write_json
 from pipeline.runtime.run_dir import FINISHED, RunDir
+from pipeline.runtime.sharding import part, rows, whole
 
 
 @dataclass
@@ -104,15 +105,16 @@ class State:
                 decay = ema.exponential_decay(images, batch=batch, half_life=half_life or 0.0, ramp_up=self.cfg.ramp_up)
             else:
                 decay = ema.power_decay(images, batch=batch, gamma=ema.gamma_of(float(kind[6:])))
-            ema.update(average, self._weights[name], decay=decay)
+            ema.update({k: rows(v) for k, v in average.items()}, self._weights[name], decay=decay)
 
     @functools.cached_property
     def _weights(self) -> dict[str, dict[str, Tensor]]:
-        """Views of the weights. Made at the first step: until then, preparing a network may move them."""
-        return {name: self.networks[name].state_dict() for name in self._averaged}
+        """Views of this rank's weights. Made at the first step: until then, preparing a network may move them."""
+        return {name: {k: rows(v) for k, v in self.networks[name].state_dict().items()} for name in self._averaged}
 
     def snapshot(self) -> Snapshot:
-        """All of it by file name, without copying. Waits for the device where there is a loss scale."""
+        """All of it by file name, without copying; sharded tensors as they are. Waits for the device where there is a
+        loss scale."""
         if self.loss_scale is not None:
             self.progress.loss_scale, self.progress.loss_scale_streak = self.loss_scale.numbers()
         tensors = {f"network.{name}": network.state_dict() for name, network in self.networks.items()}
@@ -134,7 +136,7 @@ class State:
             load_strictly(network, snapshot.tensors[f"network.{name}"], what="the checkpoint")
         for key, average in self.averages.items():
             for k, tensor in average.items():
-                tensor.copy_(snapshot.tensors[key][k])
+                tensor.copy_(part(snapshot.tensors[key][k], tensor))
         for name, optimizer in self.optimizers.items():
             named = dict(self.networks[name].named_parameters())
             restore_optimizer(optimizer, named, snapshot.tensors[f"optimizer.{name}"])
@@ -149,25 +151,41 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 class Saver:
-    """Writes checkpoints of one run. The others of its ranks call nothing: each has the same weights."""
+    """Writes checkpoints of one run, on rank 0. The others give it their parts of a sharded state, or do nothing."""
 
-    def __init__(self, run: RunDir, *, keep_last: int, keep_every: int | None, background: bool) -> None:
-        """`background`: training goes on while a copy of the state is written."""
+    def __init__(
+        self,
+        run: RunDir,
+        *,
+        keep_last: int,
+        keep_every: int | None,
+        background: bool,
+        writes: bool = True,
+        sharded: bool = False,
+    ) -> None:
+        """`background`: training goes on while a copy of the state is written. `writes`: this is rank 0. `sharded`: a
+        rank has its part of the state alone."""
         self._run, self._keep_last, self._keep_every = run, keep_last, keep_every
-        self._background = background
+        self._background, self._writes, self._sharded = background, writes, sharded
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._copies: dict[str, Tensors] = {}
         self.stall_seconds = 0.0  # how long the last save kept training waiting
 
     def save(self, snapshot: Snapshot, *, wait: bool) -> None:
-        """Save; `wait` returns only when it is on the disk. A failure of the save before is raised here."""
+        """Save; `wait` returns only when it is on the disk. A failure of the save before is raised here.
+
+        All ranks call it: a collective where the state is sharded.
+        """
         start = time.monotonic()
         self.finish()
-        if self._background and not wait:
-            self._thread = threading.Thread(target=self._try, args=(self._copied(snapshot),), daemon=False)
+        background = self._background and not wait
+        if self._sharded or (self._writes and background):
+            snapshot = self._copied(snapshot)
+        if self._writes and background:
+            self._thread = threading.Thread(target=self._try, args=(snapshot,), daemon=False)
             self._thread.start()
-        else:
+        elif self._writes:
             self._write(snapshot)
         self.stall_seconds = time.monotonic() - start
 
@@ -187,18 +205,21 @@ class Saver:
     def _copied(self, snapshot: Snapshot) -> Snapshot:
         """A copy on the CPU that later training steps do not change, in memory that the next save uses again.
 
-        From a GPU into pinned memory: the copies are queued, and training waits for the device once, for all of them.
+        Of a sharded state every rank holds one whole tensor at a time, and rank 0 keeps the copies. From a GPU into
+        pinned memory: the copies are queued, and training waits for the device once, for all of them.
         """
         tensors: dict[str, Tensors] = {}
         gpus: set[torch.device] = set()
         for file, found in snapshot.tensors.items():
             room = self._copies.setdefault(file, {})
-            for name, value in found.items():
+            for name, value in ((name, whole(value.detach())) for name, value in found.items()):
+                if not self._writes:
+                    continue
                 if name not in room:
                     room[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
-                room[name].copy_(value.detach(), non_blocking=True)
+                room[name].copy_(value, non_blocking=True)
                 gpus |= {value.device} if value.is_cuda else set()
-            tensors[file] = {name: room[name] for name in found}
+            tensors[file] = {name: room[name] for name in found if self._writes}
         for gpu in gpus:
             torch.cuda.current_stream(gpu).synchronize()
         return Snapshot(tensors, dict(snapshot.numbers))
