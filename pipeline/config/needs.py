@@ -111,11 +111,27 @@ def _trainable(cfg: Config) -> Iterator[str]:
         )
 
 
+def _start(cfg: Config) -> Iterator[str]:
+    """The run that training begins with the weights of."""
+    place = cfg.train.start_from
+    if place is None:
+        return
+    run = place.parent.parent if place.parent.name == "checkpoints" else place
+    if not (run / "config.yaml").is_file() or (place != run and not place.is_dir()):
+        yield (
+            f"train.start_from: found '{place}' (looked at {place.resolve()}), expected a run directory, or one of its "
+            "checkpoints, RUN/checkpoints/step-000012000."
+        )
+    elif not any((run / "checkpoints").glob("step-*")):
+        yield f"train.start_from: {run} has no checkpoint yet. Train it first."
+
+
 NEEDS = (
     ("prepare", _images),
     ("prepare", _features),
     ("autoencoder", _autoencoder),
     ("train", _trainable),
+    ("train", _start),
     ("train", _objective),
     ("reconstruct", _objective),
     ("sample", _guide),

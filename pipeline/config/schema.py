@@ -80,6 +80,7 @@ class TrainConfig(Settings):
 
     duration: Duration = "50 epochs"
     global_batch: int = Field(128, ge=1)
+    start_from: Path | None = None  # a run, or one of its checkpoints, whose EMA weights this training begins with
     micro_batch: int | None = Field(None, ge=1)  # most images on one GPU at once; None: global_batch / GPUs
     precision: Literal["fp64", "fp32", "tf32", "bf16", "fp16"] = "fp32"  # tf32: fp32, products rounded on a GPU
     compile: bool = False

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import append_line
 from pipeline.runtime.numerics import set_numerics
 from pipeline.runtime.random import for_the_compiler
-from pipeline.runtime.run_dir import RunDir, step_of
+from pipeline.runtime.run_dir import RunDir, open_run, step_of
 from pipeline.runtime.run_lock import only_trainer
 from pipeline.runtime.sharding import hollowed, shard
 from pipeline.train.graphs import GraphedBackward, uses_graph
@@ -105,6 +106,8 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
     torch.manual_seed(cfg.seed)  # initial weights; nothing else draws from torch's generator
     objective = build_objective(cfg, train_data.manifest)
     remember(run, train_data.manifest, write=world.main)
+    if cfg.train.start_from is not None and distributed.decided(lambda: checkpoint.newest_valid(run)[0] is None):
+        begin_with(cfg.train.start_from, objective, say=world.main)
     hollow = _sharded(cfg, objective, accelerator)
     state = _state(cfg, objective, accelerator)
     _resume(run, state, world)
@@ -147,6 +150,31 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
     finally:
         saver.finish()
         recorder.close()
+
+
+def begin_with(place: Path, objective: Objective, *, say: bool) -> None:
+    """Load the weights of another run, or of one of its checkpoints: EMA where it has one. Optimisers begin anew.
+
+    Weights of the condition begin anew where the other run was told other classes or attributes.
+
+    Raises:
+        UserError: for a network of another architecture, saying what does not fit.
+    """
+    step = step_of(place.name)
+    run, its = open_run(place if step is None else place.parent.parent)
+    for name, network in objective.networks.items():
+        which = "average" if name in objective.averaged and its.train.average.half_life else "network"
+        tensors, _ = checkpoint.load_weights(run, which=which, network=name, step=step)
+        own = network.state_dict()
+        anew = {
+            key: value
+            for key, value in own.items()
+            if key.startswith("condition.") and (key not in tensors or tensors[key].shape != value.shape)
+        }
+        kept = {key: value for key, value in tensors.items() if key in own or not key.startswith("condition.")}
+        checkpoint.load_strictly(network, {**kept, **anew}, what=f"train.start_from={place}")
+        if anew and say:
+            print(f"train.start_from: {', '.join(anew)} of {name} begin anew: other classes", file=sys.stderr)
 
 
 def _device(cfg: Config, world: World) -> torch.device:
