@@ -18,12 +18,10 @@ from rich.console import Console
 
 from pipeline.config.load import listed, run_named
 from pipeline.runtime.errors import UserError, did_you_mean
-from slurm import cancel, logs, plan, preflight, sbatch_files, status
-from slurm.board import Board
-from slurm.correct import correct
-from slurm.local import run_here
-from slurm.submit import submit_all, submit_graph
-from slurm.summary import summary
+from slurm import cancel, ledger, plan, preflight, status
+from slurm.progress import ProgressTable
+from slurm.status import summary
+from slurm.submit import correct, run_here, submit_all, submit_graph
 from slurm.workflows import Launch, launch_for, meant, missing_for
 
 
@@ -45,9 +43,9 @@ def _submit(launch: Launch) -> int:
     plan.quantities(launch)  # raises, before anything is queued, where the ranks and the recipe do not fit
     console = console_for(sys.stdout.isatty())
     if launch.cfg.cluster.executor == "local":
-        board = Board([job.name for job in launch.jobs], title=str(launch.run.path))
-        code = run_here(launch, board)
-        console.print(board.table())
+        table = ProgressTable([job.name for job in launch.jobs], title=str(launch.run.path))
+        code = run_here(launch, table)
+        console.print(table.table())
         summary(launch, console)
         if code:
             console.print(f"Logs: {launch.run.jobs}. Submit again to go on from here.", soft_wrap=True)
@@ -68,7 +66,7 @@ def plan_(words: list[str]) -> int:
     launch = _made(rest) if "--sbatch" in options else launch_for(meant(rest), make=False)
     plan.show(launch, console_for(sys.stdout.isatty()))
     if "--sbatch" in options:
-        for path in sbatch_files.write(launch, Path(options["--sbatch"])):
+        for path in plan.write(launch, Path(options["--sbatch"])):
             print(path)
     if problems := missing_for(launch):
         raise UserError(f"submit would refuse this:\n{listed(problems)}")
@@ -77,7 +75,7 @@ def plan_(words: list[str]) -> int:
 
 def status_(words: list[str]) -> int:
     """Show runs; 1 where a job of them failed, or one of them cannot be read."""
-    runs, unread = _opened(words or [str(status.RUNS)])
+    runs, unread = _opened(words or [str(ledger.RUNS)])
     console = console_for(sys.stdout.isatty())
     code = status.show(runs, console)
     if len(runs) == 1:
@@ -87,7 +85,7 @@ def status_(words: list[str]) -> int:
 
 def _opened(words: list[str]) -> tuple[list[Launch], int]:
     """The runs that can be read, and 1 where others cannot, which are named."""
-    runs, problems = status.launches([Path(w) for w in words])
+    runs, problems = ledger.launches([Path(w) for w in words])
     for problem in problems:
         print(f"slurm: cannot read {problem}", file=sys.stderr)
     return runs, int(bool(problems))
@@ -111,8 +109,8 @@ def logs_(words: list[str]) -> int:
     if not 1 <= len(rest) <= 2:
         raise UserError("logs of which run? For example: python -m slurm logs runs/glyphs16 train -f")
     follow, lines = bool({"-f", "--follow"} & options.keys()), int(number_of(options, "-n", 40))
-    (launch, *_), _ = status.launches([Path(rest[0])])
-    logs.show(launch, rest[1] if len(rest) == 2 else None, follow=follow, lines=lines)
+    (launch, *_), _ = ledger.launches([Path(rest[0])])
+    status.show_log(launch, rest[1] if len(rest) == 2 else None, follow=follow, lines=lines)
     return 0
 
 

@@ -12,7 +12,8 @@ from faults import begun, preempt, real_training
 from launching import HERE, ended, kept_steps, profile, result, stand_in, uninterrupted, wait_for
 from sweeping import accounted, has_ended, starts_of, submitted, wait_until
 
-from slurm.ledger import attempts, submissions
+from slurm.ledger import submissions
+from slurm.rank import attempts
 from slurm.submit import submit_graph
 from slurm.sweep.submit import arrays_of
 

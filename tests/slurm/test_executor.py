@@ -8,9 +8,9 @@ import pytest
 from launching import profile, real
 
 from pipeline.runtime.errors import UserError
-from slurm import sbatch_files
-from slurm.executor import Place, slurm_parameters, submit
-from slurm.job import Job
+from slurm import plan
+from slurm.executor import SubmitContext, submit
+from slurm.graph import Job
 from slurm.submit import dependency_of
 
 
@@ -18,7 +18,7 @@ def script_of(tmp_path, cluster, job: str) -> list[str]:
     """The lines of the sbatch script of one job."""
     launch = real(tmp_path, cluster)
     chosen = next(j for j in launch.jobs if j.name == job)
-    return sbatch_files.script(launch, chosen, code=tmp_path / "code").splitlines()
+    return plan.script(launch, chosen, code=tmp_path / "code").splitlines()
 
 
 def test_komondor_asks_for_what_the_site_has(tmp_path):
@@ -64,7 +64,7 @@ def test_gpu_options_and_site_options(tmp_path):
 
 def test_every_script_is_valid_bash_and_sets_its_rendezvous_only_for_several_ranks(tmp_path):
     launch = real(tmp_path, profile("komondor", setup=("module load cuda",)))
-    for path in sbatch_files.write(launch, tmp_path / "scripts"):
+    for path in plan.write(launch, tmp_path / "scripts"):
         assert subprocess.run(["bash", "-n", path], capture_output=True, check=False).returncode == 0, path
     scripts = {p.stem: p.read_text() for p in (tmp_path / "scripts").glob("*.sbatch")}
     assert {name: "MASTER_PORT" in text for name, text in scripts.items()} == {
@@ -115,16 +115,8 @@ def _job():
     return Job("x", ("pipeline", "train", "r"))
 
 
-def test_parameters_of_one_job_do_not_stick_to_the_next(tmp_path):
-    """A job without a dependency says so, rather than keeping the one before's."""
-    cluster = profile("testbed")
-    places = [Place(cluster, tmp_path, tmp_path, "x", "y", dependency) for dependency in ("afterok:1", None)]
-    first, second = (slurm_parameters(_job(), place) for place in places)
-    assert first.keys() == second.keys() and second["dependency"] is None
-
-
 def test_a_cluster_that_is_not_here_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    place = Place(profile("komondor"), tmp_path / "record", tmp_path, "x", "y")
+    context = SubmitContext(profile("komondor"), tmp_path / "record", tmp_path, "x", "y")
     with pytest.raises(UserError, match="login node, or use cluster=local"):
-        submit(_job(), place)
+        submit(_job(), context)

@@ -7,11 +7,11 @@ from launching import profile, stand_in
 
 from pipeline.runtime.files import append_line
 from slurm import ledger
-from slurm.adopt import SCRIPTS, strays
 from slurm.failures import LOST_STEP, lost_rank
-from slurm.ledger import note, states, states_of_all, submissions
-from slurm.payload import ATTEMPTS, FAILURES
+from slurm.ledger import SCRIPTS, note, states, states_of_all, strays, submissions
+from slurm.payload import FAILURES
 from slurm.queue import NEVER, Seen
+from slurm.rank import ATTEMPTS
 from slurm.status import explain
 
 

@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from pipeline.runtime.files import write_json
-from slurm.summary import _table
+from slurm.status import _table
 
 
 def test_numbers_have_their_uncertainty_and_what_misleads_its_words(tmp_path):

@@ -12,12 +12,11 @@ import pytest
 from launching import profile, stand_in
 
 from pipeline.runtime.errors import UserError
-from slurm import cancel, sbatch_files
+from slurm import cancel, plan
 from slurm.__main__ import main
-from slurm.board import Board
 from slurm.ledger import LEDGER, note
-from slurm.local import run_here
-from slurm.submit import submit_graph
+from slurm.progress import ProgressTable
+from slurm.submit import run_here, submit_graph
 from slurm.sweep.settings import SweepDir, settings_from
 
 
@@ -51,7 +50,7 @@ def test_a_colleagues_ledger_is_named_and_nothing_is_queued(cluster, root):  # n
     launch = stand_in(root, profile("testbed", options={"begin": "now+900"}), only=("train", "sample"))
     note(launch.run, "submitted", job="train", ids=["1"], executor="slurm", born=[], snapshot="")
     with as_a_colleague(root):
-        for act in (submit_graph, lambda launch: sbatch_files.write(launch, root / "scripts")):
+        for act in (submit_graph, lambda launch: plan.write(launch, root / "scripts")):
             with pytest.raises(UserError, match=rf"cannot write to {launch.run.jobs / LEDGER}, which belongs to \w+"):
                 act(launch)
     queue = subprocess.run(["squeue", "-h", "-o", "%k"], capture_output=True, text=True, check=True)
@@ -65,7 +64,7 @@ def test_a_colleagues_ledger_stops_what_runs_here_and_cancelling(root):
     note(launch.run, "submitted", job="train", ids=[str(job.pid)], executor="local", born=[born], snapshot="")
     try:
         with as_a_colleague(root):
-            for act in (lambda: run_here(launch, Board(["train"], title="")), lambda: cancel.cancel([launch])):
+            for act in (lambda: run_here(launch, ProgressTable(["train"], title="")), lambda: cancel.cancel([launch])):
                 with pytest.raises(UserError, match=rf"cannot write to {launch.run.jobs / LEDGER}, which belongs to"):
                     act()
         assert job.poll() is None
@@ -89,7 +88,7 @@ def test_a_folder_of_somebody_else_is_named(root):
     launch = stand_in(root, profile("local"), only=("train",))
     refused = pytest.raises(UserError, match=rf"runs_dir: cannot write to {launch.run.path}: .* belongs to \w+")
     with as_a_colleague(root, but=launch.run.path), refused:
-        run_here(launch, Board(["train"], title=""))
+        run_here(launch, ProgressTable(["train"], title=""))
 
 
 def test_a_sweep_says_the_same(tmp_path):
