@@ -240,7 +240,8 @@ os.kill(os.getpid(), 9)
     launch = stand_in(tmp_path, profile("testbed"), only=("train", "sample"))
     wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
     shell = slurm_words("status", str(launch.run.path))
-    assert shell.returncode == 0 and shell.stdout.count("complete") == 2
+    assert shell.returncode == 1 and shell.stdout.count("complete") == 2  # nobody submitted its preparation
+    assert f"python -m slurm submit {launch.run.path}" in shell.stdout.replace("\n", "") or "submit" in shell.stdout
 
 
 def test_cancel_then_retry_ends_where_it_would_have(tmp_path):
@@ -263,7 +264,7 @@ def test_what_slurm_holds_back_is_said_and_retry_puts_it_back(tmp_path):
     (first,) = ledger.submissions(later.run)["train"].ids
     subprocess.run(["scontrol", "hold", first], check=True)
     now = wait_for(later, lambda now: now["train"].cause == "held")
-    assert now["train"].word == "failed" and "retry puts it back" in now["train"].advice
+    assert now["train"].word == "held" and "retry puts it back" in now["train"].advice
     launch = stand_in(tmp_path, profile("testbed", options=CALM), only=("train", "sample"))
     submit_graph(launch)  # what `retry` does
     wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
