@@ -240,8 +240,8 @@ os.kill(os.getpid(), 9)
     launch = stand_in(tmp_path, profile("testbed"), only=("train", "sample"))
     wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
     shell = slurm_words("status", str(launch.run.path))
-    assert shell.returncode == 1 and shell.stdout.count("complete") == 2  # nobody submitted its preparation
-    assert f"python -m slurm submit {launch.run.path}" in shell.stdout.replace("\n", "") or "submit" in shell.stdout
+    assert shell.returncode == 1 and shell.stdout.count("complete") >= 2  # nobody submitted its preparation
+    assert "-> python -m slurm submit" in shell.stdout
 
 
 def test_cancel_then_retry_ends_where_it_would_have(tmp_path):

@@ -47,7 +47,9 @@ def sbatch_that(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> N
 
 
 def test_options_of_user_site_and_graph_stand_beside_each_other(tmp_path, monkeypatch, capfd):
-    options = {"comment": "grant 7", "dependency": "singleton", "exclusive": True, "licenses": False}
+    hold = ["sbatch", "--parsable", "-H", "-o", "/dev/null", "--wrap", "true"]
+    other = subprocess.run(hold, capture_output=True, text=True, check=True).stdout.strip()
+    options = {"comment": "grant 7", "dependency": f"afterany:{other}", "exclusive": True, "licenses": False}
     cluster = profile("testbed", options=options, nice=50, begin="now+900", train={"exclude": "node2,node4"})
     launch = stand_in(tmp_path, cluster, only=("train", "sample"))
     for name, value in {"PARTITION": "preempt", "TIMELIMIT": "1", "ARRAY_INX": "0-3", "NO_REQUEUE": "1"}.items():
@@ -58,8 +60,8 @@ def test_options_of_user_site_and_graph_stand_beside_each_other(tmp_path, monkey
     assert said.count("of the environment are not used: cluster=testbed") == 1 and "SBATCH_PARTITION" in said
     assert (train["Partition"], train["TimeLimit"], train["Requeue"]) == ("main", "01:00:00", "1")
     assert train["ExcNodeList"] == "node[2,4]" and train["Nice"] == "50" and sample["ExcNodeList"] == "(null)"
-    assert "singleton" in train["Dependency"] and f"afterok:{id_of(launch, 'train')}" in sample["Dependency"]
-    assert "singleton" in sample["Dependency"] and train["OverSubscribe"] == "NO"
+    assert f"afterany:{other}" in train["Dependency"] and f"afterany:{other}" in sample["Dependency"]
+    assert f"afterok:{id_of(launch, 'train')}" in sample["Dependency"] and train["OverSubscribe"] == "NO"
     (job,) = (seen for seen in listed() if seen.id == id_of(launch, "train"))
     assert job.comment.startswith("grant 7 mudi ") and job.mark.endswith(str(launch.run.jobs / "train"))
     path = launch.run.jobs / ledger.LEDGER
@@ -67,6 +69,7 @@ def test_options_of_user_site_and_graph_stand_beside_each_other(tmp_path, monkey
     submit_graph(launch)
     assert id_of(launch, "train") == job.id
     assert len(cancel.cancel([launch])) == 2
+    subprocess.run(["scancel", other], check=True)
 
 
 def test_jobs_run_without_the_environment_of_who_submits(tmp_path):
