@@ -211,7 +211,7 @@ class Limits:
     def __str__(self) -> str:
         said = [f"arrays of {self.array_size} tasks"] * (self.array_size is not None)
         said += [f"{self.submitted} jobs in the queue"] * (self.submitted is not None)
-        said += [f"{minutes} minutes in partition {name}" for name, minutes in (self.longest or {}).items() if name]
+        said += [f"{minutes} min in partition {name}" for name, minutes in (self.longest or {}).items() if name]
         return "at most " + ", ".join(said) if said else "none that Slurm tells"
 
 

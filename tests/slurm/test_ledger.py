@@ -116,7 +116,7 @@ def test_the_first_rank_that_a_start_lost_explains_the_others(tmp_path, first, c
 
 
 def test_a_rank_s_own_error_is_told_and_not_sruns_last_line(tmp_path):
-    """As scripts of a person leave it: nothing but logs. Rank 1 failed first, rank 0 lost its partner, then srun said so."""
+    """As a person's scripts leave it: logs alone. Rank 1 failed first, rank 0 lost its partner, then srun said so."""
     trace = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n    f()\n'
     (tmp_path / "7_1_log.out").write_text(f"step 3\n{trace}ValueError: images differ in size\n")
     end = "srun: error: node2: task 1: Exited with exit code 1\nslurm: train failed (error, exit code 1): x\n"
