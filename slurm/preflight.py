@@ -477,10 +477,10 @@ def signal_seconds(folder: Path, rank: int, size: int) -> float | None:
         time.sleep(0.05)
     sent = time.monotonic()
     if rank == 0 and shutil.which("scancel"):
-        subprocess.run(["scancel", "--signal=USR2", os.environ["SLURM_JOB_ID"]], check=True, timeout=10)
+        subprocess.run(["scancel", "--signal=USR2", os.environ["SLURM_JOB_ID"]], check=True, timeout=60)
     elif rank == 0:  # Python is in a container
         write_text(folder / SIGNAL_ASKED, "")
-    while time.monotonic() < sent + 10 and not arrived:
+    while time.monotonic() < sent + 60 and not arrived:
         time.sleep(0.05)
     time.sleep(0.5)  # so that nobody restores the launcher's handler before everybody has heard
     signal.signal(signal.SIGUSR2, before)

@@ -165,3 +165,16 @@ def test_starts_that_save_nothing_end_after_three(tmp_path):
         now = wait_for(launch, ended)["train"]
         assert (now.word, now.cause, now.starts) == ("failed", "time_limit", 3), (now, logs(launch))
         assert now.message.startswith("3 starts, no step: more minutes"), now
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="submits as another user: needs root")
+def test_jobs_of_a_colleague_who_submitted_the_run_are_seen(tmp_path):
+    launch = stand_in(tmp_path, profile("testbed", options=CALM), only=("train",))
+    words = ["sbatch", "--parsable", "--uid=65534", "-H", "-D", "/", "-o", "/dev/null", "--wrap", "true"]
+    job = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    row = {"ids": [job], "executor": "slurm", "born": [], "snapshot": "", "user": "nobody"}
+    ledger.note(launch.run, "submitted", job="train", **row)
+    assert job not in {seen.id for seen in listed()}
+    assert job in {seen.id for seen in listed(ledger.users_of([launch.run]))}
+    assert states_of([launch])[0]["train"].word == "held"
+    subprocess.run(["scancel", job], check=True)
