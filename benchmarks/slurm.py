@@ -41,7 +41,7 @@ from rich.table import Table
 from sweeping import CALM, has_ended, submitted
 
 from slurm import status
-from slurm.queue import mine
+from slurm.queue import listed
 from slurm.submit import submit_all
 from slurm.sweep.settings import SweepDir
 
@@ -64,7 +64,7 @@ def partition(state: str) -> None:
 def drain(before: set[str], *, seconds: float = 900.0) -> None:
     """Wait until nothing is under way but what was before."""
     began = time.monotonic()
-    while any(seen.active and seen.id not in before for seen in mine()) and time.monotonic() - began < seconds:
+    while any(seen.active and seen.id not in before for seen in listed()) and time.monotonic() - began < seconds:
         time.sleep(1.0)
 
 
@@ -75,13 +75,13 @@ def own_seconds() -> float:
 
 def measured(name: str, act, *, wait: bool) -> tuple[str, float, float, float, float]:
     """Name, seconds to submit, CPU seconds of that, seconds until all have ended, CPU seconds of the controller."""
-    before = {seen.id for seen in mine()}
+    before = {seen.id for seen in listed()}
     partition("UP" if wait else "DOWN")
     theirs, cpu, began = controller_seconds(), own_seconds(), time.monotonic()
     act()
     submitted, cpu = time.monotonic() - began, own_seconds() - cpu
     if not wait:
-        new = sorted({seen.id.partition("_")[0] for seen in mine() if seen.id not in before})
+        new = sorted({seen.id.partition("_")[0] for seen in listed() if seen.id not in before})
         subprocess.run(["scancel", *new], check=True)
         partition("UP")
     drain(before)

@@ -1,17 +1,22 @@
-"""End what is under way: a job, a run, or every run of a folder."""
+"""End what is under way: a job, a run, or every run of a folder; at Slurm, or on this machine."""
 
+import os
+import signal
+import sys
+import time
 from collections.abc import Sequence
 
 from pipeline.runtime.run_dir import RunDir
 from slurm import ledger
-from slurm.executor import sbatch
-from slurm.ledger import one_word
-from slurm.local import stop
-from slurm.status import states_of
+from slurm.access import check_file
+from slurm.executor import slurm
+from slurm.ledger import Submission, one_word, states_of
+from slurm.rank import attempts, process_born
 from slurm.workflows import Launch, job_named
-from slurm.writable import check_file
 
 MOST_IDS = 500  # in one call of scancel
+POLL_SECONDS = 0.2
+GRACE_SECONDS = 60.0  # a training that is asked to stop saves its state first
 
 
 def cancel(runs: Sequence[Launch], *, job: str | None = None) -> list[str]:
@@ -32,7 +37,7 @@ def cancel(runs: Sequence[Launch], *, job: str | None = None) -> list[str]:
             job_named(launch, job)
         for name, submission in ledger.submissions(launch.run).items():
             state = states.get(name)
-            if state is None or not (state.active or state.cause == "held") or job not in (None, name):
+            if state is None or not (state.active or state.word == "held") or job not in (None, name):
                 continue
             line = f"{launch.run.path.name}/{name} ({', '.join(submission.ids)})"
             if job is None and (other := others.get(submission.ids)):
@@ -44,10 +49,14 @@ def cancel(runs: Sequence[Launch], *, job: str | None = None) -> list[str]:
                 ledger.note(launch.run, "cancelled", job=name, ids=submission.ids)
                 ids += [one_word(submission.ids)]
                 said.append(f"cancelled {line}")
-    ids = sorted(set(ids))
-    for first in range(0, len(ids), MOST_IDS):
-        sbatch(["scancel", *ids[first : first + MOST_IDS]])
+    scancel(sorted(set(ids)))
     return said
+
+
+def scancel(ids: Sequence[str]) -> None:
+    """Cancel jobs at Slurm, many with one call."""
+    for first in range(0, len(ids), MOST_IDS):
+        slurm("scancel", *ids[first : first + MOST_IDS])
 
 
 def _waited_for_elsewhere(runs: Sequence[Launch]) -> dict[tuple[str, ...], str]:
@@ -61,3 +70,37 @@ def _waited_for_elsewhere(runs: Sequence[Launch]) -> dict[tuple[str, ...], str]:
                 rows = ledger.submissions(run).values()
                 found |= {s.ids: run.path.name for s in rows if s.executor == "slurm" and not s.cancelled}
     return found
+
+
+def alive(submission: Submission) -> bool:
+    """Whether any process of a local job runs. Our own children are zombies until they are waited for: those ended."""
+    return any(submission.alive(number) for number in range(len(submission.ids)))
+
+
+def stop(launch: Launch, submission: Submission) -> None:
+    """Cancel a local job of a run: note it, then `end` it."""
+    ledger.note(launch.run, "cancelled", job=submission.job, ids=submission.ids)
+    end(submission)
+
+
+def end(submission: Submission, *, grace: float = GRACE_SECONDS) -> None:
+    """Ask a local job to end, wait for it to save, and insist after `grace` seconds."""
+    _signal(submission, signal.SIGTERM)
+    limit = time.monotonic() + grace
+    while alive(submission) and time.monotonic() < limit:
+        time.sleep(POLL_SECONDS)
+    if alive(submission):
+        print(f"{submission.job}: killed, as it did not end within {grace:.0f} s", file=sys.stderr)
+        _signal(submission, signal.SIGKILL)
+        time.sleep(POLL_SECONDS)
+
+
+def _signal(submission: Submission, number: int) -> None:
+    """To every rank that recorded itself and still runs, and to submitit's controller of them."""
+    rows = attempts(submission.record, submission.ids)
+    ranks = [(int(row["pid"]), str(row["born"])) for row in rows if row["event"] == "start"]
+    controllers = list(zip(map(int, submission.ids), submission.born, strict=True))
+    # The controller passes SIGTERM on; it is told first where nobody has recorded itself yet.
+    for pid, born in (ranks or controllers) if number == signal.SIGTERM else controllers + ranks:
+        if born and process_born(pid) == born:
+            os.kill(pid, number)

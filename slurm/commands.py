@@ -8,12 +8,10 @@ from rich.console import Console
 
 from pipeline.config.load import listed, run_named
 from pipeline.runtime.errors import UserError
-from slurm import cancel, logs, plan, preflight, sbatch_files, status
-from slurm.board import Board
-from slurm.correct import correct
-from slurm.local import run_here
-from slurm.submit import submit_all, submit_graph
-from slurm.summary import summary
+from slurm import cancel, ledger, plan, preflight, status
+from slurm.progress import ProgressTable
+from slurm.status import summary
+from slurm.submit import correct, run_here, submit_all, submit_graph
 from slurm.workflows import Launch, launch_for, meant, missing_for
 
 
@@ -33,9 +31,9 @@ def _submit(launch: Launch) -> int:
     plan.quantities(launch)  # raises, before anything is queued, where the ranks and the recipe do not fit
     console = _console()
     if launch.cfg.cluster.executor == "local":
-        board = Board([job.name for job in launch.jobs], title=str(launch.run.path))
-        code = run_here(launch, board)
-        console.print(board.table())
+        table = ProgressTable([job.name for job in launch.jobs], title=str(launch.run.path))
+        code = run_here(launch, table)
+        console.print(table.table())
         summary(launch, console)
         if code:
             console.print(f"Logs: {launch.run.jobs}. Submit again to go on from here.", soft_wrap=True)
@@ -54,7 +52,7 @@ def plan_(words: list[str], *, sbatch: Path | None = None) -> None:
     """Print what `submit` would do; write it as scripts into the folder `sbatch`."""
     launch = launch_for(meant(words), make=False) if sbatch is None else _made(words)
     plan.show(launch, _console())
-    for path in sbatch_files.write(launch, sbatch) if sbatch is not None else ():
+    for path in plan.write(launch, sbatch) if sbatch is not None else ():
         print(path)
     if problems := missing_for(launch):
         raise UserError(f"submit would refuse this:\n{listed(problems)}")
@@ -62,7 +60,7 @@ def plan_(words: list[str], *, sbatch: Path | None = None) -> None:
 
 def status_(words: list[str]) -> int:
     """Show runs; 1 where a job of them failed, or one of them cannot be read."""
-    runs, unread = _opened(words or [str(status.RUNS)])
+    runs, unread = _opened(words or [str(ledger.RUNS)])
     console = _console()
     code = status.show(runs, console)
     if len(runs) == 1:
@@ -72,7 +70,7 @@ def status_(words: list[str]) -> int:
 
 def _opened(words: list[str]) -> tuple[list[Launch], int]:
     """The runs that can be read, and 1 where others cannot, which are named."""
-    runs, problems = status.launches([Path(w) for w in words])
+    runs, problems = ledger.launches([Path(w) for w in words])
     for problem in problems:
         print(f"slurm: cannot read {problem}", file=sys.stderr)
     return runs, int(bool(problems))
@@ -92,8 +90,8 @@ def logs_(words: list[str], *, follow: bool = False, lines: int = 40) -> None:
     """Print a job's newest log."""
     if len(words) > 2:
         raise UserError(f"logs: found {' '.join(words)}, expected one run directory and one job.")
-    (launch, *_), _ = status.launches([Path(words[0])])
-    logs.show(launch, words[1] if len(words) == 2 else None, follow=follow, lines=lines)
+    (launch, *_), _ = ledger.launches([Path(words[0])])
+    status.show_log(launch, words[1] if len(words) == 2 else None, follow=follow, lines=lines)
 
 
 def cancel_(words: list[str], *, job: str | None = None) -> int:

@@ -1,38 +1,59 @@
-"""A cluster profile -> a submitit executor -> one submitted job."""
+"""A job in its submit context -> a batch script for sbatch, or a process on this machine.
+
+The batch script's lines around the command: which code, which port, how many threads, where caches go; after it, the
+job epilogue. Everything that a job needs is on the disk before sbatch is called: where sbatch's answer is lost, or its
+caller is killed, what was queued runs all the same.
+"""
 
 import contextlib
+import functools
 import os
 import shlex
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import CommandFunction, FailedJobError, FailedSubmissionError
+from submitit.core.utils import DelayedSubmission
 
-from pipeline.config.schema_cluster import ClusterConfig
+from pipeline.config.schema_cluster import ClusterConfig, Options, Resources
 from pipeline.runtime.commit import commit_of
 from pipeline.runtime.errors import UserError
-from slurm.environment import setup_lines, teardown_lines
-from slurm.job import Job
-from slurm.payload import Words
-from slurm.rank import RECEIPT
+from pipeline.runtime.files import write_text
+from slurm.epilogue import AGAIN
+from slurm.failures import LOST_STEP, POLICIES, retries_allowed
+from slurm.graph import Job
+from slurm.payload import Payload
+from slurm.queue import LimitReached, NoSlurm, SlurmAway, command, patiently, queued_script
+from slurm.rank import MAKES, RECEIPT
 
 # What a process inside a job inherits and a job that it submits must not.
-_OF_A_JOB = ("SLURM_", "SUBMITIT_", "MASTER_", "MUDI_NODE_CACHE", "MUDI_COMMIT", RECEIPT)
+_OF_A_JOB = ("SLURM_", "SUBMITIT_", "MASTER_", "MUDI_NODE_CACHE", "MUDI_COMMIT", MAKES, RECEIPT)
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+PORTS = (20000, 20000)  # first port and how many: a job's own is found from its id, then the next free one
+# sbatch takes variables of the environment before a script's own options. What these say is always the profile's.
+_VARIABLES = {"SBATCH_TIMELIMIT", "SBATCH_ARRAY_INX", "SBATCH_MEM_PER_NODE", "SBATCH_JOB_NAME", "SBATCH_SIGNAL"}
+_VARIABLES |= {"SBATCH_OPEN_MODE", "SBATCH_WAIT", "SBATCH_REQUEUE", "SBATCH_NO_REQUEUE", "SBATCH_GRES", "SBATCH_GPUS"}
+_VARIABLES |= {"SBATCH_GPUS_PER_NODE", "SBATCH_GPUS_PER_TASK", "SBATCH_CPUS_PER_GPU"}
+_VARIABLES |= {"SBATCH_MEM_PER_CPU", "SBATCH_MEM_PER_GPU"}
+_RENDEZVOUS = """\
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MASTER_ADDR=$(scontrol show node -o "$first" | grep -o ' NodeAddr=[^ ]*' | cut -d = -f 2)
+export MASTER_PORT=$(({first} + (SLURM_JOB_ID * 13 + ${{SLURM_RESTART_COUNT:-0}} * 101) % {count}))
+while (exec 3<>"/dev/tcp/127.0.0.1/$MASTER_PORT") 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done"""
 
 
 @dataclass(frozen=True)
-class Place:
+class SubmitContext:
     """Where and how one job is submitted."""
 
     cluster: ClusterConfig
-    record: Path  # runs/<name>/jobs/<job>: submitit's files, logs and the records of attempts
+    record: Path  # runs/<name>/jobs/<job>: scripts, logs and the records of attempts
     snapshot: Path  # the code
     label: str  # the job's name in the queue
     comment: str  # what it is, for adopting it later
@@ -40,38 +61,55 @@ class Place:
     cwd: Path = field(default_factory=Path.cwd)  # the job's working directory
 
 
-def submit(job: Job, place: Place) -> list[Any]:
-    """Submit one job (an array where it has parts); submitit's jobs, one for each part.
+def submit(job: Job, context: SubmitContext) -> tuple[str, ...]:
+    """Submit one job (an array where it has parts); the ids of its parts.
 
     Raises:
-        UserError: with what sbatch said.
+        UserError: with what sbatch said. `SlurmAway` and `LimitReached`: after having tried for a while.
     """
-    local = place.cluster.executor == "local"
-    # submitit's local executor sets CUDA_VISIBLE_DEVICES; the job gets the submitter's own instead.
-    env = (("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")),) if local else ()
-    again = place.cluster.requeue
-    words = [Words(job.part_argv(part), str(place.record), env, again) for part in range(job.resources.parts)]
-    place.record.mkdir(parents=True, exist_ok=True)
+    context.record.mkdir(parents=True, exist_ok=True)
+    if context.cluster.executor == "local":
+        return tuple(_submit_local(job, context, part) for part in range(job.resources.parts))
+    token = uuid.uuid4().hex[:12]
+    call = context.record / f"call-{token}.pkl"
+    delayed = DelayedSubmission(
+        Payload(job.argv, str(context.record), job.resources.parts, requeue=context.cluster.requeue)
+    )
+    delayed.set_timeout(job.resources.minutes, context.cluster.max_timeouts)
+    delayed.dump(call)
+    script = context.record / f"call-{token}.sh"
+    write_text(script, batch_script(job, context, call=call))
+    with outside_of_jobs(context.cluster, set(sbatch_options(job, context))):
+        job_id = _sbatch(script, job, context)
+    parts = job.resources.parts
+    return (job_id,) if parts == 1 else tuple(f"{job_id}_{part}" for part in range(parts))
+
+
+def _sbatch(script: Path, job: Job, context: SubmitContext) -> str:
+    """Queue a script; where Slurm does not answer, look whether it was queued before it is sent again."""
+    sent = False
+
+    def once() -> str:
+        nonlocal sent
+        if sent and (found := queued_script(str(script))):
+            print(f"slurm: {job.name} was queued as {found}, though sbatch said otherwise", file=sys.stderr)
+            return found
+        sent = True
+        return command("sbatch", "--parsable", str(script)).strip().partition(";")[0].splitlines()[-1]
+
+    where = f"cluster={context.cluster.name}"
     try:
-        if local:
-            return [_submit_local(job, place, word) for word in words]
-        executor = submitit.SlurmExecutor(
-            place.record, max_num_timeout=place.cluster.max_timeouts, python=python_of(place.cluster)
-        )
-        executor.update_parameters(**slurm_parameters(job, place))
-        with _outside_of_jobs():
-            return list(executor.submit_array(words))
-    except (FailedJobError, FailedSubmissionError) as error:
+        return patiently(once, seconds=context.cluster.submit_patience_s)
+    except NoSlurm as error:
         raise UserError(
-            f"sbatch refused job {job.name}: {str(error).strip()} (cluster={place.cluster.name})."
-        ) from error
-    except RuntimeError as error:
-        if "srun" not in str(error):
-            raise
-        raise UserError(
-            f"cluster={place.cluster.name} submits with Slurm, but srun is not on {socket.gethostname()}. "
+            f"{where} submits with Slurm, but sbatch is not on {socket.gethostname()}. "
             "Submit on the cluster's login node, or use cluster=local."
         ) from error
+    except (SlurmAway, LimitReached) as error:
+        later = "Submit again later: what is queued stays"
+        raise type(error)(f"Job {job.name} is not queued: {error} ({where}). {later}.") from error
+    except UserError as error:
+        raise UserError(f"sbatch refused job {job.name}: {error} ({where}).") from error
 
 
 def python_of(cluster: ClusterConfig) -> str:
@@ -79,78 +117,195 @@ def python_of(cluster: ClusterConfig) -> str:
     return cluster.python or shlex.quote(sys.executable)
 
 
-def slurm_parameters(job: Job, place: Place) -> dict[str, Any]:
-    """submitit's parameters of a job. All of them, each time: submitit's executors keep what they were told before."""
-    cluster, asked = place.cluster, job.resources
+# The batch script
+
+
+def batch_script(job: Job, context: SubmitContext, *, call: Path | None = None) -> str:
+    """The whole script of a job.
+
+    Args:
+        call: the pickled command that submitit's launcher in each rank starts; None: ranks start the command itself,
+            in a script that a person reads, changes and submits.
+    """
+    cluster, record, parts = context.cluster, shlex.quote(str(context.record)), job.resources.parts
+    options = [_flag(name, value) for name, value in sorted(sbatch_options(job, context).items())]
+    if call is not None:
+        name = '${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}_submitted.pkl"'
+        start = [f'ln -s {call.name} {record}/"{name} 2>/dev/null  # unless an earlier start left its own']
+        start += ["export SUBMITIT_EXECUTOR=slurm"]
+        argv = f"-u -m submitit.core._submit {record}"
+    else:
+        part = f" --part $SLURM_ARRAY_TASK_ID/{parts}" if parts > 1 else ""
+        start, argv = [], shlex.join(("-u", "-m", "slurm.rank", *job.argv)) + part
+    names = "%A_%a" if parts > 1 else "%j"
+    srun: Options = {"unbuffered": True, "output": str(context.record / f"{names}_%t_log.out"), "kill-on-bad-exit": 1}
+    # srun of Slurm 22.05 and later does not take the cores of a task from sbatch: a rank would be bound to one.
+    srun |= {"cpus-per-task": job.resources.cpus} if job.resources.cpus else {}
+    run = ["srun", *_words({**srun, "export": "ALL", **cluster.srun_options})]  # ALL: also after sbatch --export=NONE
+    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options if option), "", "# setup"]
+    lines += [*setup_lines(job, context), "", "# command", *start]
+    lines += [f"{shlex.join(run)} {python_of(cluster)} {argv}", "", "# teardown"]
+    return "\n".join([*lines, *_teardown_lines(job, context, by_hand=call is None)]) + "\n"
+
+
+def sbatch_options(job: Job, context: SubmitContext) -> Options:
+    """Everything that sbatch is told, by the long names of its options."""
+    cluster, asked = context.cluster, job.resources
+    options: Options = dict(cluster.options)
+    waits = [context.dependency, options.pop("dependency", None)]
+    if "?" in str(waits[1]) and waits[0]:
+        raise UserError(
+            f"cluster.options.dependency: found '{waits[1]}', expected no '?' (any of them), as it stands beside "
+            f"{waits[0]}."
+        )
+    comments = [options.pop("comment", None), context.comment]
     gpus = f"{cluster.gpu_type}:{asked.gpus}" if cluster.gpu_type else str(asked.gpus)
-    more: dict[str, Any] = {"requeue" if cluster.requeue else "no-requeue": True, "kill-on-invalid-dep": "yes"}
-    more["chdir"] = str(place.cwd)
-    if asked.gpus:
-        more |= {"gres": f"gpu:{gpus}"} if cluster.gpu_option == "gres" else {"gpus-per-node": gpus}
-    return {
-        "job_name": place.label,
-        "comment": place.comment,
-        "partition": asked.partition or cluster.partition,
-        "account": cluster.account,
-        "qos": cluster.qos,
-        "constraint": cluster.constraint,
-        "time": asked.minutes,
+    gpu_option = {"gres": f"gpu:{gpus}"} if cluster.gpu_option == "gres" else {"gpus-per-node": gpus}
+    parts = asked.parts
+    ours: Options = {
+        "job-name": context.label,
+        "chdir": str(context.cwd),
+        "output": str(context.record / ("%A_%a_0_log.out" if parts > 1 else "%j_0_log.out")),
+        "open-mode": "append",
         "nodes": asked.nodes,
-        "ntasks_per_node": asked.tasks_per_node,
-        "cpus_per_task": asked.cpus,
-        "mem": None if asked.memory_gb is None else f"{round(asked.memory_gb * 1024)}M",
-        "dependency": place.dependency,
-        "signal_delay_s": cluster.signal_lead_s,
-        "array_parallelism": asked.at_once,
-        "wckey": None,
-        "stderr_to_stdout": True,
-        # srun of Slurm 22.05 and later does not take the cores of a task from sbatch: a rank would be bound to one.
-        "srun_args": ["--kill-on-bad-exit=1", *([f"--cpus-per-task={asked.cpus}"] if asked.cpus else [])],
-        "setup": setup_lines(cluster, asked, place.snapshot, record=place.record),
-        "teardown": teardown_lines(cluster, asked, python_of(cluster), record=place.record),
-        "additional_parameters": more | dict(cluster.options),
+        "ntasks-per-node": asked.tasks_per_node,
+        "time": asked.minutes,
+        "signal": f"USR2@{cluster.signal_lead_s}",
+        "requeue" if cluster.requeue else "no-requeue": True,
+        "kill-on-invalid-dep": "yes",
+        "comment": " ".join(str(c) for c in comments if c),
     }
+    ours |= {"cpus-per-task": asked.cpus} if asked.cpus else {}
+    ours |= {"mem": f"{round(asked.memory_gb * 1024)}M"} if asked.memory_gb is not None else {}
+    ours |= gpu_option if asked.gpus else {}
+    ours |= {"array": f"0-{parts - 1}%{min(parts, asked.at_once)}"} if parts > 1 else {}
+    ours |= {"dependency": ",".join(str(w) for w in waits if w)} if any(waits) else {}
+    mine = {name: value for name, value in asked.sbatch().items() if value is not None}
+    theirs = {name: value for name, value in cluster.sbatch().items() if value is not None}
+    return {**options, **theirs, **mine, **ours}
 
 
-def _submit_local(job: Job, place: Place, words: Words) -> Any:
-    asked = job.resources
+def _flag(name: str, value: bool | str | int | float | None) -> str:
+    word = "".join(_words({name: value}))
+    option, equals, text = word.partition("=")
+    return option + equals + (shlex.quote(text) if equals else "")
+
+
+def _words(options: Options) -> list[str]:
+    """Options as a command line has them. True, None and "" are flags without a value; False leaves one out."""
+    flags = [(name, value is True or value is None or value == "") for name, value in options.items()]
+    return [f"--{name}" if flag else f"--{name}={options[name]}" for name, flag in flags if options[name] is not False]
+
+
+def setup_lines(job: Job, context: SubmitContext) -> list[str]:
+    """What a batch script does before `srun`: the profile's own lines, then ours.
+
+    The batch script runs on the first node of the allocation, where rank 0 will listen: so it is here that a port is
+    derived from the job's id and restart, and that it is seen to be free. CUDA_VISIBLE_DEVICES is left alone.
+    """
+    cluster, receipts = context.cluster, shlex.quote(str(context.record / "ended"))
+    code = shlex.quote(str(context.snapshot))
+    lines = [
+        *cluster.setup,
+        f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}  # the code as it was submitted",
+        "export PYTHONSAFEPATH=1  # and not what lies in the working directory",
+        f"export MUDI_COMMIT={commit_of(context.snapshot)}",
+        f"mkdir -p {receipts}; export {RECEIPT}={receipts}/$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}",
+        *_makes_lines(job, context),
+        "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
+        f"export MUDI_NODE_CACHE={shlex.quote(cluster.node_local)}/mudi-$(id -u)-$SLURM_JOB_ID",
+        "export TORCHINDUCTOR_CACHE_DIR=$MUDI_NODE_CACHE/inductor TRITON_CACHE_DIR=$MUDI_NODE_CACHE/triton",
+        "export CUDA_CACHE_PATH=$MUDI_NODE_CACHE/cuda",
+    ]
+    if job.resources.nodes * job.resources.tasks_per_node > 1:
+        lines += _RENDEZVOUS.format(first=PORTS[0], count=PORTS[1]).splitlines()
+    return lines
+
+
+def _makes_lines(job: Job, context: SubmitContext) -> list[str]:
+    """Where this job's work can be seen to grow. The parts of an array that each have a place find it in a file."""
+    if len(job.makes) < 2:
+        return [f"export {MAKES}={shlex.quote(str(path))}" for path in job.makes]
+    listed = context.record / "makes"
+    write_text(listed, "".join(f"{path}\n" for path in job.makes))
+    return [f'export {MAKES}=$(sed -n "$((SLURM_ARRAY_TASK_ID + 1))p" {shlex.quote(str(listed))})']
+
+
+def _receipt_lines(resources: Resources) -> list[str]:
+    """What a batch script does directly after `srun`: keep its code, unless the ranks' receipts tell otherwise.
+
+    srun leaves with 0 where the manager of the step was killed, and with a signal where a rank aborts after its end.
+    Each receipt is looked for by its name, as a network file system may show a folder as it was a minute ago.
+    """
+    last = resources.nodes * resources.tasks_per_node - 1
+    well = "slurm: srun says $code, but every rank had ended well before: that is what counts"
+    return [
+        "code=$? missing=",
+        f'for rank in {{0..{last}}}; do [ -e "${RECEIPT}.$rank" ] || missing="$missing $rank"; done',
+        f'rm -f "${RECEIPT}".*',
+        f'if [ $code = 0 ] && [ "$missing" ]; then code=137; echo "{LOST_STEP}$missing"; fi',
+        f'if [ $code != 0 ] && [ -z "$missing" ]; then echo "{well}"; code=0; fi',
+    ]
+
+
+def _teardown_lines(job: Job, context: SubmitContext, *, by_hand: bool) -> list[str]:
+    """What a batch script does after `srun`: the job epilogue says why it failed, and whether it is queued again.
+
+    Dependencies look at the batch script's exit code, so it must stay the job's.
+    """
+    cluster, retry = context.cluster, context.cluster.retry
+    allowed = ",".join(f"{name}={retries_allowed(name, retry)}" for name in POLICIES if retries_allowed(name, retry))
+    limits = f"--retries '{allowed}' --backoff {retry.backoff_s}" + " --by-hand" * (by_hand and cluster.requeue)
+    # Where srun starts a container, Python may be in there alone.
+    inside = "".join(f"{word} " for word in _words(cluster.srun_options)) if cluster.srun_options else ""
+    run = f"srun --quiet --overlap --nodes=1 --ntasks=1 --export=ALL {inside}" if "--container" in inside else ""
+    epilogue = f"{run}{python_of(cluster)} -m slurm.epilogue {shlex.quote(str(context.record))} $code {limits}"
+    return [
+        *_receipt_lines(job.resources),
+        f"if [ $code != 0 ]; then {epilogue}; [ $? = {AGAIN} ] && code={AGAIN}; fi",
+        'rm -rf "$MUDI_NODE_CACHE"',
+        f'if [ $code = {AGAIN} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        "exit $code",
+    ]
+
+
+# On this machine
+
+
+def _submit_local(job: Job, context: SubmitContext, part: int) -> str:
+    """Start one part as a process; its pid, which is its id."""
+    asked, cluster = job.resources, context.cluster
     if asked.nodes > 1:
         raise UserError(f"cluster.{job.name}.nodes: found {asked.nodes}, expected 1 with the local executor.")
-    python = f"env -C {shlex.quote(str(place.cwd))} {python_of(place.cluster)}"
-    executor = submitit.LocalExecutor(place.record, max_num_timeout=place.cluster.max_timeouts, python=python)
+    python = f"env -C {shlex.quote(str(context.cwd))} {python_of(cluster)}"
+    executor = submitit.LocalExecutor(context.record, max_num_timeout=cluster.max_timeouts, python=python)
     executor.update_parameters(
         timeout_min=asked.minutes,
         tasks_per_node=asked.tasks_per_node,
         gpus_per_node=asked.gpus,
-        signal_delay_s=place.cluster.signal_lead_s,
+        signal_delay_s=cluster.signal_lead_s,
         stderr_to_stdout=True,
-        setup=list(place.cluster.setup),
+        setup=list(cluster.setup),
     )
     threads = asked.cpus or max((os.cpu_count() or 1) // asked.tasks_per_node, 1)
     env = {
-        "PYTHONPATH": os.pathsep.join([str(place.snapshot), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "PYTHONPATH": os.pathsep.join([str(context.snapshot), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONSAFEPATH": "1",
-        "MUDI_COMMIT": commit_of(place.snapshot),
+        "MUDI_COMMIT": commit_of(context.snapshot),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
     }
+    # submitit's local executor sets CUDA_VISIBLE_DEVICES; the job gets the submitter's own instead.
+    own = (("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")),)
+    payload = Payload(job.part_argv(part), str(context.record), env=own, requeue=cluster.requeue)
     # A child that starts with SIGINT ignored keeps it so: Ctrl-C reaches the submitter alone, which ends jobs in order.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with _outside_of_jobs(), _variables(env):
-            return executor.submit(words)
+        with outside_of_jobs(), _variables(env):
+            return str(executor.submit(payload).job_id)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def sbatch(words: list[str]) -> str:
-    """Run a Slurm command as from outside any job; what it printed. Its complaints are a `UserError`."""
-    try:
-        with _outside_of_jobs():
-            return str(CommandFunction(words, verbose=False)())
-    except (FailedJobError, OSError) as error:
-        raise UserError(f"{' '.join(words)}: {str(error).strip()}") from error
 
 
 def _free_port() -> int:
@@ -159,13 +314,47 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+# The environment
+
+
+def slurm(*argv: str) -> str:
+    """Run a command of Slurm as from outside any job; what it printed. Its complaints are a `UserError`."""
+    with outside_of_jobs():
+        return command(*argv)
+
+
 @contextlib.contextmanager
-def _outside_of_jobs() -> Iterator[None]:
-    """Hide a surrounding job's variables: sbatch would take them for options. SLURM_CONF, which cluster, stays."""
+def outside_of_jobs(cluster: ClusterConfig | None = None, options: set[str] | None = None) -> Iterator[None]:
+    """Hide a surrounding job's variables: sbatch would take them for options. SLURM_CONF, which cluster, stays.
+
+    Hide too, and say so, what overrides one of these options of the profile.
+    """
     inside = "SLURM_JOB_ID" in os.environ or "SUBMITIT_EXECUTOR" in os.environ
     names = [n for n in os.environ if n.startswith(_OF_A_JOB) or n in _RANKS] if inside else []
-    with _variables({name: None for name in names if name != "SLURM_CONF"}):
+    overriding = sorted(variables_over(options or set()) & os.environ.keys()) if cluster is not None else []
+    if cluster is not None and overriding:
+        _notice(notice_of(overriding, cluster))
+    with _variables({name: None for name in [*names, *overriding] if name != "SLURM_CONF"}):
         yield
+
+
+@functools.cache
+def _notice(line: str) -> None:
+    """Say it once, not once for each job."""
+    print(f"slurm: {line}", file=sys.stderr, flush=True)
+
+
+def notice_of(variables: Sequence[str], cluster: ClusterConfig) -> str:
+    """The notice of variables that are not used."""
+    return (
+        f"{', '.join(variables)} of the environment {'is' if len(variables) == 1 else 'are'} not used: "
+        f"cluster={cluster.name} says what jobs ask for"
+    )
+
+
+def variables_over(options: set[str]) -> set[str]:
+    """The variables by which sbatch would override one of these options, or one that is always the profile's."""
+    return _VARIABLES | {f"SBATCH_{name.upper().replace('-', '_')}" for name in options}
 
 
 @contextlib.contextmanager
@@ -178,7 +367,7 @@ def _variables(values: Mapping[str, str | None]) -> Iterator[None]:
         _set(before)
 
 
-def _set(values: Mapping[str, str | None]) -> None:
+def _set(values: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if value is None:
             os.environ.pop(name, None)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ POLICIES = {
     "rendezvous": Policy(
         "limited",
         "every attempt of cluster.retry.rendezvous failed: look at the named nodes, then retry, or submit the run "
-        "again without them: '++cluster.options.exclude=NODE'",
+        "again without them: cluster.exclude=NODE",
     ),
     "error": Policy("limited", "read the log; if it was the file system or the network, retry"),
     "killed": Policy("limited", "something killed the process from outside; read the log, then retry"),
@@ -47,7 +48,13 @@ POLICIES = {
     ),
     "preempted": Policy("slurm", _NOT_AGAIN),
     "node_failure": Policy("slurm", _NOT_AGAIN),
-    "held": Policy("never", "retry puts it back into the queue"),
+    "held": Policy("never", "look at its node or ask the administrators, then retry puts it back into the queue"),
+    "held_by_user": Policy("never", "somebody held it: release it"),
+    "refused": Policy(
+        "never",
+        "Slurm will never start it as it is: change what cluster.<job> asks for, and submit the run again with that",
+    ),
+    "limit": Policy("never", "a limit of the site, or Slurm was away: retry later, which queues what is missing"),
     "cancelled": Policy("never", "retry queues it again; training continues from its last checkpoint"),
     "upstream": Policy("never", "retry queues it again, with the job that it waits for"),
     "vanished": Policy("never", "neither queue nor files tell how it ended; read the log, then retry"),
@@ -68,6 +75,8 @@ _OUTGROWN = re.compile(r"^(srun|slurmstepd\S*): error: .*(Out Of Memory|oom.kill
 _ENDED = re.compile(r"^srun: error: \S+: tasks? \S+: (\w+).*", re.MULTILINE)
 LOST_STEP = "slurm: srun says 0, but the step was lost: no record of their end from ranks"  # the batch script's words
 _STARTING = "Starting with JobEnvironment"  # submitit's first line of each start
+_OF_LAUNCHERS = re.compile(r"^(srun|slurmstepd|slurm|submitit|sbatch|scontrol)\b.*?(:| [A-Z]+ )")
+_RAISED = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt|Incomplete|Warning)?: ")  # a traceback's end
 
 
 def class_of(error: BaseException) -> str:
@@ -118,6 +127,20 @@ def class_of_exit(code: int, log: Path | None = None) -> str:
     if by_code in ("error", "bad_config", "killed") and log is not None:
         return class_of_words(last_words(log)) or by_code
     return by_code
+
+
+def own_error(record: Path, job_id: str, *, size: int = 20_000) -> str:
+    """The first error that a rank of the last start wrote itself; else the last line that is not the launcher's or
+    srun's. srun's own last line tells only which task left with which code.
+    """
+    first, last = "", ""
+    for log in sorted(record.glob(f"{job_id}_*_log.out"), key=lambda path: path.stat().st_mtime):
+        words = last_words(log, size=size).rpartition(_STARTING)[2] if log.is_file() else ""
+        lines = [line.rstrip() for line in words.splitlines() if line.strip() and not _OF_LAUNCHERS.match(line)]
+        raised = [line for before, line in pairwise(["", *lines]) if before.startswith(" ") and _RAISED.match(line)]
+        first = first or next(iter(raised), "") or next((line for line in lines if line.startswith("error: ")), "")
+        last = (lines[-1] if lines else "") or last
+    return first or last
 
 
 def last_words(log: Path, *, size: int = 4000) -> str:

@@ -1,9 +1,39 @@
-"""Jobs in an order in which each comes after all that it waits for."""
+"""A job is a command line: what stands after `python -m`, what it asks for, and the jobs that it comes after."""
 
+import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from pipeline.config.schema_cluster import Resources
 from pipeline.runtime.errors import UserError, did_you_mean
-from slurm.job import Job
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a graph. The same command line is printed, run on a laptop, or sent to Slurm."""
+
+    name: str
+    argv: tuple[str, ...]  # a module and its arguments: ("pipeline", "train", "runs/glyphs16")
+    resources: Resources = field(default_factory=Resources)
+    after: tuple[str, ...] = ()  # jobs that must have ended well
+    after_any: tuple[str, ...] = ()  # jobs that must have ended, well or not
+    makes: tuple[Path, ...] = ()  # the run directory or folder that it fills; of an array: one, or one for each part
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Every job that this one waits for."""
+        return self.after + self.after_any
+
+    def part_argv(self, part: int) -> tuple[str, ...]:
+        """The command of one part, 0-based, of a job that is an array; a job of one part has its plain command."""
+        if self.resources.parts == 1:
+            return self.argv
+        return (*self.argv, "--part", f"{part}/{self.resources.parts}")
+
+    def command(self) -> str:
+        """What a person types to run it by hand."""
+        return shlex.join(("python", "-m", *self.argv))
 
 
 def ordered(jobs: Sequence[Job]) -> list[Job]:

@@ -1,20 +1,39 @@
-"""What was submitted under which id, and how it stands: from disk, the queue and the accounting, after any restart."""
+"""How the jobs of runs stand: one reconciliation of what was written down, what Slurm shows, and what is on the disk.
 
-import getpass
+The ledger of a run (jobs/ledger.jsonl) says what was submitted under which id. Jobs that it does not know are taken in:
+their submitter died before it wrote them down, another run prepares the same data, or a person submitted the scripts
+that `plan --sbatch` wrote. In the queue they say by their comment what they make; what has ended left its log.
+"""
+
+import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.config.load import CONFIG_FILE
+from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import append_line, read_lines
 from pipeline.runtime.run_dir import RunDir
-from slurm.failures import POLICIES, class_of_exit, last_words, lost_rank, outgrown, root_cause
-from slurm.payload import ATTEMPTS, failures_of
-from slurm.queue import HELD, NEVER, Seen, look
-from slurm.rank import process_born
+from slurm.access import held, name_of, number_of
+from slurm.executor import SubmitContext
+from slurm.failures import POLICIES, class_of_exit, lost_rank, outgrown, own_error, root_cause
+from slurm.graph import Job
+from slurm.payload import failures_of
+from slurm.queue import HELD, HELD_BY_USER, NEVER, Seen, listed, look
+from slurm.rank import attempts, process_born
+from slurm.workflows import Launch, launch_of_run
 
 LEDGER = "ledger.jsonl"
+SCRIPTS = "scripts"  # the ledger's word for: sbatch scripts of this run were written
+RUNS = Path("runs")  # where runs lie unless a config says otherwise
+TURN_SECONDS = 300.0  # how long a submitter waits for others that submit runs to the same folder
+_LOG = "_0_log.out"
+_UPSTREAM = "a job that it waits for did not end well"
+_ORDER = ("running", "suspended", "waiting", "held", "failed", "blocked", "cancelled", "ended")
 _BY_STATE = {
     "TIMEOUT": "time_limit",
     "NODE_FAIL": "node_failure",
@@ -49,7 +68,7 @@ class State:
     """How a job stands."""
 
     job: str
-    word: str  # complete, running, waiting, failed, cancelled, blocked, not submitted; unknown: Slurm is away
+    word: str  # complete, or one of _ORDER, or: not submitted, unknown (Slurm is away)
     cause: str | None = None  # a class of slurm.failures, where it did not end well
     message: str = ""
     ids: tuple[str, ...] = ()
@@ -61,7 +80,12 @@ class State:
     @property
     def active(self) -> bool:
         """Whether something is under way that a new submission should leave alone."""
-        return self.word in ("running", "waiting")
+        return self.word in ("running", "suspended", "waiting") or self.cause == "held_by_user"
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it does not go on by itself: somebody has to do something, or to look."""
+        return self.word in ("failed", "blocked", "cancelled", "held", "unknown")
 
     @property
     def advice(self) -> str:
@@ -69,9 +93,12 @@ class State:
         return POLICIES[self.cause].advice if self.cause else ""
 
 
+# What was written down
+
+
 def note(run: RunDir, event: str, **row: Any) -> None:
     """Add a line to the ledger of a run."""
-    append_line(run.jobs / LEDGER, {"event": event, "time": time.time(), "user": getpass.getuser()} | row)
+    append_line(run.jobs / LEDGER, {"event": event, "time": time.time(), "user": name_of(os.geteuid())} | row)
 
 
 def submissions(run: RunDir) -> dict[str, Submission]:
@@ -93,7 +120,18 @@ def submissions(run: RunDir) -> dict[str, Submission]:
         elif row["event"] == "cancelled" and row["job"] in found:
             old = found[row["job"]]
             if set(row["ids"]) & set(old.ids):
-                found[row["job"]] = Submission(**{**old.__dict__, "cancelled": True})
+                found[row["job"]] = replace(old, cancelled=True)
+    return found
+
+
+def refusals(run: RunDir) -> dict[str, str]:
+    """By job, why sbatch refused it, where nothing of it was submitted since."""
+    found: dict[str, str] = {}
+    for row in read_lines(run.jobs / LEDGER):
+        if row["event"] == "refused":
+            found[row["job"]] = row["message"]
+        elif row["event"] == "submitted":
+            found.pop(row["job"], None)
     return found
 
 
@@ -113,6 +151,219 @@ def ids_of(run: RunDir) -> set[str]:
     return {i for row in read_lines(run.jobs / LEDGER) if row["event"] == "submitted" for i in row["ids"]}
 
 
+def users_of(runs: Iterable[RunDir]) -> set[str]:
+    """The numbers of the users who submitted these runs, where this machine knows them."""
+    names = {row.get("user", "") for run in runs for row in read_lines(run.jobs / LEDGER)}
+    return set(filter(None, map(number_of, names)))
+
+
+def context_of(launch: Launch, job: Job, *, code: Path, dependency: str | None = None) -> SubmitContext:
+    """Where and how a job of a run is submitted. By its comment it is recognised in the queue."""
+    record = launch.run.jobs / job.name
+    comment = f"mudi {launch.key(job.name)} {record}"
+    label = f"{launch.run.path.name}.{job.name}"
+    return SubmitContext(launch.cfg.cluster, record, code, label, comment, dependency, launch.cwd)
+
+
+def locked(run: RunDir) -> AbstractContextManager[None]:
+    """One at work on a run at a time. Raises `UserError` where somebody runs it in the foreground."""
+    refusal = f"Another 'python -m slurm' is at work on {run.path}. Wait for it, or end it."
+    return held(run.jobs / ".lock", refusal=refusal)
+
+
+def in_turn(folder: Path) -> AbstractContextManager[None]:
+    """One submitter of a folder of runs after the other: else two would both queue what their runs share."""
+    refusal = f"Others have been submitting to {folder} for {TURN_SECONDS:.0f} s. Try again."
+    return held(folder / ".submitting", refusal=refusal, seconds=TURN_SECONDS)
+
+
+# Runs, as they were submitted
+
+
+def runs_under(paths: Sequence[Path]) -> list[Path]:
+    """Run directories among `paths` and directly below them, in order of names.
+
+    Raises:
+        UserError: where one of them is not there, or there is no run at all.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
+            near = f" Did you mean {RUNS / path}?" if (RUNS / path).is_dir() else near
+            raise UserError(f"{path} is not a directory. Give a run directory or a folder of them.{near}")
+        inside = [path] if (path / "config.yaml").is_file() else sorted(p.parent for p in path.glob("*/config.yaml"))
+        found += inside
+    if not found:
+        raise UserError(f"No run (a directory with a config.yaml) in {', '.join(map(str, paths))}.")
+    return found
+
+
+def overrides_of(run: Path) -> tuple[str, ...]:
+    """The overrides that the newest submission of a run was made with."""
+    row = _submitted_last(run)
+    return tuple(row["words"]) if row else ()
+
+
+def _submitted_last(run: Path) -> dict[str, Any] | None:
+    """The ledger's newest row of a submission with overrides of its own; else of scripts that were written."""
+    rows = [row for row in read_lines(run / "jobs" / LEDGER) if "words" in row]
+    return max(rows, key=lambda row: (row["event"] == "submitted", row["time"]), default=None)
+
+
+def launches(paths: Sequence[Path]) -> tuple[list[Launch], list[str]]:
+    """The runs, each as it was submitted last, and a line for each that cannot be read.
+
+    Raises:
+        UserError: where none of them can be read.
+    """
+    found: list[Launch] = []
+    problems: list[str] = []
+    for path in runs_under(paths):
+        try:
+            launch = as_submitted(path)
+            launch.complete()  # reads what its jobs have made
+            found.append(launch)
+        except (UserError, OSError, ValueError) as error:
+            problems.append(f"{path / CONFIG_FILE}: {error}")
+    if not found:
+        raise UserError("\n".join(problems))
+    return found, problems
+
+
+def as_submitted(path: Path) -> Launch:
+    """A run with the overrides of its last submission; relative paths in its config start where it was submitted."""
+    row = _submitted_last(path)
+    return launch_of_run(path, overrides_of(path), cwd=Path(row["cwd"]) if row else None)
+
+
+# Jobs that the ledger does not know
+
+
+@dataclass(frozen=True)
+class Stray:
+    """A job that the ledger does not know."""
+
+    job: str
+    ids: tuple[str, ...]
+    record: Path  # where it leaves its logs
+
+
+def strays(launch: Launch, queue: Sequence[Seen]) -> list[Stray]:
+    """Jobs of this run, not in its ledger: at most one for each name.
+
+    In the queue they wait or run; those of scripts may also have ended, which the queue shows for minutes and a log
+    for good.
+    """
+    known, by_hand, found = ids_of(launch.run), written_by_hand(launch.run), []
+    marked = [s for s in queue if (s.active or by_hand) and s.id not in known and s.mark]
+    for job in launch.jobs:
+        record = launch.run.jobs / job.name
+        if mine := [s for s in marked if s.mark.split(" ", 2)[1] == launch.key(job.name)]:
+            newest = max(mine, key=lambda s: (s.runs, s.active, _number(s.id)))
+            record, number = Path(newest.mark.split(" ", 2)[2]), _number(newest.id)
+            ids = {s.id for s in mine}
+        elif ids := _logged(record) - known if by_hand else set():
+            number = max(map(_number, ids))
+        else:
+            continue
+        found.append(Stray(job.name, tuple(sorted((i for i in ids if _number(i) == number), key=_part)), record))
+    return found
+
+
+def twice(launch: Launch, known: Mapping[str, Submission], queue: Sequence[Seen]) -> dict[str, str]:
+    """By job, the id of another job in the queue that makes the same: scripts that were submitted twice."""
+    found: dict[str, str] = {}
+    for job in launch.jobs:
+        ours = {_number(i) for i in known[job.name].ids} if job.name in known else set()
+        key = launch.key(job.name)
+        same = {_number(s.id) for s in queue if s.active and s.mark and s.mark.split(" ", 2)[1] == key}
+        if ours & same and same - ours:
+            found[job.name] = str(max(same - ours))
+    return found
+
+
+def _logged(record: Path) -> set[str]:
+    """Ids of jobs, and of parts of arrays, that left a log."""
+    names = {log.name.removesuffix(_LOG) for log in record.glob(f"*{_LOG}")}
+    return {name for name in names if name.replace("_", "").isdigit()}
+
+
+def written_by_hand(run: RunDir) -> bool:
+    """Whether scripts were written for this run, which somebody may have submitted."""
+    return any(row["event"] == SCRIPTS for row in read_lines(run.jobs / LEDGER))
+
+
+def _number(job_id: str) -> int:
+    return int(job_id.partition("_")[0])
+
+
+def _part(job_id: str) -> int:
+    return int(job_id.partition("_")[2] or 0)
+
+
+def adopt(launch: Launch, stray: Stray) -> None:
+    """Write a job into the ledger that somebody else submitted."""
+    row = {"executor": "slurm", "born": [], "snapshot": "", "adopted": True}
+    note(launch.run, "submitted", job=stray.job, ids=stray.ids, record=str(stray.record), **row)
+
+
+def adopt_its_own(launch: Launch, queue: Sequence[Seen]) -> bool:
+    """Take in what was submitted for this run alone; whether anything was.
+
+    Not while a submitter is at work on the run, which knows better, nor where the run is somebody else's.
+    """
+    if not _own(launch, queue):
+        return False
+    with contextlib.suppress(UserError, PermissionError), locked(launch.run):
+        for stray in _own(launch, queue):
+            adopt(launch, stray)
+    return True
+
+
+def _own(launch: Launch, queue: Sequence[Seen]) -> list[Stray]:
+    return [stray for stray in strays(launch, queue) if stray.record.parent == launch.run.jobs]
+
+
+# How jobs stand
+
+
+def states_of(runs: Sequence[Launch]) -> list[dict[str, State]]:
+    """The states of every job of every run; Slurm is asked once for all of them, where anything may be there.
+
+    Raises:
+        SlurmAway: `states_without_slurm` has what is known all the same.
+    """
+    complete = [(launch, launch.complete()) for launch in runs]
+    known = [submissions(launch.run) for launch in runs]
+    by_hand = any(written_by_hand(launch.run) for launch, done in complete if not all(done.values()))
+    asked = by_hand or open_ids((launch.run, done) for launch, done in complete)
+    queue = listed(users_of(launch.run for launch in runs)) if asked else []
+    for number, launch in enumerate(runs):
+        if adopt_its_own(launch, queue):
+            known[number] = submissions(launch.run)
+    found = states_of_all([(launch.run, launch.complete) for launch in runs], known, queue)
+    for launch, mine, states_now in zip(runs, known, found, strict=True):
+        for job, other in twice(launch, mine, queue).items():
+            more = f"submitted twice, also as {other}: scancel {other}"
+            message = "; ".join(filter(None, (states_now[job].message, more)))
+            states_now[job] = replace(states_now[job], message=message)
+    return found
+
+
+def states_without_slurm(runs: Sequence[Launch], why: str) -> list[dict[str, State]]:
+    """What the disk tells of jobs; of those that Slurm has, where nothing on the disk says how they ended: unknown."""
+    found = []
+    for launch in runs:
+        known = submissions(launch.run)
+        now = states(launch.run, launch.complete(), {})
+        for name, state in now.items():
+            if state.cause in ("vanished", "upstream") and known[name].executor == "slurm":
+                now[name] = replace(state, word="unknown", cause=None, message=why)
+        found.append(now)
+    return found
+
+
 def open_ids(runs: Iterable[tuple[RunDir, Mapping[str, bool]]]) -> list[str]:
     """The ids at Slurm of everything that is submitted and not complete: what there is to ask Slurm about."""
     return [i for run, complete in runs for i in _open(submissions(run), complete)]
@@ -120,6 +371,26 @@ def open_ids(runs: Iterable[tuple[RunDir, Mapping[str, bool]]]) -> list[str]:
 
 def _open(known: Mapping[str, Submission], complete: Mapping[str, bool]) -> list[str]:
     return [i for s in known.values() if s.executor == "slurm" and not complete.get(s.job) for i in s.ids]
+
+
+def states_of_all(
+    runs: Sequence[tuple[RunDir, Callable[[], Mapping[str, bool]]]],
+    known: Sequence[Mapping[str, Submission]],
+    queue: Sequence[Seen],
+) -> list[dict[str, State]]:
+    """Where every job of many runs stands.
+
+    Order matters, as all of it moves: what is known was read before the queue, so that nothing is known that the queue
+    has yet to show; the disk is looked at last, so that what ends meanwhile is complete, and not something that has
+    ended without what it should make.
+
+    Args:
+        runs: each with a look at the disk, as the `complete` of `states`.
+        known: the submissions of each.
+        queue: from `slurm.queue.listed`.
+    """
+    seen = look([i for mine, (_, complete) in zip(known, runs, strict=True) for i in _open(mine, complete())], queue)
+    return [states(run, complete(), seen, known=mine) for mine, (run, complete) in zip(known, runs, strict=True)]
 
 
 def states(
@@ -140,30 +411,13 @@ def states(
     if seen is None:
         seen = look(open_ids([(run, complete)]))
     found: dict[str, State] = {}
+    refused = refusals(run)
     for job, done in complete.items():
         state = _state(job, known.get(job), done=done, seen=seen)
+        if not done and not state.active and job in refused:
+            state = State(job, "failed", "limit", refused[job], state.ids, state.starts)
         found[job] = _upstream(state, known[job], found) if state.cause == "vanished" and not state.starts else state
     return found
-
-
-def states_of_all(
-    runs: Sequence[tuple[RunDir, Callable[[], Mapping[str, bool]]]],
-    known: Sequence[Mapping[str, Submission]],
-    queue: Sequence[Seen],
-) -> list[dict[str, State]]:
-    """Where every job of many runs stands.
-
-    Order matters, as all of it moves: what is known was read before the queue, so that nothing is known that the queue
-    has yet to show; the disk is looked at last, so that what ends meanwhile is complete, and not something that has
-    ended without what it should make.
-
-    Args:
-        runs: each with a look at the disk, as the `complete` of `states`.
-        known: the submissions of each.
-        queue: from `slurm.queue.mine`.
-    """
-    seen = look([i for mine, (_, complete) in zip(known, runs, strict=True) for i in _open(mine, complete())], queue)
-    return [states(run, complete(), seen, known=mine) for mine, (run, complete) in zip(known, runs, strict=True)]
 
 
 def _upstream(state: State, submission: Submission, before: Mapping[str, State]) -> State:
@@ -173,11 +427,6 @@ def _upstream(state: State, submission: Submission, before: Mapping[str, State])
     if not waited & bad:
         return state
     return State(state.job, "blocked", cause="upstream", message=_UPSTREAM, ids=state.ids)
-
-
-def attempts(record: Path, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """The starts, ends and requeues of these ids, in order."""
-    return [row for row in read_lines(record / ATTEMPTS) if row["id"] in ids]
 
 
 def _state(job: str, submission: Submission | None, *, done: bool, seen: Mapping[str, Seen]) -> State:
@@ -198,10 +447,6 @@ def _state(job: str, submission: Submission | None, *, done: bool, seen: Mapping
     return State(job, worst.word, worst.cause, worst.message, submission.ids, starts, nodes, ended, leaving)
 
 
-_UPSTREAM = "a job that it waits for did not end well"
-_ORDER = ("running", "waiting", "failed", "blocked", "cancelled", "ended")
-
-
 def part_state(submission: Submission, number: int, *, rows: list[dict[str, Any]], seen: Mapping[str, Seen]) -> State:
     """One part: what Slurm (or the process table) says, then what the attempts say. Word "ended": it ended well."""
     job, job_id = submission.job, submission.ids[number]
@@ -212,13 +457,21 @@ def part_state(submission: Submission, number: int, *, rows: list[dict[str, Any]
     if now is not None and now.runs:
         return State(job, "running", nodes=now.nodes)
     if now is not None and now.active:
+        if now.state == "SUSPENDED":
+            message = f"Slurm or an administrator stopped it for a while: scontrol resume {job_id}"
+            return State(job, "suspended", message=message, nodes=now.nodes)
+        if now.reason == HELD_BY_USER:
+            return State(job, "held", cause="held_by_user", message=f"{now.reason}: scontrol release {job_id}")
         return State(job, "waiting", message=now.why)
     if submission.cancelled:
         return State(job, "cancelled", cause="cancelled", message="cancelled here")
     if now is not None and now.reason == NEVER and (now.waits or not mine):
         return State(job, "blocked", cause="upstream", message=_UPSTREAM)
     if now is not None and now.reason in HELD:
-        return State(job, "failed", cause="held", message=f"Slurm holds it back: {now.reason}")
+        message = f"Slurm holds it back: {now.reason}: scontrol release {job_id}"
+        return State(job, "held", cause="held", message=message)
+    if now is not None and now.refused:
+        return State(job, "held", cause="refused", message=f"Slurm keeps it waiting for good: {now.reason}")
     return _ended(submission, mine, now=now, log=submission.record / f"{job_id}_0_log.out")
 
 
@@ -234,16 +487,16 @@ def _ended(submission: Submission, rows: list[dict[str, Any]], *, now: Seen | No
 
 
 def _cause(submission: Submission, rows: list[dict[str, Any]], *, now: Seen | None, log: Path) -> tuple[str, str]:
-    """The class of a failure and its message: the ranks' own words first, then Slurm's, then the end of the log."""
+    """The class of a failure and its message: the ranks' own words first, then Slurm's, then those in the logs."""
     failures = failures_of(submission.record, rows[-1]["id"]) if rows else []
     same_start = [f for f in failures if rows and f["restart"] == rows[-1]["restart"]]
     told = root_cause(same_start)
     by_slurm = _BY_STATE.get(now.state) or _BY_STATE.get(now.reason) if now else None
-    words = last_words(log)
     if told is not None and str(told["class"]) != "error":
         return str(told["class"]), str(told["message"])
     if line := outgrown(log):
         return "out_of_memory", line
+    words = own_error(submission.record, log.name.removesuffix(_LOG))
     if by_slurm:
         return by_slurm, f"Slurm says {now.state if now else ''}"
     if now is not None and now.state == "CANCELLED":

@@ -1,9 +1,10 @@
-"""What runs inside a job: words, in a prepared environment, with a record of how it went.
+"""What runs inside a job: a command line, in a prepared environment, with a record of how it went.
 
-Only words are pickled, and the classes here are found in the snapshot of the code. The words run in this process, so
+Only argv is pickled, and the classes here are found in the snapshot of the code. The command runs in this process, so
 that training's signal handling can pass on to submitit's, which puts the job back into the queue.
 """
 
+import contextlib
 import os
 import re
 import runpy
@@ -22,30 +23,32 @@ from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
 from pipeline.runtime.files import append_line, read_lines
 from slurm.failures import class_of, class_of_exit, last_words
-from slurm.rank import end_with_step, leave_receipt, process_born
+from slurm.rank import end_with_step, fingerprint, leave_receipt, no_progress, note_attempt, process_born
 
 STOPPED = 75  # the training saved its state and asks to be started again
 TERMINATED = 143  # SIGTERM that was not followed by a new start
 RANK_0_SECONDS = 60.0  # how long other ranks wait for rank 0 to queue the job again, which ends them
-ATTEMPTS, FAILURES = "attempts.jsonl", "failures.jsonl"
+FAILURES = "failures.jsonl"
 
 
 @dataclass(frozen=True)
-class Words:
-    """A callable that submitit pickles: the words of one job, and where to record how it goes."""
+class Payload:
+    """A callable that submitit pickles: the command of one job, and where to record how it goes."""
 
     argv: tuple[str, ...]  # module and arguments
     record: str  # the folder runs/<name>/jobs/<job>
+    parts: int = 1  # of an array: each of its tasks is given `--part k/n`
     env: tuple[tuple[str, str | None], ...] = ()  # set (or, with None, removed) before anything is imported
     requeue: bool = True  # whether the job may be queued again when it is cut
 
     def __call__(self) -> int:
-        """Run the words. Returns 0, or leaves with the exit code of the words."""
+        """Run the command. Returns 0, or leaves with its exit code."""
         here = Attempt.current(Path(self.record))
         for name, value in self.env:
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
         here.begin()
-        code = here.run(self.argv)
+        array = ("--part", f"{os.environ['SLURM_ARRAY_TASK_ID']}/{self.parts}") if self.parts > 1 else ()
+        code = here.run((*self.argv, *array))
         if code == STOPPED and here.rank == 0 and self.requeue:
             here.requeue()  # leaves, where a launcher queues the job again
         elif code == STOPPED and contained():
@@ -56,12 +59,9 @@ class Words:
         return 0
 
     def checkpoint(self) -> DelayedSubmission | None:
-        """What submitit queues again: the same words. Training continues from its checkpoint by itself."""
+        """What submitit queues again: the same command. Training continues from its checkpoint by itself."""
         here = Attempt.current(Path(self.record))
-        if not self.requeue:
-            return None
-        here.note("requeued")
-        return DelayedSubmission(self)
+        return DelayedSubmission(self) if self.requeue and here.may_go_on() else None
 
 
 @dataclass(frozen=True)
@@ -88,8 +88,16 @@ class Attempt:
 
     def note(self, event: str, **more: object) -> None:
         """Add a line to the job's attempts."""
-        row = {"event": event, "id": self.id, "restart": self.restart, "rank": self.rank, "time": time.time()}
-        append_line(self.record / ATTEMPTS, row | more)
+        note_attempt(self.record, event, id=self.id, restart=self.restart, rank=self.rank, **more)
+
+    def may_go_on(self) -> bool:
+        """Note that this start is to be followed by another, unless the last ones have made nothing."""
+        preempted = self._preempted()
+        if not preempted and (why := no_progress(self.record, self.id)):
+            self._failed("time_limit", why, STOPPED)
+            return False
+        self.note("requeued", preempted=preempted)
+        return True
 
     def begin(self) -> None:
         """Prepare signals, process group and ranks; say that this attempt started."""
@@ -105,7 +113,8 @@ class Attempt:
             os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(self.size))
             os.environ.update(LOCAL_RANK=str(self.local_rank), LOCAL_WORLD_SIZE=str(self.local_size))
         node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
-        self.note("start", node=node, pid=os.getpid(), born=process_born(os.getpid()), log=str(self.log))
+        made = {"made": fingerprint()} if self.rank == 0 else {}
+        self.note("start", node=node, pid=os.getpid(), born=process_born(os.getpid()), log=str(self.log), **made)
         end_with_step(lambda why: self._failed("killed", why, 137))
 
     def run(self, argv: tuple[str, ...]) -> int:
@@ -117,8 +126,8 @@ class Attempt:
         return code
 
     def _code_of(self, argv: tuple[str, ...]) -> int:
-        module, *words = argv
-        sys.argv = [module, *words]
+        module = argv[0]
+        sys.argv = list(argv)
         try:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
         except SystemExit as leave:
@@ -146,7 +155,7 @@ class Attempt:
         """Ask the launcher to queue this job again, unless the job is being cancelled or has ended."""
         handler = signal.getsignal(signal.SIGUSR2)
         if contained():
-            self.note("requeued")  # `slurm.after` reads it, and the batch script does it
+            self.may_go_on()  # `slurm.epilogue` reads what is noted, and the batch script does it
         elif callable(handler) and self._still_wanted():
             handler(signal.SIGUSR2, None)
 
@@ -175,17 +184,16 @@ class Attempt:
         """Whether Slurm is taking the nodes away: srun sends the same signal when another rank has failed."""
         if contained():
             return False
-        words = ["scontrol", "show", "job", "-o", os.environ["SLURM_JOB_ID"]]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
-        found = re.search(r" PreemptTime=(\S+)", done.stdout)
+        if "SLURM_JOB_ID" not in os.environ:
+            return False
+        found = re.search(r" PreemptTime=(\S+)", _asked("scontrol", "show", "job", "-o", os.environ["SLURM_JOB_ID"]))
         return found is not None and found[1] not in ("None", "N/A", "Unknown")
 
     def _still_wanted(self) -> bool:
         if "SLURM_JOB_ID" not in os.environ:
             return True
-        words = ["squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-t", "all", "-o", "%T"]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
-        return done.returncode != 0 or done.stdout.strip() in ("RUNNING", "PREEMPTED", "SIGNALING")
+        state = _asked("squeue", "-h", "-j", os.environ["SLURM_JOB_ID"], "-t", "all", "-o", "%T").strip()
+        return state in ("", "RUNNING", "PREEMPTED", "SIGNALING")
 
 
 def contained() -> bool:
@@ -193,8 +201,15 @@ def contained() -> bool:
     return "SLURM_JOB_ID" in os.environ and shutil.which("scontrol") is None
 
 
+def _asked(*argv: str) -> str:
+    """What a command of Slurm answers; "" where it does not, or not in time."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return subprocess.run(argv, capture_output=True, text=True, timeout=30, check=False).stdout
+    return ""
+
+
 def leave_group() -> None:
-    """Take a process group of torch apart, where the words made one: left to the interpreter's exit, it may abort."""
+    """Take a process group of torch apart, where the command made one: left to the interpreter's exit, it may abort."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

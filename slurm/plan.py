@@ -1,8 +1,9 @@
-"""What a submission would do, and what follows from the config. Nothing is written, made or submitted."""
+"""What a submission would do, and what follows from the config; the graph as scripts that a person submits."""
 
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -12,11 +13,13 @@ from pipeline.config.plan import plan_for
 from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import Resources
 from pipeline.runtime.errors import Incomplete, UserError
-from pipeline.runtime.files import read_json
-from slurm.executor import python_of
-from slurm.graph import ordered
-from slurm.job import Job
-from slurm.watching import duration
+from pipeline.runtime.files import read_json, write_text
+from slurm import ledger, snapshot
+from slurm.access import check_file, check_folder
+from slurm.executor import batch_script, notice_of, python_of, sbatch_options, variables_over
+from slurm.graph import Job, ordered
+from slurm.progress import duration
+from slurm.queue import Limits, limits
 from slurm.workflows import Launch, trained_autoencoder
 
 
@@ -28,7 +31,7 @@ def show(launch: Launch, console: Console) -> None:
         after = f", after {', '.join(job.parents)}" if job.parents else ""
         _say(console, f"{job.name}: {'complete: skipped' if complete[job.name] else 'to do'}{after}")
         _say(console, f"  {job.command()}", f"  {asked(job.resources)}", "")
-    for name, value in quantities(launch).items():
+    for name, value in (quantities(launch) | _limits(launch)).items():
         _say(console, f"{name:14s} {value}")
     _say(console, "parameters     `mudi train ... --dry-run` counts them, with the size of a checkpoint")
 
@@ -36,6 +39,15 @@ def show(launch: Launch, console: Console) -> None:
 def _say(console: Console, *lines: str) -> None:
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _limits(launch: Launch) -> dict[str, str]:
+    """The site's limits, and what of the graph they do not allow."""
+    if launch.cfg.cluster.executor == "local":
+        return {}
+    site = limits()
+    said = [str(site), *beyond(launch.cfg, launch.jobs, site), crowded(launch.jobs, site)]
+    return {"limits": "; ".join(filter(None, said))}
 
 
 def asked(resources: Resources) -> str:
@@ -115,3 +127,76 @@ def train_images(cfg: Config) -> int | None:
         return int(read_json(data_directory(cfg) / "shards" / "train" / "manifest.json")["count"])
     except (Incomplete, NotADirectoryError):
         return None
+
+
+# Limits of the site
+
+
+def beyond(cfg: Config, jobs: Sequence[Job], site: Limits) -> Iterator[str]:
+    """What jobs ask for that the site never grants; a sentence each."""
+    longest = site.longest or {}
+    for job in jobs:
+        asked = job.resources
+        for name in (asked.partition or cfg.cluster.partition or "").split(","):
+            if name in longest and asked.minutes > longest[name]:
+                yield (
+                    f"cluster.{job.name}.minutes: found {asked.minutes}, expected at most {longest[name]}, the longest "
+                    f"time of partition {name or '(the default)'}. A training that is cut goes on in its next start"
+                )
+        if site.array_size is not None and asked.parts > site.array_size:
+            yield f"cluster.{job.name}.parts: found {asked.parts}, expected at most {site.array_size} (MaxArraySize)"
+
+
+def crowded(jobs: Sequence[Job], site: Limits) -> str:
+    """Said where the graph has more jobs than the site lets a user have in the queue; else ""."""
+    count = sum(job.resources.parts for job in jobs)
+    if site.submitted is None or count <= site.submitted:
+        return ""
+    return f"{count} jobs, but only {site.submitted} at a time in the queue: submit again when some have ended"
+
+
+# Scripts to submit by hand
+
+
+def write(launch: Launch, folder: Path) -> list[Path]:
+    """Write one script for each job, and `submit.sh`, which submits them with their dependencies.
+
+    The code is copied to `folder/code`; the run's config must have been written. The run's ledger says that there are
+    scripts: `status` then looks for what was submitted of them.
+    """
+    folder = folder.resolve()
+    check_folder(folder, "--sbatch")
+    check_file(launch.run.jobs / ledger.LEDGER, "the ledger of submissions")
+    code = snapshot.take(folder / "code")
+    written: list[Path] = []
+    lines = ["#!/bin/bash", "set -euo pipefail", f"cd {shlex.quote(str(launch.cwd))}", *_unset_lines(launch, code=code)]
+    for number, job in enumerate(ordered(launch.jobs), 1):
+        path = folder / f"{number}-{job.name}.sbatch"
+        write_text(path, script(launch, job, code=code))
+        written.append(path)
+        waits = [f"afterok:${parent}" for parent in job.after] + [f"afterany:${parent}" for parent in job.after_any]
+        if waits and (own := launch.cfg.cluster.options.get("dependency")):
+            waits.append(str(own))  # the option of the command line is the only one that counts
+        option = f' --dependency="{",".join(waits)}"' if waits else ""
+        lines += [f"{job.name}=$(sbatch --parsable{option} {shlex.quote(str(path))})", f'echo "{job.name} ${job.name}"']
+    write_text(folder / "submit.sh", "\n".join(lines) + "\n")
+    (folder / "submit.sh").chmod(0o777 & (folder / "submit.sh").stat().st_mode | 0o111)
+    ledger.note(launch.run, ledger.SCRIPTS, folder=str(folder), words=launch.words, cwd=str(launch.cwd))
+    return [*written, folder / "submit.sh"]
+
+
+def _unset_lines(launch: Launch, *, code: Path) -> list[str]:
+    """Unset, and say so, what sbatch would take before the scripts' own options."""
+    options = {n for job in launch.jobs for n in sbatch_options(job, ledger.context_of(launch, job, code=code))}
+    return [
+        f"for name in {' '.join(sorted(variables_over(options)))}; do",
+        f'  if [ "${{!name+set}}" ]; then echo "{notice_of(["$name"], launch.cfg.cluster)}" >&2; unset "$name"; fi',
+        "done",
+    ]
+
+
+def script(launch: Launch, job: Job, *, code: Path) -> str:
+    """One sbatch script: the same options, set-up, command and epilogue as a submission has."""
+    context = ledger.context_of(launch, job, code=code)
+    context.record.mkdir(parents=True, exist_ok=True)
+    return batch_script(job, context)

@@ -1,12 +1,29 @@
-"""A minute on the partition before the real job: GPUs, network, disks, signals. A table of green and red."""
+"""A minute on the partition before the real job: GPUs, network, disks, signals, limits. A table of green and red.
 
+    python -m slurm.preflight FOLDER           the job: what is asked stands in FOLDER/asked.json
+
+In the job, every rank looks around and writes down what it finds. torch is asked for there alone in this package, on
+the compute node and while running: GPUs, and an all-reduce.
+"""
+
+import contextlib
+import importlib
+import json
 import math
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -16,20 +33,28 @@ from pipeline.config.paths import data_directory, run_directory, training_shards
 from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import RetryConfig
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.files import read_json, write_json, write_text
 from pipeline.runtime.run_dir import RunDir
 from slurm import snapshot
-from slurm.executor import Place, sbatch, submit
-from slurm.job import Job
-from slurm.preflight_rank import ASKED, SIGNAL_ASKED
-from slurm.queue import look
-from slurm.watching import tail_rows
-from slurm.workflows import RECEIPT, trained_autoencoder
+from slurm.executor import SubmitContext, slurm, submit
+from slurm.graph import Job
+from slurm.plan import beyond
+from slurm.progress import tail_rows
+from slurm.queue import limits, look
+from slurm.rank import process_born
+from slurm.workflows import RECEIPT, graph_of, trained_autoencoder
 
 MINUTES = 5  # the job's limit before the signal; it takes less than one
 ASK_SECONDS = 3.0  # how often Slurm is asked whether the job still lasts
 NEEDED_GIB = 10.0  # less room than this is red
 SAVE_MARGIN = 2.0  # the signal should come this many times a save before the end
+WAIT_SECONDS = 30.0  # for other ranks' files and connections
+PROBE_SECONDS = 5.0
+ASKED = "asked.json"
+SIGNAL_ASKED = "signal"  # a file: the submitter is to send the signal
+REDUCED_MIB, REPEATS = 32, 5
+WRITTEN_MIB = 64
+NETWORK_DISKS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "fuse.glusterfs", "panfs", "afs")
 
 
 @dataclass(frozen=True)
@@ -53,7 +78,7 @@ def preflight(cfg: Config, console: Console, *, wait_s: float) -> bool:
     try:
         began = time.monotonic()
         reports = _run(cfg, folder, console, wait_s=wait_s)
-        findings = [*judged(cfg, reports), *_at_home(cfg)]
+        findings = [*judged(cfg, reports), *_at_home(cfg), *_limits(cfg)]
         show(findings, console)
         console.print(f"{time.monotonic() - began:.0f} s, waiting in the queue included")
     finally:
@@ -82,29 +107,29 @@ def _run(cfg: Config, folder: Path, console: Console, *, wait_s: float) -> list[
             "needed": {name: str(path.resolve()) for name, path in needed(cfg).items()},
         },
     )
-    job = Job("preflight", ("slurm.preflight_rank", str(folder)), asked)
+    job = Job("preflight", ("slurm.preflight", str(folder)), asked)
     code = snapshot.take(folder / "code")
     once = {"retry": RetryConfig(error=0, rendezvous=0, killed=0), "requeue": False}  # what fails is what is asked
     cluster = cfg.cluster.model_copy(update=once)
-    place = Place(cluster, folder / "job", code, "mudi.preflight", "mudi preflight")
-    handle = submit(job, place)[0]
-    console.print(f"preflight: job {handle.job_id} on cluster={cfg.cluster.name}, {_asked(cfg)}", highlight=False)
+    job_id = submit(job, SubmitContext(cluster, folder / "job", code, "mudi.preflight", "mudi preflight"))[0]
+    born = process_born(int(job_id)) if cluster.executor == "local" else ""
+    console.print(f"preflight: job {job_id} on cluster={cfg.cluster.name}, {_asked(cfg)}", highlight=False)
     ranks = asked.nodes * asked.tasks_per_node
     end, asked_at = time.monotonic() + wait_s, time.monotonic()
     while len(found := list(folder.glob("rank-*.json"))) < ranks and time.monotonic() < end:
         if (asking := folder / SIGNAL_ASKED).exists():
             asking.unlink()
-            sbatch(["scancel", "--signal=USR2", str(handle.job_id)])
+            slurm("scancel", "--signal=USR2", job_id)
         if time.monotonic() > asked_at + ASK_SECONDS:
-            if _ended(cfg, handle):
+            if _ended(job_id, born):
                 break
             asked_at = time.monotonic()
         time.sleep(0.3)
     if cfg.cluster.executor == "slurm":  # whatever of it is left: its folder goes
-        sbatch(["scancel", "--quiet", str(handle.job_id)])
+        slurm("scancel", "--quiet", job_id)
     if not found:
         text = "\n".join(p.read_text()[-1500:] for p in sorted((folder / "job").glob("*_log.out")))
-        raise UserError(f"preflight: job {handle.job_id} left nothing within {wait_s:.0f} s. Its log:\n{text or '-'}")
+        raise UserError(f"preflight: job {job_id} left nothing within {wait_s:.0f} s. Its log:\n{text or '-'}")
     return [read_json(path) for path in sorted(found)]
 
 
@@ -141,10 +166,11 @@ def _asked(cfg: Config) -> str:
     return f"{asked.nodes} node(s) x {asked.tasks_per_node} rank(s), {asked.gpus} GPU(s) a node"
 
 
-def _ended(cfg: Config, handle: Any) -> bool:
-    if cfg.cluster.executor == "local":
-        return bool(handle.done())
-    seen = look([str(handle.job_id)]).get(str(handle.job_id))
+def _ended(job_id: str, born: str) -> bool:
+    """Whether the job has ended. `born`: when its process started, where it is one of this machine."""
+    if born:
+        return process_born(int(job_id)) != born
+    seen = look([job_id]).get(job_id)
     return seen is not None and not seen.active
 
 
@@ -285,6 +311,181 @@ def _at_home(cfg: Config) -> Iterator[Finding]:
         yield Finding("latents", True, f"{latents} {there}")
 
 
+def _limits(cfg: Config) -> Iterator[Finding]:
+    """Whether the site grants what jobs ask for."""
+    if cfg.cluster.executor == "slurm":
+        site = limits()
+        problems = list(beyond(cfg, graph_of(cfg, RunDir(run_directory(cfg)), ()), site))
+        yield Finding("limits of the site", not problems, str(site), "; ".join(problems))
+
+
 def _downloads(cfg: Config) -> bool:
     """Whether preparing this data needs the internet."""
     return cfg.data.source.needs_internet
+
+
+# In the job
+
+
+def look_around(folder: Path) -> None:
+    """Write `FOLDER/rank-<n>.json`. Whether something is wrong, the submitter judges."""
+    asked = read_json(folder / ASKED)
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    report: dict[str, Any] = {"rank": rank, "size": size, "host": node_name(), "pid": os.getpid()}
+    checks: dict[str, Callable[[], Any]] = {
+        "gpus": gpus,
+        "threads": lambda: {"omp": os.environ.get("OMP_NUM_THREADS"), "cores": len(os.sched_getaffinity(0))},
+        "cache": cache,
+        "disks": lambda: [disk(Path(path)) for path in asked["shared"]],
+        "needed": lambda: {name: readable(Path(path)) for name, path in asked["needed"].items()},
+        "met": lambda: meet(folder, rank, size),
+        "written_mib_per_s": lambda: write_speed(folder, rank),
+        "internet": lambda: reaches(asked["probe"]),
+        "reduce": lambda: all_reduce(rank, size),
+        "signal_s": lambda: signal_seconds(folder, rank, size),
+    }
+    for name, check in checks.items():
+        began = time.monotonic()
+        try:
+            report[name] = check()
+        except Exception as error:  # the check's finding is that it failed, with these words
+            report[name] = {"failed": f"{type(error).__name__}: {error}"}
+        print(f"rank {rank}: {name} {json.dumps(report[name])} ({time.monotonic() - began:.1f} s)", flush=True)
+    write_json(folder / f"rank-{rank}.json", report)
+
+
+def node_name() -> str:
+    """The node as Slurm calls it, or the host."""
+    return os.environ.get("SLURMD_NODENAME", socket.gethostname())
+
+
+def gpus() -> dict[str, Any]:
+    """What torch sees, and which device this rank would use."""
+    torch = importlib.import_module("torch")
+    count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    used = 0 if count == 1 else local
+    names = [torch.cuda.get_device_name(n) for n in range(count)]
+    bus = [torch.cuda.get_device_properties(n).uuid for n in range(count)] if count else []
+    mine = str(bus[used]) if used < len(bus) else None
+    return {"count": count, "names": names, "mine": mine, "visible": os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+
+def mount_type(path: Path) -> str:
+    """The file system's type below a path, from the longest mount point that holds it."""
+    place = path.resolve()
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    inside = [(len(point), kind) for point, kind in mounts if place.is_relative_to(point)]
+    return max(inside, default=(0, "unknown"))[1]
+
+
+def cache() -> dict[str, Any]:
+    """Whether compile caches lie on a disk of the node's own."""
+    path = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "/tmp"))
+    path.mkdir(parents=True, exist_ok=True)
+    kind = mount_type(path)
+    return {"path": str(path), "type": kind, "local": kind not in NETWORK_DISKS}
+
+
+def disk(path: Path) -> dict[str, Any]:
+    """Room and type of the disk of a shared directory."""
+    usage = shutil.disk_usage(path)
+    return {"path": str(path), "free_gib": round(usage.free / 2**30, 1), "type": mount_type(path)}
+
+
+def meet(folder: Path, rank: int, size: int) -> list[int]:
+    """Every rank leaves a file in the shared directory and looks for the others'; the ranks that it saw."""
+    write_text(folder / f"here-{rank}", node_name())
+    end = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < end and not all((folder / f"here-{r}").exists() for r in range(size)):
+        time.sleep(0.1)
+    return [r for r in range(size) if (folder / f"here-{r}").exists()]
+
+
+def write_speed(folder: Path, rank: int) -> float | None:
+    """MiB/s of rank 0's writing to the shared directory, flushed to the disk, as a checkpoint is."""
+    if rank:
+        return None
+    path, data = folder / "speed.bin", os.urandom(2**20)
+    began = time.monotonic()
+    with path.open("wb") as file:
+        for _ in range(WRITTEN_MIB):
+            file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.monotonic() - began
+    path.unlink()
+    return round(WRITTEN_MIB / seconds, 1)
+
+
+def readable(path: Path) -> bool:
+    """Whether a file can be read, or a folder listed, from here."""
+    return os.access(path, os.R_OK | os.X_OK if path.is_dir() else os.R_OK)
+
+
+def reaches(probe: str) -> bool:
+    """Whether this node can find host:port and open a connection, within seconds."""
+    host, _, port = probe.rpartition(":")
+    reached: list[bool] = []
+
+    def connect() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, int(port)), timeout=2.0).close()
+            reached.append(True)
+
+    # Where there is no name server, asking one for a name takes as long as it likes.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(PROBE_SECONDS)
+    return bool(reached)
+
+
+def all_reduce(rank: int, size: int) -> dict[str, Any] | None:
+    """Bus bandwidth of an all-reduce between all ranks, GB/s, as NCCL's own tests count it: 2 (n-1)/n bytes/time."""
+    if size == 1:
+        return None
+    torch = importlib.import_module("torch")
+    dist = torch.distributed
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    backend = "nccl" if device == "cuda" else "gloo"
+    if device == "cuda":
+        torch.cuda.set_device(0 if torch.cuda.device_count() == 1 else int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=WAIT_SECONDS))
+    values = torch.ones(REDUCED_MIB * 2**18, device=device)
+    dist.all_reduce(values)  # the first one connects
+    began = time.monotonic()
+    for _ in range(REPEATS):
+        dist.all_reduce(values)
+    float(values[0])  # syncs the GPU
+    seconds = (time.monotonic() - began) / REPEATS
+    dist.destroy_process_group()
+    return {"backend": backend, "gb_per_s": round(2 * (size - 1) / size * REDUCED_MIB * 2**20 / seconds / 1e9, 2)}
+
+
+def signal_seconds(folder: Path, rank: int, size: int) -> float | None:
+    """How long Slurm's SIGUSR2 takes to reach this rank; None outside of Slurm."""
+    if "SLURM_JOB_ID" not in os.environ:
+        return None
+    arrived: list[float] = []
+
+    def note(_: int, __: FrameType | None) -> None:
+        arrived.append(time.monotonic())
+
+    before = signal.signal(signal.SIGUSR2, note)
+    write_text(folder / f"ready-{rank}", "")
+    end = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < end and not all((folder / f"ready-{r}").exists() for r in range(size)):
+        time.sleep(0.05)
+    sent = time.monotonic()
+    if rank == 0 and shutil.which("scancel"):
+        subprocess.run(["scancel", "--signal=USR2", os.environ["SLURM_JOB_ID"]], check=True, timeout=60)
+    elif rank == 0:  # Python is in a container
+        write_text(folder / SIGNAL_ASKED, "")
+    while time.monotonic() < sent + 60 and not arrived:
+        time.sleep(0.05)
+    time.sleep(0.5)  # so that nobody restores the launcher's handler before everybody has heard
+    signal.signal(signal.SIGUSR2, before)
+    return round(arrived[0] - sent, 2) if arrived else None
+
+
+if __name__ == "__main__":
+    look_around(Path(sys.argv[1]))

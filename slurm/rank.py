@@ -1,13 +1,17 @@
-"""One rank of a step of srun: it leaves a receipt when its words have ended well, and ends when its step is lost.
+"""One rank of a step of srun: it leaves a receipt when its command has ended well, and ends when its step is lost.
 
-    python -m slurm.rank pipeline train RUN_DIR
+    python -m slurm.rank pipeline train RUN_DIR        in scripts that a person submits
 
 srun's exit code alone does not tell how a job ended. Where the step's manager (slurmstepd) was killed, srun leaves with
 0, and the ranks would go on writing. Where a rank aborts in the interpreter's exit, srun leaves with that rank's
 signal, though all is saved. The batch script counts the receipts.
+
+Each start is noted with a fingerprint of what the job has made so far. A job whose last starts made nothing is not
+queued again: it would be cut at the same place for ever.
 """
 
 import contextlib
+import hashlib
 import os
 import runpy
 import signal
@@ -15,15 +19,71 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from pipeline.runtime.files import TEMPORARY, append_line, read_lines
+
+ATTEMPTS = "attempts.jsonl"  # starts, ends and requeues of a job, in its record
+MAKES = "MUDI_MAKES"  # the batch script's variable: the run directory or folder that the job fills
+OF_A_RUN = ("checkpoints", "samples", "results", "comparison")  # what a run's jobs make in it
+STARTS = 3  # so many starts in a row that made nothing: more time is needed, not another start
 RECEIPT = "MUDI_ENDED"  # the batch script's variable: a receipt is this path and a rank's number
 LOOK_SECONDS = 1.0
 
 
+def job_id() -> str:
+    """The id of the job around us, as submitit and squeue write it: 17, or 17_3 for a part of an array."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def note_attempt(record: Path, event: str, **row: Any) -> None:
+    """Add a line to the attempts of a job."""
+    append_line(record / ATTEMPTS, {"event": event, "time": time.time()} | row)
+
+
+def attempts(record: Path, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """The starts, ends and requeues of these ids, in order."""
+    return [row for row in read_lines(record / ATTEMPTS) if row["id"] in ids]
+
+
+def fingerprint() -> str | None:
+    """Names and sizes of everything whole that the job around us has made; None where nobody says where it lies."""
+    if not (where := os.environ.get(MAKES)):
+        return None
+    folder = Path(where)
+    parts = [folder / name for name in OF_A_RUN] if (folder / "config.yaml").is_file() else [folder]
+    found = hashlib.sha256()
+    for part in parts:
+        for path in sorted(part.rglob("*")):
+            with contextlib.suppress(OSError):  # it is being replaced
+                if TEMPORARY not in str(path) and path.is_file():
+                    found.update(f"{path}\0{path.stat().st_size}\0".encode())
+    return found.hexdigest()[:16]
+
+
+def no_progress(record: Path, name: str) -> str | None:
+    """Why this job is not to be queued again: its last starts made nothing. None where it may be.
+
+    Starts that ended because Slurm took the nodes away do not count: more time would not help them.
+    """
+    rows, now = attempts(record, [name]), fingerprint()
+    preempted = {row["restart"] for row in rows if row.get("preempted")}
+    counted = 0
+    for row in reversed(rows):
+        if row["event"] == "start" and row["rank"] == 0:
+            if now is None or row.get("made") != now or row["restart"] in preempted:
+                break
+            counted += 1
+    if counted < STARTS:
+        return None
+    return f"{counted} starts, no step: more minutes. Nothing that a start made was saved before it was cut"
+
+
 def leave_receipt() -> None:
-    """Record that the words of this rank have ended well. What comes after changes nothing, nor does srun's SIGTERM."""
+    """Record that this rank's command has ended well. What comes after changes nothing, nor does srun's SIGTERM."""
     if prefix := os.environ.get(RECEIPT):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # another rank's bad exit has srun end all of them
         Path(f"{prefix}.{os.environ['SLURM_PROCID']}").touch()
@@ -76,12 +136,17 @@ def process_born(pid: int) -> str:
     return "" if fields[0] == "Z" else fields[19]
 
 
-def main(words: list[str]) -> None:
+def main(argv: list[str]) -> None:
     """Run a module as `python -m` would, in this process."""
     end_with_step(lambda why: print(f"slurm: {why}", file=sys.stderr, flush=True))
-    sys.argv = words
+    if (receipt := os.environ.get(RECEIPT)) and os.environ.get("SLURM_PROCID") == "0":
+        record, name = Path(receipt).parents[1], job_id()
+        place = {"id": name, "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")), "rank": 0}
+        place |= {"pid": os.getpid(), "node": os.environ.get("SLURMD_NODENAME", ""), "made": fingerprint()}
+        note_attempt(record, "start", log=str(record / f"{name}_0_log.out"), born=process_born(os.getpid()), **place)
+    sys.argv = argv
     try:
-        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+        runpy.run_module(argv[0], run_name="__main__", alter_sys=True)
     except SystemExit as leave:
         if leave.code:
             raise

@@ -1,134 +1,70 @@
-"""How runs stand: every job of every run asked for, from disk, one squeue and one sacct."""
+"""What a person sees of runs: a table of every job, a job's log, and what a run has to show in the end."""
 
+import sys
+import time
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.config.load import CONFIG_FILE
-from pipeline.runtime.errors import UserError, did_you_mean
-from pipeline.runtime.files import read_lines
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json
+from pipeline.runtime.numbers_text import note, shown
 from slurm import ledger
-from slurm.adopt import adopt_its_own, written_by_hand
-from slurm.board import COLOURS
-from slurm.ledger import LEDGER, State
-from slurm.queue import SlurmAway, mine
-from slurm.watching import last_line, newest_log, training_of
-from slurm.workflows import Launch, job_named, launch_of_run
+from slurm.ledger import State, record_of, states_of, states_without_slurm
+from slurm.progress import COLOURS, last_line, newest_log, training_of
+from slurm.queue import SlurmAway
+from slurm.workflows import Launch, comparison, job_named, reconstruction_of, result_of, sample_set
 
-RUNS = Path("runs")  # where runs lie unless a config says otherwise
-
-
-def runs_under(paths: Sequence[Path]) -> list[Path]:
-    """Run directories among `paths` and directly below them, in order of names.
-
-    Raises:
-        UserError: where one of them is not there, or there is no run at all.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if not path.is_dir():
-            near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
-            near = f" Did you mean {RUNS / path}?" if (RUNS / path).is_dir() else near
-            raise UserError(f"{path} is not a directory. Give a run directory or a folder of them.{near}")
-        inside = [path] if (path / "config.yaml").is_file() else sorted(p.parent for p in path.glob("*/config.yaml"))
-        found += inside
-    if not found:
-        raise UserError(f"No run (a directory with a config.yaml) in {', '.join(map(str, paths))}.")
-    return found
+PICTURES = {"grid.png": "Picture", "strip.png": "Strip"}  # of a sample set: images, and how they came out of noise
+POLL_SECONDS = 0.5
+ASK_SECONDS = 5.0  # how often the queue is asked whether the job still lasts
 
 
-def last_words_of(run: Path) -> tuple[str, ...]:
-    """The overrides that the newest submission of a run was made with."""
-    row = _submitted_last(run)
-    return tuple(row["words"]) if row else ()
-
-
-def _submitted_last(run: Path) -> dict[str, Any] | None:
-    """The ledger's newest row of a submission with words of its own; else of scripts that were written."""
-    rows = [row for row in read_lines(run / "jobs" / LEDGER) if "words" in row]
-    return max(rows, key=lambda row: (row["event"] == "submitted", row["time"]), default=None)
-
-
-def launches(paths: Sequence[Path]) -> tuple[list[Launch], list[str]]:
-    """The runs, each as it was submitted last, and a line for each that cannot be read.
-
-    Raises:
-        UserError: where none of them can be read.
-    """
-    found: list[Launch] = []
-    problems: list[str] = []
-    for path in runs_under(paths):
-        try:
-            launch = as_submitted(path)
-            launch.complete()  # reads what its jobs have made
-            found.append(launch)
-        except (UserError, OSError, ValueError) as error:
-            problems.append(f"{path / CONFIG_FILE}: {error}")
-    if not found:
-        raise UserError("\n".join(problems))
-    return found, problems
-
-
-def as_submitted(path: Path) -> Launch:
-    """A run with the words of its last submission; relative paths in its config start where it was submitted."""
-    row = _submitted_last(path)
-    return launch_of_run(path, last_words_of(path), cwd=Path(row["cwd"]) if row else None)
-
-
-def states_of(runs: Sequence[Launch]) -> list[dict[str, State]]:
-    """The states of every job of every run; Slurm is asked once for all of them, where anything may be there."""
-    complete = [(launch, launch.complete()) for launch in runs]
-    known = [ledger.submissions(launch.run) for launch in runs]
-    by_hand = any(written_by_hand(launch.run) for launch, done in complete if not all(done.values()))
-    queue = mine() if by_hand or ledger.open_ids((launch.run, done) for launch, done in complete) else []
-    for number, launch in enumerate(runs):
-        if adopt_its_own(launch, queue):
-            known[number] = ledger.submissions(launch.run)
-    return ledger.states_of_all([(launch.run, launch.complete) for launch in runs], known, queue)
+# Every job
 
 
 def show(runs: Sequence[Launch], console: Console) -> int:
-    """Print the table; 1 where a job failed or is blocked, or nobody knows how it stands."""
+    """Print the table; 1 where something does not go on by itself, or nobody knows how it stands."""
     try:
         found = states_of(runs)
     except SlurmAway as error:
-        found = _without_slurm(runs, str(error))
+        found = states_without_slurm(runs, str(error))
     table = Table()
     for column in ("run", "job", "state", "id", "starts", "how far, or why not"):
         table.add_column(column, justify="right" if column == "starts" else "left", overflow="fold")
     for launch, states in zip(runs, found, strict=True):
-        name = launch.run.path.name
+        name, stopped = launch.run.path.name, stopped_short(states)
         for state in states.values():
+            told = explain(launch, state)
+            if state.job == stopped:
+                told = f"nothing is under way that would submit it\n-> python -m slurm submit {launch.run.path}"
             table.add_row(
                 name,
                 state.job,
                 Text(state.word, COLOURS.get(state.word, "")),
                 short_ids(state.ids),
                 str(state.starts or ""),
-                Text(explain(launch, state)),
+                Text(told),
             )
             name = ""
         table.add_section()
     console.print(table)
-    return int(any(s.word in ("failed", "blocked", "unknown") for states in found for s in states.values()))
+    return int(any(stopped_short(states) or any(s.stuck for s in states.values()) for states in found))
 
 
-def _without_slurm(runs: Sequence[Launch], why: str) -> list[dict[str, State]]:
-    """What the disk tells of jobs; of those that Slurm has, where nothing on the disk says how they ended: unknown."""
-    found = []
-    for launch in runs:
-        known = ledger.submissions(launch.run)
-        states = ledger.states(launch.run, launch.complete(), {})
-        for name, state in states.items():
-            if state.cause in ("vanished", "upstream") and known[name].executor == "slurm":
-                states[name] = replace(state, word="unknown", cause=None, message=why)
-        found.append(states)
-    return found
+def stopped_short(states: dict[str, State]) -> str | None:
+    """The first job that nobody submitted, of a run of which other jobs were, where nothing is under way. None: none.
+
+    So it is where a submission ended early, and where somebody ran single stages.
+    """
+    if any(s.active or s.stuck for s in states.values()) or not any(s.ids for s in states.values()):
+        return None
+    return next((s.job for s in states.values() if s.word == "not submitted"), None)
 
 
 def short_ids(ids: Sequence[str]) -> str:
@@ -148,6 +84,7 @@ def explain(launch: Launch, state: State) -> str:
         told += [training.words(running=state.word == "running")] if state.word != "complete" else []
         told += [f"goodput {training.goodput:.0%}"] if training.goodput is not None else []
     told += ["cancelled: it saves and ends"] if state.leaving else []
+    told += [state.message] if state.word in ("running", "suspended") else []
     if state.word == "running":
         log = None if told else newest_log(ledger.record_of(launch.run, state.job))
         told += [last_line(log)[:100]] if log is not None else []
@@ -161,4 +98,115 @@ def explain(launch: Launch, state: State) -> str:
         return line
     last = state.message.strip().splitlines()[-1:] or [""]
     why = last[0] if last[0].startswith(state.cause) else f"{state.cause}: {last[0]}"
-    return f"{line}{chr(10) if line else ''}{why[:300]}\n-> {state.advice}"
+    command = "" if state.cause == "held_by_user" else f": python -m slurm retry {launch.run.path}"
+    return f"{line}{chr(10) if line else ''}{why[:300]}\n-> {state.advice}{command}"
+
+
+# A job's log
+
+
+def log_of(launch: Launch, job: str | None) -> tuple[str, Path]:
+    """The job (the named one, or the one whose log was written last) and its newest log.
+
+    Raises:
+        UserError: where there is no such job, or no log yet.
+    """
+    if job is not None:
+        job_named(launch, job)
+    names = [job] if job else [j.name for j in launch.jobs]
+    found = [(log.stat().st_mtime, name, log) for name in names if (log := newest_log(record_of(launch.run, name)))]
+    if not found:
+        raise UserError(f"{launch.run.path} has no log {f'of {job} ' if job else ''}yet: nothing of it has started.")
+    _, name, log = max(found)
+    return name, log
+
+
+def _log_once_started(launch: Launch, job: str | None) -> tuple[str, Path]:
+    said = False
+    while True:
+        try:
+            return log_of(launch, job)
+        except UserError:
+            states = states_of([launch])[0]
+            if not any(state.active for name, state in states.items() if job in (None, name)):
+                raise
+        if not said:
+            print(f"==> {job or launch.run.path} has yet to start: waiting", file=sys.stderr)
+            said = True
+        time.sleep(ASK_SECONDS)
+
+
+def show_log(launch: Launch, job: str | None, *, follow: bool, lines: int) -> None:
+    """Print the last `lines` of a log and, with `follow`, what comes until the job has ended.
+
+    What has yet to start has no log: with `follow`, it is waited for.
+    """
+    name, newest = _log_once_started(launch, job) if follow else log_of(launch, job)
+    log: Path | None = newest
+    first: int | None = lines
+    while log is not None:
+        print(f"==> {log} <==", file=sys.stderr)
+        with log.open(errors="replace") as file:
+            print("".join(deque(file, maxlen=first)), end="", flush=True)
+            log = _followed(launch, name, file, log=log) if follow else None
+        first = None
+
+
+def _followed(launch: Launch, job: str, file: TextIO, *, log: Path) -> Path | None:
+    """Print what is added to a log; the log of the job's next submission, or None when nothing of it is under way."""
+    asked = 0.0
+    while True:
+        text = file.read()
+        print(text, end="", flush=True)
+        newest = newest_log(record_of(launch.run, job))
+        if not text and newest is not None and _submission_of(newest) != _submission_of(log):
+            return newest
+        if not text and time.monotonic() - asked > ASK_SECONDS:
+            asked = time.monotonic()
+            state = states_of([launch])[0][job]
+            if not state.active:
+                print(file.read(), end="", flush=True)
+                print(f"==> {job}: {state.word} {state.cause or ''}", file=sys.stderr)
+                return None
+        time.sleep(POLL_SECONDS)
+
+
+def _submission_of(log: Path) -> str:
+    """The id of the job, or of the array, that writes it."""
+    return log.name.partition("_")[0]
+
+
+# Results
+
+
+def summary(launch: Launch, console: Console) -> None:
+    """Print results as a table, the pictures' paths, and the TensorBoard command."""
+    samples = sample_set(launch)
+    restored = reconstruction_of(launch.autoencoder)
+    if any(job.name == "reconstruct" for job in launch.jobs) and restored.is_file():
+        show_result(restored, "reconstructions", console)
+        console.print(f"Picture:     {restored.with_suffix('.png')}", highlight=False, soft_wrap=True)
+    if samples is not None and (path := result_of(launch, samples)).is_file():
+        show_result(path, "samples", console)
+    for name, what in PICTURES.items():
+        if samples is not None and (samples / name).is_file():
+            console.print(f"{what + ':':12} {samples / name}", highlight=False, soft_wrap=True)
+    if comparison(launch).is_file():
+        console.print(f"Comparison:  {comparison(launch)}", highlight=False, soft_wrap=True)
+    if launch.run.tensorboard.is_dir():
+        command = f"{sys.executable} -m tensorboard.main --logdir {launch.run.tensorboard}"
+        console.print(f"TensorBoard: {command}", highlight=False, soft_wrap=True)
+
+
+def show_result(path: Path, what: str, console: Console) -> None:
+    """Print the numbers of a result file as a table below a line that says what they are of."""
+    result = read_json(path)
+    title = f"{result['samples']['count']} {what} of step {result['step']} ({path})"
+    console.print(title, highlight=False, markup=False, soft_wrap=True)
+    table = Table()
+    table.add_column("metric")
+    table.add_column("value", justify="right")
+    table.add_column("note", overflow="fold")
+    for name, value in sorted(result["metrics"].items()):
+        table.add_row(name, shown(value, result.get("details", {}).get(name, {})), note(name, value))
+    console.print(table)

@@ -1,26 +1,43 @@
-"""Submit a graph to Slurm: at once, returning at once, and as often as one likes.
+"""Submit a graph to Slurm, as often as one likes, returning at once; or run it on this machine, in the foreground.
 
 What is complete is skipped, what waits or runs is adopted, the rest is queued. Submitters of one folder
 of runs take turns.
 """
 
 import contextlib
+import signal
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
+import yaml
+
+from pipeline.config.load import CONFIG_FILE, to_yaml
+from pipeline.config.paths import run_directory
+from pipeline.config.schema import Config
 from pipeline.runtime.commit import commit_of
 from pipeline.runtime.errors import UserError
-from slurm import ledger, snapshot
-from slurm.adopt import Stray, adopt, in_turn, locked, strays
-from slurm.executor import Place, sbatch, submit
-from slurm.graph import ancestors, ordered
-from slurm.job import Job
-from slurm.ledger import State
-from slurm.queue import mine
+from pipeline.runtime.files import write_text
+from pipeline.runtime.run_dir import RunDir, differences
+from slurm import executor, ledger, snapshot
+from slurm.access import check_file, check_folder
+from slurm.cancel import POLL_SECONDS, alive, scancel, stop
+from slurm.failures import retries_allowed
+from slurm.graph import Job, ancestors, ordered
+from slurm.ledger import State, Stray, adopt, as_submitted, in_turn, locked, states_of, strays, users_of
+from slurm.plan import beyond
+from slurm.progress import ProgressTable, last_line, newest_log, training_of
+from slurm.queue import limits, listed, patiently
 from slurm.rank import process_born
-from slurm.workflows import Launch, check_places
-from slurm.writable import check_file, check_folder
+from slurm.workflows import Launch, check_places, trained_autoencoder
+
+EARLIER = "earlier"  # a folder of what a run's starts with other settings left: curves, the settings themselves
+
+
+# To Slurm
 
 
 def submit_graph(launch: Launch) -> dict[str, State]:
@@ -36,12 +53,15 @@ def submit_all(launches: Sequence[Launch]) -> list[dict[str, State]]:
     """
     for launch in launches:
         refuse_unwritable(launch)
+    refuse_beyond_limits(launches)
     with contextlib.ExitStack() as locks:
         for folder in sorted({launch.run.path.parent for launch in launches}):
             locks.enter_context(in_turn(folder))
         for launch in launches:
             locks.enter_context(locked(launch.run))
-        queue = mine()
+        patience = max(launch.cfg.cluster.submit_patience_s for launch in launches)
+        users = users_of(launch.run for launch in launches)
+        queue = patiently(lambda: listed(users), seconds=patience)
         for launch in launches:
             for stray in strays(launch, queue):
                 adopt(launch, stray)
@@ -53,6 +73,25 @@ def submit_all(launches: Sequence[Launch]) -> list[dict[str, State]]:
         for launch, states in zip(launches, found, strict=True):
             _submit(launch, states, left=left, code=code, made=made)
         return found
+
+
+def refuse_beyond_limits(launches: Sequence[Launch]) -> None:
+    """Compare what jobs ask for with what the site grants.
+
+    Raises:
+        UserError: naming the settings. sbatch would refuse such a job in the middle of the graph, or keep it waiting.
+    """
+    if not launches:
+        return
+    site = limits()
+    found = {problem for launch in launches for problem in beyond(launch.cfg, _to_do(launch), site)}
+    if found:
+        raise UserError("\n".join(sorted(found)))
+
+
+def _to_do(launch: Launch) -> list[Job]:
+    complete = launch.complete()
+    return [job for job in launch.jobs if not complete[job.name]]
 
 
 def refuse_unwritable(launch: Launch) -> None:
@@ -89,7 +128,7 @@ def _submit(
         _refuse_two_places(launch, state)
         stale = left & set(state.ids)  # held, or waiting for a job that is being replaced
         if stale and not state.leaving:
-            sbatch(["scancel", *sorted(stale)])
+            scancel(sorted(stale))
         key = launch.key(job.name)
         if key in made:  # another run of this call prepares the same data
             queued[job.name], record = made[key]
@@ -111,17 +150,12 @@ def place(
         ending: ids of this job's own earlier submission, where that was cancelled and is still saving.
     """
     waits = [dependency_of(job, waits_for, launch.jobs), f"afterany:{ledger.one_word(ending)}" if ending else None]
-    record = launch.run.jobs / job.name
-    where = Place(
-        cluster=launch.cfg.cluster,
-        record=record,
-        snapshot=code,
-        label=f"{launch.run.path.name}.{job.name}",
-        comment=f"mudi {launch.key(job.name)} {record}",
-        dependency=",".join(filter(None, waits)) or None,
-        cwd=launch.cwd,
-    )
-    ids = tuple(str(j.job_id) for j in submit(job, where))
+    context = ledger.context_of(launch, job, code=code, dependency=",".join(filter(None, waits)) or None)
+    try:
+        ids = executor.submit(job, context)
+    except UserError as error:
+        ledger.note(launch.run, "refused", job=job.name, message=str(error))
+        raise
     born = tuple(process_born(int(i)) for i in ids) if launch.cfg.cluster.executor == "local" else ()
     ledger.note(
         launch.run,
@@ -132,10 +166,10 @@ def place(
         executor=launch.cfg.cluster.executor,
         cluster=launch.cfg.cluster.name,
         argv=job.argv,
-        dependency=where.dependency,
+        dependency=context.dependency,
         snapshot=str(code),
         commit=commit_of(code),
-        record=str(record),
+        record=str(context.record),
         words=launch.words,
         cwd=str(launch.cwd),
     )
@@ -164,3 +198,179 @@ def _refuse_two_places(launch: Launch, state: State) -> None:
             f"{state.job} of {launch.run.path} is under way with the {known.executor} executor (id {state.ids[0]}). "
             f"Cancel it first (python -m slurm cancel {launch.run.path}), or wait for it."
         )
+
+
+# On this machine
+
+
+class Interrupt:
+    """Whether Ctrl-C or SIGTERM came."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "Interrupt":
+        self._before = {n: signal.signal(n, self._set) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _set(self, _: int, __: FrameType | None) -> None:
+        self.asked = True
+
+
+def run_here(launch: Launch, table: ProgressTable) -> int:
+    """Run what is not complete; the exit code: 0, 1 where a job failed, 130 where it was cancelled."""
+    refuse_unwritable(launch)
+    with locked(launch.run), Interrupt() as interrupt, table:
+        code: Path | None = None
+        failed: set[str] = set()
+        for job in ordered(launch.jobs):
+            if launch.complete()[job.name]:
+                table.show(job.name, "complete", "it was there already: skipped")
+                continue
+            if failed & set(job.after) or interrupt.asked:
+                failed.add(job.name)
+                table.show(job.name, "blocked", "a job before it did not end well" if failed else "cancelled")
+                continue
+            state = ledger.states(launch.run, launch.complete())[job.name]
+            if not state.active:
+                code = code or snapshot.take(launch.run.path.parent / snapshot.FOLDER)
+                place(launch, job, code=code, waits_for={})
+            state = _watch(launch, job, table=table, interrupt=interrupt)
+            tries: list[str | None] = []
+            while _again(launch, job, state, tries=tries, table=table, interrupt=interrupt):
+                tries.append(state.cause)
+                code = code or snapshot.take(launch.run.path.parent / snapshot.FOLDER)
+                place(launch, job, code=code, waits_for={})
+                state = _watch(launch, job, table=table, interrupt=interrupt)
+            if state.word != "complete":
+                failed.add(job.name)
+            table.show(job.name, state.word, _said(state))
+        return 130 if interrupt.asked else int(bool(failed))
+
+
+def _again(
+    launch: Launch, job: Job, state: State, *, tries: list[str | None], table: ProgressTable, interrupt: Interrupt
+) -> bool:
+    """Whether a job that failed is to be started again: cluster.retry says how often for what may pass. Waits first."""
+    retry = launch.cfg.cluster.retry
+    allowed = retries_allowed(state.cause, retry) if state.word == "failed" and state.cause else 0
+    before = tries.count(state.cause)
+    if before >= allowed:
+        return False
+    wait = retry.backoff_s * 2**before
+    table.show(job.name, "waiting", f"{_said(state)}; again in {wait} s, attempt {before + 1} of {allowed}")
+    end = time.monotonic() + wait
+    while time.monotonic() < end and not interrupt.asked:
+        time.sleep(POLL_SECONDS)
+    return not interrupt.asked
+
+
+def _said(state: State) -> str:
+    if state.word == "complete":
+        return ""
+    last = state.message.strip().splitlines()[-1:] or [""]
+    return f"{state.cause}: {last[0]}"
+
+
+def _watch(launch: Launch, job: Job, *, table: ProgressTable, interrupt: Interrupt) -> State:
+    """Until the job's processes have ended; what became of it."""
+    submission = ledger.submissions(launch.run)[job.name]
+    while alive(submission):
+        if interrupt.asked:
+            table.show(job.name, "running", "stopping: it saves what it can")
+            stop(launch, submission)
+            break
+        table.show(job.name, "running", detail(launch, job.name))
+        time.sleep(POLL_SECONDS)
+    return ledger.states(launch.run, launch.complete())[job.name]
+
+
+def detail(launch: Launch, job: str) -> str:
+    """How far a running job is, in a line."""
+    trained = launch.trains(job)
+    if trained is not None and (training := training_of(trained)) is not None and training.images_per_second:
+        return training.words()
+    log = newest_log(launch.run.jobs / job)
+    return last_line(log)[:100] if log else ""
+
+
+# Other settings for a run that holds nothing yet
+
+
+def correct(cfg: Config) -> list[str]:
+    """Give the run of `cfg`, and the autoencoder that its graph trains, these settings, where they were made with
+    others and hold no checkpoint and no result. Returns a line for each that has changed.
+
+    Where one of them does, or where another run is to be trained on that autoencoder's latents, nothing is changed.
+
+    Raises:
+        UserError: where jobs of the run are under way with its other settings.
+    """
+    run, own = RunDir(run_directory(cfg).resolve()), trained_autoencoder(cfg)
+    wanted = {run: cfg} if own is None else {RunDir(run_directory(own).resolve()): own, run: cfg}
+    changed = {r: found for r, c in wanted.items() if (found := differences(r, c))}
+    if not changed or any(_holds_something(r) or (r != run and _trained_on(r, but=run)) for r in changed):
+        return []
+    for r in changed:
+        check_folder(r.path, "runs_dir")
+    _refuse_under_way([r for r in wanted if r.config.is_file()])
+    return [
+        f"{r.path}: nothing is trained yet, so it takes the new settings: {'; '.join(found)} "
+        f"(what was there: {_replaced(r, wanted[r])})"
+        for r, found in changed.items()
+    ]
+
+
+def _holds_something(run: RunDir) -> bool:
+    """Whether a run holds anything that its settings explain."""
+    return any(run.checkpoints.glob("step-*")) or any(run.results.glob("*.json"))
+
+
+def _trained_on(autoencoder: RunDir, *, but: RunDir) -> bool:
+    """Whether a run beside these two takes its latents from this autoencoder.
+
+    Raises:
+        UserError: naming a config that cannot be read, whose run may be one.
+    """
+    for path in sorted({p for at in {autoencoder.path.parent, but.path.parent} for p in at.glob(f"*/{CONFIG_FILE}")}):
+        latents = _values_of(path).get("latents")
+        if path.parent != but.path and latents and Path(latents["autoencoder"]).resolve() == autoencoder.path:
+            return True
+    return False
+
+
+def _values_of(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, OSError, ValueError) as error:
+        raise UserError(f"Cannot read {path}: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: found '{values}', expected settings. Restore the file, or remove that directory.")
+    return values
+
+
+def _refuse_under_way(runs: list[RunDir]) -> None:
+    found = [as_submitted(run.path) for run in runs]
+    for launch, states in zip(found, states_of(found), strict=True):
+        if busy := [f"{name} ({', '.join(state.ids)})" for name, state in states.items() if state.active]:
+            raise UserError(
+                f"{launch.run.path} is under way with other settings: {', '.join(busy)}. "
+                f"To change them, cancel it first: python -m slurm cancel {launch.run.path}"
+            )
+
+
+def _replaced(run: RunDir, cfg: Config) -> Path:
+    """Put everything but the jobs' records aside; where it is now."""
+    with locked(run):
+        aside = run.path / EARLIER
+        place = aside / str(len(list(aside.glob("*"))) + 1)
+        place.mkdir(parents=True)
+        for path in run.path.iterdir():
+            if path not in (run.jobs, aside):
+                path.rename(place / path.name)
+        write_text(run.config, to_yaml(cfg))
+    return place

@@ -23,8 +23,8 @@ from pipeline.config.schema_objectives import objective_kind
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import content_hash, read_json
 from pipeline.runtime.run_dir import RunDir, create_run, overrides_for
-from slurm.job import Job
-from slurm.writable import check_folder
+from slurm.access import check_folder
+from slurm.graph import Job
 
 MANIFEST = "manifest.json"  # what makes a sample set complete
 RECEIPT = "receipt.json"  # what makes a stage of preparation complete
@@ -46,14 +46,8 @@ class Launch:
 
         The training of an autoencoder has the key that it has in the autoencoder's own graph.
         """
-        made, name = self.run.path, job
-        if job == "prepare":
-            made = data_directory(self.cfg)
-        elif job == "encode":
-            made = latents_directory(self.cfg)
-        elif job in ("autoencoder", "reconstruct"):
-            made, name = self.autoencoder.path, "train" if job == "autoencoder" else job
-        return content_hash([str(made.resolve()), name])[:16]
+        made = folder_of(self.cfg, self.run, job)
+        return content_hash([str(made), "train" if job == "autoencoder" else job])[:16]
 
     @cached_property
     def autoencoder(self) -> RunDir:
@@ -164,8 +158,23 @@ def _seen_from(cwd: Path, cfg: Config) -> Config:
     return cfg.model_copy(update=changes)
 
 
+def folder_of(cfg: Config, run: RunDir, job: str) -> Path:
+    """The folder that a job fills: the data's, the latents', or a run's."""
+    if job == "prepare":
+        return data_directory(cfg).resolve()
+    if job == "encode":
+        return latents_directory(cfg).resolve()
+    if job in ("autoencoder", "reconstruct") and cfg.latents is not None:
+        return cfg.latents.autoencoder.resolve()
+    return run.path.resolve()
+
+
 def graph_of(cfg: Config, run: RunDir, words: list[str] | tuple[str, ...]) -> list[Job]:
     """The jobs of an experiment. `words` are overrides that they are given beside the run directory."""
+    return [replace(job, makes=(folder_of(cfg, run, job.name),)) for job in _jobs(cfg, run, words)]
+
+
+def _jobs(cfg: Config, run: RunDir, words: list[str] | tuple[str, ...]) -> list[Job]:
     cluster, where = cfg.cluster, str(run.path)
     said = tuple(w for w in words if not w.startswith("cluster."))
     jobs = [Job("prepare", ("data_prep", "all", where, *said), cluster.prepare)]

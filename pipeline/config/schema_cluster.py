@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from pipeline.config.base import Settings
+
+Options = dict[str, bool | str | int | float | None]  # names without dashes; true or null: without a value
 
 
 def _as_minutes(value: object) -> object:
@@ -27,7 +29,69 @@ Minutes = Annotated[int, BeforeValidator(_as_minutes), Field(ge=1)]
 """A time limit: minutes, or as Slurm writes it."""
 
 
-class Resources(Settings):
+# Options of sbatch and srun that follow from elsewhere, and what decides them.
+_FROM_ELSEWHERE = {
+    **dict.fromkeys(("job-name", "output", "error", "open-mode", "chdir", "kill-on-invalid-dep"), "the launcher"),
+    **dict.fromkeys(("wait", "parsable", "wrap", "test-only", "quiet", "input"), "the launcher"),
+    "array": "cluster.<job>.parts and at_once",
+    "signal": "cluster.signal_lead_s",
+    **dict.fromkeys(("requeue", "no-requeue"), "cluster.requeue"),
+    **{name: f"cluster.<job>.{name}" for name in ("nodes", "partition")},
+    **dict.fromkeys(("ntasks", "ntasks-per-node"), "cluster.<job>.tasks"),
+    "cpus-per-task": "cluster.<job>.cpus",
+    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "cluster.<job>.memory_gb"),
+    **dict.fromkeys(("gres", "gpus", "gpus-per-node", "gpus-per-task"), "cluster.<job>.gpus and cluster.gpu_type"),
+    "time": "cluster.<job>.minutes",
+    **{name: f"cluster.{name}" for name in ("account", "qos", "constraint")},
+}
+_OF_SRUN = ("job-name", "output", "error", "open-mode", "chdir", "input", "quiet", "nodes", "ntasks", "ntasks-per-node")
+_FROM_ELSEWHERE_OF_SRUN = {
+    **{name: _FROM_ELSEWHERE[name] for name in (*_OF_SRUN, "cpus-per-task")},
+    **dict.fromkeys(("unbuffered", "kill-on-bad-exit", "jobid"), "the launcher"),
+}
+
+
+def _checked(options: Options, reserved: dict[str, str]) -> Options:
+    """The options with dashes in their names. Refuses what is decided elsewhere, and short names."""
+    found = {name.lstrip("-").replace("_", "-"): value for name, value in options.items()}
+    if problems := [f"{name} (decided by {reserved[name]})" for name in found if name in reserved]:
+        raise ValueError(f"found {', '.join(problems)}, expected other options. Leave them out")
+    if short := [name for name in found if len(name) < 2]:
+        raise ValueError(f"found {', '.join(short)}, expected long names, such as exclude")
+    return found
+
+
+class Placement(Settings):
+    """Where and when Slurm starts jobs: for a whole cluster, or for one kind of job, where None is the cluster's."""
+
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    exclude: str | None = None  # nodes that are not to be used, such as node[7-9]
+    begin: str | None = None  # the earliest start, such as 20:00 or now+2hours
+    nice: int | None = None  # above 0: others go first
+    mail_type: str | None = None  # such as END,FAIL
+    mail_user: str | None = None  # the address; None: the user's
+
+    def sbatch(self) -> dict[str, str | int | None]:
+        """As options of sbatch."""
+        return {
+            "account": self.account,
+            "partition": self.partition,
+            "qos": self.qos,
+            "constraint": self.constraint,
+            "reservation": self.reservation,
+            "exclude": self.exclude,
+            "begin": self.begin,
+            "nice": self.nice,
+            "mail-type": self.mail_type,
+            "mail-user": self.mail_user,
+        }
+
+
+class Resources(Placement):
     """What one kind of job asks for."""
 
     nodes: int = Field(1, ge=1)
@@ -37,7 +101,6 @@ class Resources(Settings):
     memory_gb: float | None = Field(None, gt=0)  # on each node; None: the cluster's default
     # Time limit of one start; a job that is cut continues in the next one. Minutes, or as Slurm has it: 24:00:00, 1-12.
     minutes: Minutes = 60
-    partition: str | None = None  # None: the cluster's
     parts: int = Field(1, ge=1)  # an array of this many jobs, each with its share of the images
     at_once: int = Field(64, ge=1)  # most jobs of an array that run at the same time
 
@@ -64,22 +127,20 @@ class RetryConfig(Settings):
     backoff_s: int = Field(60, ge=0)  # before the first; doubled for each one after it
 
 
-class ClusterConfig(Settings):
+class ClusterConfig(Placement):
     """Where and how jobs run. `data_dir` and `runs_dir` stand in for the experiment's own where those are not said."""
 
     name: str
     data_dir: Path | None = None  # such as /scratch/<project>/mudi/data: seen by all nodes, room for the shards
     runs_dir: Path | None = None  # such as /project/<project>/mudi/runs: seen by all nodes, kept
     executor: Literal["local", "slurm"] = "local"
-    account: str | None = None
-    partition: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
     gpu_option: Literal["gres", "gpus-per-node"] = "gres"
     gpu_type: str | None = None  # such as a100, where the cluster names its GPUs' types
-    options: dict[str, str | int] = Field(default_factory=dict)  # more sbatch options, such as {"mail-type": "FAIL"}
+    options: Options = Field(default_factory=dict)  # more of sbatch, such as {licenses: "a:1", exclusive: true}
+    srun_options: Options = Field(default_factory=dict)  # of srun, such as {container-image: /x.sqsh} for pyxis
     requeue: bool = True  # whether jobs that are preempted, cut or lose a node are queued again
     signal_lead_s: int = Field(120, ge=1)  # SIGUSR2 comes this long before the time limit: longer than a save takes
+    submit_patience_s: float = Field(300, ge=0)  # how long to try again where Slurm is away or a limit refuses a job
     rendezvous_s: float = Field(300, gt=0)  # how long ranks wait for each other before a start counts as failed
     max_timeouts: int = Field(1000, ge=0)  # time limits that one job may reach and be queued again
     retry: RetryConfig = RetryConfig()
@@ -96,6 +157,16 @@ class ClusterConfig(Settings):
     sample: Resources = Resources()
     evaluate: Resources = Resources()
     compare: Resources = Resources()
+
+    @field_validator("options")
+    @classmethod
+    def _options_of_sbatch(cls, value: Options) -> Options:
+        return _checked(value, _FROM_ELSEWHERE)
+
+    @field_validator("srun_options")
+    @classmethod
+    def _options_of_srun(cls, value: Options) -> Options:
+        return _checked(value, _FROM_ELSEWHERE_OF_SRUN)
 
     @model_validator(mode="after")
     def _signal_within_limit(self) -> Self:

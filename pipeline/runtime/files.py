@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -50,9 +51,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield partial
         if partial.is_dir():
             for file in sorted(partial.rglob("*")):
+                _open_to_others(file)
                 fsync_path(file)
             if path.exists():
                 raise Incomplete(f"{path} exists already and a finished directory is never overwritten.")
+        _open_to_others(partial)
         fsync_path(partial)
         partial.rename(path)
         fsync_path(path.parent)
@@ -64,6 +67,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         else:
             partial.unlink(missing_ok=True)
         remove_empty(missing)
+
+
+def _open_to_others(path: Path) -> None:
+    """Give a file the rights that the umask leaves. Some libraries write theirs for the owner alone (safetensors)."""
+    if path.is_file():
+        status = Path("/proc/self/status")
+        found = re.search(r"^Umask:\s*(\d+)", status.read_text(), re.MULTILINE) if status.exists() else None
+        mode = path.stat().st_mode
+        wanted = mode | (0o666 & ~int(found[1], 8) if found else 0)
+        if wanted != mode:
+            path.chmod(wanted)
 
 
 def missing_folders(path: Path) -> list[Path]:
@@ -116,7 +130,7 @@ def append_line(path: Path, value: Any) -> None:
     A line that a killed writer cut short is ended first, so that it takes no other with it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
         size = os.fstat(handle).st_size
         cut = size > 0 and os.pread(handle, 1, size - 1) != b"\n"

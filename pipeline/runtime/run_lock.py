@@ -39,7 +39,7 @@ def only_trainer(path: Path, *, beat: float = BEAT_SECONDS, watch: float = WATCH
         UserError: where another process trains; it says which one and since when.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         _take(path, handle, watch)
         done = threading.Event()

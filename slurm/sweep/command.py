@@ -22,11 +22,11 @@ from pipeline.config.needs import require
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError, did_you_mean
 from slurm import plan as planning
+from slurm.progress import duration
 from slurm.sweep import submit as submitting
 from slurm.sweep.runs import STAGES, resources_of
 from slurm.sweep.settings import SweepDir, SweepSettings, dimension, extended, settings_from, shown
 from slurm.sweep.submit import Checked, check
-from slurm.watching import duration
 from slurm.workflows import launch_for
 
 MOST_ROWS = 24

@@ -23,7 +23,7 @@ from pipeline.runtime.files import atomic_path, write_json, write_text
 from pipeline.runtime.parts import without_launcher
 from slurm.failures import POLICIES
 from slurm.ledger import State
-from slurm.status import states_of as states_of_shared
+from slurm.ledger import states_of as states_of_shared
 from slurm.sweep import study
 from slurm.sweep.runs import known_params, run_at
 from slurm.sweep.settings import Params, SweepDir, SweepSettings, number_of, shown

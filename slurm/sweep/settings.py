@@ -31,8 +31,7 @@ from pipeline.config.overrides import is_sweep, parse
 from pipeline.config.registry import higher_is_better
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import write_text
-from slurm.locks import held
-from slurm.writable import check_folder
+from slurm.access import check_folder, held
 
 Params = Mapping[str, str | float | int]  # of a configuration: key -> the words of a choice, or a number
 MOST_CORNERS = 256  # combinations of ends and choices that are checked of a space with intervals

@@ -6,7 +6,6 @@ the job's comment: so nothing is submitted twice, whatever was killed.
 """
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -27,27 +26,23 @@ from pipeline.runtime.files import content_hash, read_json, read_lines, write_js
 from pipeline.runtime.run_dir import RunDir
 from slurm import cancel as cancelling
 from slurm import ledger, plan, snapshot
-from slurm.board import Board
-from slurm.executor import Place, sbatch
+from slurm.access import check_folder
+from slurm.cancel import POLL_SECONDS, end, scancel
+from slurm.executor import SubmitContext
 from slurm.executor import submit as submit_job
-from slurm.job import Job
+from slurm.graph import Job
 from slurm.ledger import State, Submission
-from slurm.local import Cancel, end, run_here
-from slurm.payload import ATTEMPTS
-from slurm.queue import Seen, look, mine
-from slurm.rank import process_born
-from slurm.submit import submit_all
+from slurm.progress import ProgressTable, last_line
+from slurm.queue import Seen, limits, listed, look
+from slurm.rank import ATTEMPTS, process_born
+from slurm.submit import Interrupt, run_here, submit_all
 from slurm.sweep.runs import FINAL, Run, resources_of, run_at, run_words, shared, shared_key
 from slurm.sweep.settings import Params, SweepDir, SweepSettings, corners, words_of
-from slurm.watching import last_line
 from slurm.workflows import Launch, graph_of
-from slurm.writable import check_folder
 
 ARRAY, SUBMITTED = "array.json", "submitted.json"
 SETTLE_SECONDS = 5.0  # sbatch may outlive whoever called it by this
 MOST_SHOWN = 12  # problems in a message
-MOST_IDS = 500  # in one call of scancel
-POLL_SECONDS = 0.2
 SAID_SECONDS = 10.0  # between lines on what runs here
 
 
@@ -171,20 +166,20 @@ def states_of(sweep: SweepDir, settings: SweepSettings) -> tuple[dict[int, State
     """
     arrays = arrays_of(sweep)
     remote = any(a.submission is None or a.submission.executor == "slurm" for a in arrays)
-    queue = mine() if remote else []  # before the outcomes are read: what ends meanwhile has one by then
+    queue = listed() if remote else []  # before the outcomes are read: what ends meanwhile has one by then
     by_comment: dict[str, list[Seen]] = {}
     for seen in queue:
-        by_comment.setdefault(seen.comment, []).append(seen)
+        by_comment.setdefault(seen.mark, []).append(seen)
     found: dict[int, State] = {}
     held: list[str] = []
     for array in arrays:
-        listed = by_comment.get(array.comment, [])
+        shown = by_comment.get(array.comment, [])
         submission, rows = array.submission, _rows_by_id(array)
-        if submission is None and (listed or rows):
-            submission = array.known_as(array.ids_from(listed[0].id if listed else next(iter(rows))))
+        if submission is None and (shown or rows):
+            submission = array.known_as(array.ids_from(shown[0].id if shown else next(iter(rows))))
         if submission is None:
             continue
-        seen_now = {seen.id: seen for seen in listed}
+        seen_now = {seen.id: seen for seen in shown}
         outcomes = [run_at(sweep, settings, index).outcome() for index in array.runs]
         ended = [i for i, o in zip(submission.ids, outcomes, strict=True) if i in rows and not o and i not in seen_now]
         if submission.executor == "slurm":  # the accounting knows what the queue has forgotten
@@ -292,7 +287,7 @@ def submit(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> list[s
         _settle(sweep)
         sweep.cancelled.unlink(missing_ok=True)
         states, held = states_of(sweep, settings)
-        _cancel_ids(held)
+        scancel(held)
         wanted = {n for n, state in states.items() if state.word not in FINAL and not state.active}
         said = [f"{len(states) - len(wanted)} of {len(states)} runs are complete or under way"]
         if not wanted:
@@ -300,7 +295,7 @@ def submit(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> list[s
         parts = [shared(settings, cfg, sweep=sweep, do_make=True) for cfg in checked.shared.values()]
         waits = _prepare([part for part in parts if not all(part.complete().values())])
         before = {state.ids[0].partition("_")[0] for state in states.values() if state.active}
-        most = max_array_size()
+        most = limits().array_size or 1001  # Slurm's default
         for group, trials in checked.groups.items():
             runs = [n for t in trials for n in range(t * settings.seeds, (t + 1) * settings.seeds) if n in wanted]
             for first in range(0, len(runs), most):
@@ -343,20 +338,13 @@ def _patient(cluster: ClusterConfig, retries: int) -> ClusterConfig:
 
 def _sbatch(array: Array, cluster: ClusterConfig, sweep: SweepDir, *, dependency: str | None = None) -> list[str]:
     code = snapshot.take(sweep.path / snapshot.FOLDER)
-    job = Job("trials", ("slurm.sweep.worker", str(array.folder / ARRAY)), array.asks)
-    where = Place(cluster, array.folder, code, f"{sweep.path.name}.trials", array.comment, dependency)
-    ids = [str(j.job_id) for j in submit_job(job, where)]
+    makes = tuple(run_at(sweep, sweep.settings(), index).path for index in array.runs)
+    job = Job("trials", ("slurm.sweep.worker", str(array.folder / ARRAY)), array.asks, makes=makes)
+    context = SubmitContext(cluster, array.folder, code, f"{sweep.path.name}.trials", array.comment, dependency)
+    ids = list(submit_job(job, context))
     born = [process_born(int(i)) for i in ids] if cluster.executor == "local" else []
     write_json(array.folder / SUBMITTED, {"ids": ids, "born": born, "executor": cluster.executor})
     return ids
-
-
-def max_array_size() -> int:
-    """How many tasks one array may have here."""
-    words = ["scontrol", "show", "config"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    found = re.search(r"MaxArraySize\s*=\s*(\d+)", done.stdout)
-    return max(int(found[1]), 1) if found else 1001  # Slurm's default
 
 
 def _prepare(parts: Sequence[Launch]) -> list[str]:
@@ -383,10 +371,10 @@ def throttle(sweep: SweepDir, at_once: int) -> None:
 def here(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> int:
     """Run what is not complete on this machine, one run after the other. 0, 1 where one failed, 130 where stopped."""
     sweep.cancelled.unlink(missing_ok=True)
-    with sweep.lock("here"), Cancel() as cancel:
+    with sweep.lock("here"), Interrupt() as cancel:
         for part in (shared(settings, cfg, sweep=sweep, do_make=True) for cfg in checked.shared.values()):
             if not all(part.complete().values()) and (
-                code := run_here(part, Board([job.name for job in part.jobs], title=str(part.run.path)))
+                code := run_here(part, ProgressTable([job.name for job in part.jobs], title=str(part.run.path)))
             ):
                 return code
         by_trial = {trial: group for group, trials in checked.groups.items() for trial in trials}
@@ -408,7 +396,7 @@ def here(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> int:
         return int(failed > 0)
 
 
-def _watch(sweep: SweepDir, run: Run, cancel: Cancel) -> None:
+def _watch(sweep: SweepDir, run: Run, cancel: Interrupt) -> None:
     """Until a run that runs here has ended; now and then the last line of its log."""
     said, line = time.monotonic(), ""
     while alive := running_here(sweep):
@@ -442,7 +430,7 @@ def cancel(sweep: SweepDir) -> list[str]:
         end(submission)
     active = {n: state for n, state in states.items() if state.active}
     if not local:
-        _cancel_ids([*held, *(state.ids[0] for state in active.values())])
+        scancel([*held, *(state.ids[0] for state in active.values())])
     cancelling.cancel(shared_launches(sweep, settings))
     return [run_at(sweep, settings, index).name for index in active]
 
@@ -453,9 +441,3 @@ def shared_launches(sweep: SweepDir, settings: SweepSettings) -> list[Launch]:
     for path in sorted((sweep.path / "shared").glob("*/config.yaml")):
         found.append(shared(settings, config_from([str(path.parent)]), sweep=sweep, do_make=False))
     return [launch for launch in found if launch.jobs and ledger.submissions(launch.run)]
-
-
-def _cancel_ids(ids: Sequence[str]) -> None:
-    """Whole arrays would take tasks with them that are complete: each task by its own id."""
-    for first in range(0, len(ids), MOST_IDS):
-        sbatch(["scancel", *ids[first : first + MOST_IDS]])

@@ -23,10 +23,10 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json
 from pipeline.runtime.stopping import STOPPED, Stop
 from slurm.failures import class_of, class_of_exit, last_words
-from slurm.job import Job
+from slurm.graph import Job
+from slurm.progress import tail_rows
 from slurm.sweep.runs import FINAL, OUTCOME, STAGES, Run, known_params, make, measured, run_at, training_values
 from slurm.sweep.settings import SweepDir, SweepSettings
-from slurm.watching import tail_rows
 from slurm.workflows import Launch, sample_set
 
 if TYPE_CHECKING:  # Optuna takes a second to load, which most tasks can do without

@@ -21,6 +21,7 @@ class Layout:
     sigterm: bool = False  # preemption is announced by SIGTERM alone, as Slurm does it unless told otherwise
     prefix: str = "node"
     most_tasks: int = 10001  # MaxArraySize
+    limits: bool = False  # limits of associations and QOS hold
 
     @property
     def conf(self) -> Path:
@@ -57,7 +58,8 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={layout.port + 1}
 AccountingStoragePass={layout.munge_socket}
-AccountingStorageTRES=gres/gpu"""
+AccountingStorageTRES=gres/gpu
+AccountingStorageEnforce={"associations,limits" if layout.limits else "none"}"""
         if layout.accounting
         else "JobAcctGatherType=jobacct_gather/none\nAccountingStorageType=accounting_storage/none"
     )

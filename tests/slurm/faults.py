@@ -21,8 +21,8 @@ import tiny
 from launching import LIMIT, kept_steps, profile, real, stand_in
 
 from slurm import ledger
+from slurm.progress import tail_rows
 from slurm.submit import submit_graph
-from slurm.watching import tail_rows
 from slurm.workflows import Launch
 
 CALM = {"exclude": "node2,node4"}  # node2 is where jobs are preempted, node4 is killed

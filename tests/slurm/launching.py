@@ -20,7 +20,7 @@ from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import ClusterConfig
 from slurm import ledger
 from slurm.ledger import State
-from slurm.queue import mine
+from slurm.queue import listed
 from slurm.workflows import Launch, launch_for
 
 HERE = Path(__file__).resolve().parent
@@ -89,7 +89,7 @@ def with_stand_ins(
 def states(launch: Launch) -> dict[str, State]:
     """How every job of a launch stands now."""
     known = ledger.submissions(launch.run)
-    queue = mine() if ledger.open_ids([(launch.run, launch.complete())]) else []
+    queue = listed() if ledger.open_ids([(launch.run, launch.complete())]) else []
     return ledger.states_of_all([(launch.run, launch.complete)], [known], queue)[0]
 
 

@@ -1,6 +1,7 @@
 """Stands in for the pipeline's commands where a test is about launching: small words that leave the same files.
 
     python -m stand_in KIND RUN_DIR [--steps N] [--pace SECONDS] [--hold] [--fail CLASS] [--part k/n] [--deaf] [--abort]
+        [--stall]
 
 `train` counts steps with a chain of hashes, saves the way real training does when it is asked to stop, and goes on
 from its last save. Each step that it keeps is a line in steps.txt: a step that was trained twice would be there twice.
@@ -38,6 +39,7 @@ def main() -> int:
     parser.add_argument("--once", action="store_true", help="fail at the first start alone")
     parser.add_argument("--part", default="0/1")
     parser.add_argument("--deaf", action="store_true", help="ignore signals")
+    parser.add_argument("--stall", action="store_true", help="train nothing until it is cut, and save nothing")
     parser.add_argument("--abort", action="store_true", help="rank 0 aborts when everything has ended well")
     args = parser.parse_args()
     (args.run / f"{args.kind}.code").write_text(CODE)
@@ -109,6 +111,10 @@ def train(args: argparse.Namespace, path: Path) -> int:
     with Stop() as stop:
         while now["step"] < args.steps:
             time.sleep(args.pace)
+            if args.stall:
+                if stop.asked:
+                    return stop.hand_over()
+                continue
             if hold and now["step"] == args.steps - 1 and not stop.asked:
                 continue
             chain = hashlib.sha256(f"{now['chain']} {now['step']}".encode()).hexdigest()

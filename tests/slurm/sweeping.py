@@ -16,7 +16,7 @@ from launching import HERE, LIMIT, slurm_words
 from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
 from pipeline.runtime.files import read_lines, write_json
-from slurm.queue import mine
+from slurm.queue import listed
 from slurm.sweep.report import Trial, trials_of
 from slurm.sweep.runs import Run, make, run_words
 from slurm.sweep.settings import Params, SweepDir, SweepSettings, settings_from
@@ -128,7 +128,7 @@ def jobs_of(sweep: SweepDir) -> list[str]:
     """Ids of the sweep's jobs that are in the queue."""
     if os.environ.get("SLURM_CONF") is None:
         return []
-    return [seen.id for seen in mine() if seen.active and f"{sweep.path}/" in seen.comment]
+    return [seen.id for seen in listed() if seen.active and f"{sweep.path}/" in seen.comment]
 
 
 def accounted(sweep: SweepDir) -> list[Trial]:

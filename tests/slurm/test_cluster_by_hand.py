@@ -8,9 +8,9 @@ import pytest
 from faults import begun, real_training
 from launching import ended, kept_steps, logs, profile, slurm_words, stand_in, wait_for
 
-from slurm import cancel, ledger, sbatch_files
+from slurm import cancel, ledger, plan
+from slurm.ledger import states_of
 from slurm.queue import NEVER, look
-from slurm.status import states_of
 from slurm.submit import submit_graph
 
 pytestmark = pytest.mark.cluster
@@ -24,7 +24,7 @@ def _on_the_cluster(cluster):
 
 def scripts_of(launch, folder: Path) -> Path:
     """The scripts of a launch, written; the one that submits them."""
-    return sbatch_files.write(launch, folder)[-1]
+    return plan.write(launch, folder)[-1]
 
 
 def submitted(script: Path) -> dict[str, str]:
@@ -69,7 +69,7 @@ def test_a_script_finds_relative_paths_wherever_it_is_submitted(tmp_path, monkey
     monkeypatch.chdir(tmp_path / "home")
     launch = stand_in(Path(), profile("testbed", options=CALM), only=("prepare",))
     assert not launch.cfg.data_dir.is_absolute()
-    script = sbatch_files.write(launch, tmp_path / "scripts")[0]
+    script = plan.write(launch, tmp_path / "scripts")[0]
     subprocess.run(["sbatch", "-W", script], cwd="/", check=True, capture_output=True)
     assert launch.complete()["prepare"]
 

@@ -15,7 +15,7 @@ from launching import LIMIT, ended, kept_steps, logs, result, states, uninterrup
 from pipeline.runtime.files import read_lines
 from slurm.ledger import LEDGER
 from slurm.payload import FAILURES
-from slurm.watching import tail_rows
+from slurm.progress import tail_rows
 
 pytestmark = pytest.mark.cluster
 

@@ -12,8 +12,12 @@ from faults import begun, preempt, real_training
 from launching import HERE, ended, kept_steps, profile, result, stand_in, uninterrupted, wait_for
 from sweeping import accounted, has_ended, starts_of, submitted, wait_until
 
-from slurm.ledger import attempts, submissions
+from slurm import cancel
+from slurm.ledger import states_of, submissions
+from slurm.queue import LimitReached, limits
+from slurm.rank import attempts
 from slurm.submit import submit_graph
+from slurm.sweep.settings import SweepDir
 from slurm.sweep.submit import arrays_of
 
 pytestmark = pytest.mark.cluster
@@ -25,7 +29,17 @@ def site(cluster):
     """A second cluster beside the first, and whether it confines memory; it goes when these tests have ended."""
     directory = Path(f"/tmp/mudi-site-{os.getpid()}")
     up, down = HERE.parent / "cluster" / "up", HERE.parent / "cluster" / "down"
-    words = [up, "--dir", directory, "--nodes", "2", "--preempt-by-sigterm", "--max-array-size", "2"]
+    words = [
+        up,
+        "--dir",
+        directory,
+        "--nodes",
+        "2",
+        "--preempt-by-sigterm",
+        "--max-array-size",
+        "2",
+        "--enforce-limits",
+    ]
     tried = subprocess.run([*words, "--confine-memory"], capture_output=True, text=True, check=False)
     if tried.returncode:
         (directory / "site.json").unlink(missing_ok=True)
@@ -91,3 +105,32 @@ def test_a_sweep_of_more_runs_than_an_array_may_have_is_cut_and_no_more_run_at_o
     starts = {start["id"]: start for start in starts_of(sweep)}
     last = starts.pop(arrays[1].submission.ids[0])
     assert last["time"] >= max(start["ended"] for start in starts.values())
+
+
+def test_a_limit_on_jobs_in_the_queue_is_said_waited_for_and_retried(nodes, tmp_path, capsys):
+    def allow(jobs: int) -> None:
+        words = ["sacctmgr", "-i", "modify", "user", "root", "set", f"MaxSubmitJobs={jobs}"]
+        subprocess.run(words, capture_output=True, check=True)
+        wait_until(lambda: limits().submitted == (jobs if jobs > 0 else None), SweepDir(tmp_path))
+
+    def of(patience: float, **settings):
+        settings = {"options": {"nodelist": nodes[0]}, "submit_patience_s": patience} | settings
+        return stand_in(tmp_path, profile("testbed", **settings), only=("prepare", "train", "sample"))
+
+    allow(2)
+    launch = of(0.3, begin="now+900")
+    with pytest.raises(LimitReached, match=r"Job sample is not queued: .*[Ll]imit"):
+        submit_graph(launch)
+    now = states_of([launch])[0]
+    assert {name: state.word for name, state in now.items()} == {
+        "prepare": "waiting",
+        "train": "waiting",
+        "sample": "failed",
+    }
+    assert now["sample"].cause == "limit" and "Again in" in capsys.readouterr().err
+    assert "2 jobs in the queue" in str(limits())
+    allow(-1)
+    cancel.cancel([launch])
+    wait_for(launch, ended)
+    submit_graph(of(0.3))
+    wait_for(launch, lambda now: all(state.word == "complete" for state in now.values()))

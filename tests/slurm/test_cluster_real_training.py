@@ -11,8 +11,8 @@ from faults import kill_node
 from launching import LIMIT, ended, logs, profile, real, wait_for
 
 from slurm import ledger
+from slurm.progress import tail_rows
 from slurm.submit import submit_graph
-from slurm.watching import tail_rows
 from slurm.workflows import Launch
 
 pytestmark = [pytest.mark.cluster, pytest.mark.full, pytest.mark.timeout(2 * 3600)]

@@ -11,7 +11,7 @@ from launching import LIMIT, kept_steps, logs, profile, stand_in, wait_for
 from test_cluster_by_hand import CALM, scripts_of, submitted
 
 from slurm import ledger
-from slurm.status import states_of
+from slurm.ledger import states_of
 from slurm.submit import submit_graph
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("cluster")]

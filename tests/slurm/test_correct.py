@@ -7,15 +7,14 @@ from launching import SMALL, latent, profile, stand_in, with_stand_ins
 from pipeline.config.load import autoencoder_config, config_from
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import create_run
-from slurm.board import Board
-from slurm.correct import EARLIER, correct
-from slurm.local import run_here
+from slurm.progress import ProgressTable
+from slurm.submit import EARLIER, correct, run_here
 from slurm.workflows import launch_for
 
 
 def run(launch) -> int:
     """In the foreground."""
-    return run_here(launch, Board([job.name for job in launch.jobs], title="test"))
+    return run_here(launch, ProgressTable([job.name for job in launch.jobs], title="test"))
 
 
 def settings(root, rate: float):

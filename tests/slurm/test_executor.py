@@ -1,6 +1,7 @@
 """What sbatch is told: the profile's options, all of them, and nothing that an earlier submission left."""
 
 import dataclasses
+import os
 import socket
 import subprocess
 
@@ -8,9 +9,9 @@ import pytest
 from launching import profile, real
 
 from pipeline.runtime.errors import UserError
-from slurm import sbatch_files
-from slurm.executor import Place, slurm_parameters, submit
-from slurm.job import Job
+from slurm import plan
+from slurm.executor import SubmitContext, submit
+from slurm.graph import Job
 from slurm.submit import dependency_of
 
 
@@ -18,7 +19,7 @@ def script_of(tmp_path, cluster, job: str) -> list[str]:
     """The lines of the sbatch script of one job."""
     launch = real(tmp_path, cluster)
     chosen = next(j for j in launch.jobs if j.name == job)
-    return sbatch_files.script(launch, chosen, code=tmp_path / "code").splitlines()
+    return plan.script(launch, chosen, code=tmp_path / "code").splitlines()
 
 
 def test_komondor_asks_for_what_the_site_has(tmp_path):
@@ -64,7 +65,7 @@ def test_gpu_options_and_site_options(tmp_path):
 
 def test_every_script_is_valid_bash_and_sets_its_rendezvous_only_for_several_ranks(tmp_path):
     launch = real(tmp_path, profile("komondor", setup=("module load cuda",)))
-    for path in sbatch_files.write(launch, tmp_path / "scripts"):
+    for path in plan.write(launch, tmp_path / "scripts"):
         assert subprocess.run(["bash", "-n", path], capture_output=True, check=False).returncode == 0, path
     scripts = {p.stem: p.read_text() for p in (tmp_path / "scripts").glob("*.sbatch")}
     assert {name: "MASTER_PORT" in text for name, text in scripts.items()} == {
@@ -115,16 +116,53 @@ def _job():
     return Job("x", ("pipeline", "train", "r"))
 
 
-def test_parameters_of_one_job_do_not_stick_to_the_next(tmp_path):
-    """A job without a dependency says so, rather than keeping the one before's."""
-    cluster = profile("testbed")
-    places = [Place(cluster, tmp_path, tmp_path, "x", "y", dependency) for dependency in ("afterok:1", None)]
-    first, second = (slurm_parameters(_job(), place) for place in places)
-    assert first.keys() == second.keys() and second["dependency"] is None
-
-
 def test_a_cluster_that_is_not_here_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    place = Place(profile("komondor"), tmp_path / "record", tmp_path, "x", "y")
+    context = SubmitContext(profile("komondor"), tmp_path / "record", tmp_path, "x", "y")
     with pytest.raises(UserError, match="login node, or use cluster=local"):
-        submit(_job(), place)
+        submit(_job(), context)
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({"options": {"job_name": "x"}}, r"found job-name \(decided by the launcher\)"),
+        (
+            {"options": {"array": "0-3", "--requeue": None}},
+            r"array \(decided by cluster.<job>.parts and at_once\), requeue",
+        ),
+        ({"options": {"J": "x"}}, "found J, expected long names"),
+        ({"srun_options": {"output": "x"}}, r"found output \(decided by the launcher\)"),
+    ],
+)
+def test_options_that_the_launcher_decides_are_refused_by_name(options, found):
+    with pytest.raises(ValueError, match=found):
+        profile("testbed", **options)
+
+
+def test_a_container_of_srun_is_around_the_ranks_and_around_the_epilogue(tmp_path):
+    """As with pyxis, which is not here: Python is in the container alone, Slurm's commands outside of it."""
+    options = {
+        "container_image": "/x/mudi.sqsh",
+        "container-mounts": "/scratch:/scratch",
+        "no-container-mount-home": True,
+    }
+    lines = script_of(tmp_path, profile("testbed", python="python", srun_options=options), "train")
+    inside = "--container-image=/x/mudi.sqsh --container-mounts=/scratch:/scratch --no-container-mount-home python "
+    assert sum(inside in line for line in lines) == 2
+    (epilogue,) = (line for line in lines if "slurm.epilogue" in line)
+    assert "srun --quiet --overlap --nodes=1 --ntasks=1" in epilogue
+
+
+def test_scripts_of_a_person_unset_what_would_override_them(tmp_path):
+    launch = real(tmp_path, profile("testbed", options={"dependency": "afterany:7"}))
+    submit_sh = plan.write(launch, tmp_path / "scripts")[-1]
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    (bin_ / "sbatch").write_text(f'#!/bin/bash\necho "$SBATCH_PARTITION $*" >> {tmp_path}/said; echo 9\n')
+    (bin_ / "sbatch").chmod(0o755)
+    env = os.environ | {"PATH": f"{bin_}:{os.environ['PATH']}", "SBATCH_PARTITION": "gpu", "SBATCH_ACCOUNT": "mine"}
+    done = subprocess.run([submit_sh], env=env, capture_output=True, text=True, check=True)
+    assert "SBATCH_PARTITION of the environment" in done.stderr and "ACCOUNT" not in done.stderr
+    first, second, *_ = (tmp_path / "said").read_text().splitlines()
+    assert first.startswith(" --parsable /") and "--dependency=afterok:9,afterany:7" in second

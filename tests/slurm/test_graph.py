@@ -5,8 +5,7 @@ import random
 import pytest
 
 from pipeline.runtime.errors import UserError
-from slurm.graph import ancestors, downstream, ordered
-from slurm.job import Job
+from slurm.graph import Job, ancestors, downstream, ordered
 
 
 def diamond() -> list[Job]:

@@ -1,5 +1,7 @@
 """How jobs stand, told from what the queue says and what is on the disk, in moments that are hard to meet for real."""
 
+import dataclasses
+import os
 import time
 
 import pytest
@@ -7,11 +9,12 @@ from launching import profile, stand_in
 
 from pipeline.runtime.files import append_line
 from slurm import ledger
-from slurm.adopt import SCRIPTS, strays
-from slurm.failures import LOST_STEP, lost_rank
-from slurm.ledger import note, states, states_of_all, submissions
-from slurm.payload import ATTEMPTS, FAILURES
-from slurm.queue import NEVER, Seen
+from slurm.failures import LOST_STEP, lost_rank, own_error
+from slurm.ledger import SCRIPTS, note, states, states_of_all, strays, submissions
+from slurm.payload import FAILURES
+from slurm.plan import beyond, crowded
+from slurm.queue import NEVER, Limits, Seen, minutes_of
+from slurm.rank import ATTEMPTS, MAKES, fingerprint, no_progress, note_attempt
 from slurm.status import explain
 
 
@@ -110,3 +113,67 @@ def test_the_first_rank_that_a_start_lost_explains_the_others(tmp_path, first, c
     assert (found and found[0]) == cause
     log.write_text(before + now + f"{LOST_STEP} 0 1\nslurm: train failed\n")
     assert lost_rank(log) == ("killed", f"{LOST_STEP} 0 1")
+
+
+def test_a_rank_s_own_error_is_told_and_not_sruns_last_line(tmp_path):
+    """As a person's scripts leave it: logs alone. Rank 1 failed first, rank 0 lost its partner, then srun said so."""
+    trace = 'Traceback (most recent call last):\n  File "x.py", line 1, in <module>\n    f()\n'
+    (tmp_path / "7_1_log.out").write_text(f"step 3\n{trace}ValueError: images differ in size\n")
+    end = "srun: error: node2: task 1: Exited with exit code 1\nslurm: train failed (error, exit code 1): x\n"
+    (tmp_path / "7_0_log.out").write_text(f"step 3\n{trace}RuntimeError: Connection closed by peer\n{end}")
+    os.utime(tmp_path / "7_1_log.out", (1, 1))
+    assert own_error(tmp_path, "7") == "ValueError: images differ in size"
+    (tmp_path / "7_1_log.out").write_text("error: train.optim.lr: found -1\nsrun: error: node1: task 0: Killed\n")
+    (tmp_path / "7_0_log.out").unlink()
+    assert own_error(tmp_path, "7") == "error: train.optim.lr: found -1"
+    assert own_error(tmp_path, "8") == ""
+
+
+@pytest.mark.parametrize(
+    ("seen", "word", "cause", "active"),
+    [
+        (Seen("7", "PENDING", "JobHeldUser"), "held", "held_by_user", True),
+        (Seen("7", "PENDING", "JobHeldAdmin"), "held", "held", False),
+        (Seen("7", "PENDING", "QOSMaxWallDurationPerJobLimit"), "held", "refused", False),
+        (Seen("7", "PENDING", "AssocMaxJobsLimit"), "waiting", None, True),
+        (Seen("7", "SUSPENDED", "None", "n1"), "suspended", None, True),
+    ],
+)
+def test_what_waits_for_good_is_told_apart_from_what_will_start(launch, seen, word, cause, active):
+    state = states(launch.run, launch.complete(), {"7": seen, "8": Seen("8", "PENDING", "Dependency")})["train"]
+    assert (state.word, state.cause, state.active) == (word, cause, active)
+    assert state.stuck == (word == "held")
+
+
+def test_starts_that_save_nothing_are_counted_in_a_row(tmp_path, monkeypatch):
+    run, record = tmp_path / "run", tmp_path / "job"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").touch()
+    monkeypatch.setenv(MAKES, str(run))
+
+    def start(restart: int, **cut: bool) -> str | None:
+        note_attempt(record, "start", id="7", restart=restart, rank=0, made=fingerprint())
+        (run / f"log-{restart}").touch()  # not progress
+        told = no_progress(record, "7")
+        note_attempt(record, "requeued", id="7", restart=restart, rank=0, **cut)
+        return told
+
+    assert start(0) is None and start(1) is None
+    (run / "checkpoints" / "step-1").touch()
+    assert start(2) is None and start(3) is None
+    assert start(4) == "3 starts, no step: more minutes. Nothing that a start made was saved before it was cut"
+    assert start(5, preempted=True) is not None and start(6) is None  # a start that lost its node says nothing
+    monkeypatch.delenv(MAKES)
+    assert no_progress(record, "7") is None
+
+
+def test_limits_are_compared_with_what_jobs_ask_for(launch):
+    site = Limits(array_size=2, submitted=1, longest={"main": 30, "": 30})
+    parts = dataclasses.replace(launch.jobs[1], resources=launch.jobs[1].resources.model_copy(update={"parts": 3}))
+    problems = "\n".join(beyond(launch.cfg, [launch.jobs[0], parts], site))
+    assert "cluster.train.minutes: found 60, expected at most 30" in problems
+    assert "cluster.sample.parts: found 3, expected at most 2 (MaxArraySize)" in problems
+    assert "4 jobs, but only 1 at a time" in crowded([launch.jobs[0], parts], site)
+    assert not list(beyond(launch.cfg, launch.jobs, Limits())) and not crowded(launch.jobs, Limits())
+    times = {"UNLIMITED": None, "1-00:00:00": 1440, "02:30:00": 150, "45:00": 45, "2-12": 3600}
+    assert {text: minutes_of(text) for text in times} == times

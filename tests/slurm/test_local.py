@@ -19,17 +19,17 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_lines
 from slurm import ledger
 from slurm.__main__ import main
-from slurm.board import Board
-from slurm.local import run_here
-from slurm.payload import ATTEMPTS
+from slurm.progress import ProgressTable
+from slurm.rank import ATTEMPTS
+from slurm.submit import run_here
 from slurm.workflows import launch_for
 
 ROOT = HERE.parents[1]
 
 
-def run(launch) -> tuple[int, Board]:
+def run(launch) -> tuple[int, ProgressTable]:
     """Run a launch in the foreground, as `submit` does."""
-    board = Board([job.name for job in launch.jobs], title="test")
+    board = ProgressTable([job.name for job in launch.jobs], title="test")
     return run_here(launch, board), board
 
 
@@ -39,10 +39,10 @@ def in_a_terminal(root: Path, *, words: str) -> subprocess.Popen[str]:
 import sys
 from pathlib import Path
 from launching import profile, stand_in
-from slurm.board import Board
-from slurm.local import run_here
+from slurm.progress import ProgressTable
+from slurm.submit import run_here
 launch = stand_in(Path({str(root)!r}), profile("local"), only=("train", "sample"), options={{"train": {words!r}}})
-sys.exit(run_here(launch, Board([job.name for job in launch.jobs], title="test")))
+sys.exit(run_here(launch, ProgressTable([job.name for job in launch.jobs], title="test")))
 """
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE, HERE.parent)))}
     return subprocess.Popen([sys.executable, "-c", script], env=env, stderr=subprocess.PIPE, text=True, process_group=0)

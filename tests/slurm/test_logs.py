@@ -7,7 +7,7 @@ import time
 import pytest
 from launching import profile, stand_in
 
-from slurm import logs
+from slurm import status
 from slurm.__main__ import main
 from slurm.ledger import note
 from slurm.rank import process_born
@@ -15,7 +15,7 @@ from slurm.rank import process_born
 
 def test_following_goes_over_to_the_log_of_the_next_submission(tmp_path, capfd, monkeypatch):
     """A job failed, was submitted again and waits: its old log is all there is, and then there is another."""
-    monkeypatch.setattr(logs, "ASK_SECONDS", 0.2)
+    monkeypatch.setattr(status, "ASK_SECONDS", 0.2)
     launch = stand_in(tmp_path, profile("local"), only=("train",))
     record = launch.run.jobs / "train"
     record.mkdir(parents=True)
@@ -23,7 +23,7 @@ def test_following_goes_over_to_the_log_of_the_next_submission(tmp_path, capfd, 
     job = subprocess.Popen(["sleep", "3600"])
     row = {"executor": "local", "snapshot": "", "ids": [str(job.pid)], "born": [process_born(job.pid)]}
     note(launch.run, "submitted", job="train", **row)
-    follower = threading.Thread(target=logs.show, args=(launch, "train"), kwargs={"follow": True, "lines": 1})
+    follower = threading.Thread(target=status.show_log, args=(launch, "train"), kwargs={"follow": True, "lines": 1})
     follower.start()
     said = ""
     try:

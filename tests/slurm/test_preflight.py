@@ -9,8 +9,7 @@ import tiny
 import tiny_latents
 from launching import SMALL, latent, profile
 
-from slurm.preflight import judged, needed
-from slurm.preflight_rank import mount_type, reaches, readable
+from slurm.preflight import judged, mount_type, needed, reaches, readable
 
 
 def reports() -> list[dict]:

@@ -13,10 +13,9 @@ from pipeline.config.paths import sample_set_name
 from pipeline.runtime.files import write_json
 from pipeline.runtime.run_dir import create_run
 from slurm.__main__ import main
-from slurm.board import Board
-from slurm.ledger import note, submissions
-from slurm.local import run_here
-from slurm.status import launches
+from slurm.ledger import launches, note, submissions
+from slurm.progress import ProgressTable
+from slurm.submit import run_here
 from slurm.workflows import launch_for, meant
 
 
@@ -26,7 +25,7 @@ def prepared(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     launch = stand_in(Path(), profile("local"), name=name, only=("prepare",))
     assert not launch.cfg.data_dir.is_absolute()
-    assert run_here(launch, Board(["prepare"], title="")) == 0
+    assert run_here(launch, ProgressTable(["prepare"], title="")) == 0
     return launch.run.path
 
 
@@ -40,7 +39,7 @@ def test_runs_of_several_folders_are_read_each_from_its_own_and_we_stay_where_we
     shutil.rmtree(tmp_path / "one" / "data")
     (launch, _), problems = launches(runs)
     again = with_stand_ins(launch, only=("prepare",))
-    assert not problems and run_here(again, Board(["prepare"], title="")) == 0
+    assert not problems and run_here(again, ProgressTable(["prepare"], title="")) == 0
     assert (tmp_path / "one" / "data").is_dir() and not (tmp_path / "data").exists()
 
 
@@ -71,7 +70,7 @@ def test_a_damaged_manifest_is_named_and_the_other_runs_are_shown(tmp_path, caps
 
 def test_where_slurm_is_not_runs_of_slurm_are_unknown_and_the_others_are_shown(tmp_path, capsys, monkeypatch):
     here = stand_in(tmp_path, profile("local"), name="here", only=("prepare",))
-    assert run_here(here, Board(["prepare"], title="")) == 0
+    assert run_here(here, ProgressTable(["prepare"], title="")) == 0
     there = stand_in(tmp_path, profile("testbed"), name="there", only=("train",))
     note(there.run, "submitted", job="train", ids=["7"], executor="slurm", born=[], snapshot="")
     monkeypatch.setenv("PATH", str(tmp_path))

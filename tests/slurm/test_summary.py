@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from pipeline.runtime.files import write_json
-from slurm.summary import show_result
+from slurm.status import show_result
 
 
 def test_numbers_have_their_uncertainty_and_what_misleads_its_words(tmp_path):

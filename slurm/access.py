@@ -1,0 +1,127 @@
+"""Files that several people and processes share: whether they can be written, whose they are, and locks on them.
+
+Rights are tested before anything is submitted, cancelled or made: a job that is queued and then cannot be written
+down would run without anybody knowing of it.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import pwd
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from pipeline.runtime.errors import UserError
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of some shared file systems
+
+
+@contextlib.contextmanager
+def held(path: Path, *, refusal: str, seconds: float = 0.0) -> Iterator[None]:
+    """Hold the lock of this file (flock: released when the holder dies), made where it is missing.
+
+    Where the file system has no locks, nothing is held: what the lock protects against is rare, and work goes on.
+
+    Args:
+        seconds: how long to wait for it.
+        refusal: what to say where it cannot be had, as a `UserError`.
+    """
+    with _opened(path) as file:
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= end:
+                    raise UserError(refusal) from error
+                time.sleep(0.1)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                break
+        yield
+
+
+def _opened(path: Path) -> TextIO:
+    """The file of a lock. One that a colleague made may be locked though it cannot be written."""
+    if _is_there(path) and not os.access(path, os.W_OK, effective_ids=True):
+        return path.open()
+    check_file(path, "the lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("a")
+
+
+def check_folder(folder: Path, setting: str) -> None:
+    """Make and remove a file in the folder, or in the nearest one above it that is there.
+
+    Args:
+        setting: what decides where the folder is, for the message.
+
+    Raises:
+        UserError: with the setting, the path, its owner and the reason.
+    """
+    there = folder
+    while not _is_there(there) and there != there.parent:
+        there = there.parent
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{setting}: cannot write to {folder}: {there} {_belongs(there)} ({error.strerror}). "
+            f"Give a folder that {name_of(os.geteuid())} may write to. Nothing was done."
+        ) from error
+
+
+def check_file(path: Path, what: str) -> None:
+    """Open a file for appending, without adding to it; where it is not there, check its folder.
+
+    Args:
+        what: the kind of file, for the message.
+
+    Raises:
+        UserError: with the path, its owner and the reason.
+    """
+    if not _is_there(path):
+        check_folder(path.parent, what)
+        return
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{what}: cannot write to {path}, which {_belongs(path)} ({error.strerror}). Ask for the right to write "
+            "to it, or submit the experiment under another name or runs_dir. Nothing was done."
+        ) from error
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # in a folder that may not be looked into
+        return False
+
+
+def _belongs(path: Path) -> str:
+    return f"belongs to {name_of(path.stat().st_uid)}"
+
+
+def name_of(user: int) -> str:
+    """A user's name; "user 4711" where the machine has none for the number, as in a container."""
+    try:
+        return pwd.getpwuid(user).pw_name
+    except KeyError:
+        return f"user {user}"
+
+
+def number_of(user: str) -> str | None:
+    """The number of a user, from what `name_of` said, or None where this machine does not know the name."""
+    with contextlib.suppress(KeyError):
+        return str(pwd.getpwnam(user).pw_uid)
+    number = user.removeprefix("user ")
+    return number if number.isdigit() else None
