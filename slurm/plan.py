@@ -12,6 +12,8 @@ from pipeline.config.paths import data_directory
 from pipeline.config.plan import plan_for
 from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import Resources
+from pipeline.config.schema_objectives import objective_kind
+from pipeline.config.weights import NO_FOLDER
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import read_json
 from slurm.executor import python_of
@@ -33,6 +35,8 @@ def show(launch: Launch, console: Console) -> None:
     console.print(table)
     for name, value in quantities(launch).items():
         console.print(f"{name:14s} {value}", highlight=False)
+    if objective_kind(launch.cfg).samples and launch.cfg.evaluate.inception.weights is None:
+        console.print(f"FID and IS     not measured: no weights. {NO_FOLDER}", highlight=False)
     console.print(
         "parameters     python -m pipeline train ... --dry-run counts them, with the size of a checkpoint",
         highlight=False,
