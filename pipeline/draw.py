@@ -22,7 +22,7 @@ from pipeline.data.pictures import Pixels, write_picture
 from pipeline.drawing import Model, Way
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import content_hash, sha256_file
-from pipeline.runtime.run_dir import RunDir, existing_run, step_name, step_of
+from pipeline.runtime.run_dir import RunDir, Step, existing_run, parse_step, step_name, step_of
 
 KINDS = ("strip", "interpolate", "edit", "inpaint")
 SEEDS = 8
@@ -54,12 +54,12 @@ def main(words: list[str]) -> int:
     parser.add_argument("--sigmas", type=_numbers, default=Wish.sigmas, help="noise levels of edit, such as 0.5,1,2")
     parser.add_argument("--image", type=Path, help="of edit and inpaint: of the size that the model draws")
     parser.add_argument("--mask", type=Path, help="of inpaint: white is painted anew, black stays")
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument("--step", help="of the checkpoint: a number, or best; default: sample.step, or else the newest")
     parser.add_argument("--to", type=Path, help="the PNG to write; default: in the run directory's drawings/")
     options, rest = parser.parse_known_args(words)
     run, cfg = existing_run([options.run, *rest])
     wish = Wish(**{name: getattr(options, name) for name in Wish.__dataclass_fields__})
-    print(draw(cfg, run, wish, step=options.step, to=options.to))
+    print(draw(cfg, run, wish, step=parse_step(options.step), to=options.to))
     return 0
 
 
@@ -72,7 +72,7 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(map(float, text.split(",")))
 
 
-def draw(cfg: Config, run: RunDir, wish: Wish, *, step: int | None = None, to: Path | None = None) -> Path:
+def draw(cfg: Config, run: RunDir, wish: Wish, *, step: Step = None, to: Path | None = None) -> Path:
     """Draw the picture; equal wishes are equal bytes in the same file. Returns its path.
 
     Raises:
@@ -80,7 +80,7 @@ def draw(cfg: Config, run: RunDir, wish: Wish, *, step: int | None = None, to: P
     """
     _check(wish)
     require_latents(cfg)
-    found = step_of(checkpoint.step_to_read(run, step).name) or 0
+    found = step_of(checkpoint.step_to_read(run, cfg.sample.step if step is None else step).name) or 0
     model = drawing.load_model(cfg, run, step=found)
     pixels, columns = _drawn(model, wish)
     return write_picture(to or run.path / "drawings" / step_name(found) / _name(cfg, wish), pixels, columns=columns)

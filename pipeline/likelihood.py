@@ -33,7 +33,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_path, content_hash, read_json, write_json
 from pipeline.runtime.parts import WHOLE, this_world
 from pipeline.runtime.progress import progress
-from pipeline.runtime.run_dir import COMMIT, RunDir, existing_run, step_name, step_of
+from pipeline.runtime.run_dir import COMMIT, RunDir, Step, existing_run, parse_step, step_name, step_of
 
 BLOCK = 64  # images of one restartable piece of work
 Bits = npt.NDArray[np.float64]
@@ -46,10 +46,10 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--split", default="valid", help="whose images are coded; default: valid")
     parser.add_argument("--images", type=int, help="this many, spread over the split; default: all")
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument("--step", help="of the checkpoint: a number, or best; default: sample.step, or else the newest")
     options, rest = parser.parse_known_args(words)
     run, cfg = existing_run(rest)
-    path = likelihood(cfg, run, split=options.split, images=options.images, step=options.step)
+    path = likelihood(cfg, run, split=options.split, images=options.images, step=parse_step(options.step))
     if path is not None:
         found = read_json(path)
         print(f"{found['bits_per_dimension']:.4f} +- {found['standard_error']:.4f} bits per dimension\n{path}")
@@ -57,7 +57,7 @@ def main(words: list[str]) -> int:
 
 
 def likelihood(
-    cfg: Config, run: RunDir, *, split: str = "valid", images: int | None = None, step: int | None = None
+    cfg: Config, run: RunDir, *, split: str = "valid", images: int | None = None, step: Step = None
 ) -> Path | None:
     """Do this process's blocks; whoever finds all of them writes the result. Its path, or None where others work on.
 
@@ -65,7 +65,7 @@ def likelihood(
         UserError: for a model without discrete timesteps or of latents, or a split that is not there.
     """
     _check(cfg)
-    found = step_of(checkpoint.step_to_read(run, step).name) or 0
+    found = step_of(checkpoint.step_to_read(run, cfg.sample.step if step is None else step).name) or 0
     shards = data_directory(cfg) / "shards"
     if not (shards / split).is_dir():
         known = ", ".join(sorted(p.name for p in shards.glob("*") if p.is_dir()))

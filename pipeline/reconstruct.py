@@ -57,7 +57,7 @@ from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import atomic_path, content_hash, read_json, write_json
 from pipeline.runtime.parts import WHOLE, Part, parse_part, this_world, writing
 from pipeline.runtime.progress import progress
-from pipeline.runtime.run_dir import COMMIT, RunDir, existing_run, step_name, step_of
+from pipeline.runtime.run_dir import COMMIT, RunDir, Step, existing_run, parse_step, step_name, step_of
 
 SHOWN = 32  # images in the picture
 WIDTH = 1200  # pixels of the picture, about
@@ -66,20 +66,20 @@ WIDTH = 1200  # pixels of the picture, about
 def main(words: list[str]) -> int:
     """`python -m pipeline reconstruct RUN_DIR [--step N] [--part k/n] [key=value ...]`."""
     parser = argparse.ArgumentParser(prog="pipeline reconstruct", description=main.__doc__)
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument("--step", help="of the checkpoint: a number, or best; default: the newest")
     parser.add_argument("--part", metavar="k/n", help="only every n-th shard from the k-th, and no result")
     options, rest = parser.parse_known_args(words)
     part = None if options.part is None else parse_part(options.part)
     run, cfg = existing_run(rest)
     require(cfg, "reconstruct")
-    path = reconstruct(cfg, run, step=options.step, part=part)
+    path = reconstruct(cfg, run, step=parse_step(options.step), part=part)
     if path is not None:
         show(read_json(path))
         print(path)
     return 0
 
 
-def reconstruct(cfg: Config, run: RunDir, *, step: int | None = None, part: Part | None = None) -> Path | None:
+def reconstruct(cfg: Config, run: RunDir, *, step: Step = None, part: Part | None = None) -> Path | None:
     """Make the set, the result and the picture of a checkpoint, whichever are missing. Returns the result file, or None
     from a part and from tasks other than the first, which make their shards alone.
 

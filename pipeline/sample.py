@@ -46,7 +46,7 @@ from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import read_json
 from pipeline.runtime.parts import WHOLE, Part, parse_part, this_world, writing
 from pipeline.runtime.progress import progress
-from pipeline.runtime.run_dir import COMMIT, RunDir, existing_run, step_of
+from pipeline.runtime.run_dir import COMMIT, RunDir, Step, existing_run, parse_step, step_of
 
 GRID_COLUMNS, GRID_ROWS = 16, 32  # images
 STRIP = 8  # seeds, and frames of each
@@ -128,20 +128,18 @@ class SampleSet:
 def main(words: list[str]) -> int:
     """`python -m pipeline sample RUN_DIR [--step N] [--part k/n] [--partial] [key=value ...]`."""
     parser = argparse.ArgumentParser(prog="pipeline sample", description=main.__doc__)
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument("--step", help="of the checkpoint: a number, or best; default: sample.step, or else the newest")
     parser.add_argument("--part", default="0/1", metavar="k/n", help="only every n-th shard from the k-th")
     parser.add_argument("--partial", action="store_true", help="finish the set with the shards that are there")
     options, rest = parser.parse_known_args(words)
     part = parse_part(options.part)
     run, cfg = existing_run(rest)
     require(cfg, "sample")
-    sample(cfg, run, step=options.step, part=part, finish_partial=options.partial)
+    sample(cfg, run, step=parse_step(options.step), part=part, finish_partial=options.partial)
     return 0
 
 
-def sample(
-    cfg: Config, run: RunDir, *, step: int | None = None, part: Part = WHOLE, finish_partial: bool = False
-) -> Path:
+def sample(cfg: Config, run: RunDir, *, step: Step = None, part: Part = WHOLE, finish_partial: bool = False) -> Path:
     """Make this part of the sample set of a checkpoint, or this task's share of it; finish the set if it is whole.
 
     Nothing is written before the settings have been checked and the model is built, and a finished set that is to grow
@@ -150,7 +148,7 @@ def sample(
     Raises:
         UserError: where there is no valid checkpoint, or the data it was trained on is not there.
     """
-    found = step_of(checkpoint.step_to_read(run, step).name) or 0
+    found = step_of(checkpoint.step_to_read(run, cfg.sample.step if step is None else step).name) or 0
     require_latents(cfg)
     data = open_shards(training_shards(cfg) / "train")
     asked_for(cfg, torch.tensor([cfg.sample.first_seed]), data)  # raises for what the data has not

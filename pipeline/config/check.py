@@ -58,6 +58,14 @@ def _metric(cfg: Config) -> Iterator[str]:
         yield f"train.metric_every: set, but a {cfg.model.kind} makes no samples. Leave it at null."
 
 
+def _step(cfg: Config) -> Iterator[str]:
+    if cfg.sample.step == "best" and cfg.train.early_stop is None:
+        yield (
+            "sample.step: found best, but train.early_stop is null, so no checkpoint is kept for being the best. Set "
+            "train.early_stop={metric: valid/loss} (with train.validate_every), give a number, or leave the step out."
+        )
+
+
 def _references(cfg: Config) -> Iterator[str]:
     names, known = cfg.evaluate.reference_splits, split_names(cfg.data)
     if not names or (known is not None and names[0] not in known):
@@ -256,6 +264,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _batch,
     _schedule,
     _metric,
+    _step,
     _references,
     _classes,
     _attributes,

@@ -47,10 +47,10 @@ class AverageConfig(Settings):
 
 
 class EarlyStopConfig(Settings):
-    """End training when validation has not become better for long enough."""
+    """Keep the best checkpoint (`sample.step=best`), and end training when it has been the best for long enough."""
 
     metric: str = Field("valid/loss", pattern="^(valid|sampled)/")  # as good as its registered direction says
-    patience: Duration
+    patience: Duration | None = None  # None: train to the end
 
 
 class AugmentConfig(Settings):
@@ -119,6 +119,7 @@ class SampleConfig(Settings):
     count: int = Field(1024, ge=1)
     first_seed: int = Field(0, ge=0)
     batch: int = Field(256, ge=1)
+    step: Annotated[int, Field(ge=0)] | Literal["best"] | None = None  # of the checkpoint; best: train.early_stop's
     weights: str = "average"  # "average", "network", or "power:0.05": a relative width of the EDM2 averages
     classes: Literal["uniform", "training"] | tuple[int, ...] = "uniform"
     # training: those of training images, drawn by seed; or chosen ones as {name: 0 or 1}, all others unknown

@@ -47,7 +47,7 @@ def geometric(*, sigma_min: float, sigma_max: float) -> DrawSigma:
 
 
 def exponential(base: float, *, t_min: float) -> DrawSigma:
-    """sqrt((base^(2 t) - 1) / (2 ln base)) with t uniform in [t_min, 1]: the deviation of dx = base^t dw, from 0 to t."""
+    """sqrt((base^(2 t) - 1) / (2 ln base)) with t uniform in [t_min, 1]: the deviation of dx = base^t dw at t."""
     rate = 2 * math.log(base)
     return lambda u: ((rate * (t_min + (1 - t_min) * u)).expm1() / rate).sqrt()
 
