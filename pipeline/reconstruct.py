@@ -3,8 +3,10 @@
     python -m pipeline reconstruct RUN_DIR [--step N] [--part k/n] [key=value ...]
 
 All images of the validation split (of the training split where there is none) go through the weights that
-`sample.weights` names, by the posterior's mean, in float32 as `data_prep encode` and the decoding of samples are. Distances
-between the images and their reconstructions are called rfid, rfd-domain, ...: fid is of samples alone. Killed and started again it makes the shards that are missing. The tasks of a job share the shards; the first of them
+`sample.weights` names, by the posterior's mean, in float32 as `data_prep encode` and the decoding of samples are.
+Distances between images and their reconstructions are called rfid, rfd-domain, ...: fid is of samples alone.
+
+Killed and started again it makes the shards that are missing. The tasks of a job share the shards; the first of them
 makes what is missing still and measures. So does a call without --part after those with one.
 """
 
