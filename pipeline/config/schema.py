@@ -54,11 +54,13 @@ class EarlyStopConfig(Settings):
 
 
 class AugmentConfig(Settings):
-    """Colour jitter and sharpness, drawn per visit. The meanings are torchvision's; see `pipeline.data.augment`.
+    """Colour jitter, sharpness, rotation and shift, drawn per visit. Samples show what augmentation does to images: a
+    model learns turned flowers from turned flowers. The meanings are torchvision's; see `pipeline.data.augment`.
 
     brightness, contrast, saturation: their factor is uniform in [max(0, 1 - v), 1 + v]. hue: the turn is uniform in
     [-v, v], where 0.5 is half a turn. sharpness: the factor that a share `sharpness_share` of visits gets; 1 changes
-    nothing, 0 blurs, 2 sharpens.
+    nothing, 0 blurs, 2 sharpens. rotation: the angle is uniform in [-v, v] degrees; shift: both ways uniform in [-v, v]
+    of the image's side. What comes from outside of the image is its mirror image at the edge.
     """
 
     brightness: float = Field(0.0, ge=0)
@@ -67,11 +69,13 @@ class AugmentConfig(Settings):
     hue: float = Field(0.0, ge=0, le=0.5)
     sharpness: float = Field(1.0, ge=0)
     sharpness_share: float = Field(0.5, ge=0, le=1)
+    rotation: float = Field(0.0, ge=0, le=180)
+    shift: float = Field(0.0, ge=0, le=0.5)
 
     @property
     def active(self) -> bool:
         """Whether anything is changed at all."""
-        jitter = self.brightness or self.contrast or self.saturation or self.hue
+        jitter = self.brightness or self.contrast or self.saturation or self.hue or self.rotation or self.shift
         return bool(jitter or (self.sharpness != 1 and self.sharpness_share))
 
 
@@ -89,7 +93,7 @@ class TrainConfig(Settings):
     optim: OptimConfig = OptimConfig()
     average: AverageConfig = AverageConfig()
     flip: bool = False  # mirror half of the images, keyed by image number
-    augmentation: AugmentConfig = AugmentConfig()  # colour jitter and sharpness, keyed likewise
+    augmentation: AugmentConfig = AugmentConfig()  # colour jitter, sharpness, rotation and shift, keyed likewise
     workers: int | None = Field(
         None, ge=0
     )  # threads that read ahead; None: from the CPUs given. No result depends on it
