@@ -31,7 +31,7 @@ from pipeline.runtime.files import read_json
 from pipeline.runtime.run_dir import COMMIT, RunDir, Step, existing_run, parse_step, step_name, step_of
 
 NETWORKS = ("denoiser", "autoencoder")
-TRAINING_ONLY = "balance."  # the head that weighs losses over noise levels: no part of the network that samples
+TRAINING_ONLY = ("balance.", "augmentation.")  # weighs losses, is told of augmentation: nothing that sampling needs
 
 
 def main(words: list[str]) -> int:

@@ -71,6 +71,8 @@ class AugmentConfig(Settings):
     sharpness_share: float = Field(0.5, ge=0, le=1)
     rotation: float = Field(0.0, ge=0, le=180)
     shift: float = Field(0.0, ge=0, le=0.5)
+    # Tell the network (model.kind=unet) what was done, and when sampling that nothing was: then samples show none of it
+    condition: bool = False  # (Karras et al. 2022, appendix F.2)
 
     @property
     def active(self) -> bool:

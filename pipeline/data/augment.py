@@ -13,6 +13,8 @@ from torch import Tensor
 from pipeline.config.schema import AugmentConfig
 from pipeline.runtime.random import Stream, uniform
 
+# What each of the numbers drawn for a visit decides.
+NAMES = ("brightness", "contrast", "saturation", "hue", "sharpness", "rotation", "shift", "shift")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _TO_YIQ = torch.tensor([_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64)
 _BACK = torch.linalg.inv(_TO_YIQ)
@@ -52,6 +54,22 @@ def augment(images: Tensor, drawn: Tensor, *, cfg: AugmentConfig) -> Tensor:
     if cfg.sharpness != 1 and cfg.sharpness_share:
         images = sharpness(images, torch.where(draws[4] < cfg.sharpness_share, cfg.sharpness, 1.0))
     return images
+
+
+def parameters(drawn: Tensor, *, cfg: AugmentConfig) -> Tensor:
+    """What `augment` does, as [B, 8] numbers in [-1, 1], all 0 where it does nothing; `drawn` [B, 8]."""
+    signs = 2 * drawn - 1
+    told = [torch.zeros_like(drawn[:, 0])] * len(NAMES)
+    for place, name in enumerate(NAMES):
+        amount = getattr(cfg, name)
+        if name == "sharpness":
+            told[place] = (drawn[:, place] < cfg.sharpness_share).to(drawn.dtype) * float(amount != 1)
+        elif amount and place < 3:  # factors, which are 1 where nothing changes
+            low = max(0.0, 1 - amount)
+            told[place] = (low + (1 + amount - low) * drawn[:, place] - 1) / amount
+        elif amount:
+            told[place] = signs[:, place]
+    return torch.stack(told, dim=1)
 
 
 def moved(images: Tensor, degrees: Tensor, *, right: Tensor, down: Tensor) -> Tensor:
