@@ -24,7 +24,7 @@ from pipeline.objectives.space import remember
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import RunDir, create_run
 
-TRAINING_ONLY = "balance."  # the head that weighs losses over noise levels: no folder holds it
+TRAINING_ONLY = ("balance.", "augmentation.")  # weighs losses, is told of augmentation: no folder holds it
 
 
 def main(words: list[str]) -> int:
