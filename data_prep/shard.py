@@ -91,20 +91,22 @@ class Plan:
 
 def make_plan(items: Iterable[Item], data: DataConfig, classes: Sequence[str]) -> Plan:
     """Divide the items as the protocol says. A split that would be empty is an error."""
+    listed = data.split.kept_keys()
     keys: list[str] = []
     official: list[str] = []
     places, labels = [], []
     for item in items:
-        keys.append(item.key if data.split.min_per_class else "")
+        keys.append(item.key if data.split.least else "")
         official.append(sys.intern(_official(item, data)) if data.split.rule == "official" else "train")
         places.append(hash_place(item.group or item.key) if data.split.rule == "hash" else 0.0)
         labels.append(_label(item, classes))
     label_array = np.array(labels, dtype=np.int32)
     by_hash = data.split.rule == "hash"
     found = hash_splits(np.array(places), label_array, data.split) if by_hash else np.array(official)
-    kept, left_out = _without_small_classes(label_array, keys, classes, least=data.split.min_per_class)
-    counts = Counter(labels)
-    large = tuple(label for label in range(len(classes)) if counts[label] >= data.split.min_per_class)
+    wanted = np.ones(len(keys), dtype=bool) if listed is None else _listed(keys, listed)
+    kept, left_out = _without_small_classes(label_array, keys, classes, wanted=wanted, least=data.split.min_per_class)
+    counts = Counter(label_array[wanted].tolist())
+    large = tuple(label for label in range(len(classes)) if counts[label] >= data.split.least)
     names = {name: (name,) for name in sorted(set(found.tolist()))}
     merged = {name: data.split.merge[name] for name in sorted(data.split.merge)} or names
     splits = {name: np.flatnonzero(np.isin(found, parts) & kept).astype(np.uint32) for name, parts in merged.items()}
@@ -157,21 +159,37 @@ def hash_splits(
     return np.where(ranks < rule.valid, "valid", np.where(ranks < rule.valid + rule.test, "test", "train"))
 
 
+def _listed(keys: Sequence[str], listed: frozenset[str]) -> npt.NDArray[np.bool_]:
+    """Which items the list of `split.keep` names. A name that no image has is an error: the list is of other data."""
+    unknown = sorted(listed - set(keys))
+    if unknown:
+        raise UserError(
+            f"data.split.keep: {len(unknown)} of {len(listed)} keys are of no image, such as '{unknown[0]}'; the first "
+            f"image of the source is '{keys[0] if keys else ''}'. Write the keys as they stand in source/items.jsonl."
+        )
+    return np.array([key in listed for key in keys], dtype=bool)
+
+
 def _without_small_classes(
-    labels: npt.NDArray[np.int32], keys: Sequence[str], classes: Sequence[str], *, least: int
+    labels: npt.NDArray[np.int32],
+    keys: Sequence[str],
+    classes: Sequence[str],
+    *,
+    wanted: npt.NDArray[np.bool_],
+    least: int,
 ) -> tuple[npt.NDArray[np.bool_], tuple[Rejected, ...]]:
-    """Which items are in classes of at least `least` images, and the others with the reason."""
+    """Which items are `wanted` and in classes of at least `least` such images, and the others with the reason."""
+    left_out = [Rejected(keys[n], "not_listed", "not in split.keep") for n in np.flatnonzero(~wanted).tolist()]
     if not least:
-        return np.ones(len(labels), dtype=bool), ()
-    counts = Counter(labels.tolist())
+        return wanted, tuple(left_out)
+    counts = Counter(labels[wanted].tolist())
     kept = np.array([counts[label] >= least for label in labels.tolist()], dtype=bool)
-    left_out = []
-    for number in np.flatnonzero(~kept).tolist():
+    for number in np.flatnonzero(~kept & wanted).tolist():
         label = int(labels[number])
         name = classes[label] if label >= 0 else "none"
         reason = f"class '{name}' has {counts[label]} images, split.min_per_class is {least}"
         left_out.append(Rejected(keys[number], "small_class", reason))
-    return kept, tuple(left_out)
+    return kept & wanted, tuple(left_out)
 
 
 def _check_splits(data: DataConfig, counts: dict[str, int]) -> None:
@@ -206,7 +224,7 @@ def run(cfg: Config, *, workers: int | None = None, part: tuple[int, int] = (0, 
         "protocol": cfg.data.identity(),
         "items": receipt["sha256"],
         # Labels are counted without the classes that min_per_class drops, which they were not in version 1.
-        "versions": {"stage": VERSION + bool(cfg.data.split.min_per_class), **VERSIONS},
+        "versions": {"stage": VERSION + bool(cfg.data.split.least), **VERSIONS},
     }
     return run_stage(
         "shard",

@@ -30,11 +30,10 @@ from torch import Tensor, nn
 from pipeline.ema import combine, gamma_of, solve_weights
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import atomic_path, fsync_path, read_json, sha256_file, temporary_name, write_json
-from pipeline.runtime.run_dir import COMMIT, RunDir, step_of
+from pipeline.runtime.run_dir import COMMIT, STATE, RunDir, Step, step_of
 from pipeline.runtime.sharding import part
 
 Tensors = dict[str, Tensor]
-STATE = "state.json"
 LATE_SECONDS = 60.0  # how long a network file system may take to show on one node what another has written
 _OTHER = "does not have the content that was written (sha256 differs)"
 
@@ -184,11 +183,11 @@ def read_newest(run: RunDir, *, set_aside: bool = False) -> tuple[Path | None, S
     return None, None, sentences
 
 
-def rotate(run: RunDir, *, keep_last: int, keep_every: int | None) -> None:
-    """Remove all but the newest `keep_last` and those at multiples of `keep_every` steps."""
+def rotate(run: RunDir, *, keep_last: int, keep_every: int | None, best: int | None = None) -> None:
+    """Remove all but the newest `keep_last`, those at multiples of `keep_every` steps, and the `best` one."""
     steps = run.steps()
     for step in steps[:-keep_last]:
-        if keep_every and step % keep_every == 0:
+        if step == best or (keep_every and step % keep_every == 0):
             continue
         gone = temporary_name(run.checkpoint(step))
         run.checkpoint(step).rename(gone)  # out of sight at once; what a kill leaves is swept at the next start
@@ -213,8 +212,13 @@ def load_strictly(module: nn.Module, tensors: Mapping[str, Tensor], *, what: str
     module.load_state_dict({name: part(tensor, wanted[name]) for name, tensor in tensors.items()}, strict=True)
 
 
-def step_to_read(run: RunDir, step: int | None) -> Path:
-    """The checkpoint of `step`, or the newest valid one."""
+def step_to_read(run: RunDir, step: Step) -> Path:
+    """The checkpoint of `step`, the best one, or the newest valid one."""
+    if step == "best" and (step := run.best_step()) is None:
+        raise UserError(
+            f"{run.path} has no best checkpoint: nothing was measured that could tell (train.early_stop). It has: "
+            f"{run.steps() or 'none'}. Choose one of them, or leave the step out for the newest."
+        )
     if step is not None:
         if step not in run.steps():
             raise UserError(f"{run.path} has no checkpoint of step {step}. It has: {run.steps() or 'none'}.")

@@ -21,7 +21,10 @@ from pipeline.runtime.numbers_text import note, shown
 
 PANELS = 8  # metrics in a plot, at most
 CURVES = 10  # sets whose distances are drawn against the number of samples, at most
-SETTINGS = ("step", "weights", "sampler", "steps", "guidance", "images")
+SETTINGS = ("step", "weights", "sampler", "steps", "guidance", "convention", "images")
+CONVENTIONS = (
+    "Guidance scales: of cfg, 1 is the conditional model itself; of ho (Ho and Salimans, w = scale - 1), 0 is.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def _row(run: Path, result: Mapping[str, Any]) -> Row:
         "sampler": sample.pop("sampler.kind", ""),
         "steps": sample.pop("sampler.steps", ""),
         "guidance": sample.pop("sampler.guidance.scale", ""),
+        "convention": sample.pop("sampler.guidance.convention", ""),
         "images": result["samples"]["count"],
     }
     sample.pop("images_per_shard", None)  # decides no image
@@ -167,6 +171,8 @@ def _remarks(rows: Sequence[Row], standards: Sequence[str], names: Sequence[str]
             f"The {len(standards)} standards are other reference images or other features: their numbers do not "
             "compare.\n"
         )
+    if len({(row.settings["guidance"], row.settings["convention"]) for row in rows} - {("", "")}) > 1:
+        parts.append(CONVENTIONS)
     noted = {n: said for row in rows for n, value in row.metrics.items() if n in names and (said := note(n, value))}
     parts += [f"{name}: {said}.\n" for name, said in noted.items()]
     counts = sorted({int(row.settings["images"]) for row in rows})

@@ -29,7 +29,7 @@ from pipeline.models.pretrained import load_autoencoder
 from pipeline.objectives.space import remember, space_of
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.runtime.run_dir import COMMIT, RunDir, existing_run, step_name, step_of
+from pipeline.runtime.run_dir import COMMIT, RunDir, Step, existing_run, parse_step, step_name, step_of
 
 NETWORKS = ("denoiser", "autoencoder")
 
@@ -37,12 +37,12 @@ NETWORKS = ("denoiser", "autoencoder")
 def main(words: list[str]) -> int:
     """`python -m pipeline export RUN_DIR [--step N] [--format diffusers|safetensors] [--to FOLDER] [key=value ...]`."""
     parser = argparse.ArgumentParser(prog="pipeline export", description=main.__doc__)
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument("--step", help="of the checkpoint: a number, or best; default: sample.step, or else the newest")
     parser.add_argument("--format", choices=get_args(Format), default="diffusers")
     parser.add_argument("--to", type=Path, help="the folder to write; default: inside the run directory")
     options, rest = parser.parse_known_args(words)
     run, cfg = existing_run(rest)
-    folder, notes = export(cfg, run, step=options.step, form=options.format, to=options.to)
+    folder, notes = export(cfg, run, step=parse_step(options.step), form=options.format, to=options.to)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print(folder)
@@ -50,7 +50,7 @@ def main(words: list[str]) -> int:
 
 
 def export(
-    cfg: Config, run: RunDir, *, step: int | None = None, form: Format = "diffusers", to: Path | None = None
+    cfg: Config, run: RunDir, *, step: Step = None, form: Format = "diffusers", to: Path | None = None
 ) -> tuple[Path, list[str]]:
     """Write the weights that `cfg.sample.weights` names. Returns the folder, and in what it samples differently.
 
@@ -59,7 +59,7 @@ def export(
     Raises:
         UserError: for a run without checkpoints, a network without an equal in diffusers, a folder that is taken.
     """
-    found = step_of(checkpoint.step_to_read(run, step).name) or 0
+    found = step_of(checkpoint.step_to_read(run, cfg.sample.step if step is None else step).name) or 0
     weights_name = cfg.sample.weights.replace(":", "")
     folder = to or run.path / "exports" / f"{step_name(found)}-{weights_name}-{form}"
     network = at_rest(cfg, run, step=found)

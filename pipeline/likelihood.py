@@ -30,13 +30,13 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_path, content_hash, read_json, write_json
 from pipeline.runtime.parts import WHOLE, this_world
 from pipeline.runtime.progress import progress
-from pipeline.runtime.run_dir import COMMIT, RunDir, existing_run, step_name, step_of
+from pipeline.runtime.run_dir import COMMIT, RunDir, Step, existing_run, step_name, step_of
 
 BLOCK = 64  # images of one restartable piece of work
 Bits = npt.NDArray[np.float64]
 
 
-def main(words: list[str], *, split: str = "valid", images: int | None = None, step: int | None = None) -> None:
+def main(words: list[str], *, split: str = "valid", images: int | None = None, step: Step = None) -> None:
     """`python -m pipeline likelihood`."""
     run, cfg = existing_run(words)
     path = likelihood(cfg, run, split=split, images=images, step=step)
@@ -46,7 +46,7 @@ def main(words: list[str], *, split: str = "valid", images: int | None = None, s
 
 
 def likelihood(
-    cfg: Config, run: RunDir, *, split: str = "valid", images: int | None = None, step: int | None = None
+    cfg: Config, run: RunDir, *, split: str = "valid", images: int | None = None, step: Step = None
 ) -> Path | None:
     """Do this process's blocks; whoever finds all of them writes the result. Its path, or None where others work on.
 
@@ -54,7 +54,7 @@ def likelihood(
         UserError: for a model without discrete timesteps or of latents, or a split that is not there.
     """
     _check(cfg)
-    found = step_of(checkpoint.step_to_read(run, step).name) or 0
+    found = step_of(checkpoint.step_to_read(run, cfg.sample.step if step is None else step).name) or 0
     shards = data_directory(cfg) / "shards"
     if not (shards / split).is_dir():
         known = ", ".join(sorted(p.name for p in shards.glob("*") if p.is_dir()))

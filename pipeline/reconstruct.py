@@ -1,7 +1,9 @@
-"""Reconstruct: what an autoencoder makes of images that it was not trained on, as a shard set, with its numbers.
+"""Reconstruct: what an autoencoder or a VAE makes of held-out images, as a shard set, with its numbers.
 
 All images of the validation split (of the training split where there is none) go through the weights that
 `sample.weights` names, by the posterior's mean, in float32 as `data_prep encode` and the decoding of samples are.
+Distances between images and their reconstructions are called rfid, rfd-domain, ...: fid is of samples alone.
+
 Killed and started again it makes the shards that are missing. The tasks of a job share the shards; the first of them
 makes what is missing still and measures. So does a call without --part after those with one.
 """
@@ -16,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 
 from pipeline import checkpoint
 from pipeline.config.needs import require
@@ -49,18 +52,20 @@ from pipeline.metrics.suite import Measured
 from pipeline.models.posterior import Posterior
 from pipeline.objectives.autoencoder import Autoencoding
 from pipeline.objectives.measuring import Standards, measure_restoration, open_standards, pixels
+from pipeline.objectives.variational import Variational
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import atomic_path, content_hash, read_json, write_json
 from pipeline.runtime.parts import WHOLE, Part, this_world, writing
 from pipeline.runtime.progress import progress
-from pipeline.runtime.run_dir import COMMIT, RunDir, existing_run, step_name, step_of
+from pipeline.runtime.run_dir import COMMIT, RunDir, Step, existing_run, step_name, step_of
 
+Reconstructing = Autoencoding | Variational
 SHOWN = 32  # images in the picture
 WIDTH = 1200  # pixels of the picture, about
 
 
-def main(words: list[str], *, step: int | None = None, part: Part | None = None) -> None:
+def main(words: list[str], *, step: Step = None, part: Part | None = None) -> None:
     """`python -m pipeline reconstruct`."""
     run, cfg = existing_run(words)
     require(cfg, "reconstruct")
@@ -70,7 +75,7 @@ def main(words: list[str], *, step: int | None = None, part: Part | None = None)
         print(path)
 
 
-def reconstruct(cfg: Config, run: RunDir, *, step: int | None = None, part: Part | None = None) -> Path | None:
+def reconstruct(cfg: Config, run: RunDir, *, step: Step = None, part: Part | None = None) -> Path | None:
     """Make the set, the result and the picture of a checkpoint, whichever are missing. Returns the result file, or None
     from a part and from tasks other than the first, which make their shards alone.
 
@@ -110,19 +115,19 @@ def _split(cfg: Config) -> Path:
     return valid if held_out else shards / "train"
 
 
-def _objective(cfg: Config, run: RunDir, originals: ShardDirectory, *, step: int) -> Autoencoding:
+def _objective(cfg: Config, run: RunDir, originals: ShardDirectory, *, step: int) -> Reconstructing:
     device = distributed.own_device()
     objective = loaded_objective(cfg, run, originals.manifest, step=step, device=device)
-    if not isinstance(objective, Autoencoding):
+    if not isinstance(objective, Autoencoding | Variational):
         raise UserError(
-            f"model.kind: found {cfg.model.kind}, expected kl_autoencoder or bottleneck_autoencoder: only they restore "
-            f"images. Run python -m pipeline sample {run.path}."
+            f"model.kind: found {cfg.model.kind}, expected kl_autoencoder, bottleneck_autoencoder or vae: only they "
+            f"restore images. Run python -m pipeline sample {run.path}."
         )
     return objective
 
 
 def _restored(
-    cfg: Config, run: RunDir, objective: Autoencoding, *, originals: ShardDirectory, directory: Path, part: Part
+    cfg: Config, run: RunDir, objective: Reconstructing, *, originals: ShardDirectory, directory: Path, part: Part
 ) -> ShardDirectory | None:
     """The set, finished by the process that finds all of its shards; None where others have to make theirs.
 
@@ -186,7 +191,7 @@ def _finished(directory: Path, made_from: Mapping[str, Any]) -> ShardDirectory:
 
 def _samples(
     cfg: Config,
-    objective: Autoencoding,
+    objective: Reconstructing,
     reader: Reader,
     *,
     places: range,
@@ -194,12 +199,13 @@ def _samples(
     tick: Callable[[int], None],
 ) -> Iterator[Sample]:
     """Restored images of these places; sums over their latents are added to `notes` at the end."""
-    device, sums, shape = next(objective.networks["autoencoder"].parameters()).device, [], (0, 0, 0)
+    device, sums = next(objective.networks["autoencoder"].parameters()).device, []
+    shape: tuple[int, ...] = ()
     for first in range(places.start, places.stop, cfg.sample.batch):
         indices = np.arange(first, min(first + cfg.sample.batch, places.stop), dtype=np.int64)
         batch = _batch(reader, indices, device)
         with torch.inference_mode():
-            restored = objective.networks["autoencoder"](batch.images)
+            restored = objective.reconstructed(objective.networks, batch)
         posterior = restored.posterior
         shape = tuple(posterior.mean.shape[1:])
         if not (torch.isfinite(posterior.mean).all() and torch.isfinite(restored.images).all()):
@@ -208,7 +214,7 @@ def _samples(
                 "not finite: this checkpoint is of no use. Choose an earlier one with --step, or train with "
                 "train.precision=fp32 or a lower train.optim.lr."
             )
-        wide = Posterior(posterior.mean.double(), posterior.std.double())
+        wide = Posterior(_maps(posterior.mean.double()), _maps(posterior.std.double()))
         sums.append(LatentSums.of(wide.mean, wide.std, wide.kl() if objective.has_noise else None))
         labels = reader.labels(indices).tolist()
         for k, label, image in zip(indices.tolist(), labels, to_uint8(restored.images), strict=True):
@@ -217,6 +223,11 @@ def _samples(
         tick(len(indices))
     total = LatentSums.total(sums)
     notes.append({"latents": json.dumps({"count": total.count, "sums": total.sums.tolist(), "shape": shape})})
+
+
+def _maps(values: Tensor) -> Tensor:
+    """Latents as [B, d, h, w]: a vector [B, d] has one place."""
+    return values if values.ndim == 4 else values[:, :, None, None]
 
 
 def _noted(records: Any, *, noise: bool) -> dict[str, Any]:
@@ -239,14 +250,14 @@ def _batch(reader: Reader, indices: npt.NDArray[np.int64], device: torch.device)
 
 
 def _result(
-    cfg: Config, standards: Standards, objective: Autoencoding, *, originals: ShardDirectory, restored: ShardDirectory
+    cfg: Config, standards: Standards, objective: Reconstructing, *, originals: ShardDirectory, restored: ShardDirectory
 ) -> dict[str, Any]:
     """Everything that the result file says, apart from its key."""
     manifest = restored.manifest
     work = restored.path.parent / f".work-{restored.path.name}"
     measured = measure_restoration(cfg, standards, originals=originals, restored=restored, work=work)
     measured.update(_latents(manifest.made_from["latents"], manifest.shape))
-    if cfg.autoencoder.degradation.active:
+    if cfg.autoencoder.degradation.active and isinstance(objective, Autoencoding):
         measured.update(_repaired(cfg, objective, originals))
     if originals.path.name != "valid":
         measured.words.append(f"there is no validation split: these are images of {originals.path.name}, trained on")
@@ -310,13 +321,20 @@ def _repaired(cfg: Config, objective: Autoencoding, originals: ShardDirectory) -
     return out
 
 
-def _picture(objective: Autoencoding, originals: ShardDirectory, *, path: Path) -> None:
+def _shown(objective: Reconstructing, batch: Batch) -> tuple[Tensor, ...]:
+    """What the picture has of each image, the original first."""
+    if isinstance(objective, Autoencoding):
+        return objective.restorations(objective.networks, batch)
+    return batch.images, objective.reconstructed(objective.networks, batch).images
+
+
+def _picture(objective: Reconstructing, originals: ShardDirectory, *, path: Path) -> None:
     """Images spread over the split; below each what the network was given, where that is another, and what it made."""
     reader = Reader(originals)
     count, device = min(SHOWN, reader.count), next(objective.networks["autoencoder"].parameters()).device
     (batch,) = validation_batches(reader, count=count, batch=count)
     with torch.inference_mode():
-        shown = torch.stack(objective.restorations(objective.networks, batch.to(device)))
+        shown = torch.stack(_shown(objective, batch.to(device)))
     columns = min(count, 8)
     rows_of = [to_uint8(part) for start in range(0, count, columns) for part in shown[:, start : start + columns]]
     picture = tile(np.concatenate(rows_of), columns=columns)

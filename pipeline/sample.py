@@ -45,7 +45,7 @@ from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import read_json
 from pipeline.runtime.parts import WHOLE, Part, this_world, writing
 from pipeline.runtime.progress import progress
-from pipeline.runtime.run_dir import COMMIT, RunDir, existing_run, step_of
+from pipeline.runtime.run_dir import COMMIT, RunDir, Step, existing_run, step_of
 
 GRID_COLUMNS, GRID_ROWS = 16, 32  # images
 STRIP = 8  # seeds, and frames of each
@@ -124,16 +124,14 @@ class SampleSet:
         return None
 
 
-def main(words: list[str], *, step: int | None = None, part: Part = WHOLE, partial: bool = False) -> None:
+def main(words: list[str], *, step: Step = None, part: Part = WHOLE, partial: bool = False) -> None:
     """`python -m pipeline sample`."""
     run, cfg = existing_run(words)
     require(cfg, "sample")
     sample(cfg, run, step=step, part=part, finish_partial=partial)
 
 
-def sample(
-    cfg: Config, run: RunDir, *, step: int | None = None, part: Part = WHOLE, finish_partial: bool = False
-) -> Path:
+def sample(cfg: Config, run: RunDir, *, step: Step = None, part: Part = WHOLE, finish_partial: bool = False) -> Path:
     """Make this part of the sample set of a checkpoint, or this task's share of it; finish the set if it is whole.
 
     Nothing is written before the settings have been checked and the model is built, and a finished set that is to grow
@@ -142,7 +140,7 @@ def sample(
     Raises:
         UserError: where there is no valid checkpoint, or the data it was trained on is not there.
     """
-    found = step_of(checkpoint.step_to_read(run, step).name) or 0
+    found = step_of(checkpoint.step_to_read(run, cfg.sample.step if step is None else step).name) or 0
     require_latents(cfg)
     data = open_shards(training_shards(cfg) / "train")
     asked_for(cfg, torch.tensor([cfg.sample.first_seed]), data)  # raises for what the data has not

@@ -31,7 +31,7 @@ from pipeline.runtime import distributed
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import content_hash, sha256_file
 from pipeline.runtime.random import Stream
-from pipeline.runtime.run_dir import RunDir, existing_run, step_name, step_of
+from pipeline.runtime.run_dir import RunDir, Step, existing_run, parse_step, step_name, step_of
 
 Kind = Literal["strip", "interpolate", "edit", "inpaint"]
 Show = Literal["estimate", "noisy", "both"]
@@ -67,16 +67,16 @@ def main(words: list[str]) -> int:
     parser.add_argument("--sigmas", type=_numbers, default=Request.sigmas, help="noise levels of edit, such as 0.5,1,2")
     parser.add_argument("--image", type=Path, help="of edit and inpaint: of the size that the model makes")
     parser.add_argument("--mask", type=Path, help="of inpaint: white is painted anew, black stays")
-    parser.add_argument("--step", type=int, help="of the checkpoint; default: the newest")
+    parser.add_argument("--step", help="of the checkpoint: a number, or best; default: sample.step, or else the newest")
     parser.add_argument("--to", type=Path, help="the PNG to write; default: in the run directory's visualizations/")
     options, rest = parser.parse_known_args(words)
     run, cfg = existing_run([options.run, *rest])
     request = Request(**{name: getattr(options, name) for name in Request.__dataclass_fields__})
-    print(visualize(cfg, run, request, step=options.step, to=options.to))
+    print(visualize(cfg, run, request, step=parse_step(options.step), to=options.to))
     return 0
 
 
-def visualize(cfg: Config, run: RunDir, request: Request, *, step: int | None = None, to: Path | None = None) -> Path:
+def visualize(cfg: Config, run: RunDir, request: Request, *, step: Step = None, to: Path | None = None) -> Path:
     """Write the picture; equal requests are equal bytes in the same file. Returns its path.
 
     Raises:
@@ -84,7 +84,7 @@ def visualize(cfg: Config, run: RunDir, request: Request, *, step: int | None = 
     """
     _check(request)
     require_latents(cfg)
-    found = step_of(checkpoint.step_to_read(run, step).name) or 0
+    found = step_of(checkpoint.step_to_read(run, cfg.sample.step if step is None else step).name) or 0
     pixels, columns = _picture(load_model(cfg, run, step=found), request)
     path = to or run.path / "visualizations" / step_name(found) / _name(cfg, request)
     return write_picture(path, pixels, columns=columns)

@@ -12,6 +12,8 @@ from pipeline.config.paths import data_directory
 from pipeline.config.plan import plan_for
 from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import Resources
+from pipeline.config.schema_objectives import objective_kind
+from pipeline.config.weights import NO_FOLDER
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import read_json, write_text
 from slurm import ledger, snapshot
@@ -33,6 +35,8 @@ def show(launch: Launch, console: Console) -> None:
         _say(console, f"  {job.command()}", f"  {asked(job.resources)}", "")
     for name, value in (quantities(launch) | _limits(launch)).items():
         _say(console, f"{name:14s} {value}")
+    if objective_kind(launch.cfg).samples and launch.cfg.evaluate.inception.weights is None:
+        _say(console, f"FID and IS     not measured: no weights. {NO_FOLDER}")
     _say(console, "parameters     `mudi train ... --dry-run` counts them, with the size of a checkpoint")
 
 

@@ -241,8 +241,8 @@ def _encoded(launch: Launch) -> bool:
 
 
 def sample_set(launch: Launch) -> Path | None:
-    """Where the samples of the newest checkpoint stand, or will; None before there is one."""
-    step = launch.run.latest_step()
+    """Where the samples of the checkpoint of `sample.step` stand, or will; None before there is one."""
+    step = launch.run.chosen_step(launch.cfg.sample.step)
     return None if step is None else launch.run.samples(step) / sample_set_name(launch.cfg)
 
 

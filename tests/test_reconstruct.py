@@ -16,10 +16,13 @@ from pipeline import checkpoint
 from pipeline.__main__ import main
 from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
+from pipeline.data.batches import validation_batches
 from pipeline.data.pictures import from_uint8, to_uint8
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards, verify_shards
+from pipeline.evaluate import evaluate
 from pipeline.import_diffusers import import_diffusers
+from pipeline.inference import loaded_objective
 from pipeline.metrics.domain import load_classifier, to_input
 from pipeline.metrics.extractors import CLASSIFIER
 from pipeline.models.posterior import Posterior
@@ -28,7 +31,9 @@ from pipeline.objectives.degradation import degraded
 from pipeline.reconstruct import reconstruct
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.runtime.run_dir import RunDir
+from pipeline.runtime.run_dir import RunDir, create_run
+from pipeline.sample import sample
+from pipeline.train import loop
 
 STEPS, IMAGES = 12, 15
 
@@ -259,3 +264,33 @@ def test_a_model_that_restores_nothing_is_refused(tmp_path):
     tiny.prepare(cfg)
     with pytest.raises(UserError, match="pipeline sample"):
         reconstruct(tiny.revalidated(cfg, evaluate={"domain": {"enabled": False}}), tiny.run(cfg))
+
+
+def test_a_vae_is_scored_by_its_samples_and_by_its_reconstructions_under_separate_names(tmp_path):
+    """`fd-domain` is of samples of the prior, `rfd-domain` of reconstructions: never one name for both."""
+    cfg = tiny.config(tmp_path, model=tiny.VAE, duration="6 steps")
+    cfg = tiny.revalidated(cfg, evaluate={"domain": {"width": 8, "features": 8, "max_images": 100}, "block": 8})
+    tiny.prepare(cfg)
+    reference.run(cfg)
+    run = create_run(cfg)
+    assert loop.train(cfg, run) == 0
+    found = read_json(reconstruct(cfg, run))["metrics"]
+    assert {"psnr", "rfd-domain", "kl-per-dimension"} <= found.keys() and "fd-domain" not in found
+    assert found["compression"] == 64 / 6
+    originals, restored = (
+        open_shards(path)
+        for path in (
+            data_directory(cfg) / "shards" / "valid",
+            run.path / "reconstructions" / "step-000000006" / "valid",
+        )
+    )
+    objective = loaded_objective(cfg, run, originals.manifest, step=6, device=torch.device("cpu"))
+    (batch,) = validation_batches(Reader(originals), count=IMAGES, batch=IMAGES)
+    with torch.inference_mode():  # by the mean, told the class
+        images = objective.reconstructed(objective.networks, batch.to("cpu")).images
+    assert np.abs(Reader(restored).read(np.arange(IMAGES)).astype(int) - to_uint8(images).astype(int)).max() <= 1
+    sample(cfg, run)
+    evaluate(cfg, run)
+    (result,) = run.results.glob("*-heun*.json")
+    drawn = read_json(result)["metrics"]
+    assert "fd-domain" in drawn and not any(name.startswith("rf") for name in drawn)

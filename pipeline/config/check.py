@@ -58,6 +58,24 @@ def _metric(cfg: Config) -> Iterator[str]:
         yield f"train.metric_every: set, but a {cfg.model.kind} makes no samples. Leave it at null."
 
 
+def _augmentation(cfg: Config) -> Iterator[str]:
+    augmentation = cfg.train.augmentation
+    if augmentation.condition and not (augmentation.active and isinstance(cfg.model, UNetConfig)):
+        yield (
+            f"train.augmentation.condition: found true with model.kind={cfg.model.kind} and "
+            f"{'some' if augmentation.active else 'no'} augmentation, expected model.kind=unet and some, such as "
+            "train.augmentation.brightness=0.2. Set them, or condition=false."
+        )
+
+
+def _step(cfg: Config) -> Iterator[str]:
+    if cfg.sample.step == "best" and cfg.train.early_stop is None:
+        yield (
+            "sample.step: found best, but train.early_stop is null, so no checkpoint is kept for being the best. Set "
+            "train.early_stop={metric: valid/loss} (with train.validate_every), give a number, or leave the step out."
+        )
+
+
 def _references(cfg: Config) -> Iterator[str]:
     names, known = cfg.evaluate.reference_splits, split_names(cfg.data)
     if not names or (known is not None and names[0] not in known):
@@ -256,6 +274,8 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _batch,
     _schedule,
     _metric,
+    _augmentation,
+    _step,
     _references,
     _classes,
     _attributes,

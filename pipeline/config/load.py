@@ -26,6 +26,7 @@ from pipeline.config.explain import explain
 from pipeline.config.overrides import key_of, literal, put
 from pipeline.config.registry import import_plugins
 from pipeline.config.schema import Config
+from pipeline.config.weights import register
 from pipeline.runtime.errors import UserError, did_you_mean
 
 CONFIG_ROOT = Path(__file__).resolve().parents[2] / "configs"
@@ -36,6 +37,7 @@ _Loader, _Dumper = (getattr(yaml, f"C{name}", getattr(yaml, name)) for name in (
 _GIVEN = ("name", "runs_dir", "data_dir", "data", "experiment", "latents")  # of an autoencoder: not to be overridden
 
 logging.getLogger("hydra").setLevel(logging.WARNING)
+register()
 
 
 def config_from(words: Sequence[str], *, given: Mapping[str, Any] | None = None) -> Config:

@@ -43,11 +43,13 @@ def tiling(cfg: Config) -> dict[str, int]:
 def sample_set_name(cfg: Config) -> str:
     """Name of a set of samples: readable, and a hash of all that decides an image given its seed.
 
-    Count, batch and cluster are not part of it: more images of the same kind belong to the same set.
+    Count, batch and cluster are not part of it: more images of the same kind belong to the same set. Sets of one step
+    stand in a folder of their own, so the step is none either.
     """
-    settings = {**cfg.sample.model_dump(mode="json", exclude={"count", "batch"}), **tiling(cfg)}
+    settings = {**cfg.sample.model_dump(mode="json", exclude={"count", "batch", "step"}), **tiling(cfg)}
     sampler = cfg.sample.sampler
     if not sampler.options:
         del settings["sampler"]["options"]  # of few samplers: the names of all other sets are what they were
-    words = f"{sampler.kind}{sampler.steps}-w{sampler.guidance.scale:g}-{cfg.sample.weights.replace(':', '')}"
+    scale = f"{sampler.guidance.scale:g}{'ho' if sampler.guidance.convention == 'ho' else ''}"
+    words = f"{sampler.kind}{sampler.steps}-w{scale}-{cfg.sample.weights.replace(':', '')}"
     return f"{words}-{content_hash(settings)[:6]}"

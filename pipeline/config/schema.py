@@ -47,18 +47,20 @@ class AverageConfig(Settings):
 
 
 class EarlyStopConfig(Settings):
-    """End training when validation has not become better for long enough."""
+    """Keep the best checkpoint (`sample.step=best`), and end training when it has been the best for long enough."""
 
     metric: str = Field("valid/loss", pattern="^(valid|sampled)/")  # as good as its registered direction says
-    patience: Duration
+    patience: Duration | None = None  # None: train to the end
 
 
 class AugmentConfig(Settings):
-    """Colour jitter and sharpness, drawn per visit. The meanings are torchvision's; see `pipeline.data.augment`.
+    """Colour jitter, sharpness, rotation and shift, drawn per visit. Samples show what augmentation does to images: a
+    model learns turned flowers from turned flowers. The meanings are torchvision's; see `pipeline.data.augment`.
 
     brightness, contrast, saturation: their factor is uniform in [max(0, 1 - v), 1 + v]. hue: the turn is uniform in
     [-v, v], where 0.5 is half a turn. sharpness: the factor that a share `sharpness_share` of visits gets; 1 changes
-    nothing, 0 blurs, 2 sharpens.
+    nothing, 0 blurs, 2 sharpens. rotation: the angle is uniform in [-v, v] degrees; shift: both ways uniform in [-v, v]
+    of the image's side. What comes from outside of the image is its mirror image at the edge.
     """
 
     brightness: float = Field(0.0, ge=0)
@@ -67,11 +69,15 @@ class AugmentConfig(Settings):
     hue: float = Field(0.0, ge=0, le=0.5)
     sharpness: float = Field(1.0, ge=0)
     sharpness_share: float = Field(0.5, ge=0, le=1)
+    rotation: float = Field(0.0, ge=0, le=180)
+    shift: float = Field(0.0, ge=0, le=0.5)
+    # Tell the network (model.kind=unet) what was done, and when sampling that nothing was: then samples show none of it
+    condition: bool = False  # (Karras et al. 2022, appendix F.2)
 
     @property
     def active(self) -> bool:
         """Whether anything is changed at all."""
-        jitter = self.brightness or self.contrast or self.saturation or self.hue
+        jitter = self.brightness or self.contrast or self.saturation or self.hue or self.rotation or self.shift
         return bool(jitter or (self.sharpness != 1 and self.sharpness_share))
 
 
@@ -93,7 +99,7 @@ class TrainConfig(Settings):
     optim: OptimConfig = OptimConfig()
     average: AverageConfig = AverageConfig()
     flip: bool = False  # mirror half of the images, keyed by image number
-    augmentation: AugmentConfig = AugmentConfig()  # colour jitter and sharpness, keyed likewise
+    augmentation: AugmentConfig = AugmentConfig()  # colour jitter, sharpness, rotation and shift, keyed likewise
     workers: int | None = Field(
         None, ge=0
     )  # threads that read ahead; None: from the CPUs given. No result depends on it
@@ -123,6 +129,7 @@ class SampleConfig(Settings):
     count: int = Field(1024, ge=1)
     first_seed: int = Field(0, ge=0)
     batch: int = Field(256, ge=1)
+    step: Annotated[int, Field(ge=0)] | Literal["best"] | None = None  # of the checkpoint; best: train.early_stop's
     weights: str = "average"  # "average", "network", or "power:0.05": a relative width of the EDM2 averages
     classes: Literal["uniform", "training"] | tuple[int, ...] = "uniform"
     # training: those of training images, drawn by seed; or chosen ones as {name: 0 or 1}, all others unknown

@@ -133,6 +133,7 @@ class ClusterConfig(Placement):
     name: str
     data_dir: Path | None = None  # such as /scratch/<project>/mudi/data: seen by all nodes, room for the shards
     runs_dir: Path | None = None  # such as /project/<project>/mudi/runs: seen by all nodes, kept
+    weights: Path | None = None  # folder of the weights of evaluation's networks; None: the one of MUDI_WEIGHTS
     executor: Literal["local", "slurm"] = "local"
     gpu_option: Literal["gres", "gpus-per-node"] = "gres"
     gpu_type: str | None = None  # such as a100, where the cluster names its GPUs' types

@@ -4,6 +4,7 @@
 otherwise. The functions tell what the data will have before any image has been read; None: not known yet.
 """
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,6 +12,8 @@ from pydantic import Field, model_validator
 from pipeline.config.base import Settings
 from pipeline.config.registry import SOURCES
 from pipeline.config.schema_sources import FolderSource, Source
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import content_hash
 
 LOCAL = ("path", "urls", "images", "attributes", "partition")  # where a known data set lies, and under which names
 Rule = Literal["convert", "reject"]
@@ -57,7 +60,31 @@ class SplitRule(Settings):
     test: float = Field(0.0, ge=0, lt=1)
     by_class: bool = False  # hash: every class gives its share, chosen by rank of the hash within the class
     merge: dict[str, tuple[str, ...]] = {}
-    min_per_class: int = Field(0, ge=0)  # classes with fewer images (of all splits) are left out
+    keep: Path | None = None  # a text file: keys of the images that are used, one a line; all others are left out
+    min_per_class: int = Field(0, ge=0)  # classes with fewer images (of all splits, of those kept) are left out
+
+    @property
+    def least(self) -> int:
+        """Images that a class needs. A class of which a list keeps nothing is none."""
+        return max(self.min_per_class, int(self.keep is not None))
+
+    def kept_keys(self) -> frozenset[str] | None:
+        """The keys of `keep`; None: all images are used.
+
+        Raises:
+            UserError: where the file is not there, or is empty.
+        """
+        if self.keep is None:
+            return None
+        if not self.keep.is_file():
+            raise UserError(
+                f"data.split.keep: found no file '{self.keep}' (looked at {self.keep.resolve()}), expected a text file "
+                "with the keys of the images to use, one a line."
+            )
+        keys = frozenset(line.strip() for line in self.keep.read_text().splitlines() if line.strip())
+        if not keys:
+            raise UserError(f"data.split.keep: {self.keep} names no image. Write a key on each line, or leave it out.")
+        return keys
 
 
 class DataConfig(Settings):
@@ -86,7 +113,9 @@ class DataConfig(Settings):
 
     def identity(self) -> dict[str, Any]:
         """What decides the pixels: everything, less where a known data set lies on this machine and the tolerance."""
-        values = self.model_dump(mode="json", exclude={"max_rejected"})
+        values = self.model_dump(mode="json", exclude={"max_rejected": True, "split": {"keep"}})
+        if (keys := self.split.kept_keys()) is not None:
+            values["split"]["keep"] = content_hash(sorted(keys))
         if isinstance(self.source, FolderSource):
             values["source"]["splits"] = bool(self.source.splits)  # what None refuses has no pixels
         if SOURCES[self.source.kind].official:
@@ -96,7 +125,7 @@ class DataConfig(Settings):
 
 def class_count(data: DataConfig) -> int | None:
     """How many classes the data will have."""
-    return None if data.split.min_per_class else data.source.class_count()
+    return None if data.split.least else data.source.class_count()
 
 
 def attribute_names(data: DataConfig) -> tuple[str, ...] | None:

@@ -90,6 +90,31 @@ class GeometricLevels(_SigmaRange):
     sigma_max: float = Field(50.0, gt=0, allow_inf_nan=False)
 
 
+class ExponentialLevels(Settings):
+    """The VE process dx = base^t dw with t uniform in [t_min, 1] (Song et al. 2021: score SDE, in the tutorials' form).
+
+    The noise at t has the deviation sigma(t) = sqrt((base^(2 t) - 1) / (2 ln base)).
+    """
+
+    kind: Literal["exponential"]
+    base: float = Field(25.0, gt=1, allow_inf_nan=False)
+    t_min: float = Field(1e-3, gt=0, lt=1)
+
+    def sigma(self, t: float) -> float:
+        """Noise level at time t."""
+        return math.sqrt(math.expm1(2 * t * math.log(self.base)) / (2 * math.log(self.base)))
+
+    @property
+    def sigma_min(self) -> float:
+        """Level at t_min."""
+        return self.sigma(self.t_min)
+
+    @property
+    def sigma_max(self) -> float:
+        """Level at 1."""
+        return self.sigma(1.0)
+
+
 class DDPMLevels(Settings):
     """T discrete levels; the range of sigma follows from them."""
 
@@ -139,7 +164,8 @@ class DDPMLevels(Settings):
 
 
 Levels = Annotated[
-    LogNormalLevels | LogitNormalLevels | UniformFlowLevels | GeometricLevels | DDPMLevels, Field(discriminator="kind")
+    LogNormalLevels | LogitNormalLevels | UniformFlowLevels | GeometricLevels | ExponentialLevels | DDPMLevels,
+    Field(discriminator="kind"),
 ]
 
 

@@ -52,7 +52,7 @@ class LibraryConfig(Settings):
 class QualityConfig(Settings):
     """No-reference quality of single images. Each is off while its path is null."""
 
-    cnniqa: Path | None = None
+    cnniqa: Path | None = None  # trained on LIVE: 0 to about 100, lower is better
     niqe: Path | None = None
     images: int = Field(1000, ge=1)  # scored one by one, at most
     brisque: Path | None = None  # libsvm model `allmodel`; `allrange` (with the same prefix) lies beside it
@@ -166,8 +166,8 @@ metric("cmmd", f"{_SUITE}:clip_distance", direction="minimize", networks=("clip"
 
 # Of single images; the others are measured by jobs in their own ways: copies, restoration, use of latents, losses.
 metric("copy-rate", direction="minimize", variants=False)
-for _name in ("niqe", "brisque", "cnniqa"):
-    metric(_name, f"pipeline.metrics.quality:{_name}", direction=None, needs="image")
+for _name in ("niqe", "brisque", "cnniqa"):  # with the published weights all three grow with distortion
+    metric(_name, f"pipeline.metrics.quality:{_name}", direction="minimize", needs="image")
 for _name in ("compression", "kl-per-dimension", "dead-channels"):
     metric(_name, direction=None)
 for _name in ("psnr", "ssim"):

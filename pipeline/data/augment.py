@@ -13,6 +13,8 @@ from torch import Tensor
 from pipeline.config.schema import AugmentConfig
 from pipeline.runtime.random import Stream, uniform
 
+# What each of the numbers drawn for a visit decides.
+NAMES = ("brightness", "contrast", "saturation", "hue", "sharpness", "rotation", "shift", "shift")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _TO_YIQ = torch.tensor([_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64)
 _BACK = torch.linalg.inv(_TO_YIQ)
@@ -28,16 +30,20 @@ def flipped(visits: Tensor, *, seed: int) -> Tensor:
 
 
 def augment_draws(visits: Tensor, *, seed: int) -> Tensor:
-    """The numbers that `augment` needs: uniform in (0, 1), [B, 5], each a function of its visit."""
-    return uniform(seed, Stream.AUGMENT, visits, shape=(5,))
+    """The numbers that `augment` needs: uniform in (0, 1), [B, 8], each a function of its visit."""
+    colours = uniform(seed, Stream.AUGMENT, visits, shape=(5,))
+    return torch.cat([colours, uniform(seed, Stream.AUGMENT, visits, shape=(3,), draw=1)], dim=1)
 
 
 def augment(images: Tensor, drawn: Tensor, *, cfg: AugmentConfig) -> Tensor:
-    """Brightness, contrast, saturation, hue and sharpness, in this order, each clipped to [-1, 1].
+    """Rotation with shift, brightness, contrast, saturation, hue and sharpness, in this order, clipped to [-1, 1].
 
-    images [B, C, H, W] in [-1, 1], `drawn` [B, 5] from `augment_draws` -> images.
+    images [B, C, H, W] in [-1, 1], `drawn` [B, 8] from `augment_draws` -> images.
     """
     draws = drawn.unbind(dim=1)
+    if cfg.rotation or cfg.shift:
+        turn, *ways = (2 * draw - 1 for draw in draws[5:])
+        images = moved(images, cfg.rotation * turn, right=cfg.shift * ways[0], down=cfg.shift * ways[1])
     changes = ((brightness, cfg.brightness), (contrast, cfg.contrast), (saturation, cfg.saturation))
     for (change, amount), draw in zip(changes, draws[:3], strict=True):
         if amount:
@@ -48,6 +54,40 @@ def augment(images: Tensor, drawn: Tensor, *, cfg: AugmentConfig) -> Tensor:
     if cfg.sharpness != 1 and cfg.sharpness_share:
         images = sharpness(images, torch.where(draws[4] < cfg.sharpness_share, cfg.sharpness, 1.0))
     return images
+
+
+def parameters(drawn: Tensor, *, cfg: AugmentConfig) -> Tensor:
+    """What `augment` does, as [B, 8] numbers in [-1, 1], all 0 where it does nothing; `drawn` [B, 8]."""
+    signs = 2 * drawn - 1
+    told = [torch.zeros_like(drawn[:, 0])] * len(NAMES)
+    for place, name in enumerate(NAMES):
+        amount = getattr(cfg, name)
+        if name == "sharpness":
+            told[place] = (drawn[:, place] < cfg.sharpness_share).to(drawn.dtype) * float(amount != 1)
+        elif amount and place < 3:  # factors, which are 1 where nothing changes
+            low = max(0.0, 1 - amount)
+            told[place] = (low + (1 + amount - low) * drawn[:, place] - 1) / amount
+        elif amount:
+            told[place] = signs[:, place]
+    return torch.stack(told, dim=1)
+
+
+def moved(images: Tensor, degrees: Tensor, *, right: Tensor, down: Tensor) -> Tensor:
+    """Square images turned by `degrees` [B] against the clock about their middle, then moved by shares [B] of a side.
+
+    Bilinear; beyond the edge is the mirror image. Positions are written out, as a matrix product rounds by batch size.
+    """
+    rows, columns = (
+        (2 * torch.arange(size, device=images.device, dtype=torch.float64) + 1) / size - 1 for size in images.shape[2:]
+    )
+    angle = torch.deg2rad(degrees.double())[:, None, None]
+    x = columns[None, None, :] - 2 * right.double()[:, None, None]
+    y = rows[None, :, None] - 2 * down.double()[:, None, None]
+    places = torch.stack([angle.cos() * x - angle.sin() * y, angle.sin() * x + angle.cos() * y], dim=-1)
+    found: Tensor = torch.nn.functional.grid_sample(
+        images, places.to(images.dtype), mode="bilinear", padding_mode="reflection", align_corners=False
+    )
+    return found.clamp(-1, 1)
 
 
 def brightness(images: Tensor, factor: Tensor) -> Tensor:

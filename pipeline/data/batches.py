@@ -59,7 +59,7 @@ class LoadedBatch:
     """The same as it was read, on the host: pinned memory where there is a GPU.
 
     images: uint8 [B, H, W, C], or float32 latents [B, C, H, W]; mirrored: bool [B], images to be mirrored left to right
-    on the device, or None; jitter: the draws of `augmentation`, [B, 5], or None; indices: int64 [B], the samples'
+    on the device, or None; jitter: the draws of `augmentation`, [B, 8], or None; indices: int64 [B], the samples'
     places in the data.
     """
 

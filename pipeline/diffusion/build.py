@@ -82,6 +82,8 @@ def _draw_sigma(levels: Levels) -> DrawSigma:
         return noise_levels.uniform_flow(levels.shift, sigma_min=low, sigma_max=high)
     if levels.kind == "geometric":
         return noise_levels.geometric(sigma_min=low, sigma_max=high)
+    if levels.kind == "exponential":
+        return noise_levels.exponential(levels.base, t_min=levels.t_min)
     if levels.kind == "log_normal":
         return noise_levels.log_normal(levels.mean, levels.std, sigma_min=low, sigma_max=high)
     raise ValueError(f"no noise levels are called '{levels.kind}'")

@@ -46,6 +46,12 @@ def geometric(*, sigma_min: float, sigma_max: float) -> DrawSigma:
     return lambda u: sigma_min * (sigma_max / sigma_min) ** u
 
 
+def exponential(base: float, *, t_min: float) -> DrawSigma:
+    """sqrt((base^(2 t) - 1) / (2 ln base)) with t uniform in [t_min, 1]: the deviation of dx = base^t dw at t."""
+    rate = 2 * math.log(base)
+    return lambda u: ((rate * (t_min + (1 - t_min) * u)).expm1() / rate).sqrt()
+
+
 def table(levels: Tensor) -> DrawSigma:
     """One of T discrete levels [T], each equally likely."""
 

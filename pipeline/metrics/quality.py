@@ -26,6 +26,7 @@ Score = Callable[[npt.NDArray[np.uint8]], float]
 Measure = tuple[Score, Callable[[int, int], bool]]  # the score of an image [H, W, C], and of which sizes
 
 NIQE_BLOCK = 96
+NIQE_LEAST_SHIFT = 16  # pixels between overlapping blocks: nearer ones are nearly the same
 PATCH = 32  # of CNN-IQA
 _NIQE_SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))
 _BRISQUE_SHIFTS = ((0, 1), (1, 0), (1, 1), (-1, 1))
@@ -34,7 +35,9 @@ _BRISQUE_SHIFTS = ((0, 1), (1, 0), (1, 1), (-1, 1))
 class Niqe:
     """NIQE (Mittal, Soundararajan & Bovik 2013): lower is better, good photographs have about 3.
 
-    `path`: an .npz with `mu_pris_param` [1, 36] and `cov_pris_param` [36, 36]. Needs at least two blocks of 96 pixels.
+    `path`: an .npz with `mu_pris_param` [1, 36] and `cov_pris_param` [36, 36]. Blocks of 96 pixels lie side by side, as
+    published. An image that holds one alone, such as one of 128 x 128, is read in overlapping blocks at its corners: a
+    covariance needs two. Their scores compare with those of images of the same size alone.
     """
 
     def __init__(self, path: Path) -> None:
@@ -44,18 +47,24 @@ class Niqe:
 
     @staticmethod
     def accepts(height: int, width: int) -> bool:
-        """Whether an image of this size has the two blocks that a covariance needs."""
-        return (height // NIQE_BLOCK) * (width // NIQE_BLOCK) >= 2
+        """Whether an image of this size has the two blocks that a covariance needs, overlapping or not."""
+        return min(height, width) >= NIQE_BLOCK and max(height, width) >= NIQE_BLOCK + NIQE_LEAST_SHIFT
+
+    @staticmethod
+    def overlaps(height: int, width: int) -> bool:
+        """Whether blocks of an image of this size overlap."""
+        return (height // NIQE_BLOCK) * (width // NIQE_BLOCK) < 2
 
     def __call__(self, image: npt.NDArray[np.uint8]) -> float:
         """The score of one image [H, W, 1 or 3]; nan where it is flat nearly everywhere."""
-        rows, columns = image.shape[0] // NIQE_BLOCK, image.shape[1] // NIQE_BLOCK
-        scaled = grey(image)[: rows * NIQE_BLOCK, : columns * NIQE_BLOCK]
+        overlaps = self.overlaps(*image.shape[:2])
+        rows, columns = (_starts(size, overlaps=overlaps) for size in image.shape[:2])
+        scaled = grey(image)[: rows[-1] + NIQE_BLOCK, : columns[-1] + NIQE_BLOCK]
         features = []
-        for side in (NIQE_BLOCK, NIQE_BLOCK // 2):
-            values = normalised(scaled, border="nearest")
-            blocks = values.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(-1, side, side)
-            features.append(np.array([_niqe_features(block) for block in blocks]))
+        for scale in (1, 2):
+            values, side = normalised(scaled, border="nearest"), NIQE_BLOCK // scale
+            corners = [(top // scale, left // scale) for top in rows for left in columns]
+            features.append(np.array([_niqe_features(values[y : y + side, x : x + side]) for y, x in corners]))
             scaled = halved(scaled)
         found = np.concatenate(features, axis=1)
         whole = found[~np.isnan(found).any(axis=1)]
@@ -64,6 +73,14 @@ class Niqe:
         gap = self.mean - np.nanmean(found, axis=0)
         inverse = np.linalg.pinv((self.covariance + np.cov(whole, rowvar=False)) / 2)  # eq. 10
         return float(np.sqrt(gap @ inverse @ gap))
+
+
+def _starts(size: int, *, overlaps: bool) -> list[int]:
+    """Where blocks begin on a side of `size` pixels: even numbers, as the second scale halves them."""
+    last = (size - NIQE_BLOCK) // 2 * 2
+    if overlaps:
+        return [0, last] if last >= NIQE_LEAST_SHIFT else [0]
+    return list(range(0, size - NIQE_BLOCK + 1, NIQE_BLOCK))
 
 
 def _niqe_features(block: Array) -> list[float]:

@@ -15,11 +15,15 @@ from pipeline.config.registry import METRICS
 from pipeline.config.schema_metrics import QualityConfig
 from pipeline.metrics.extraction import Read, Work, all_features, save_features
 from pipeline.metrics.inception_weights import checked_file
-from pipeline.metrics.quality import Score
+from pipeline.metrics.quality import Niqe, Score
 from pipeline.metrics.suite import Measured
 from pipeline.runtime.files import content_hash, sha256_file
 
 BLOCK = 64  # images of one restartable piece of work
+SAID = {  # what a reader has to know of a scale
+    "cnniqa": "cnniqa is the network trained on LIVE: it predicts distortion, 0 to about 100, lower is better; scores "
+    "of networks trained on KonIQ-10k (0 to 1, higher is better) do not compare",
+}
 _SMALL = 96  # pixels below which the scores are far from what they were fitted to
 
 
@@ -92,6 +96,13 @@ def measure_quality(
             values=[round(float(v), 6) if np.isfinite(v) else None for v in values],
             sha256=scorer.sha256,
         )
+        if said := SAID.get(scorer.name):
+            out.words.append(said)
+        if scorer.name == "niqe" and Niqe.overlaps(height, width):
+            out.words.append(
+                f"niqe reads images of {width} x {height} in overlapping blocks of 96 pixels, as fewer than two fit "
+                "side by side: it compares with images of that size alone"
+            )
         if min(height, width) < _SMALL:
             beside_it = "held-out images have no score here" if beside is None else f"held-out images have {beside:.4g}"
             out.words.append(

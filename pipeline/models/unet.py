@@ -90,13 +90,27 @@ class UNet(nn.Module):
         self.up = self._way_up(widths, skip_widths, shape[1])
         self.norm_out = GroupNorm(cfg.groups, widths[0], eps=cfg.norm_eps)
         self.conv_out = zeroed(convolution(widths[0], outputs or shape[0]))
+        self.augmentation: nn.Linear | None = None
         number_layers(self)
 
+    def tell_augmentation(self, numbers: int) -> None:
+        """Take what was done to training images as an input, [B, numbers]; without a bias, so that 0 is nothing."""
+        self.augmentation = zeroed(nn.Linear(numbers, self.cfg.condition_width or 4 * self.cfg.width, bias=False))
+
     def forward(
-        self, x: Tensor, noise_cond: Tensor, condition: Tensor | None = None, *, visits: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_cond: Tensor,
+        condition: Tensor | None = None,
+        *,
+        visits: Tensor | None = None,
+        augmented: Tensor | None = None,
     ) -> Tensor:
-        """One evaluation. `visits` [B] are the image numbers that dropout masks belong to."""
+        """One evaluation. `visits` [B] are the image numbers that dropout masks belong to; `augmented` [B, n]: what was
+        done to the images, None for nothing."""
         embedding = self.noise_embedding(noise_cond)
+        if self.augmentation is not None and augmented is not None:
+            embedding = embedding + self.augmentation(augmented.to(embedding.dtype))
         if self.condition is not None:
             if condition is None:
                 raise ValueError("a conditional network was called without a condition: pass labels, or 'unknown'")

@@ -99,6 +99,10 @@ class Autoencoding:
         values = self._errors(restored, batch.images)
         return {"loss": self._sum(values), **values, **likeness(restored.images, batch.images)}
 
+    def reconstructed(self, networks: Networks, batch: Batch) -> Restored:
+        """What is made of the images as they are, by the posterior's mean."""
+        return restored_by(networks["autoencoder"], batch.images)
+
     def restorations(self, networks: Networks, batch: Batch) -> tuple[Tensor, ...]:
         """Originals, degraded ones where there are, and what is made of them by the posterior's mean; [B, C, H, W]."""
         restored = self._restored(networks, batch, drawn=False).images

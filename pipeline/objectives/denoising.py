@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from pipeline.config.schema import Config
 from pipeline.config.schema_diffusion import SamplerConfig
+from pipeline.data.augment import NAMES, augment_draws, parameters
 from pipeline.data.batches import Batch
 from pipeline.data.shards import Manifest
 from pipeline.diffusion.build import build_balance, build_process
@@ -17,6 +18,7 @@ from pipeline.diffusion.preconditioning import Denoise, denoiser
 from pipeline.diffusion.variational import Bound, bits_per_dimension
 from pipeline.models.build import build_network
 from pipeline.models.dropout import number_layers
+from pipeline.models.unet import UNet
 from pipeline.objectives.condition import Conditions
 from pipeline.objectives.objective import Networks
 from pipeline.objectives.space import space_of
@@ -41,6 +43,11 @@ class Denoising:
             attributes=self._conditions.attributes,
             outputs=self._shape[0] * 2 if cfg.diffusion.learned_variance else None,
         )
+        self._augmentation = cfg.train.augmentation if cfg.train.augmentation.condition else None
+        if self._augmentation is not None:
+            if not isinstance(network, UNet):
+                raise TypeError(f"train.augmentation.condition needs model.kind=unet, not {cfg.model.kind}")
+            network.tell_augmentation(len(NAMES))
         number_layers(network, seed=cfg.seed)  # dropout masks are functions of the seed and the visit
         self.process = build_process(cfg.diffusion)
         self._balance = build_balance(cfg.diffusion)
@@ -58,6 +65,8 @@ class Denoising:
         if self._conditions.kind == "attributes" and self._cfg.attribute_dropout:
             shape = (self._conditions.attributes,)
             found["hide_each"] = uniform(self._seed, Stream.LABEL_DROP, visits, shape=shape, draw=1)
+        if self._augmentation is not None:
+            found["augmented"] = parameters(augment_draws(visits, seed=self._seed), cfg=self._augmentation)
         return found
 
     def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
@@ -65,8 +74,10 @@ class Denoising:
         x0, sigma = self._space.clean(batch), _per_image(batch.draws["sigma"], batch)
         noise = normal(self._seed, Stream.NOISE, batch.visits, shape=self._shape, dtype=batch.images.dtype)
 
+        told = {"augmented": batch.draws["augmented"]} if self._augmentation is not None else {}
+
         def network(x: Tensor, cond: Tensor, condition: Tensor | None, /) -> Tensor:
-            return networks[name](x, cond, condition, visits=batch.visits)
+            return networks[name](x, cond, condition, visits=batch.visits, **told)
 
         error = self.process.loss(network, x0, sigma=sigma, noise=noise, cond=self._dropped(batch))
         balanced = self._balance(error, sigma)

@@ -24,6 +24,8 @@ from pipeline.runtime.random import Stream, normal
 class Variational:
     """Trains one network, "autoencoder", by the negative ELBO as `AutoencoderConfig` says, with beta in its weight."""
 
+    has_noise = True  # the vector is drawn from a normal distribution
+
     def __init__(self, cfg: Config, manifest: Manifest) -> None:
         """Networks are initialised from torch's generator as it stands."""
         if not isinstance(cfg.model, VAEConfig):
@@ -51,9 +53,13 @@ class Variational:
         """-ELBO with latents that never change; how near the posterior's mean comes to the originals."""
         noise = self._noise(Stream.VALIDATION, batch.visits, batch.images.dtype)
         values = self._elbo(self._called(networks["autoencoder"], batch, noise), batch.images)
-        mean = self._called(networks["autoencoder"], batch, None).images
+        mean = self.reconstructed(networks, batch).images
         near = {f"mean_{name}": value for name, value in likeness(mean, batch.images).items()}
         return {**values, **near}
+
+    def reconstructed(self, networks: Networks, batch: Batch) -> Restored:
+        """What is made of the images by the posterior's mean, told what they show."""
+        return self._called(networks["autoencoder"], batch, None)
 
     def generate(
         self,

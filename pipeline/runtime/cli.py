@@ -117,9 +117,16 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _step(text: str) -> int | str:
+    if text != "best" and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"found '{text}', expected the number of a checkpoint's step, or best")
+    return "best" if text == "best" else int(text)
+
+
 _TYPES: dict[str, Callable[[str], Any]] = {
     "N": _count,
     "SECONDS": _seconds,
+    "STEP": _step,
     "K/N": parse_part,
     "FOLDER": Path,
     "FILE": Path,

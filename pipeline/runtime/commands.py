@@ -3,7 +3,7 @@
 from pipeline.runtime.cli import Command
 
 _RUN, _DATA, _RUNS = "RUN [key=value ...]", "DATA [key=value ...]", "RUN_DIR|FOLDER ..."
-_STEP = "--step N  of the checkpoint; default: the newest"
+_STEP = "--step STEP  of the checkpoint: a number, or best; default: sample.step, or else the newest"
 _PART = "--part K/N  only every N-th shard from the K-th, counted from 0; array: the place in a Slurm array"
 _WORKERS = "--workers N  processes; default: every core"
 _EXAMPLE = "runs/glyphs16"

@@ -17,6 +17,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pipeline.config.base import Settings
 from pipeline.config.load import CONFIG_FILE, config_from, run_named, to_yaml
@@ -25,9 +26,11 @@ from pipeline.config.overrides import word_for
 from pipeline.config.paths import run_directory
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import write_text
+from pipeline.runtime.files import read_json, write_text
 
 COMMIT = "commit.json"  # written last into a checkpoint: without it there is no checkpoint
+STATE = "state.json"  # in a checkpoint: its numbers
+Step = int | Literal["best"] | None  # of a checkpoint; None: the newest
 _STEP = re.compile(r"^step-(\d{9})$")
 # What may differ between the config of a run and a later call on it: where jobs run, what memory and threads they have,
 # what is recorded of how they run, and what is done with the result.
@@ -52,6 +55,15 @@ def step_of(name: str) -> int | None:
     """The step that a directory name stands for; None where it is another name."""
     match = _STEP.match(name)
     return int(match[1]) if match else None
+
+
+def parse_step(text: str | None) -> Step:
+    """What stands after `--step`: a number, or "best"; None where the option is not given."""
+    if text is None:
+        return None
+    if text != "best" and not text.isdecimal():
+        raise UserError(f"--step: found '{text}', expected the number of a checkpoint's step, or best.")
+    return "best" if text == "best" else int(text)
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,16 @@ class RunDir:
     def latest_step(self) -> int | None:
         """The newest of `steps()`."""
         return max(self.steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The step that was the best by the metric of `train.early_stop`, as the newest checkpoint has it."""
+        latest = self.latest_step()
+        state = {} if latest is None else read_json(self.checkpoint(latest) / STATE)
+        return int(state["best_step"]) if state.get("best") is not None else None
+
+    def chosen_step(self, step: Step) -> int | None:
+        """The step that `sample.step` means; None where there is none yet."""
+        return self.best_step() if step == "best" else self.latest_step() if step is None else step
 
     def finished(self) -> bool:
         """Whether training reached its last step and its checkpoint is committed."""

@@ -52,19 +52,23 @@ def validate(s: Session) -> dict[str, float]:
     return {f"valid/{name}": value / count for name, value in zip(sums, totals.tolist(), strict=True)}
 
 
-def keep_best(s: Session, values: dict[str, float], *, kind: str = "valid") -> None:
+def note_best(s: Session, values: dict[str, float], *, kind: str = "valid") -> bool:
     """Note the best value of the early-stopping metric, and its step, in the progress. A metric knows its direction.
+
+    Returns whether this step is the best so far: its checkpoint is kept.
 
     `kind`: what stands before the slash in the names of `values`; a metric of another kind is looked at elsewhere.
     """
     rule, done = s.cfg.train.early_stop, s.state.progress
     if rule is None or not rule.metric.startswith(f"{kind}/"):
-        return
+        return False
     if rule.metric not in values:
         known = ", ".join(values) or "none: the data has no validation split"
         raise UserError(f"train.early_stop.metric: found '{rule.metric}', expected one of those measured: {known}.")
-    if done.best is None or better(rule.metric, values[rule.metric], done.best):
-        done.best, done.best_step = values[rule.metric], done.step
+    if done.best is not None and not better(rule.metric, values[rule.metric], done.best):
+        return False
+    done.best, done.best_step = values[rule.metric], done.step
+    return True
 
 
 def preview(s: Session) -> tuple[str, npt.NDArray[np.uint8]]:

@@ -27,7 +27,7 @@ from pipeline.runtime.errors import NonFiniteError
 from pipeline.runtime.run_dir import RunDir
 from pipeline.runtime.sharding import whole
 from pipeline.runtime.stopping import Stop
-from pipeline.train.evaluation import InLoopMetric, keep_best, preview, validate
+from pipeline.train.evaluation import InLoopMetric, note_best, preview, validate
 from pipeline.train.optim import lr_at
 from pipeline.train.profiling import Profiler
 from pipeline.train.report import Reporter
@@ -79,16 +79,17 @@ def _run(s: Session, report: Reporter, stop: Stop, profiler: Profiler) -> bool:
             _roll_back(s, report, failed_step=read.failed)
             data = _data(s)
             continue
+        best = False
         if due(step, plan.validate_every) or (final and plan.validate_every):
             report.values(values := validate(s))
-            keep_best(s, values)
+            best = note_best(s, values)
         if metric and (due(step, plan.metric_every) or final):
             report.values(values := metric.values(s))
-            keep_best(s, values, kind="sampled")
+            best |= note_best(s, values, kind="sampled")
         last = _ended(s)
         if due(step, plan.preview_every) or (last and plan.preview_every):
             report.picture(*preview(s))
-        if read.stopping or read.save_asked or due(step, plan.checkpoint_every) or last:
+        if read.stopping or read.save_asked or due(step, plan.checkpoint_every) or best or last:
             report.save(wait=read.stopping or last)
         if read.stopping and not last:
             report.stopped(stop.asked_at)

@@ -232,7 +232,8 @@ class Saver:
 
     def _write(self, snapshot: Snapshot) -> None:
         checkpoint.write(self._run.checkpoint(snapshot.step), snapshot)
-        checkpoint.rotate(self._run, keep_last=self._keep_last, keep_every=self._keep_every)
+        best = snapshot.numbers.get("best_step") if snapshot.numbers.get("best") is not None else None
+        checkpoint.rotate(self._run, keep_last=self._keep_last, keep_every=self._keep_every, best=best)
 
 
 def clean(run: RunDir) -> None:

@@ -18,6 +18,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 from scipy.stats import t as student
 
+from pipeline.config.load import config_from
 from pipeline.config.registry import higher_is_better
 from pipeline.runtime.files import atomic_path, write_json, write_text
 from pipeline.runtime.parts import without_launcher
@@ -36,6 +37,8 @@ WIDTH = 1200  # of pictures, about; smaller ones are enlarged
 ENOUGH, STRONG, WEAK = 6, 0.8, 0.4  # trials to correlate; rank correlations
 _ORDER = ("running", "waiting", "failed", "over budget", "cancelled", "blocked", "not begun", "complete")
 USUAL = ("fid", "fd-domain", "is", "is-domain", "kid", "kid-domain", "accuracy-domain", "precision", "recall")
+QUALITY = ("cnniqa", "niqe", "brisque")  # of single images
+SCALE = "sample.sampler.guidance.scale"
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,10 @@ class Trial:
     def loss(self, which: str) -> float | None:
         """Of validation (of training where nothing was validated): the "last" or the "best"."""
         return self._mean(lambda o: o.get("loss", {}).get(which))
+
+    def seconds(self, stage: str) -> float | None:
+        """Wall time of a stage, over all of its starts."""
+        return self._mean(lambda o: o.get("seconds", {}).get(stage))
 
     def _mean(self, get: Callable[[Mapping[str, Any]], float | None]) -> float | None:
         found = [value for o in self.outcomes if (value := get(o)) is not None]
@@ -293,20 +300,51 @@ def _table(best: Sequence[Trial], settings: SweepSettings) -> str:
         best, key=lambda t: [(n if (n := number_of(v)) is not None else math.inf, str(v)) for v in t.params.values()]
     )
     keys = list(dict.fromkeys(key for t in done for key in t.params))
-    names = [n for n in metric_names(done, settings) if n == settings.metric or n in USUAL]
+    names = [n for n in metric_names(done, settings) if n == settings.metric or n in (*USUAL, *QUALITY)]
     columns = {settings.metric: [t.value for t in done]} | {n: [t.metric(n) for t in done] for n in names}
     columns[settings.metric] = [t.value for t in done]
     if any(t.loss("last") is not None for t in done):
         columns["loss"] = [t.loss("last") for t in done]
+    times = {
+        word: [clock(t.seconds(stage)) for t in done]
+        for stage, word in (("train", "training"), ("sample", "sampling"))
+        if any(t.seconds(stage) is not None for t in done)
+    }
     rows = []
     for n, t in enumerate(done):
         higher = {
             name: not settings.minimize if name == settings.metric else higher_is_better(name) for name in columns
         }
         cells = [_bold(values, n, bool(higher[name])) for name, values in columns.items()]
-        rows.append([*(shown(t.params).get(key, "") for key in keys), *cells])
-    head = [*(settings.columns.get(key, key.rpartition(".")[2]) for key in keys), *columns]
-    return "\n".join(["## Settings and numbers\n", markdown(head, rows), _counts(done)])
+        rows.append([*(shown(t.params).get(key, "") for key in keys), *cells, *(times[name][n] for name in times)])
+    head = [*(settings.columns.get(key, key.rpartition(".")[2]) for key in keys), *columns, *times]
+    said = [_convention(settings), _quality(columns), _counts(done)]
+    return "\n".join(["## Settings and numbers\n", markdown(head, rows), *filter(None, said)])
+
+
+def clock(seconds: float | None) -> str:
+    """1:02:03."""
+    whole = round(seconds or 0.0)
+    return "" if seconds is None else f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def _convention(settings: SweepSettings) -> str:
+    """What the guidance scales of the table mean."""
+    if SCALE not in (d.key for d in settings.dimensions):
+        return ""
+    key = "sample.sampler.guidance.convention"
+    convention = next((w.partition("=")[2] for w in settings.base if w.lstrip("+").startswith(f"{key}=")), None)
+    if convention is None:
+        cfg = config_from([*settings.base, "name=x"] if settings.run is None else [str(settings.run)])
+        convention = cfg.sample.sampler.guidance.convention
+    zero = {"ho": "Ho and Salimans: w = scale - 1, and 0", "cfg": "cfg: 1"}[convention]
+    return f"Guidance scales are those of {zero} is the conditional model itself.\n"
+
+
+def _quality(columns: Mapping[str, Any]) -> str:
+    """Which way the numbers of single images go."""
+    found = [name for name in QUALITY if name in columns]
+    return f"{', '.join(found)}: lower is better; cnniqa is the network trained on LIVE.\n" if found else ""
 
 
 def _counts(done: Sequence[Trial]) -> str:

@@ -27,8 +27,9 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.config.base import Settings
 from pipeline.config.explain import explain
 from pipeline.config.load import CONFIG_ROOT
-from pipeline.config.overrides import is_sweep, parse
+from pipeline.config.overrides import is_sweep, parse, word_for
 from pipeline.config.registry import higher_is_better
+from pipeline.config.weights import weights_folder
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import write_text
 from slurm.access import check_folder, held
@@ -378,6 +379,8 @@ def settings_from(words: Sequence[str]) -> SweepSettings:
         else:
             space.pop(key.lstrip("+"), None)
             base[key.lstrip("+")] = word
+    if "run" not in values and "cluster.weights" not in base and (named := weights_folder()):
+        base["cluster.weights"] = word_for("cluster.weights", str(named.resolve()))  # tasks may see another environment
     values |= {"space": space, "base": list(base.values())}
     if any(not dimension(k, v).finite for k, v in space.items()):
         values["strategy"] = {"kind": "tpe"} | values.get("strategy", {})

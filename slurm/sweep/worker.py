@@ -32,6 +32,7 @@ from slurm.workflows import Launch, sample_set
 if TYPE_CHECKING:  # Optuna takes a second to load, which most tasks can do without
     from slurm.sweep import study
 
+SECONDS = "seconds.json"  # in a run of a sweep: wall time of each stage, over all starts
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 POLL_SECONDS = 0.2
 RANK_0_SECONDS = 900.0  # how long other ranks wait for what rank 0 decides or completes
@@ -144,7 +145,7 @@ class Task:
         words = list(job.argv[1:])
         if job.name == "evaluate" and (samples := sample_set(self.launch)) is not None:
             words.append(f"evaluate.samples={samples.parent.name}/{samples.name}")  # what this trial sampled, alone
-        process = start(self.settings.program, words)
+        process, begun = start(self.settings.program, words), time.monotonic()
         told = False
         while process.poll() is None:
             if stop.asked and not told:
@@ -154,10 +155,21 @@ class Task:
                 process.send_signal(signal.SIGUSR2)
                 told = True
             time.sleep(POLL_SECONDS)
+        if rank() == 0:
+            self._took(job.name, time.monotonic() - begun)
         if job.name == "train" and self.reporter is not None and not self._pruned():
             for images, value in self._unreported():  # of the last moments
                 self.reporter.report(images, value)
         return code_of(process.returncode, told=told)
+
+    def _took(self, stage: str, seconds: float) -> None:
+        """Note how long a stage has run, beside what its earlier starts did."""
+        known = self._seconds()
+        write_json(self.run.path / SECONDS, {**known, stage: known.get(stage, 0.0) + seconds})
+
+    def _seconds(self) -> dict[str, float]:
+        path = self.run.path / SECONDS
+        return dict(read_json(path)) if path.is_file() else {}
 
     def _is_to_end(self) -> bool:
         """Whether training is to stop because the trial is pruned: by what this run reports, which is that of the
@@ -210,7 +222,7 @@ class Task:
             else:
                 found = measured(self.launch, self.settings)
                 self._tell(found["value"])
-                self.run.end("complete", **found)
+                self.run.end("complete", **found, seconds=self._seconds())
             from slurm.sweep import pictures
 
             pictures.write_run(self.run, self.settings)

@@ -43,7 +43,7 @@ def test_every_experiment_and_sweep_that_validates_has_images_for_it() -> None:
     for name in groups()["experiment"]:
         cfg = config_from([f"experiment={name}", *(["data.source.path=/x"] if name.startswith("photos") else [])])
         assert cfg.train.validate_every is None or "valid" in (split_names(cfg.data) or ()), name
-    for name in set(groups()["sweep"]) - {"guidance"}:
+    for name in set(groups()["sweep"]) - {"guidance", "guidance_ho"}:
         assert check(
             settings_from([f"sweep={name}", "sweep.metric=valid/loss", "sweep.gpu_hours=null"])
         ).first.train.validate_every, name
@@ -136,3 +136,36 @@ def test_a_weaker_model_that_is_not_there_is_said(tmp_path: Path) -> None:
     assert "which does not exist" in missing(config_from([*words, guide % (tmp_path / "other")]), ["sample"])[0]
     own = tmp_path / "glyphs16" / "checkpoints" / "step-000000100"  # of this run: training will write it
     assert missing(config_from([*words, guide % own]), ["sample"]) == []
+
+
+def test_one_folder_of_weights_serves_every_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the environment or the profile; an experiment's own word counts more, and without a folder FID is off."""
+    monkeypatch.delenv("MUDI_WEIGHTS", raising=False)
+    words = ["experiment=glyphs16", "evaluate.quality.niqe=${weights:niqe}"]
+    assert (config_from(words).evaluate.inception.weights, config_from(words).evaluate.quality.niqe) == (None, None)
+    with pytest.raises(UserError, match=r"metric: fid needs evaluate.inception.weights.*MUDI_WEIGHTS=/my/weights"):
+        check(settings_from([*words, "name=s", "seed=0,1", "sweep.metric=fid"]))
+
+    file = tmp_path / "inception" / "pt_inception-2015-12-05-6726825d.pth"
+    for name in (file, tmp_path / "niqe_pris_params.npz"):  # as `fetch weights` makes it, and flat
+        name.parent.mkdir(exist_ok=True)
+        name.touch()
+    monkeypatch.setenv("MUDI_WEIGHTS", str(tmp_path))
+    cfg = config_from(words)
+    assert (cfg.evaluate.inception.weights, cfg.evaluate.quality.niqe) == (file, tmp_path / "niqe_pris_params.npz")
+    assert config_from([*words, "evaluate.inception.weights=null"]).evaluate.inception.weights is None
+    settings = settings_from([*words, "name=s", "seed=0,1", "sweep.metric=fid"])
+    check(settings)
+    monkeypatch.delenv("MUDI_WEIGHTS")  # the tasks of a sweep find them where the environment is another
+    assert check(settings).first.evaluate.inception.weights == file
+    named = config_from([*words, "cluster=komondor", f"cluster.weights={tmp_path}"])
+    assert named.evaluate.inception.weights == file
+    assert "found no file" in missing(config_from([*words, "cluster.weights=/nowhere"]), ["evaluate"])[0]
+
+
+def test_plan_says_that_fid_is_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MUDI_WEIGHTS", raising=False)
+    assert main(["plan", "experiment=glyphs16", f"runs_dir={tmp_path}", f"data_dir={tmp_path}", "cluster=local"]) == 0
+    assert "FID and IS     not measured" in capsys.readouterr().out

@@ -66,7 +66,8 @@ def test_settings_of_another_kind_take_the_place_of_those_that_were_there():
         ("kid@valid", "minimize"),
         ("coverage-dinov2", "maximize"),
         ("kl-per-dimension", None),
-        ("brisque", None),
+        ("brisque", "minimize"),
+        ("cnniqa", "minimize"),
     ],
 )
 def test_a_metric_has_one_direction_whatever_its_number_is_called(name, expected):

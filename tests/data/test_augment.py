@@ -8,9 +8,20 @@ from pydantic import ValidationError
 from scipy import stats
 
 from pipeline.config.schema import AugmentConfig
-from pipeline.data.augment import augment, augment_draws, brightness, contrast, flipped, hue, saturation, sharpness
+from pipeline.data.augment import (
+    augment,
+    augment_draws,
+    brightness,
+    contrast,
+    flipped,
+    hue,
+    moved,
+    saturation,
+    sharpness,
+)
 
-EVERYTHING = AugmentConfig(brightness=0.4, contrast=0.3, saturation=0.5, hue=0.1, sharpness=2.0, sharpness_share=0.5)
+COLOURS = {"brightness": 0.4, "contrast": 0.3, "saturation": 0.5, "hue": 0.1, "sharpness": 2.0, "sharpness_share": 0.5}
+EVERYTHING = AugmentConfig(**COLOURS, rotation=20, shift=0.1)
 FACTORS = (0.0, 0.3, 1.0, 1.7)
 
 
@@ -87,6 +98,26 @@ def test_a_change_does_not_know_its_batch():
     assert not torch.equal(augmented(images, visits, seed=4, cfg=EVERYTHING), whole)
 
 
+def test_a_quarter_turn_and_whole_pixels_are_exact():
+    images = to_tensor(smooth_pixels(16, 16)).repeat(2, 1, 1, 1)
+    none, quarter = torch.zeros(2), torch.tensor([90.0, -180.0])
+    turned = moved(images, quarter, right=none, down=none)
+    assert torch.allclose(turned[:1], images[:1].rot90(1, (2, 3)), atol=1e-5)  # against the clock
+    assert torch.allclose(turned[1:], images[1:].rot90(2, (2, 3)), atol=1e-5)
+    shifted = moved(images, none, right=torch.full((2,), 3 / 16), down=torch.full((2,), -2 / 16))
+    assert torch.allclose(shifted[:, :, :-2, 3:], images[:, :, 2:, :-3], atol=1e-5)
+    edge = images[:, :, 2:, :3].flip(3)
+    assert torch.allclose(shifted[:, :, :-2, :3], edge, atol=1e-5)  # from outside: the mirror image
+
+
+def test_geometry_leaves_the_draws_of_colours_as_they_were():
+    images, visits = torch.rand(4, 3, 8, 8) * 2 - 1, torch.arange(4)
+    plain = augmented(images, visits, seed=0, cfg=AugmentConfig(brightness=0.3))
+    factors = 1 - 0.3 + 0.6 * augment_draws(visits, seed=0)[:, 0]
+    assert torch.allclose(plain, brightness(images, factors), atol=1e-6)
+    assert AugmentConfig(rotation=5).active and AugmentConfig(shift=0.1).active
+
+
 def test_nothing_happens_by_default():
     images = torch.rand(4, 3, 8, 8)
     assert not AugmentConfig().active
@@ -109,6 +140,13 @@ def test_half_of_the_visits_are_mirrored():
 
 
 def test_settings_out_of_range_are_refused():
-    for wrong in ({"hue": 0.6}, {"brightness": -0.1}, {"sharpness_share": 1.5}, {"brigthness": 0.1}):
+    for wrong in (
+        {"hue": 0.6},
+        {"brightness": -0.1},
+        {"sharpness_share": 1.5},
+        {"brigthness": 0.1},
+        {"shift": 0.6},
+        {"rotation": 181},
+    ):
         with pytest.raises(ValidationError):
             AugmentConfig(**wrong)

@@ -87,6 +87,26 @@ def test_small_classes_are_left_out_with_their_number() -> None:
     assert plan.labels == (0,)
 
 
+def test_a_list_of_keys_chooses_images_before_small_classes_are_dropped(tmp_path: Path) -> None:
+    rows = [Item(f"{n}", ("file", "x"), label=n % 3) for n in range(12)]
+    keep = tmp_path / "chosen.txt"
+    keep.write_text("0\n3\n\n6\n1\n4\n5\n")  # three of class 0, two of 1, one of 2
+    plan = make_plan(rows, protocol(rule="all", keep=keep, min_per_class=2), ["a", "b", "c"])
+    assert (plan.splits["train"].tolist(), plan.labels) == ([0, 1, 3, 4, 6], (0, 1))
+    assert {(row.key, row.kind) for row in plan.left_out} >= {("2", "not_listed"), ("5", "small_class")}
+    keep.write_text("0\n4\n")
+    assert make_plan(rows, protocol(rule="all", keep=keep), ["a", "b", "c"]).labels == (0, 1)
+    chosen = protocol(rule="all", keep=keep).identity()
+    keep.write_text("4\n0")  # the same images
+    assert protocol(rule="all", keep=keep).identity() == chosen != protocol(rule="all").identity()
+    keep.write_text("0\nrose.jpg\n")
+    with pytest.raises(UserError, match=r"1 of 2 keys are of no image, such as 'rose.jpg'; the first image .* is '0'"):
+        make_plan(rows, protocol(rule="all", keep=keep), ["a", "b", "c"])
+    keep.unlink()
+    with pytest.raises(UserError, match=r"data.split.keep: found no file"):
+        protocol(rule="all", keep=keep).identity()
+
+
 def test_a_dropped_class_leaves_the_list_of_classes_and_labels_are_counted_without_it(tmp_path: Path) -> None:
     root = folder_of_pictures(tmp_path / "images", 9, classes=3)
     for path in sorted((root / "class1").iterdir())[1:]:

@@ -149,6 +149,16 @@ def small_class(tmp_path: Path) -> dict[str, str]:
     return {key: row.kind for key, row in rejected_of(cfg).items()}
 
 
+def not_listed(tmp_path: Path) -> dict[str, str]:
+    root = folder_of_pictures(tmp_path / "images", 4, classes=2)
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
+    (tmp_path / "chosen.txt").write_text("\n".join(names[1:]))
+    words = [f"data.source.path={root}", *SIZE, f"data.split.keep={tmp_path / 'chosen.txt'}"]
+    cfg = config(tmp_path / "data", *words)
+    prepare(cfg)
+    return {key: row.kind for key, row in rejected_of(cfg).items()}
+
+
 def fonts(tmp_path: Path) -> dict[str, str]:
     import matplotlib
 
@@ -174,6 +184,7 @@ LISTED: dict[Callable[[Path], dict[str, str]], dict[str, str]] = {
         "class0/again": "repeated_folder",
     },
     sample_without_image: {"dataset": "sample_without_image"},
+    not_listed: {"class0/00000.png": "not_listed"},
     small_class: {"rare/one.png": "small_class"},
     fonts: {
         "font LastResortHE-Regular.ttf": "placeholder_font",

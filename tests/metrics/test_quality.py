@@ -53,6 +53,16 @@ def test_the_asymmetric_fit_sees_both_halves_apart() -> None:
     assert np.isnan(asymmetric_fit(np.zeros(10))).all()
 
 
+def test_niqe_reads_an_image_of_128_pixels_in_blocks_that_overlap(shared: Path, flowers: list[np.ndarray]) -> None:
+    """Four blocks of 96 pixels at the corners; where two fit side by side, those of the publication."""
+    niqe = Niqe(shared / "weights" / "niqe_pris_params.npz")
+    assert [niqe.accepts(*size) for size in ((64, 64), (96, 96), (96, 112), (128, 128))] == [False, False, True, True]
+    assert [niqe.overlaps(*size) for size in ((128, 128), (96, 192), (192, 192))] == [True, False, False]
+    image = np.asarray(Image.fromarray(flowers[0]).resize((128, 128), Image.Resampling.LANCZOS))
+    noisy = np.clip(image + RNG.normal(0, 40, image.shape), 0, 255).astype(np.uint8)
+    assert np.isfinite(niqe(image)) and niqe(image) < niqe(noisy)
+
+
 def test_local_contrast_makes_noise_of_any_strength_alike() -> None:
     noise = RNG.normal(size=(200, 200))
     values = [normalised(128 + scale * noise, border="nearest").std() for scale in (10, 40)]

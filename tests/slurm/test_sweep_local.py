@@ -118,5 +118,7 @@ def test_a_sweep_over_one_runs_checkpoint_trains_nothing_and_has_a_sample_set_fo
     found = trials_of(sweep, sweep.settings())
     assert [t.value for t in found] == pytest.approx([2.0 + 5 / 1024, 1.0 + 5 / 1024])
     assert len({outcome["samples"] for t in found for outcome in t.outcomes}) == 2
+    stages = [set(t.outcomes[0]["seconds"]) for t in found]  # scale 1 is what the run itself sampled: nothing to do
+    assert stages == [{"sample", "evaluate"}, set()]
     assert len((run / "steps.txt").read_text().split()) == before
     assert ranked(found, sweep.settings())[0].number == 1

@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +142,19 @@ def test_the_report_has_the_best_its_certainty_the_tables_and_the_pictures(sweep
         Image.open(sweep.path / f"{name}.png").verify()
     shares = dict(line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| train."))
     assert float(shares["train.optim.lr"]) > float(shares["train.global_batch"])
+
+
+def test_the_table_has_times_and_what_guidance_scales_mean(sweep: SweepDir) -> None:
+    times = {"train": 3723.4, "sample": 59.0}
+    found = [
+        replace(t, outcomes=tuple({**o, "seconds": times} for o in t.outcomes))
+        for t in report.trials_of(sweep, sweep.settings())
+    ]
+    _, _, head, _, row, *_ = report._table(found, sweep.settings()).splitlines()
+    assert head.endswith("| training | sampling |") and row.endswith("| 1:02:03 | 0:00:59 |")
+    varied = sweep.settings().model_copy(update={"space": {report.SCALE: "0,1"}, "base": ("experiment=glyphs16",)})
+    varied.__dict__.pop("dimensions", None)
+    assert "cfg: 1 is the conditional model" in report._convention(varied)
+    ho = varied.model_copy(update={"base": ("sample.sampler.guidance.convention=ho",)})
+    assert "w = scale - 1, and 0 is the conditional model" in report._convention(ho)
+    assert report._convention(sweep.settings()) == "" and "lower is better" in report._quality({"niqe": []})

@@ -173,11 +173,13 @@ def test_extending_adds_values_and_trials_and_nothing_else():
     [
         ("flowers102_table", 8),
         ("celeba_table", 5),
+        ("attention_flowers64", 2),
         ("bayes_embedding_batch_optimizer", 32),
         ("batch_augment_levels_ablation", 8),
     ],
 )
-def test_the_sweeps_of_configs_are_valid_and_say_what_they_cost(name, trials):
+def test_the_sweeps_of_configs_are_valid_and_say_what_they_cost(name, trials, monkeypatch, tmp_path):
+    monkeypatch.setenv("MUDI_WEIGHTS", str(tmp_path))
     settings = settings_from([f"sweep={name}", "cluster=komondor", "cluster.train.gpus=1"])
     assert settings.size == trials
     check(settings)

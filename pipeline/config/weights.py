@@ -1,0 +1,45 @@
+"""Where the weights of evaluation's networks lie: one folder for all experiments, named once.
+
+`cluster.weights` of a profile, or the environment variable MUDI_WEIGHTS, names the folder. Configs ask for a file of it
+by `${weights:niqe}`. Torch-free.
+"""
+
+import os
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+VARIABLE = "MUDI_WEIGHTS"
+NO_FOLDER = (
+    f"Name the folder of the weights once: {VARIABLE}=/my/weights in the environment, or `weights:` in the "
+    "cluster's profile (python -m data_prep fetch weights inception --into /my/weights brings them)."
+)
+FILES = {  # by the names of `data_prep fetch weights`; the first that is there is taken
+    "inception": ("pt_inception-2015-12-05-6726825d.pth", "inception-2015-12-05.pt"),
+    "cnniqa": ("CNNIQA-LIVE.pth",),
+    "niqe": ("niqe_pris_params.npz",),
+    "brisque": ("brisque_allmodel",),
+}
+
+
+def weights_file(name: str, folder: Path) -> Path:
+    """The file in `folder`, or in a folder of its own below it, as `data_prep fetch weights` makes it. Where none is
+    there: where that command would put it, so that an error names that place."""
+    places = [base / file for file in FILES[name] for base in (folder / name, folder / f"{name}-nvidia", folder)]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def weights_folder(of_cluster: object = None) -> Path | None:
+    """The folder that the profile names, else the environment; None: nobody does."""
+    named = of_cluster or os.environ.get(VARIABLE)
+    return Path(str(named)).expanduser() if named else None
+
+
+def _resolve(name: str, *, _root_: DictConfig) -> str | None:
+    folder = weights_folder(OmegaConf.select(_root_, "cluster.weights"))
+    return None if folder is None else str(weights_file(name, folder))
+
+
+def register() -> None:
+    """Make `${weights:NAME}` known to OmegaConf."""
+    OmegaConf.register_new_resolver("weights", _resolve, replace=True)
