@@ -126,7 +126,7 @@ def test_shell_lines_of_a_run_keep_their_variables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["cluster=local", "cluster.options={a: b}", "cluster.setup=['echo ü (1) #2']"],
+        ["cluster=local", "cluster.options={comment: b}", "cluster.setup=['echo ü (1) #2']"],
         ["cluster.options={}", "sample.attributes={}"],
         ["sample.attributes={Smiling: 1}"],
         ["evaluate.inception.weights=/w (1)/ü,#.pth", "evaluate.inception.sha256=null", "sample.weights=network"],
