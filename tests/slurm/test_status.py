@@ -75,6 +75,7 @@ def test_where_slurm_is_not_runs_of_slurm_are_unknown_and_the_others_are_shown(t
     there = stand_in(tmp_path, profile("testbed"), name="there", only=("train",))
     note(there.run, "submitted", job="train", ids=["7"], executor="slurm", born=[], snapshot="")
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")  # wide enough for a sentence on one line
     assert main(["status", str(tmp_path / "runs")]) == 1
     said = capsys.readouterr().out
     assert re.search(r"here +│ prepare +│ complete", said) and re.search(r"train +│ unknown", said)
