@@ -51,6 +51,7 @@ def slurm_conf(layout: Layout) -> str:
     - `preempt_send_user_signal` is in SlurmctldParameters in 22.05; elsewhere it is silently ignored.
     """
     d = layout.directory
+    enforced = "\nAccountingStorageEnforce=associations,limits" if layout.limits else ""
     accounting = (
         f"""JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherFrequency=task=1
@@ -58,8 +59,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={layout.port + 1}
 AccountingStoragePass={layout.munge_socket}
-AccountingStorageTRES=gres/gpu
-AccountingStorageEnforce={"associations,limits" if layout.limits else "none"}"""
+AccountingStorageTRES=gres/gpu{enforced}"""
         if layout.accounting
         else "JobAcctGatherType=jobacct_gather/none\nAccountingStorageType=accounting_storage/none"
     )
