@@ -4,7 +4,7 @@ import itertools
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,9 +19,11 @@ from pipeline.config.schema_data import attribute_names
 from pipeline.data import images
 from pipeline.data.shards import Layout, Sample, finish, shard_name, write_shard
 from pipeline.models.build import build_network
+from pipeline.runtime.cli import table_of
 from pipeline.runtime.files import write_json
 from pipeline.runtime.run_dir import FINISHED, RunDir, create_run
 from pipeline.train import loop
+from pipeline.visualize import Kind
 from slurm import plan
 from slurm.sweep.runs import run_words
 from slurm.sweep.settings import corners, settings_from
@@ -189,7 +191,11 @@ def test_every_command_of_the_readme_composes_and_plans_without_data(command: st
         if settings.run is None:
             check(settings)
     else:  # on a run that is trained
-        assert module == "pipeline" and words[0] in ("sample", "reconstruct", "draw", "compare", "evaluate"), command
+        known = table_of("pipeline")
+        assert module == "pipeline" and words[0] in known, command
+        known[words[0]].parser("pipeline").parse_known_args(words[1:])
+        assert words[1] == "RUN", command  # a run stands first, whatever is asked of it
+        assert words[0] != "visualize" or words[2] in get_args(Kind), command
 
 
 def test_the_rows_of_tables_are_those_of_their_sweeps() -> None:

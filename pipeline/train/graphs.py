@@ -42,6 +42,7 @@ class GraphedBackward:
         self._parameters = [p for p in objective.networks[name].parameters() if p.requires_grad]
         self._graph: torch.cuda.CUDAGraph | None = None
         self._batch: Batch | None = None
+        self._used: list[nn.Parameter] = []  # those that get gradients
         self._gradients: list[Tensor] = []
         self._sums: dict[str, Tensor] = {}
 
@@ -51,7 +52,8 @@ class GraphedBackward:
         gradients: list[Tensor] = []
         for batch in batches:
             for name, value in self._replay(batch).items():
-                sums[name] = sums[name] + value if name in sums else value.clone()  # the next replay overwrites it
+                # The next replay overwrites what this one returned.
+                sums[name] = sums[name] + value if name in sums else value.clone()
             if self._accumulate == 1:
                 gradients = self._gradients
             elif not gradients:
