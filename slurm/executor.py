@@ -347,8 +347,8 @@ def _notice(line: str) -> None:
 def notice_of(variables: Sequence[str], cluster: ClusterConfig) -> str:
     """The notice of variables that are not used."""
     return (
-        f"{', '.join(variables)} of the environment {'is' if len(variables) == 1 else 'are'} not used: "
-        f"cluster={cluster.name} says what jobs ask for"
+        f"not used, because cluster={cluster.name} says what jobs ask for: "
+        f"{', '.join(variables)} of the environment"
     )
 
 

@@ -57,7 +57,7 @@ def test_options_of_user_site_and_graph_stand_beside_each_other(tmp_path, monkey
     submit_graph(launch)
     train, sample = shown(id_of(launch, "train")), shown(id_of(launch, "sample"))
     said = capfd.readouterr().err
-    assert said.count("of the environment are not used: cluster=testbed") == 1 and "SBATCH_PARTITION" in said
+    assert said.count("not used, because cluster=testbed says") == 1 and "SBATCH_PARTITION" in said
     assert (train["Partition"], train["TimeLimit"], train["Requeue"]) == ("main", "01:00:00", "1")
     assert train["ExcNodeList"] == "node[2,4]" and train["Nice"] == "50" and sample["ExcNodeList"] == "(null)"
     assert f"afterany:{other}" in train["Dependency"] and f"afterany:{other}" in sample["Dependency"]
