@@ -7,8 +7,10 @@ down would run without anybody knowing of it.
 import contextlib
 import errno
 import fcntl
+import grp
 import os
 import pwd
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -98,6 +100,21 @@ def check_file(path: Path, what: str) -> None:
             f"{what}: cannot write to {path}, which {_belongs(path)} ({error.strerror}). Ask for the right to write "
             "to it, or submit the experiment under another name or runs_dir. Nothing was done."
         ) from error
+
+
+def who_else_writes(path: Path) -> str:
+    """Who may write to a file or folder beside its owner: "group lab", "everybody", or ""."""
+    found = path.stat()
+    if found.st_mode & stat.S_IWOTH:
+        return "everybody"
+    if not found.st_mode & stat.S_IWGRP:
+        return ""
+    try:
+        group = grp.getgrgid(found.st_gid)
+    except KeyError:
+        return f"group {found.st_gid}"
+    alone = group.gr_name == name_of(found.st_uid) and not set(group.gr_mem) - {group.gr_name}
+    return "" if alone else f"group {group.gr_name}"  # alone: a group that each user has for himself
 
 
 def _is_there(path: Path) -> bool:

@@ -23,7 +23,16 @@ from submitit.core.utils import DelayedSubmission, UncompletedJobError
 
 from pipeline.runtime.files import append_line, read_lines
 from slurm.failures import class_of, class_of_exit, last_words
-from slurm.rank import end_with_step, fingerprint, leave_receipt, no_progress, note_attempt, process_born
+from slurm.rank import (
+    CACHE,
+    end_with_step,
+    fingerprint,
+    leave_receipt,
+    make_cache,
+    no_progress,
+    note_attempt,
+    process_born,
+)
 
 STOPPED = 75  # the training saved its state and asks to be started again
 TERMINATED = 143  # SIGTERM that was not followed by a new start
@@ -112,6 +121,7 @@ class Attempt:
         if self.size > 1:
             os.environ.update(RANK=str(self.rank), WORLD_SIZE=str(self.size))
             os.environ.update(LOCAL_RANK=str(self.local_rank), LOCAL_WORLD_SIZE=str(self.local_size))
+        make_cache()
         node = os.environ.get("SLURMD_NODENAME", os.uname().nodename)
         made = {"made": fingerprint()} if self.rank == 0 else {}
         self.note("start", node=node, pid=os.getpid(), born=process_born(os.getpid()), log=str(self.log), **made)
@@ -148,7 +158,7 @@ class Attempt:
     def end(self, code: int) -> None:
         """Say how this attempt ended, and leave nothing in the node's own folder."""
         self.note("end", code=code)
-        if self.local_rank == 0 and (cache := os.environ.get("MUDI_NODE_CACHE")):
+        if self.local_rank == 0 and (cache := os.environ.get(CACHE)):
             shutil.rmtree(cache, ignore_errors=True)
 
     def requeue(self) -> None:

@@ -10,13 +10,17 @@ Each start is noted with a fingerprint of what the job has made so far. A job wh
 queued again: it would be cut at the same place for ever.
 """
 
+import atexit
 import contextlib
 import hashlib
 import os
 import runpy
+import shutil
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +35,7 @@ OF_A_RUN = ("checkpoints", "samples", "results", "comparison")  # what a run's j
 STARTS = 3  # so many starts in a row that made nothing: more time is needed, not another start
 RECEIPT = "MUDI_ENDED"  # the batch script's variable: a receipt is this path and a rank's number
 LOOK_SECONDS = 1.0
+CACHE = "MUDI_NODE_CACHE"  # the batch script's variable: a folder of the node's own, for compile caches
 
 
 def job_id() -> str:
@@ -89,6 +94,29 @@ def leave_receipt() -> None:
         Path(f"{prefix}.{os.environ['SLURM_PROCID']}").touch()
 
 
+def make_cache() -> None:
+    """Make the node's folder for this start of the job, which this user alone may enter.
+
+    Code is loaded from it, and its name can be guessed: a folder of that name that is not ours is left alone, and
+    another one is made.
+    """
+    if not (where := os.environ.get(CACHE)):
+        return
+    path = Path(where)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # another rank of this node was first, or somebody else
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077:
+        return
+    other = tempfile.mkdtemp(prefix=f"{path.name}-", dir=path.parent)
+    atexit.register(shutil.rmtree, other, ignore_errors=True)
+    print(f"slurm: {path} is not this job's own folder: compile caches go to {other}", file=sys.stderr, flush=True)
+    for name, value in os.environ.items():
+        if value == where or value.startswith(f"{where}/"):
+            os.environ[name] = other + value.removeprefix(where)
+
+
 def end_with_step(say: Callable[[str], None] = lambda _: None) -> None:
     """End this process within seconds after the manager of its step has died. Elsewhere than in a step: do nothing.
 
@@ -139,6 +167,7 @@ def process_born(pid: int) -> str:
 def main(argv: list[str]) -> None:
     """Run a module as `python -m` would, in this process."""
     end_with_step(lambda why: print(f"slurm: {why}", file=sys.stderr, flush=True))
+    make_cache()
     if (receipt := os.environ.get(RECEIPT)) and os.environ.get("SLURM_PROCID") == "0":
         record, name = Path(receipt).parents[1], job_id()
         place = {"id": name, "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")), "rank": 0}

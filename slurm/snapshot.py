@@ -6,6 +6,7 @@ It is named by its content, so that the runs of a grid share one; the ledger of 
 import hashlib
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +17,14 @@ from pipeline.runtime.files import atomic_path, read_json, write_json
 PARTS = ("pipeline", "slurm", "data_prep", "configs")
 FOLDER = ".code"  # beside the run directories
 DIFF = "uncommitted.diff"
+MOST_BYTES = 2**20  # of one file: code and settings are smaller
 
 
 def take(folder: Path, *, root: Path = ROOT) -> Path:
     """Copy the packages and configs under `root` to `folder/<content hash>`, unless that is there already.
+
+    What git ignores, and what is larger than `MOST_BYTES`, is left out; the latter is said. A file that is not yet in
+    git is copied: a new experiment begins as one.
 
     `snapshot.json` in it records the git commit, whether files differed from it (then `uncommitted.diff` says how)
     and the content hash. A snapshot of a snapshot keeps the first one's record.
@@ -52,10 +57,17 @@ def record_of(snapshot: Path) -> dict[str, str | bool]:
 
 
 def _files(root: Path) -> Iterator[Path]:
+    ignored = set(_git(root, "ls-files", "--others", "--ignored", "--exclude-standard", "--", *PARTS).splitlines())
     for part in PARTS:
         for path in sorted((root / part).rglob("*")):
-            if path.suffix in (".py", ".yaml", ".json", ".html") and path.is_file():
-                yield path
+            if path.suffix not in (".py", ".yaml", ".json", ".html") or not path.is_file():
+                continue
+            if str(path.relative_to(root)) in ignored:
+                continue
+            if path.stat().st_size > MOST_BYTES:
+                print(f"slurm: not copied for the jobs: {path}, {path.stat().st_size >> 20} MiB", file=sys.stderr)
+                continue
+            yield path
 
 
 def _record(partial: Path, root: Path, sha256: str) -> None:

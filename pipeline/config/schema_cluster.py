@@ -25,6 +25,10 @@ def _as_minutes(value: object) -> object:
     return -(-seconds // 60)
 
 
+# A variable whose name says that it is a secret, with a value that is no path and no other variable.
+_SECRET = re.compile(
+    r"\b(\w*(?:TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL)\w*)=(?![\"']?(?:[$/~`]|\s|$))", re.IGNORECASE
+)
 Minutes = Annotated[int, BeforeValidator(_as_minutes), Field(ge=1)]
 """A time limit: minutes, or as Slurm writes it."""
 
@@ -102,6 +106,8 @@ class Resources(Placement):
     # Time limit of one start; a job that is cut continues in the next one. Minutes, or as Slurm has it: 24:00:00, 1-12.
     minutes: Minutes = 60
     parts: int = Field(1, ge=1)  # an array of this many jobs, each with its share of the images
+    # Where cluster.requeue=false: as many jobs are queued one after the other, each going on where the last was cut.
+    starts: int = Field(1, ge=1)
     at_once: int = Field(64, ge=1)  # most jobs of an array that run at the same time
 
     @property
@@ -135,6 +141,7 @@ class ClusterConfig(Placement):
     runs_dir: Path | None = None  # such as /project/<project>/mudi/runs: seen by all nodes, kept
     weights: Path | None = None  # folder of the weights of evaluation's networks; None: the one of MUDI_WEIGHTS
     executor: Literal["local", "slurm"] = "local"
+    inside: bool = False  # local jobs are steps of the allocation around us, as salloc makes it, started by srun
     gpu_option: Literal["gres", "gpus-per-node"] = "gres"
     gpu_type: str | None = None  # such as a100, where the cluster names its GPUs' types
     options: Options = Field(default_factory=dict)  # more of sbatch, such as {licenses: "a:1", exclusive: true}
@@ -159,6 +166,18 @@ class ClusterConfig(Placement):
     evaluate: Resources = Resources()
     compare: Resources = Resources()
 
+    @field_validator("setup")
+    @classmethod
+    def _without_secrets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """What stands here is copied into the run's config and into job scripts."""
+        if found := [match[1] for line in value if (match := _SECRET.search(line))]:
+            raise ValueError(
+                f"found a value for {', '.join(found)}, expected no secrets: setup is copied into files of the run, "
+                "which others may read. Write the line into a file that you alone may read (chmod 600) and read that: "
+                "setup=['. ~/.my_secrets']"
+            )
+        return value
+
     @field_validator("options")
     @classmethod
     def _options_of_sbatch(cls, value: Options) -> Options:
@@ -175,6 +194,12 @@ class ClusterConfig(Placement):
         if self.executor == "local":
             return self
         kinds = {name: asked for name in type(self).model_fields if isinstance(asked := getattr(self, name), Resources)}
+        chains = [f"{name}.starts={asked.starts}" for name, asked in kinds.items() if asked.starts > 1 and self.requeue]
+        if chains:
+            raise ValueError(
+                f"found {', '.join(chains)} with requeue=true, expected starts=1: jobs that are cut are queued again "
+                "by themselves. Set requeue=false where the site does not allow it"
+            )
         short = [f"{name}.minutes={asked.minutes}" for name, asked in kinds.items() if self._cut(asked)]
         if short:
             raise ValueError(
