@@ -47,7 +47,7 @@ def cancel(runs: Sequence[Launch], *, job: str | None = None) -> list[str]:
                 said.append(f"cancelled {line}")
             else:
                 ledger.note(launch.run, "cancelled", job=name, ids=submission.ids)
-                ids += [one_word(submission.ids)]
+                ids += [one_word(submission.ids), *submission.earlier]
                 said.append(f"cancelled {line}")
     scancel(sorted(set(ids)))
     return said
@@ -99,8 +99,9 @@ def _signal(submission: Submission, number: int) -> None:
     """To every rank that recorded itself and still runs, and to submitit's controller of them."""
     rows = attempts(submission.record, submission.ids)
     ranks = [(int(row["pid"]), str(row["born"])) for row in rows if row["event"] == "start"]
+    ranks = [(pid, born) for pid, born in ranks if born and process_born(pid) == born]  # others are on other nodes
     controllers = list(zip(map(int, submission.ids), submission.born, strict=True))
-    # The controller passes SIGTERM on; it is told first where nobody has recorded itself yet.
+    # The controller passes SIGTERM on; it is told first where nobody has recorded itself here.
     for pid, born in (ranks or controllers) if number == signal.SIGTERM else controllers + ranks:
         if born and process_born(pid) == born:
             os.kill(pid, number)

@@ -11,41 +11,78 @@ from pipeline.runtime.errors import UserError
 from slurm import cancel, ledger, plan, preflight, status
 from slurm.progress import ProgressTable
 from slurm.status import summary
-from slurm.submit import correct, run_here, submit_all, submit_graph
+from slurm.submit import correct, run_here, submit_all
 from slurm.workflows import Launch, launch_for, meant, missing_for
 
 
-def submit(words: list[str]) -> int:
-    """Submit an experiment, or a run directory again."""
-    return _submit(_made(words))
+def submit(words: list[str], *, until: str | None = None, only: str | None = None) -> int:
+    """Submit experiments, or a run directory again; or some of its jobs."""
+    every = each_experiment(words)
+    for one in every[1:]:  # of several, none is submitted where one has a mistake
+        meant(one)
+    return _submit([_made(one, until=until, only=only) for one in every])
 
 
-def _made(words: list[str]) -> Launch:
+def each_experiment(words: list[str]) -> list[list[str]]:
+    """One list of words for each experiment of `experiment=a,b`.
+
+    Raises:
+        UserError: several with one name.
+    """
+    place = next((n for n, word in enumerate(words) if word.startswith("experiment=") and "," in word), None)
+    if place is None:
+        return [words]
+    if named := [word for word in words if word.startswith("name=")]:
+        raise UserError(f"{named[0]}: found several experiments in {words[place]}, expected one, as each has its name.")
+    names = words[place].removeprefix("experiment=").strip("[]").split(",")
+    return [[*words[:place], f"experiment={name.strip()}", *words[place + 1 :]] for name in names if name.strip()]
+
+
+def _made(words: list[str], *, until: str | None = None, only: str | None = None) -> Launch:
     cfg = meant(words)
     for line in correct(cfg):
         print(line)
-    return launch_for(cfg, make=True)
+    return launch_for(cfg, make=True, until=until, only=only)
 
 
-def _submit(launch: Launch) -> int:
-    plan.quantities(launch)  # raises, before anything is queued, where the ranks and the recipe do not fit
+def _submit(launches: list[Launch]) -> int:
+    for launch in launches:
+        plan.quantities(launch)  # raises, before anything is queued, where the ranks and the recipe do not fit
+    here = [launch for launch in launches if launch.cfg.cluster.executor == "local"]
+    queued = [launch for launch in launches if launch not in here]
+    if queued:
+        _queue(queued)
+    return max((_run_here(launch) for launch in here), default=0)
+
+
+def _run_here(launch: Launch) -> int:
     console = _console()
-    if launch.cfg.cluster.executor == "local":
-        table = ProgressTable([job.name for job in launch.jobs], title=str(launch.run.path))
-        code = run_here(launch, table)
-        console.print(table.table())
-        summary(launch, console)
-        if code:
-            console.print(f"Logs: {launch.run.jobs}. Submit again to go on from here.", soft_wrap=True)
-        return code
-    before = submit_graph(launch)
-    for name, state in before.items():
-        said = {"complete": "complete: skipped", "running": "running: left alone", "waiting": "in the queue already"}
-        words = f"queued, to start when {', '.join(state.ids)} has ended" if state.leaving else said.get(state.word)
-        console.print(f"{name}: {words or 'queued'}", highlight=False)
-    status.show([launch], console)
-    console.print(f"Nothing needs to stay here. Later: python -m slurm status {launch.run.path}", soft_wrap=True)
-    return 0
+    table = ProgressTable([job.name for job in launch.jobs], title=str(launch.run.path))
+    code = run_here(launch, table)
+    console.print(table.table())
+    summary(launch, console)
+    if code:
+        console.print(f"Logs: {launch.run.jobs}. Submit again to go on from here.", soft_wrap=True)
+    return code
+
+
+def _queue(launches: list[Launch]) -> None:
+    console = _console()
+    for launch, before in zip(launches, submit_all(launches), strict=True):
+        run = f"{launch.run.path.name}/" if len(launches) > 1 else ""
+        wanted = {job.name for job in launch.wanted()}
+        for name, state in before.items():
+            said = {
+                "complete": "complete: skipped",
+                "running": "running: left alone",
+                "waiting": "in the queue already",
+            }
+            words = f"queued, to start when {', '.join(state.ids)} has ended" if state.leaving else said.get(state.word)
+            words = words or ("queued" if name in wanted else "not asked")
+            console.print(f"{run}{name}: {words}", highlight=False)
+    status.show(launches, console)
+    runs = " ".join(str(launch.run.path) for launch in launches)
+    console.print(f"Nothing needs to stay here. Later: python -m slurm status {runs}", soft_wrap=True)
 
 
 def plan_(words: list[str], *, sbatch: Path | None = None) -> None:
@@ -83,7 +120,7 @@ def retry(words: list[str]) -> int:
     if remote:
         submit_all(remote)
         status.show(remote, _console())
-    return max([unread, *(_submit(launch) for launch in runs if launch not in remote)])
+    return max([unread, *(_submit([launch]) for launch in runs if launch not in remote)])
 
 
 def logs_(words: list[str], *, follow: bool = False, lines: int = 40) -> None:

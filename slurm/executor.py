@@ -8,6 +8,7 @@ caller is killed, what was queued runs all the same.
 import contextlib
 import functools
 import os
+import re
 import shlex
 import signal
 import socket
@@ -30,10 +31,10 @@ from slurm.failures import LOST_STEP, POLICIES, retries_allowed
 from slurm.graph import Job
 from slurm.payload import Payload
 from slurm.queue import LimitReached, NoSlurm, SlurmAway, command, patiently, queued_script
-from slurm.rank import MAKES, RECEIPT
+from slurm.rank import CACHE, MAKES, RECEIPT
 
 # What a process inside a job inherits and a job that it submits must not.
-_OF_A_JOB = ("SLURM_", "SUBMITIT_", "MASTER_", "MUDI_NODE_CACHE", "MUDI_COMMIT", MAKES, RECEIPT)
+_OF_A_JOB = ("SLURM_", "SUBMITIT_", "MASTER_", "MUDI_COMMIT", CACHE, MAKES, RECEIPT)
 _RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 PORTS = (20000, 20000)  # first port and how many: a job's own is found from its id, then the next free one
 # sbatch takes variables of the environment before a script's own options. What these say is always the profile's.
@@ -59,6 +60,7 @@ class SubmitContext:
     comment: str  # what it is, for adopting it later
     dependency: str | None = None  # Slurm's --dependency
     cwd: Path = field(default_factory=Path.cwd)  # the job's working directory
+    chain: Path | None = None  # of several jobs that make the same: where one says that those after it cannot either
 
 
 def submit(job: Job, context: SubmitContext) -> tuple[str, ...]:
@@ -205,7 +207,9 @@ def setup_lines(job: Job, context: SubmitContext) -> list[str]:
     """
     cluster, receipts = context.cluster, shlex.quote(str(context.record / "ended"))
     code = shlex.quote(str(context.snapshot))
+    gave_up = 'echo "slurm: the job before this one failed for a reason that comes again: see its log"; exit 1'
     lines = [
+        *([f"if [ -e {shlex.quote(str(context.chain))} ]; then {gave_up}; fi"] if context.chain else []),
         *cluster.setup,
         f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}  # the code as it was submitted",
         "export PYTHONSAFEPATH=1  # and not what lies in the working directory",
@@ -213,7 +217,7 @@ def setup_lines(job: Job, context: SubmitContext) -> list[str]:
         f"mkdir -p {receipts}; export {RECEIPT}={receipts}/$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}",
         *_makes_lines(job, context),
         "export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}",
-        f"export MUDI_NODE_CACHE={shlex.quote(cluster.node_local)}/mudi-$(id -u)-$SLURM_JOB_ID",
+        f"export {CACHE}={shlex.quote(cluster.node_local)}/mudi-$(id -u)-$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}",
         "export TORCHINDUCTOR_CACHE_DIR=$MUDI_NODE_CACHE/inductor TRITON_CACHE_DIR=$MUDI_NODE_CACHE/triton",
         "export CUDA_CACHE_PATH=$MUDI_NODE_CACHE/cuda",
     ]
@@ -256,6 +260,7 @@ def _teardown_lines(job: Job, context: SubmitContext, *, by_hand: bool) -> list[
     cluster, retry = context.cluster, context.cluster.retry
     allowed = ",".join(f"{name}={retries_allowed(name, retry)}" for name in POLICIES if retries_allowed(name, retry))
     limits = f"--retries '{allowed}' --backoff {retry.backoff_s}" + " --by-hand" * (by_hand and cluster.requeue)
+    limits += f" --chain {shlex.quote(str(context.chain))}" if context.chain else ""
     # Where srun starts a container, Python may be in there alone.
     inside = "".join(f"{word} " for word in _words(cluster.srun_options)) if cluster.srun_options else ""
     run = f"srun --quiet --overlap --nodes=1 --ntasks=1 --export=ALL {inside}" if "--container" in inside else ""
@@ -275,13 +280,14 @@ def _teardown_lines(job: Job, context: SubmitContext, *, by_hand: bool) -> list[
 def _submit_local(job: Job, context: SubmitContext, part: int) -> str:
     """Start one part as a process; its pid, which is its id."""
     asked, cluster = job.resources, context.cluster
-    if asked.nodes > 1:
+    if asked.nodes > 1 and not cluster.inside:
         raise UserError(f"cluster.{job.name}.nodes: found {asked.nodes}, expected 1 with the local executor.")
     python = f"env -C {shlex.quote(str(context.cwd))} {python_of(cluster)}"
+    python = f"{_srun(job, cluster)} {python}" if cluster.inside else python
     executor = submitit.LocalExecutor(context.record, max_num_timeout=cluster.max_timeouts, python=python)
     executor.update_parameters(
         timeout_min=asked.minutes,
-        tasks_per_node=asked.tasks_per_node,
+        tasks_per_node=1 if cluster.inside else asked.tasks_per_node,
         gpus_per_node=asked.gpus,
         signal_delay_s=cluster.signal_lead_s,
         stderr_to_stdout=True,
@@ -293,7 +299,7 @@ def _submit_local(job: Job, context: SubmitContext, part: int) -> str:
         "PYTHONSAFEPATH": "1",
         "MUDI_COMMIT": commit_of(context.snapshot),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(threads),
-        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_ADDR": first_node() if cluster.inside else "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
     }
     # submitit's local executor sets CUDA_VISIBLE_DEVICES; the job gets the submitter's own instead.
@@ -302,10 +308,49 @@ def _submit_local(job: Job, context: SubmitContext, part: int) -> str:
     # A child that starts with SIGINT ignored keeps it so: Ctrl-C reaches the submitter alone, which ends jobs in order.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with outside_of_jobs(), _variables(env):
+        with contextlib.nullcontext() if cluster.inside else outside_of_jobs(), _variables(env):
             return str(executor.submit(payload).job_id)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def allocation() -> str:
+    """The id of the allocation around us.
+
+    Raises:
+        UserError: there is none.
+    """
+    if found := os.environ.get("SLURM_JOB_ID"):
+        return found
+    raise UserError(
+        "cluster.inside=true runs jobs in the allocation that you hold: found none (SLURM_JOB_ID is not set). "
+        "Take one first, such as salloc --nodes=1 --gres=gpu:4 --time=8:00:00, or name another cluster."
+    )
+
+
+def first_node() -> str:
+    """The address of the first node of the allocation around us."""
+    nodes = re.search(r" NodeList=(\S+)", command("scontrol", "show", "job", "-o", allocation()))
+    first = command("scontrol", "show", "hostnames", nodes[1] if nodes else "").split()[0]
+    found = re.search(r" NodeAddr=(\S+)", command("scontrol", "show", "node", "-o", first))
+    return found[1] if found else first
+
+
+def _srun(job: Job, cluster: ClusterConfig) -> str:
+    """The shell words that start a job's processes in the allocation around us.
+
+    To submitit each is a process of this machine: it gets its place from srun. Of the job around them, which is not
+    theirs to queue again, they know nothing.
+    """
+    asked = job.resources
+    options: Options = {"nodes": asked.nodes, "ntasks-per-node": asked.tasks_per_node, "jobid": allocation()}
+    options |= {"unbuffered": True, "kill-on-bad-exit": 1, "export": "ALL", "overlap": True}
+    options |= {"cpus-per-task": asked.cpus} if asked.cpus else {}
+    options |= {"gres": f"gpu:{asked.gpus}"} if asked.gpus else {}
+    places = {"NTASKS": "NTASKS", "GLOBALID": "PROCID", "LOCALID": "LOCALID", "JOB_NUM_NODES": "NNODES"}
+    lines = [f"export SUBMITIT_LOCAL_{ours}=$SLURM_{theirs}" for ours, theirs in places.items()]
+    lines += ["export SUBMITIT_EXECUTOR=local", "unset SLURM_JOB_ID SLURM_JOBID", 'exec "$@"']
+    return f"srun {shlex.join(_words(options | cluster.srun_options))} bash -c {shlex.quote('; '.join(lines))} step"
 
 
 def _free_port() -> int:
@@ -317,10 +362,10 @@ def _free_port() -> int:
 # The environment
 
 
-def slurm(*argv: str) -> str:
+def slurm(*argv: str, errors: bool = False) -> str:
     """Run a command of Slurm as from outside any job; what it printed. Its complaints are a `UserError`."""
     with outside_of_jobs():
-        return command(*argv)
+        return command(*argv, errors=errors)
 
 
 @contextlib.contextmanager
@@ -333,23 +378,20 @@ def outside_of_jobs(cluster: ClusterConfig | None = None, options: set[str] | No
     names = [n for n in os.environ if n.startswith(_OF_A_JOB) or n in _RANKS] if inside else []
     overriding = sorted(variables_over(options or set()) & os.environ.keys()) if cluster is not None else []
     if cluster is not None and overriding:
-        _notice(notice_of(overriding, cluster))
+        notice(notice_of(overriding, cluster))
     with _variables({name: None for name in [*names, *overriding] if name != "SLURM_CONF"}):
         yield
 
 
 @functools.cache
-def _notice(line: str) -> None:
+def notice(line: str) -> None:
     """Say it once, not once for each job."""
     print(f"slurm: {line}", file=sys.stderr, flush=True)
 
 
 def notice_of(variables: Sequence[str], cluster: ClusterConfig) -> str:
     """The notice of variables that are not used."""
-    return (
-        f"not used, because cluster={cluster.name} says what jobs ask for: "
-        f"{', '.join(variables)} of the environment"
-    )
+    return f"not used, because cluster={cluster.name} says what jobs ask for: {', '.join(variables)} of the environment"
 
 
 def variables_over(options: set[str]) -> set[str]:

@@ -57,6 +57,7 @@ class Submission:
     record: Path
     dependency: str = ""  # Slurm's --dependency
     cancelled: bool = False
+    earlier: tuple[str, ...] = ()  # of a chain, the jobs before this one, which make the same
 
     def alive(self, number: int) -> bool:
         """Whether the process of a local part still runs."""
@@ -116,6 +117,7 @@ def submissions(run: RunDir) -> dict[str, Submission]:
                 row["time"],
                 record,
                 row.get("dependency") or "",
+                earlier=tuple(row.get("earlier", ())),
             )
         elif row["event"] == "cancelled" and row["job"] in found:
             old = found[row["job"]]
@@ -148,7 +150,8 @@ def record_of(run: RunDir, job: str) -> Path:
 
 def ids_of(run: RunDir) -> set[str]:
     """Every id that was ever written down for a run."""
-    return {i for row in read_lines(run.jobs / LEDGER) if row["event"] == "submitted" for i in row["ids"]}
+    rows = [row for row in read_lines(run.jobs / LEDGER) if row["event"] == "submitted"]
+    return {i for row in rows for i in (*row["ids"], *row.get("earlier", ()))}
 
 
 def users_of(runs: Iterable[RunDir]) -> set[str]:
@@ -275,7 +278,8 @@ def twice(launch: Launch, known: Mapping[str, Submission], queue: Sequence[Seen]
     """By job, the id of another job in the queue that makes the same: scripts that were submitted twice."""
     found: dict[str, str] = {}
     for job in launch.jobs:
-        ours = {_number(i) for i in known[job.name].ids} if job.name in known else set()
+        mine = known.get(job.name)
+        ours = {_number(i) for i in (*mine.ids, *mine.earlier)} if mine is not None else set()
         key = launch.key(job.name)
         same = {_number(s.id) for s in queue if s.active and s.mark and s.mark.split(" ", 2)[1] == key}
         if ours & same and same - ours:
@@ -370,7 +374,8 @@ def open_ids(runs: Iterable[tuple[RunDir, Mapping[str, bool]]]) -> list[str]:
 
 
 def _open(known: Mapping[str, Submission], complete: Mapping[str, bool]) -> list[str]:
-    return [i for s in known.values() if s.executor == "slurm" and not complete.get(s.job) for i in s.ids]
+    open_ = [s for s in known.values() if s.executor == "slurm" and not complete.get(s.job)]
+    return [i for s in open_ for i in (*s.ids, *s.earlier)]
 
 
 def states_of_all(
@@ -432,12 +437,18 @@ def _upstream(state: State, submission: Submission, before: Mapping[str, State])
 def _state(job: str, submission: Submission | None, *, done: bool, seen: Mapping[str, Seen]) -> State:
     if submission is None:
         return State(job, "complete" if done else "not submitted")
-    rows = attempts(submission.record, submission.ids)
+    rows = attempts(submission.record, (*submission.ids, *submission.earlier))
     starts = sum(row["event"] == "start" and row["rank"] == 0 for row in rows)
     if done:
         return State(job, "complete", ids=submission.ids, starts=starts)
     parts = [part_state(submission, number, rows=rows, seen=seen) for number in range(len(submission.ids))]
     worst = min(parts, key=lambda part: _ORDER.index(part.word))
+    if worst.word == "waiting" and (now := _first_active(submission, seen)) is not None:
+        left = sum(i in seen and seen[i].waits for i in (*submission.earlier, *submission.ids))
+        worst = State(job, "waiting", message=now.why)
+        if now.runs:
+            worst = State(job, "running", message=f"{left} more starts in the queue", nodes=now.nodes)
+            parts = [worst]
     nodes = ",".join(sorted({part.nodes for part in parts if part.nodes}))
     ended = sum(part.word == "ended" for part in parts)
     leaving = submission.cancelled and worst.active
@@ -445,6 +456,11 @@ def _state(job: str, submission: Submission | None, *, done: bool, seen: Mapping
         message = "it ended well, but what it should make is not complete"
         worst = State(job, "failed", cause="error", message=message)
     return State(job, worst.word, worst.cause, worst.message, submission.ids, starts, nodes, ended, leaving)
+
+
+def _first_active(submission: Submission, seen: Mapping[str, Seen]) -> Seen | None:
+    """Of a chain, the job whose turn it is."""
+    return next((seen[i] for i in submission.earlier if i in seen and seen[i].active), None)
 
 
 def part_state(submission: Submission, number: int, *, rows: list[dict[str, Any]], seen: Mapping[str, Seen]) -> State:

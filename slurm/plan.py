@@ -18,7 +18,7 @@ from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import read_json, write_text
 from slurm import ledger, snapshot
 from slurm.access import check_file, check_folder
-from slurm.executor import batch_script, notice_of, python_of, sbatch_options, variables_over
+from slurm.executor import allocation, batch_script, notice_of, python_of, sbatch_options, variables_over
 from slurm.graph import Job, ordered
 from slurm.progress import duration
 from slurm.queue import Limits, limits
@@ -89,7 +89,9 @@ def check_gpus(cfg: Config, jobs: Sequence[Job]) -> None:
         UserError: naming the settings, and how many GPUs torch sees.
     """
     asked = {f"cluster.{job.name}.gpus": job.resources.gpus for job in jobs if job.resources.gpus}
-    if cfg.cluster.executor != "local" or not asked:
+    if cfg.cluster.inside:
+        allocation()
+    if cfg.cluster.executor != "local" or cfg.cluster.inside or not asked:  # srun refuses what was not allocated
         return
     # The job's own Python is asked: this package's launcher does not load torch.
     words = [*shlex.split(python_of(cfg.cluster)), "-c", "import torch; print(torch.cuda.device_count())"]
@@ -153,7 +155,7 @@ def beyond(cfg: Config, jobs: Sequence[Job], site: Limits) -> Iterator[str]:
 
 def crowded(jobs: Sequence[Job], site: Limits) -> str:
     """Said where the graph has more jobs than the site lets a user have in the queue; else ""."""
-    count = sum(job.resources.parts for job in jobs)
+    count = sum(job.resources.parts * job.resources.starts for job in jobs)
     if site.submitted is None or count <= site.submitted:
         return ""
     return f"{count} jobs, but only {site.submitted} at a time in the queue: submit again when some have ended"

@@ -11,11 +11,14 @@ import importlib
 import json
 import math
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -36,22 +39,24 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, write_json, write_text
 from pipeline.runtime.run_dir import RunDir
 from slurm import snapshot
-from slurm.executor import SubmitContext, slurm, submit
+from slurm.access import who_else_writes
+from slurm.executor import SubmitContext, batch_script, slurm, submit
 from slurm.graph import Job
-from slurm.plan import beyond
+from slurm.plan import beyond, crowded
 from slurm.progress import tail_rows
 from slurm.queue import limits, look
 from slurm.rank import process_born
 from slurm.workflows import RECEIPT, graph_of, trained_autoencoder
 
 MINUTES = 5  # the job's limit before the signal; it takes less than one
-ASK_SECONDS = 3.0  # how often Slurm is asked whether the job still lasts
+ASK_SECONDS = 15.0  # how often Slurm is asked whether the job still lasts
 NEEDED_GIB = 10.0  # less room than this is red
 SAVE_MARGIN = 2.0  # the signal should come this many times a save before the end
 WAIT_SECONDS = 30.0  # for other ranks' files and connections
 PROBE_SECONDS = 5.0
 ASKED = "asked.json"
 SIGNAL_ASKED = "signal"  # a file: the submitter is to send the signal
+SETUP_FAILED = "setup-failed"  # a file: lines of cluster.setup that failed in the job
 REDUCED_MIB, REPEATS = 32, 5
 WRITTEN_MIB = 64
 NETWORK_DISKS = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "smb3", "fuse.glusterfs", "panfs", "afs")
@@ -78,7 +83,9 @@ def preflight(cfg: Config, console: Console, *, wait_s: float) -> bool:
     try:
         began = time.monotonic()
         reports = _run(cfg, folder, console, wait_s=wait_s)
-        findings = [*judged(cfg, reports), *_at_home(cfg), *_limits(cfg)]
+        findings = [*judged(cfg, reports), *_at_home(cfg)]
+        if cfg.cluster.executor == "slurm":
+            findings += [*_setup(cfg, folder), *_each_kind(cfg, folder), *_limits(cfg), _accounting()]
         show(findings, console)
         console.print(f"{time.monotonic() - began:.0f} s, waiting in the queue included")
     finally:
@@ -109,13 +116,19 @@ def _run(cfg: Config, folder: Path, console: Console, *, wait_s: float) -> list[
     )
     job = Job("preflight", ("slurm.preflight", str(folder)), asked)
     code = snapshot.take(folder / "code")
-    once = {"retry": RetryConfig(error=0, rendezvous=0, killed=0), "requeue": False}  # what fails is what is asked
+    once: dict[str, Any] = {
+        "retry": RetryConfig(error=0, rendezvous=0, killed=0),
+        "requeue": False,
+    }  # to see what fails
+    if cfg.cluster.executor == "slurm" and cfg.cluster.setup:
+        note = f"trap 'echo \"$BASH_COMMAND\" >> {shlex.quote(str(folder / SETUP_FAILED))}' ERR"
+        once["setup"] = (note, *cfg.cluster.setup, "trap - ERR")
     cluster = cfg.cluster.model_copy(update=once)
     job_id = submit(job, SubmitContext(cluster, folder / "job", code, "mudi.preflight", "mudi preflight"))[0]
     born = process_born(int(job_id)) if cluster.executor == "local" else ""
     console.print(f"preflight: job {job_id} on cluster={cfg.cluster.name}, {_asked(cfg)}", highlight=False)
     ranks = asked.nodes * asked.tasks_per_node
-    end, asked_at = time.monotonic() + wait_s, time.monotonic()
+    end, asked_at, said = time.monotonic() + wait_s, time.monotonic(), ""
     while len(found := list(folder.glob("rank-*.json"))) < ranks and time.monotonic() < end:
         if (asking := folder / SIGNAL_ASKED).exists():
             asking.unlink()
@@ -123,12 +136,15 @@ def _run(cfg: Config, folder: Path, console: Console, *, wait_s: float) -> list[
         if time.monotonic() > asked_at + ASK_SECONDS:
             if _ended(job_id, born):
                 break
-            asked_at = time.monotonic()
+            said, asked_at = _waits(job_id, born, console, said=said), time.monotonic()
         time.sleep(0.3)
     if cfg.cluster.executor == "slurm":  # whatever of it is left: its folder goes
         slurm("scancel", "--quiet", job_id)
     if not found:
         text = "\n".join(p.read_text()[-1500:] for p in sorted((folder / "job").glob("*_log.out")))
+        text = "\n".join(
+            filter(None, [*(f"cluster.setup failed: {line}" for line in _failed_lines(folder)), text, said])
+        )
         raise UserError(f"preflight: job {job_id} left nothing within {wait_s:.0f} s. Its log:\n{text or '-'}")
     return [read_json(path) for path in sorted(found)]
 
@@ -174,6 +190,15 @@ def _ended(job_id: str, born: str) -> bool:
     return seen is not None and not seen.active
 
 
+def _waits(job_id: str, born: str, console: Console, *, said: str) -> str:
+    """Say why the job waits, where that has changed; what was said last."""
+    seen = None if born else look([job_id]).get(job_id)
+    why = f"preflight: job {job_id} waits: {seen.why}" if seen is not None and seen.waits else said
+    if why != said:
+        console.print(why, highlight=False, markup=False, soft_wrap=True)
+    return why
+
+
 def judged(cfg: Config, reports: list[dict[str, Any]]) -> Iterator[Finding]:
     """What the ranks' reports mean, for the resources that the config asks for."""
     asked = cfg.cluster.train
@@ -198,12 +223,53 @@ def judged(cfg: Config, reports: list[dict[str, Any]]) -> Iterator[Finding]:
     if ranks > 1:
         yield _network(cfg, reports)
     yield _room(reports)
+    yield _rights(cfg, reports)
     local = [r for r in reports if not _failed(r["cache"]) and r["cache"]["local"]]
     kinds = sorted({str(r["cache"].get("type", r["cache"])) for r in reports})
     advice = "set cluster.node_local to a folder on the node's own disk"
     yield Finding("compile cache local", len(local) == len(reports), ", ".join(kinds), advice)
     yield _internet(cfg, reports)
     yield from _signals(cfg, reports)
+
+
+def _failed_lines(folder: Path) -> list[str]:
+    path = folder / SETUP_FAILED
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _setup(cfg: Config, folder: Path) -> Iterator[Finding]:
+    """Lines of the profile that failed: the job goes on without them."""
+    if cfg.cluster.setup:
+        failed = _failed_lines(folder)
+        found = f"failed: {'; '.join(failed)}" if failed else "every line ended well"
+        yield Finding("setup lines", not failed, found, "correct cluster.setup: jobs go on without what failed")
+
+
+def _each_kind(cfg: Config, folder: Path) -> Iterator[Finding]:
+    """Whether Slurm would take each kind of job: what it asks for, partition, account, QOS, constraint."""
+    for job in graph_of(cfg, RunDir(run_directory(cfg)), ()):
+        record = folder / job.name
+        context = SubmitContext(cfg.cluster, record, folder / "code", "mudi.preflight", "mudi preflight")
+        script = folder / f"{job.name}.sh"
+        write_text(script, batch_script(job, context))
+        try:
+            said = slurm("sbatch", "--test-only", str(script), errors=True)
+            found = re.search(r"to start at (\S+)(?:.* on (?:nodes )?(\S+))?", said)
+            yield Finding(
+                f"job {job.name}", True, f"could start {found[1].replace('T', ' ')}" if found else said.strip()
+            )
+        except UserError as error:
+            advice = f"correct cluster.{job.name}, or cluster.account, qos, partition"
+            yield Finding(f"job {job.name}", False, str(error).partition(": ")[2], advice)
+
+
+def _accounting() -> Finding:
+    """Whether Slurm can tell what became of jobs that left nothing. Without it, their logs and files have to do."""
+    try:
+        slurm("sacct", "-n", "-X", "-S", "now")
+    except UserError as error:
+        return Finding("accounting", True, f"none ({error}): how a job ended is read from its files alone")
+    return Finding("accounting", True, "kept")
 
 
 def _files(cfg: Config, reports: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -253,6 +319,21 @@ def _room(reports: list[dict[str, Any]]) -> Finding:
         return Finding("room on disks", False, bad[0], advice)
     free = min(d["free_gib"] for r in reports for d in r["disks"])
     return Finding("room on disks", free > NEEDED_GIB, f"{free} GiB free", "free space, or point runs_dir elsewhere")
+
+
+def _rights(cfg: Config, reports: list[dict[str, Any]]) -> Finding:
+    """Whether nodes know the groups of the shared folders that this machine knows, and who else may write there."""
+    advice = "ask the site why this node does not know your groups, or give folders that you own"
+    if bad := [f"{r['host']}: {r['rights']['failed']}" for r in reports if _failed(r["rights"])]:
+        return Finding("group rights", False, bad[0], advice)
+    folders = [path for path in (cfg.runs_dir, cfg.data_dir) if path.is_dir()]
+    mine = {path.stat().st_gid for path in folders} & set(os.getgroups())
+    lacking = sorted({r["host"] for r in reports if mine - set(r["rights"]["groups"]) or not r["rights"]["written"]})
+    if lacking:
+        return Finding("group rights", False, f"shared folders cannot be written from {', '.join(lacking)}", advice)
+    others = [f"{path} also by {who}" for path in folders if (who := who_else_writes(path))]
+    more = "; who writes there can change what your jobs do" if others else ""
+    return Finding("group rights", True, f"every rank may write{'; '.join(['', *others])}{more}")
 
 
 def _network(cfg: Config, reports: list[dict[str, Any]]) -> Finding:
@@ -315,8 +396,10 @@ def _limits(cfg: Config) -> Iterator[Finding]:
     """Whether the site grants what jobs ask for."""
     if cfg.cluster.executor == "slurm":
         site = limits()
-        problems = list(beyond(cfg, graph_of(cfg, RunDir(run_directory(cfg)), ()), site))
-        yield Finding("limits of the site", not problems, str(site), "; ".join(problems))
+        jobs = graph_of(cfg, RunDir(run_directory(cfg)), ())
+        problems = list(beyond(cfg, jobs, site))
+        found = "; ".join(filter(None, [str(site), crowded(jobs, site)]))
+        yield Finding("limits of the site", not problems, found, "; ".join(problems))
 
 
 def _downloads(cfg: Config) -> bool:
@@ -337,6 +420,7 @@ def look_around(folder: Path) -> None:
         "threads": lambda: {"omp": os.environ.get("OMP_NUM_THREADS"), "cores": len(os.sched_getaffinity(0))},
         "cache": cache,
         "disks": lambda: [disk(Path(path)) for path in asked["shared"]],
+        "rights": lambda: rights([Path(path) for path in asked["shared"]], rank),
         "needed": lambda: {name: readable(Path(path)) for name, path in asked["needed"].items()},
         "met": lambda: meet(folder, rank, size),
         "written_mib_per_s": lambda: write_speed(folder, rank),
@@ -390,6 +474,18 @@ def disk(path: Path) -> dict[str, Any]:
     """Room and type of the disk of a shared directory."""
     usage = shutil.disk_usage(path)
     return {"path": str(path), "free_gib": round(usage.free / 2**30, 1), "type": mount_type(path)}
+
+
+def rights(folders: Sequence[Path], rank: int) -> dict[str, Any]:
+    """The groups that this process has, and whether it may write to the shared folders."""
+    written = True
+    for folder in folders:
+        try:
+            with tempfile.TemporaryFile(dir=folder, prefix=f".rank-{rank}-"):
+                pass
+        except OSError:
+            written = False
+    return {"groups": sorted({os.getegid(), *os.getgroups()}), "written": written}
 
 
 def meet(folder: Path, rank: int, size: int) -> list[int]:

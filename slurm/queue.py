@@ -50,8 +50,8 @@ class LimitReached(UserError):
     """Slurm refuses a job as long as others of the same user or account are in the queue."""
 
 
-def command(*argv: str) -> str:
-    """Run a command of Slurm; what it printed.
+def command(*argv: str, errors: bool = False) -> str:
+    """Run a command of Slurm; what it printed, with what it printed as errors where `errors` asks for it.
 
     Raises:
         SlurmAway, LimitReached: trying again later may help.
@@ -66,7 +66,7 @@ def command(*argv: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise SlurmAway(f"{argv[0]} did not answer within {limit:.0f} s: the controller is busy or away.") from error
     if done.returncode == 0:
-        return done.stdout
+        return done.stdout + done.stderr * errors
     said = f"{' '.join(argv)}: {done.stderr.strip() or f'exit code {done.returncode}'}"
     if _AWAY.search(done.stderr):
         raise SlurmAway(f"{said}. Is the cluster up, and SLURM_CONF right?")

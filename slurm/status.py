@@ -22,7 +22,7 @@ from slurm.workflows import Launch, comparison, job_named, reconstruction_of, re
 
 PICTURES = {"grid.png": "Picture", "strip.png": "Strip"}  # of a sample set: images, and how they came out of noise
 POLL_SECONDS = 0.5
-ASK_SECONDS = 5.0  # how often the queue is asked whether the job still lasts
+ASK_SECONDS = 15.0  # how often the queue is asked whether the job still lasts
 
 
 # Every job

@@ -5,9 +5,12 @@ of runs take turns.
 """
 
 import contextlib
+import os
 import signal
 import time
+import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import FrameType
@@ -23,7 +26,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_text
 from pipeline.runtime.run_dir import RunDir, differences
 from slurm import executor, ledger, snapshot
-from slurm.access import check_file, check_folder
+from slurm.access import check_file, check_folder, name_of, who_else_writes
 from slurm.cancel import POLL_SECONDS, alive, scancel, stop
 from slurm.failures import retries_allowed
 from slurm.graph import Job, ancestors, ordered
@@ -67,6 +70,8 @@ def submit_all(launches: Sequence[Launch]) -> list[dict[str, State]]:
                 adopt(launch, stray)
         known = [ledger.submissions(launch.run) for launch in launches]
         found = ledger.states_of_all([(launch.run, launch.complete) for launch in launches], known, queue)
+        for launch, states in zip(launches, found, strict=True):
+            refuse_without_parents(launch, states)
         code = cache(lambda folder: snapshot.take(folder))
         left = {s.id for s in queue if s.waits or s.runs}
         made: dict[str, tuple[tuple[str, ...], Path]] = {}  # ids and record of what this call queued, by key
@@ -91,7 +96,22 @@ def refuse_beyond_limits(launches: Sequence[Launch]) -> None:
 
 def _to_do(launch: Launch) -> list[Job]:
     complete = launch.complete()
-    return [job for job in launch.jobs if not complete[job.name]]
+    return [job for job in launch.wanted() if not complete[job.name]]
+
+
+def refuse_without_parents(launch: Launch, states: dict[str, State]) -> None:
+    """Where only some jobs are to run: see that what they wait for is complete, or under way.
+
+    Raises:
+        UserError: naming what is not.
+    """
+    for job in _to_do(launch):
+        names = [name for name in job.parents if launch.chosen is not None and name not in launch.chosen]
+        if lacking := [name for name in names if states[name].word != "complete" and not states[name].active]:
+            raise UserError(
+                f"{job.name} of {launch.run.path} waits for {', '.join(lacking)}, which "
+                f"{'is' if len(lacking) == 1 else 'are'} not complete. To run that too: --until {job.name}"
+            )
 
 
 def refuse_unwritable(launch: Launch) -> None:
@@ -100,8 +120,7 @@ def refuse_unwritable(launch: Launch) -> None:
     Raises:
         UserError: where something cannot be written: which file or folder, whose it is, and which setting says so.
     """
-    run, complete = launch.run, launch.complete()
-    to_do = [name for name, done in complete.items() if not done]
+    run, to_do = launch.run, [job.name for job in _to_do(launch)]
     if not to_do:
         return
     check_places(launch.cfg)
@@ -109,6 +128,11 @@ def refuse_unwritable(launch: Launch) -> None:
     check_file(run.jobs / ledger.LEDGER, "the ledger of submissions")
     for name in to_do:
         check_folder(run.jobs / name, "runs_dir")
+    if others := who_else_writes(run.path):
+        executor.notice(
+            f"{run.path} can be written by {others}: they can change what its jobs do, which run as "
+            f"{name_of(os.geteuid())}. To keep them out: chmod g-w,o-w {run.path}"
+        )
 
 
 def _submit(
@@ -120,13 +144,14 @@ def _submit(
     made: dict[str, tuple[tuple[str, ...], Path]],
 ) -> None:
     queued: dict[str, tuple[str, ...]] = {}
+    wanted = {job.name for job in launch.wanted()}
     for job in ordered(launch.jobs):
         state = states[job.name]
         stays = state.active and not state.leaving and not ancestors(launch.jobs, job.name) & set(queued)
-        if state.word == "complete" or stays:
+        if state.word == "complete" or stays or job.name not in wanted:
             continue
         _refuse_two_places(launch, state)
-        stale = left & set(state.ids)  # held, or waiting for a job that is being replaced
+        stale = left & {*state.ids, *_earlier(launch, job.name)}  # held, or waiting for a job that is being replaced
         if stale and not state.leaving:
             scancel(sorted(stale))
         key = launch.key(job.name)
@@ -150,9 +175,16 @@ def place(
         ending: ids of this job's own earlier submission, where that was cancelled and is still saving.
     """
     waits = [dependency_of(job, waits_for, launch.jobs), f"afterany:{ledger.one_word(ending)}" if ending else None]
+    starts = 1 if launch.cfg.cluster.executor == "local" else job.resources.starts
     context = ledger.context_of(launch, job, code=code, dependency=",".join(filter(None, waits)) or None)
+    context = replace(context, chain=context.record / f"failed-{uuid.uuid4().hex[:12]}" if starts > 1 else None)
+    earlier: list[str] = []
     try:
         ids = executor.submit(job, context)
+        for _ in range(starts - 1):
+            earlier.append(ledger.one_word(ids))
+            after = ",".join(filter(None, [context.dependency, f"afterany:{earlier[-1]}"]))
+            ids = executor.submit(job, replace(context, dependency=after))
     except UserError as error:
         ledger.note(launch.run, "refused", job=job.name, message=str(error))
         raise
@@ -162,6 +194,7 @@ def place(
         "submitted",
         job=job.name,
         ids=ids,
+        earlier=earlier,
         born=born,
         executor=launch.cfg.cluster.executor,
         cluster=launch.cfg.cluster.name,
@@ -189,6 +222,11 @@ def dependency_of(job: Job, waits_for: dict[str, tuple[str, ...]], jobs: Sequenc
     words = [f"afterok:{ledger.one_word(waits_for[n])}" for n in ok if n in waits_for]
     words += [f"afterany:{ledger.one_word(waits_for[n])}" for n in job.after_any if n in waits_for]
     return ",".join(words) or None
+
+
+def _earlier(launch: Launch, job: str) -> tuple[str, ...]:
+    known = ledger.submissions(launch.run).get(job)
+    return known.earlier if known is not None else ()
 
 
 def _refuse_two_places(launch: Launch, state: State) -> None:
@@ -224,12 +262,17 @@ class Interrupt:
 def run_here(launch: Launch, table: ProgressTable) -> int:
     """Run what is not complete; the exit code: 0, 1 where a job failed, 130 where it was cancelled."""
     refuse_unwritable(launch)
+    refuse_without_parents(launch, ledger.states(launch.run, launch.complete()))
     with locked(launch.run), Interrupt() as interrupt, table:
+        wanted = {job.name for job in launch.wanted()}
         code: Path | None = None
         failed: set[str] = set()
         for job in ordered(launch.jobs):
             if launch.complete()[job.name]:
                 table.show(job.name, "complete", "it was there already: skipped")
+                continue
+            if job.name not in wanted:
+                table.show(job.name, "not asked")
                 continue
             if failed & set(job.after) or interrupt.asked:
                 failed.add(job.name)

@@ -24,7 +24,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import content_hash, read_json
 from pipeline.runtime.run_dir import RunDir, create_run, overrides_for
 from slurm.access import check_folder
-from slurm.graph import Job
+from slurm.graph import Job, ancestors
 
 MANIFEST = "manifest.json"  # what makes a sample set complete
 RECEIPT = "receipt.json"  # what makes a stage of preparation complete
@@ -40,6 +40,11 @@ class Launch:
     jobs: tuple[Job, ...]
     words: tuple[str, ...]  # what this call says differently from the run's own config
     cwd: Path = field(default_factory=Path.cwd)  # relative paths in the run's config, and so its jobs, start here
+    chosen: frozenset[str] | None = None  # jobs that this call may submit; None: all
+
+    def wanted(self) -> tuple[Job, ...]:
+        """The jobs that this call may submit."""
+        return tuple(job for job in self.jobs if self.chosen is None or job.name in self.chosen)
 
     def key(self, job: str) -> str:
         """What a job makes, as 16 hex digits: two runs that need the same data, autoencoder or latents share the job.
@@ -63,22 +68,36 @@ class Launch:
         return {"train": self.run, "autoencoder": self.autoencoder}.get(job)
 
 
-def launch_for(cfg: Config, *, make: bool) -> Launch:
+def launch_for(cfg: Config, *, make: bool, until: str | None = None, only: str | None = None) -> Launch:
     """The launch of a config. With `make`, the run directory is made, or compared with this config where it exists;
-    so is the autoencoder's, where the graph trains one.
+    so is the autoencoder's, where the graph trains one. `until` and `only`: see `part_of`.
 
     Raises:
         UserError: where a run directory was made with other settings, there is no autoencoder to encode with, or a job
             will not find what it needs: images, weights.
     """
     if make:
-        if problems := missing_for(_launch(cfg)):
+        if problems := missing_for(part_of(_launch(cfg), until=until, only=only)):
             raise UserError(listed(problems))
         check_places(cfg)
         if cfg.latents is not None:
             _make_autoencoder(cfg, cfg.latents)
         create_run(cfg)
-    return _launch(cfg)
+    return part_of(_launch(cfg), until=until, only=only)
+
+
+def part_of(launch: Launch, *, until: str | None = None, only: str | None = None) -> Launch:
+    """The launch with some of its jobs: one and all before it, or one alone.
+
+    Raises:
+        UserError: both are given, or there is no such job.
+    """
+    if until is not None and only is not None:
+        raise UserError("--until and --only: found both, expected one of them.")
+    if until is not None:
+        job_named(launch, until)
+        return replace(launch, chosen=frozenset({until, *ancestors(launch.jobs, until)}))
+    return launch if only is None else replace(launch, chosen=frozenset({job_named(launch, only).name}))
 
 
 def _launch(cfg: Config) -> Launch:
@@ -89,7 +108,8 @@ def _launch(cfg: Config) -> Launch:
 
 def missing_for(launch: Launch) -> list[str]:
     """What the jobs that are still to do will not find: images, weights; a sentence each."""
-    return missing(launch.cfg, [name for name, complete in launch.complete().items() if not complete])
+    wanted = {job.name for job in launch.wanted()}
+    return missing(launch.cfg, [n for n, complete in launch.complete().items() if not complete and n in wanted])
 
 
 def check_places(cfg: Config) -> None:

@@ -24,8 +24,10 @@ RUNS = (
     Command(
         *("submit", "slurm.commands:submit", "run what is not complete of an experiment, or queue it"),
         words=_RUN,
-        more="On a cluster this returns at once. With cluster=local, everything runs here, in order.",
-        examples=("experiment=glyphs16 cluster=local", _EXAMPLE),
+        more="On a cluster this returns at once. With cluster=local, everything runs here, in order; with "
+        "cluster=here, in the allocation that you hold. Several experiments: experiment=a,b.",
+        options=("--until JOB  and what comes before it", "--only JOB  what it waits for is complete, or under way"),
+        examples=("experiment=glyphs16 cluster=local", _EXAMPLE, f"{_EXAMPLE} --until train"),
     ),
     Command(
         *("plan", "slurm.commands:plan_", "what submit would do, and what follows from the settings"),

@@ -1,6 +1,7 @@
 """What preflight makes of ranks' reports: green where a cluster is right, red with advice where it is not."""
 
 import copy
+import os
 import socket
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def reports() -> list[dict]:
         "threads": {"omp": "8", "cores": 8},
         "cache": {"path": "/tmp/c", "type": "ext4", "local": True},
         "disks": [{"path": "/s", "free_gib": 500.0, "type": "lustre"}],
+        "rights": {"groups": sorted({os.getegid(), *os.getgroups()}), "written": True},
         "needed": {},
         "met": [0, 1],
         "written_mib_per_s": 400.0,
