@@ -296,7 +296,7 @@ def page(studio: Studio, folder: Path) -> Any:
                     draw = gr.Button("draw", variant="primary")
                     drawn = _image(gr, "images")
                     near = gr.Checkbox(False, label="the nearest training images")
-                    nearest = _image(gr, "nearest training images", visible=False)
+                    searched, nearest = gr.Markdown(visible=False), _image(gr, "nearest", visible=False)
                 with gr.Tab("interpolate", visible=studio.diffusion), gr.Row():
                     other_seed = gr.Number(1, label="to seed", precision=0)
                     other = gr.Dropdown(
@@ -340,13 +340,14 @@ def page(studio: Studio, folder: Path) -> Any:
 
         def on_draw(near: bool, *values: Any) -> Iterator[Any]:
             cfg = _shown(lambda: studio.settings(wish(values)), gr)
-            line, hidden = studio.command(cfg), gr.Image(visible=False)
+            line, hidden = studio.command(cfg), (gr.Markdown(visible=False), gr.Image(visible=False))
             images: Pixels | None = None
             for images in studio.draw(cfg):
-                yield picture(images), line, hidden
+                yield picture(images), line, *hidden
             if near and images is not None:
                 found, words = _shown(lambda: studio.nearest(images), gr)
-                yield picture(images), line, gr.Image(picture(found), label=f"{words} training images", visible=True)
+                told = gr.Markdown(f"{words} training images", visible=True)
+                yield picture(images), line, told, gr.Image(picture(found), visible=True)
 
         def on_interpolate(to: int | None, to_class: int, frames: int, *values: Any) -> Any:
             return _shown(
@@ -361,7 +362,14 @@ def page(studio: Studio, folder: Path) -> Any:
         def on_paint(drawn: dict[str, Any] | None, *values: Any) -> Any:
             return _shown(lambda: inpainted(studio, wish(values), drawn, folder), gr)
 
-        gr.on([draw.click, seed.submit], on_draw, [near, *asked], [drawn, command, nearest], api_name="draw", **once)
+        gr.on(
+            [draw.click, seed.submit],
+            on_draw,
+            [near, *asked],
+            [drawn, command, searched, nearest],
+            api_name="draw",
+            **once,
+        )
         go.click(
             on_interpolate, [other_seed, other, frames, *asked], [between, command], api_name="interpolate", **once
         )
@@ -371,7 +379,9 @@ def page(studio: Studio, folder: Path) -> Any:
 
 
 def _image(gr: Any, label: str, **options: Any) -> Any:
-    return gr.Image(label=label, format="png", interactive=False, buttons=["download", "fullscreen"], **options)
+    return gr.Image(
+        label=label, show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"], **options
+    )
 
 
 def interpolated(studio: Studio, wish: Wish, to: int | None, to_class: int | None, frames: int) -> tuple[Pixels, str]:
