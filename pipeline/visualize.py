@@ -2,12 +2,13 @@
 
 python -m pipeline visualize RUN_DIR strip --seeds 0-7 --frames 8          from noise to image
 python -m pipeline visualize RUN_DIR interpolate --seeds 0-4 --frames 9    from one seed to the next
+python -m pipeline visualize RUN_DIR interpolate --seeds 5 --classes 0,3   from one class to another, the noise kept
 python -m pipeline visualize RUN_DIR edit --image a.png --sigmas 0.5,1,2   a new image from a given one (SDEdit)
 python -m pipeline visualize RUN_DIR inpaint --image a.png --mask b.png    white of the mask is painted anew
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -48,6 +49,7 @@ class Request:
     frames: int = 8
     show: Show = "estimate"
     interpolation: Interpolation = "spherical"
+    classes: tuple[int, int] | None = None
     sigmas: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     image: Path | None = None
     mask: Path | None = None
@@ -64,6 +66,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--frames", type=int, default=8, help="images a row, of strip and interpolate; default: 8")
     parser.add_argument("--show", choices=get_args(Show), default="estimate", help="of strip: x_t, or what it shall be")
     parser.add_argument("--interpolation", choices=get_args(Interpolation), default="spherical", help="of noise")
+    parser.add_argument("--classes", type=_two, help="of interpolate: from one class to another, such as 0,3")
     parser.add_argument("--sigmas", type=_numbers, default=Request.sigmas, help="noise levels of edit, such as 0.5,1,2")
     parser.add_argument("--image", type=Path, help="of edit and inpaint: of the size that the model makes")
     parser.add_argument("--mask", type=Path, help="of inpaint: white is painted anew, black stays")
@@ -99,6 +102,11 @@ def _numbers(text: str) -> tuple[float, ...]:
     return tuple(map(float, text.split(",")))
 
 
+def _two(text: str) -> tuple[int, int]:
+    first, second = map(int, text.split(","))
+    return first, second
+
+
 def _check(request: Request) -> None:
     """Raise for a request that lacks something, before anything is loaded."""
     given = {"--image": request.image, "--mask": request.mask}
@@ -107,7 +115,11 @@ def _check(request: Request) -> None:
             raise UserError(f"visualize {request.kind}: {option} is missing. Give the path of an image.")
         if request.kind not in kinds and given[option] is not None:
             raise UserError(f"visualize {request.kind}: {option} is not read; only {', '.join(kinds)} does.")
-    fewest = 2 if request.kind == "interpolate" else 1
+    if request.classes is not None and request.kind != "interpolate":
+        raise UserError(
+            f"visualize {request.kind}: --classes is not read; only interpolate does. Use sample.classes=[0]."
+        )
+    fewest = 2 if request.kind == "interpolate" and request.classes is None else 1
     if len(request.seeds) < fewest or min(request.seeds) < 0:
         raise UserError(f"--seeds: found {request.seeds}, expected at least {fewest}, from 0 on, such as 0-7 or 3,5,8.")
     if request.frames < 2:
@@ -122,6 +134,8 @@ def _picture(model: "Model", request: Request) -> tuple[Pixels, int]:
     if image is None:
         if request.kind == "strip":
             return strip(model, seeds, frames=frames, show=request.show), frames
+        if request.classes is not None:
+            return between_classes(model, seeds, request.classes, frames=frames), frames
         return interpolation(model, seeds, frames=frames, kind=request.interpolation), frames
     if mask is None:
         return edited(model, image, seeds, sigmas=list(request.sigmas)), 1 + len(request.sigmas)
@@ -133,6 +147,7 @@ def _name(cfg: Config, request: Request) -> str:
     files = [sha256_file(path) for path in (request.image, request.mask) if path is not None]
     settings = {**cfg.sample.model_dump(mode="json"), **tiling(cfg)}
     options = [request.seeds, request.frames, request.show, request.interpolation, request.sigmas]
+    options += [] if request.classes is None else [request.classes]
     decides = content_hash([*options, files, settings])
     return f"{request.kind}-{sample_set_name(cfg).rsplit('-', 1)[0]}-{decides[:6]}.png"
 
@@ -216,6 +231,32 @@ def interpolation(model: Model, seeds: Tensor, *, frames: int, kind: Interpolati
     each = first.repeat_interleave(frames)
     with autocast(model.cfg, model.device):
         return model.pixels(model.generator(each)(noise, model.fresh(each)))
+
+
+@torch.inference_mode()
+def between_classes(model: Model, seeds: Tensor, classes: tuple[int, int], *, frames: int) -> Pixels:
+    """Images of each seed from one class to another in `frames`, a row each: the noise stays the same.
+
+    A network knows whole classes alone. So every step mixes its estimates of the image for both classes.
+
+    Raises:
+        UserError: for a class that the data has not, and for a model that is not told classes.
+    """
+    if model.cfg.model.condition != "class":
+        raise UserError(f"--classes: model.condition is {model.cfg.model.condition}, expected class. Give two seeds.")
+    each = seeds.repeat_interleave(frames)
+    shares = torch.linspace(0, 1, frames, device=model.device).repeat(len(seeds)).view(-1, 1, 1, 1)
+    first, second = (replace(model, cfg=_of_class(model.cfg, c)).generator(each) for c in classes)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.lerp(first.denoise(x, sigma), second.denoise(x, sigma), shares)
+
+    with autocast(model.cfg, model.device):
+        return model.pixels(Generator(denoise, first.sampler)(model.start(each), model.fresh(each)))
+
+
+def _of_class(cfg: Config, number: int) -> Config:
+    return cfg.model_copy(update={"sample": cfg.sample.model_copy(update={"classes": (number,)})})
 
 
 @torch.inference_mode()

@@ -10,15 +10,26 @@ from pipeline.config.schema_objectives import objective_kind, objective_of
 from pipeline.config.weights import NO_FOLDER
 from pipeline.runtime.errors import did_you_mean
 
+# What Accelerate knows beside TensorBoard; each name is that of its package.
+TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb")
+
 
 def check_training(cfg: Config) -> Iterator[str]:
     """Everything that would make training fail, or waste it, though the settings are valid one by one."""
     if cfg.train.early_stop is not None:
         yield from (f"train.early_stop.metric: {p}" for p in metric_problems(cfg, cfg.train.early_stop.metric))
+    yield from _trackers(cfg)
     yield from _tail(cfg)
     yield from _graph(cfg)
     yield from _sharding(cfg)
     yield from _without_blocks(cfg)
+
+
+def _trackers(cfg: Config) -> Iterator[str]:
+    for name in cfg.train.trackers:
+        if name not in TRACKERS:
+            hint = " It is always written: leave it out." if name == "tensorboard" else did_you_mean(name, TRACKERS)
+            yield f"train.trackers: found '{name}', expected one of {', '.join(TRACKERS)}.{hint}"
 
 
 def _graph(cfg: Config) -> Iterator[str]:

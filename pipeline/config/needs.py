@@ -126,12 +126,22 @@ def _start(cfg: Config) -> Iterator[str]:
         yield f"train.start_from: {run} has no checkpoint yet. Train it first."
 
 
+def _trackers(cfg: Config) -> Iterator[str]:
+    for name in cfg.train.trackers:
+        if cfg.cluster.python is None and importlib.util.find_spec(name) is None:
+            yield (
+                f"train.trackers: found {name}, but its package is not installed. Install it (pip install "
+                f"{name.replace('_', '-')}), or leave it out."
+            )
+
+
 NEEDS = (
     ("prepare", _images),
     ("prepare", _features),
     ("autoencoder", _autoencoder),
     ("train", _trainable),
     ("train", _start),
+    ("train", _trackers),
     ("train", _objective),
     ("reconstruct", _objective),
     ("sample", _guide),

@@ -105,6 +105,8 @@ class TrainConfig(Settings):
     )  # threads that read ahead; None: from the CPUs given. No result depends on it
     keep_gib: float = Field(2.0, ge=0)  # decoded images that a rank keeps in memory, where all of them fit; 0: none
     log_every: Duration = "50 steps"
+    # Beside TensorBoard: wandb, aim, mlflow, comet_ml, clearml, dvclive, swanlab, trackio. Each needs its own package
+    trackers: tuple[str, ...] = ()
     profile: int = Field(0, ge=0)  # record so many steps of rank 0 into RUN/profile, after 10 that warm up
     validate_every: Interval | None = None
     validate_images: int = Field(512, ge=1)

@@ -14,14 +14,14 @@ def write_board(directory: Path, result: Mapping[str, Any], settings: Mapping[st
     Args:
         settings: what the HParams table shows of the experiment; nested keys become `a.b`.
     """
-    folder = directory / result["samples"]["set"].replace("/", "-")
+    name = result["samples"]["set"]
+    folder = directory / f"{result['step']}-{name.rsplit('-', 1)[-1]}"  # short: TensorBoard lists it beside each curve
     shutil.rmtree(folder, ignore_errors=True)
     with SummaryWriter(str(folder)) as writer:
-        for name, value in sorted(result["metrics"].items()):
-            writer.add_scalar(f"evaluate/{name}", value, result["step"])
-        metrics = {f"hparam/{name}": value for name, value in sorted(result["metrics"].items())}
+        # Single points: the name puts them behind the curves of training.
+        metrics = {f"scores/{name}": value for name, value in sorted(result["metrics"].items())}
         shown = {"step": result["step"], "images": result["samples"]["count"], **_flat(settings)}
-        writer.add_hparams(shown, metrics, run_name=".")
+        writer.add_hparams(shown, metrics, run_name=".", global_step=result["step"])
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -144,6 +144,7 @@ JOBS = (
             "--frames N  images a row, of strip and interpolate; default: 8",
             "--show estimate|noisy|both  of strip; default: estimate",
             "--interpolation spherical|linear  of interpolate; default: spherical",
+            "--classes A,B  of interpolate: from one class to another, by number, each seed's noise kept",
             "--sigmas LIST  noise levels of edit, such as 0.5,1,2",
             "--image FILE  of edit and inpaint: of the size that the model draws",
             "--mask FILE  of inpaint: white is painted anew, black stays",
@@ -153,6 +154,18 @@ JOBS = (
         examples=(f"{_EXAMPLE} strip --seeds 0-7", f"{_EXAMPLE} edit --image a.png --sigmas 0.5,1,2"),
         alone=True,
         own=True,
+    ),
+    Command(
+        *("demo", "pipeline.demo:main", "a page in the browser that draws with a run's model"),
+        words=_RUN,
+        more="It needs `pip install 'mudi[demo]'`, and no internet. Make a folder that export wrote a run by import.",
+        options=(
+            _STEP,
+            "--host HOST  the address to listen on; default: 127.0.0.1, which only this machine reaches",
+            "--port N  default: the first free one from 7860 on",
+        ),
+        examples=(_EXAMPLE, f"{_EXAMPLE} sample.sampler.steps=8 --port 8000"),
+        alone=True,
     ),
     Command(
         *(

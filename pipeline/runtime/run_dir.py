@@ -41,7 +41,7 @@ _MEMORY = (
     "latents.decode_batch",
     "latents.tile",
 )
-_HOST = ("train.async_save", "train.profile", "train.workers")
+_HOST = ("train.async_save", "train.profile", "train.trackers", "train.workers")
 _FREE = ("plugins", "cluster", "sample", "evaluate", "runs_dir", "data_dir", *_MEMORY, *_HOST)
 _PLACE = ("name", "runs_dir")  # a run's directory says them, and may have been copied or moved
 

@@ -14,14 +14,15 @@ from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.runtime.files import append_line, atomic_path, lines_backwards, read_lines
 from pipeline.runtime.run_dir import RunDir
+from pipeline.train.trackers import Trackers
 
 
 class Recorder:
     """The one writer of a run's metrics, on rank 0. On other ranks (`active=False`) it does nothing."""
 
-    def __init__(self, run: RunDir, *, step: int, active: bool) -> None:
+    def __init__(self, run: RunDir, *, step: int, active: bool, trackers: Trackers | None = None) -> None:
         """Continue after `step`: what an earlier start recorded beyond it is forgotten."""
-        self._run, self._active = run, active
+        self._run, self._active, self._trackers = run, active, trackers
         self._start = len(read_lines(run.starts))
         self._writer: SummaryWriter | None = None
         self.rewind(step)
@@ -30,7 +31,7 @@ class Recorder:
         """Forget everything beyond `step`, which is trained again. Readers see the old file or the new one."""
         if not self._active:
             return
-        self.close()
+        self._close_writer()
         end = None  # of the rows that stay, where others follow them; rows stand in the order of their steps
         for start, line in lines_backwards(self._run.metrics):
             if _step_of(line) <= step:
@@ -47,20 +48,39 @@ class Recorder:
             return
         append_line(self._run.metrics, {"step": step, "start": self._start, "time": time.time(), **values})
         for name, value in values.items():
-            # TensorBoard folds tags by what stands before the slash: one fold for what everybody looks at.
-            self._writer.add_scalar(name if "/" in name else f"train/{name}", value, step)
+            self._writer.add_scalar(_tag(name), value, step)
         self._writer.flush()
+        if self._trackers is not None:
+            self._trackers.add(step, {_tag(name): value for name, value in values.items()})
 
     def picture(self, step: int, name: str, pixels: npt.NDArray[np.uint8]) -> None:
         """An image, [H, W, C]."""
         if self._writer is not None:
             self._writer.add_image(name, pixels, step, dataformats="HWC")
             self._writer.flush()
+            if self._trackers is not None:
+                self._trackers.picture(step, name, pixels)
 
     def close(self) -> None:
         """Flush and close."""
+        self._close_writer()
+        if self._trackers is not None:
+            self._trackers.close()
+
+    def _close_writer(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def _tag(name: str) -> str:
+    """TensorBoard folds tags by what stands before the slash, and shows folds by the alphabet.
+
+    Loss and rate come first, then speed; what evaluation measures comes after them.
+    """
+    first = {"loss": "loss/train", "lr": "loss/rate", "grad_norm": "loss/grad_norm", "valid/loss": "loss/valid"}
+    if name in first:
+        return first[name]
+    return name.replace("speed/", "progress/") if "/" in name else f"progress/{name}"
 
 
 def _step_of(line: bytes) -> float:

@@ -45,6 +45,7 @@ from pipeline.train.graphs import GraphedBackward, uses_graph
 from pipeline.train.optim import build_optimizer
 from pipeline.train.recorder import Recorder, seconds_of_starts
 from pipeline.train.state import LossScale, Saver, State, clean
+from pipeline.train.trackers import Trackers
 
 
 @dataclass
@@ -102,7 +103,7 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
     train_data = Reader(open_shards(shards / "train"), keep_bytes=cfg.train.keep_gib * 2**30)
     valid_data = Reader(open_shards(shards / "valid")) if (shards / "valid").is_dir() else None
     plan = plan_for(cfg, train_images=train_data.count, world_size=world.size)
-    accelerator = _accelerator(cfg, device)
+    accelerator = _accelerator(cfg, run, device)
     torch.manual_seed(cfg.seed)  # initial weights; nothing else draws from torch's generator
     objective = build_objective(cfg, train_data.manifest)
     remember(run, train_data.manifest, write=world.main)
@@ -120,7 +121,8 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
     if graphed:
         graph = GraphedBackward(objective, networks, objective.trained[0], accumulate=plan.accumulate)
     _report(run, world, plan=plan, state=state, device=device, numerics=numerics)
-    recorder = Recorder(run, step=state.progress.step, active=world.main)
+    trackers = Trackers(cfg, run, accelerator) if cfg.train.trackers and world.main else None
+    recorder = Recorder(run, step=state.progress.step, active=world.main, trackers=trackers)
     saver = Saver(
         run,
         keep_last=cfg.train.keep_last,
@@ -184,12 +186,15 @@ def _device(cfg: Config, world: World) -> torch.device:
     return distributed.device_for(world, gpus=asked.gpus, setting=f"cluster.{name}.gpus")
 
 
-def _accelerator(cfg: Config, device: torch.device) -> Accelerator:
+def _accelerator(cfg: Config, run: RunDir, device: torch.device) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # a process may train more than once, as the tests do
     precision = cfg.train.precision if cfg.train.precision in ("bf16", "fp16") else "no"
     if precision == "fp16" and device.type == "cpu":
         raise UserError("train.precision: found fp16 on a CPU, which has no fp16 training. Use bf16 or fp32.")
+    # It is given its trackers here, and opens none: see `Trackers`.
     return Accelerator(
+        log_with=list(cfg.train.trackers) or None,
+        project_dir=str(run.path),
         cpu=device.type == "cpu",
         mixed_precision=precision,
         step_scheduler_with_optimizer=False,

@@ -80,7 +80,7 @@ class Browser:
 
     def text(self) -> str:
         """All text of the page, a line for each piece."""
-        return str(self._evaluate(_TEXT))
+        return str(self.evaluate(_TEXT))
 
     def wait_for(self, *words: str, seconds: float = 600.0) -> str:
         """Until all these words are on the page; its text."""
@@ -92,17 +92,31 @@ class Browser:
 
     def click(self, words: str) -> None:
         """Click on what has this text, letters' case aside."""
-        assert self._evaluate(_CLICK.replace("WHAT", json.dumps(words.lower()))), f"nothing says '{words}'"
+        assert self.evaluate(_CLICK.replace("WHAT", json.dumps(words.lower()))), f"nothing says '{words}'"
 
     def count(self, css: str) -> int:
         """How many visible elements match a selector."""
-        return int(self._evaluate(_COUNT.replace("WHAT", json.dumps(css))))
+        return int(self.evaluate(_COUNT.replace("WHAT", json.dumps(css))))
 
     def picture(self, path: Path) -> None:
         """A screenshot, as PNG."""
         path.write_bytes(base64.b64decode(self._say("Page.captureScreenshot", format="png")["data"]))
 
-    def _evaluate(self, code: str) -> Any:
+    def drag(self, css: str) -> None:
+        """Draw with the mouse across the middle of the first visible element that matches."""
+        code = (
+            "(what => { const e = [...document.querySelectorAll(what)].filter(e => e.getBoundingClientRect().width > 0)"
+            "[0]; e.scrollIntoView({block: 'center'}); const r = e.getBoundingClientRect();"
+            "return [r.x, r.y, r.width, r.height]; })(WHAT)"
+        )
+        x, y, width, height = self.evaluate(code.replace("WHAT", json.dumps(css)))
+        middle = {"y": y + height / 2, "button": "left", "buttons": 1, "clickCount": 1}
+        kinds = ["mousePressed", *["mouseMoved"] * 20, "mouseReleased"]
+        for k, kind in enumerate(kinds):
+            self._say("Input.dispatchMouseEvent", type=kind, x=x + width * (0.35 + 0.3 * k / len(kinds)), **middle)
+
+    def evaluate(self, code: str) -> Any:
+        """The value of JavaScript on the page."""
         answer = self._say("Runtime.evaluate", expression=code, returnByValue=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")

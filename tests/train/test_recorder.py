@@ -28,7 +28,7 @@ def recorded(run):
     """What anybody reads in the file, and what TensorBoard shows."""
     rows = [(row["step"], row["loss"]) for row in map(json.loads, run.metrics.read_text().splitlines())]
     events = EventAccumulator(str(run.tensorboard)).Reload()
-    return rows, [(event.step, event.value) for event in events.Scalars("train/loss")], events.Tags()["images"]
+    return rows, [(event.step, event.value) for event in events.Scalars("loss/train")], events.Tags()["images"]
 
 
 def test_after_a_resume_each_step_stands_once(tmp_path):

@@ -1,0 +1,278 @@
+"""The demo page: it draws what the jobs make, says mistakes as sentences, and asks nothing of the internet."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent / "slurm"))
+from browser import CHROMIUM, Browser
+
+from pipeline import demo
+from pipeline.__main__ import main
+from pipeline.data.reader import Reader
+from pipeline.data.shards import open_shards
+from pipeline.demo import Studio, Wish
+from pipeline.runtime.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZE = tiny.SIZE
+
+
+def prepared(tmp_path_factory, **model):
+    cfg = tiny.config(tmp_path_factory.mktemp("demo"), model={**tiny.UNET, "condition": "class", **model})
+    tiny.prepare(cfg)
+    return tiny.run(cfg)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return prepared(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def studio(run):
+    return Studio([str(run.path)])
+
+
+def last(studio, wish):
+    *_, images = studio.draw(studio.settings(wish))
+    return images
+
+
+def by_command(line, capsys):
+    """Run what the page says; the path that it prints, if any."""
+    program, *words = shlex.split(line)
+    assert program == "mudi" and main(words) == 0
+    return capsys.readouterr().out.strip()
+
+
+def test_seed_k_is_image_k_of_the_sampling_job_to_the_bit(run, studio):
+    assert main(["sample", str(run.path)]) == 0
+    (directory,) = run.samples(12).iterdir()
+    made = Reader(open_shards(directory)).read(np.arange(24))
+    for seed, count in ((0, 4), (5, 8), (17, 1)):
+        assert np.array_equal(last(studio, Wish(seed, count)), made[seed : seed + count])
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        Wish(3, 5, label=1),
+        Wish(0, 16, guidance=2.5),
+        Wish(2, 3, sampler="ddpm", steps=4),
+        Wish(9, 2, 2, {}, "unipc", 3),
+    ],
+    ids=["class", "guidance", "sampler", "all"],
+)
+def test_the_command_line_of_the_page_makes_the_same_images(run, studio, wish, capsys):
+    cfg, before = studio.settings(wish), set(run.path.glob("samples/*/*"))
+    by_command(studio.command(cfg), capsys)
+    (directory,) = set(run.path.glob("samples/*/*")) - before
+    assert np.array_equal(Reader(open_shards(directory)).read(np.arange(wish.count)), last(studio, wish))
+
+
+def test_interpolations_and_repairs_are_what_their_command_lines_write(studio, tmp_path, capsys):
+    layer = np.zeros((SIZE * 4, SIZE * 4, 4), np.uint8)
+    layer[4:20, 8:24] = 255
+    given = {"background": np.full((SIZE * 4, SIZE * 4, 3), 90, np.uint8), "layers": [layer]}
+    found = [
+        demo.interpolated(studio, Wish(3, 1, label=2), 8, None, 5),
+        demo.interpolated(studio, Wish(3, 1, guidance=1.5), None, 2, 5),
+        demo.inpainted(studio, Wish(4, 3), given, tmp_path)[:2],
+    ]
+    for shown, line in found:
+        written = np.asarray(Image.open(by_command(line, capsys)))
+        assert np.array_equal(shown, written), line
+
+
+def test_between_two_classes_lie_the_images_of_both_at_the_ends(studio):
+    shown, _ = demo.interpolated(studio, Wish(3, 1, label=0), None, 2, 5)
+    ends = [last(studio, Wish(3, 1, label=c))[0, :, :, 0].astype(int) for c in (0, 2)]
+    small = np.asarray(Image.fromarray(shown))[:, :, 0]
+    factor = small.shape[1] // (5 * (SIZE + 2) + 2)
+    row = small[::factor, ::factor][2 : 2 + SIZE]
+    assert np.abs(row[:, 2 : 2 + SIZE] - ends[0]).max() <= 1
+    assert np.abs(row[:, 2 + 4 * (SIZE + 2) :][:, :SIZE] - ends[1]).max() <= 1
+
+
+def test_an_image_appears_as_it_forms(studio):
+    frames = list(studio.draw(studio.settings(Wish(0, 2, sampler="euler", steps=6))))
+    assert len(frames) == 7 and not np.array_equal(frames[0], frames[-1])
+    assert np.array_equal(frames[-2], frames[-1])  # the last estimate is the image
+
+
+def test_a_visitor_who_leaves_ends_the_work(studio):
+    import threading
+
+    before, frames = threading.active_count(), studio.draw(studio.settings(Wish(0, 2, sampler="euler", steps=100)))
+    next(frames)
+    frames.close()
+    while threading.active_count() > before:
+        time.sleep(0.01)
+
+
+def test_the_nearest_of_training_images_are_themselves(studio):
+    images = Reader(studio.train).read(np.array([7, 30, 59]))
+    found, words = studio.nearest(images)
+    assert np.array_equal(found, images) and words == "Nearest of 60 of 60"
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        (Wish(0, 17), "count: found 17, expected a whole number from 1 to 16"),
+        (Wish(-1, 1), "seed: found -1"),
+        (Wish(None, 1), "seed: found nothing"),
+        (Wish(0, 1, steps=201), "steps: found 201, expected a whole number from 1 to 200"),
+        (Wish(0, 1, label=9), "class: found number 9, expected one of small, middle, large"),
+        (Wish(0, 1, sampler="magic"), "magic"),
+        (Wish(0, 1, guidance=float("nan")), "guidance: found nan"),
+    ],
+)
+def test_a_bad_value_is_a_sentence(studio, wish, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        studio.settings(wish)
+
+
+@pytest.mark.parametrize("model", [tiny.GAME, tiny.VAE], ids=["gan", "vae"])
+def test_models_of_one_step_draw_too(tmp_path, model, capsys):
+    cfg = tiny.config(tmp_path, model=model, duration="2 steps", checkpoint_every="2 steps")
+    tiny.prepare(cfg)
+    run = tiny.run(cfg)
+    studio, wish = Studio([str(run.path)]), Wish(2, 4, label=1)
+    assert not studio.diffusion and not studio.paints
+    by_command(studio.command(studio.settings(wish)), capsys)
+    (directory,) = run.samples(2).iterdir()
+    assert np.array_equal(Reader(open_shards(directory)).read(np.arange(4)), last(studio, wish))
+
+
+@pytest.fixture(scope="module")
+def address(run, tmp_path_factory):
+    """Of a real page, in a process of its own, started in a folder that must stay empty."""
+    pytest.importorskip("gradio", reason="needs the extra 'demo'")
+    home = tmp_path_factory.mktemp("served")
+    (home / "cwd").mkdir()
+    (home / "tmp").mkdir()
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(home / "tmp"), "HOME": str(home / "home")}
+    words = [sys.executable, "-m", "pipeline", "demo", str(run.path)]
+    before = set(run.path.rglob("*"))
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(words, stdout=log, stderr=log, env=env, cwd=home / "cwd")
+    try:
+        end = time.monotonic() + 600
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+", text := (home / "log").read_text())):
+            assert process.poll() is None and time.monotonic() < end, text
+            time.sleep(0.1)
+        yield found[0]
+        assert "Traceback" not in (text := (home / "log").read_text()), text
+        assert not list((home / "cwd").iterdir()) and set(run.path.rglob("*")) == before
+    finally:
+        process.terminate()
+        process.wait()
+
+
+FILL = """(([label, value]) => { const box = [...document.querySelectorAll('label')].filter(
+    e => e.textContent.trim().startsWith(label)).map(e => e.querySelector('input')).filter(e => e)[0];
+    const set = Object.getOwnPropertyDescriptor(HTMLInputElement.prototype, 'value').set;
+    set.call(box, value); box.dispatchEvent(new Event('input', {bubbles: true}));
+    box.dispatchEvent(new Event('change', {bubbles: true})); box.blur(); return true; })(WHAT)"""
+PRESS = """(what => { const found = [...document.querySelectorAll('button')].filter(
+    e => e.textContent.trim() === what && e.getBoundingClientRect().width > 0).pop();
+    if (found) found.click(); return found !== undefined; })(WHAT)"""
+COMMAND = "document.querySelector('#command textarea').value"
+IMAGES = """[...document.querySelectorAll('img')].filter(
+    e => e.getBoundingClientRect().width > 50 && e.complete && e.naturalWidth > 50).length"""
+REQUESTED = "performance.getEntriesByType('resource').map(e => e.name).concat([location.href])"
+
+
+def press(page, name):
+    end = time.monotonic() + 600
+    while not page.evaluate(PRESS.replace("WHAT", json.dumps(name))):
+        assert time.monotonic() < end, f"no button {name}"
+        time.sleep(0.1)
+
+
+def until(page, code):
+    end = time.monotonic() + 600
+    while not page.evaluate(code):
+        assert time.monotonic() < end, (code, page.text())
+        time.sleep(0.1)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: Debian's package chromium is not installed")
+def test_a_visitor_draws_interpolates_and_inpaints_in_a_real_browser(address, tmp_path):
+    pictures = Path(os.environ.get("MUDI_PICTURES", tmp_path))
+    with Browser(tmp_path / "profile", size=(1300, 900)) as page:
+        page.open(address)
+        page.wait_for("seed of the first image", "guidance", "sampler")
+        press(page, "draw")
+        until(page, f"{COMMAND}.includes('mudi sample') && {IMAGES} > 0")
+        page.picture(pictures / "demo-draw.png")
+        page.evaluate(FILL.replace("WHAT", json.dumps(["steps", "500"])))
+        press(page, "draw")
+        text = page.wait_for("steps: found 500, expected a whole number from 1 to 200")
+        assert "Traceback" not in text
+        page.picture(pictures / "demo-refused.png")
+        page.evaluate(FILL.replace("WHAT", json.dumps(["steps", "3"])))
+        press(page, "interpolate")
+        time.sleep(0.5)
+        press(page, "interpolate")
+        until(page, f"{COMMAND}.includes('visualize') && {COMMAND}.includes('interpolate')")
+        until(page, f"{IMAGES} > 0")
+        page.picture(pictures / "demo-interpolate.png")
+        press(page, "inpaint")
+        press(page, "take the image of the seed")
+        until(page, "document.querySelectorAll('canvas').length > 0")
+        end = time.monotonic() + 600
+        while not page.evaluate(f"{COMMAND}.includes('--mask')"):  # again, where the image had not come yet
+            assert time.monotonic() < end, page.text()
+            page.drag("canvas")
+            time.sleep(1)
+            press(page, "inpaint")
+            time.sleep(2)
+        until(page, f"{IMAGES} > 0")
+        page.picture(pictures / "demo-inpaint.png")
+        outside = [url for url in page.evaluate(REQUESTED) if not url.startswith((address, "data:", "blob:"))]
+        assert outside == []
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: Debian's package chromium is not installed")
+def test_two_visitors_at_once_each_get_their_own(address, tmp_path):
+    with Browser(tmp_path / "one") as one, Browser(tmp_path / "two") as two:
+        for page, seed in ((one, "3"), (two, "11")):
+            page.open(address)
+            page.wait_for("seed of the first image")
+            page.evaluate(FILL.replace("WHAT", json.dumps(["seed of the first image", seed])))
+        for page in (one, two):
+            press(page, "draw")
+        for page, seed in ((one, "3"), (two, "11")):
+            until(page, f"{COMMAND}.includes('sample.first_seed={seed}') && {IMAGES} > 0")
+
+
+def test_it_listens_here_alone_and_answers(address):
+    port = int(address.rsplit(":", 1)[1])
+    listening = [
+        line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"
+    ]
+    assert [place for place in listening if place.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
+    with urllib.request.urlopen(address, timeout=60) as answer:
+        assert "fonts.googleapis" not in answer.read().decode()
+
+
+def test_without_gradio_it_says_what_to_install(run, tmp_path):
+    (tmp_path / "gradio.py").write_text("raise ImportError('none')")
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    words = [sys.executable, "-m", "pipeline", "demo", str(run.path)]
+    done = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "pip install 'mudi[demo]'" in done.stderr and "Traceback" not in done.stderr
