@@ -12,7 +12,7 @@ from data_prep.stage import finished, run_whole
 from pipeline.config.paths import data_directory
 from pipeline.config.registry import SOURCES
 from pipeline.config.schema import Config
-from pipeline.config.schema_sources import KnownSource
+from pipeline.config.schema_sources import GlyphSource, KnownSource
 from pipeline.runtime.errors import UserError
 
 VERSIONS = {"folder": 2, "webdataset": 2}  # raised when the same settings would list other images, or in another order
@@ -102,6 +102,9 @@ def _split_notes(cfg: Config, written: Written) -> list[str]:
 def find(cfg: Config, directory: Path) -> Listing:
     """The listing of a source; a source may put files of its own into `directory`."""
     source = cfg.data.source
+    if isinstance(source, GlyphSource) and source.needs_internet:
+        folder = fetch_files(source.urls, cfg.data_dir / "downloads" / "fonts")
+        source = source.model_copy(update={"fonts": folder, "choose": tuple(Path(f.name).stem for f in source.urls)})
     official = (official_files(cfg, source),) if isinstance(source, KnownSource) else ()
     listing: Listing = SOURCES[source.kind].load()(source, directory, *official)
     return listing

@@ -35,6 +35,7 @@ CLASSES = 3
 NARROW: dict[str, dict[str, Any]] = {
     "unet": {"width": 8, "groups": 4, "head_channels": 8, "blocks": 1},
     "simple_unet": {"width": 8, "heads": 2},
+    "additive_unet": {"width": 8},
     "dit": {"width": 16, "depth": 1, "heads": 2},
     "kl_autoencoder": {"width": 8, "groups": 4, "blocks": 1},
     "bottleneck_autoencoder": {"width": 8, "groups": 4},

@@ -172,10 +172,11 @@ Levels = Annotated[
 class DiffusionConfig(Settings):
     """The process that training learns to reverse."""
 
-    parametrisation: Literal["eps", "x0", "v", "flow", "edm"] = "edm"
+    parametrisation: Literal["eps", "x0", "x0_flow", "v", "flow", "edm"] = "edm"
     sigma_data: float = Field(0.5, gt=0)  # standard deviation of the data, for edm's scales and weighting
     levels: Levels = LogNormalLevels()
-    clock: Literal["auto", "log_sigma", "flow_time", "timestep"] = "auto"  # what the network is told of sigma
+    clock: Literal["auto", "log_sigma", "flow_time", "timestep", "none"] = "auto"  # what the network is told of sigma
+    noise: Literal["normal", "uniform"] = "normal"  # uniform: in (-1, 1), the whole range of pixels
     weighting: Literal["plain", "uniform", "snr", "min_snr", "edm"] = "plain"  # plain: error of the network's output
     min_snr_gamma: float = Field(5.0, gt=0)
     learned_uncertainty: bool = False  # EDM2: a small head balances the loss over noise levels
@@ -185,11 +186,11 @@ class DiffusionConfig(Settings):
     attribute_dropout: float = Field(0.0, ge=0, le=1)  # share of single attributes hidden, each on its own
 
     @property
-    def network_clock(self) -> Literal["log_sigma", "flow_time", "timestep"]:
+    def network_clock(self) -> Literal["log_sigma", "flow_time", "timestep", "none"]:
         """`clock` with auto resolved: the timestep for DDPM's networks, 1000 t for flow, ln(sigma) / 4 otherwise."""
         if self.clock != "auto":
             return self.clock
-        if self.parametrisation == "flow":
+        if self.parametrisation in ("flow", "x0_flow"):
             return "flow_time"
         vp = self.parametrisation in ("eps", "x0", "v")
         return "timestep" if vp and self.levels.kind == "ddpm" else "log_sigma"
@@ -207,7 +208,7 @@ class DiffusionConfig(Settings):
                 f"levels reach sigma_max = {self.levels.sigma_max:.6g}; float32 keeps one grey level of the image up to"
                 f" {SIGMA_LARGEST:.6g}: lower sigma_max, or beta_end or timesteps of a DDPM schedule"
             )
-        if self.parametrisation != "x0" and self.levels.sigma_min < SIGMA_SMALLEST:
+        if self.parametrisation not in ("x0", "x0_flow") and self.levels.sigma_min < SIGMA_SMALLEST:
             raise ValueError(
                 f"levels begin at sigma_min = {self.levels.sigma_min:.3g}; {self.parametrisation} divides by sigma and"
                 f" holds down to {SIGMA_SMALLEST:g} in float32: raise sigma_min, or use parametrisation=x0"
@@ -222,6 +223,11 @@ class DiffusionConfig(Settings):
             raise ValueError(
                 f"{' and '.join(wanting)} needs discrete timesteps, found levels.kind={self.levels.kind}:"
                 " set levels.kind=ddpm, or leave the setting at its default"
+            )
+        if self.noise == "uniform" and self.levels.kind == "ddpm":
+            raise ValueError(
+                "noise is uniform, but the steps and the bound of levels.kind=ddpm are those of normal noise:"
+                " use noise=normal, or levels.kind=uniform_flow"
             )
         return self
 
@@ -413,6 +419,7 @@ def sampling_problems(cfg: SamplerConfig, diffusion: DiffusionConfig, *, conditi
     """
     return [
         *_variance_problems(cfg, diffusion),
+        *_noise_problems(cfg, diffusion),
         *_grid_problems(cfg, diffusion),
         *_guidance_problems(cfg.guidance, diffusion, conditional=conditional),
     ]
@@ -428,6 +435,15 @@ def _variance_problems(cfg: SamplerConfig, diffusion: DiffusionConfig) -> Iterat
         yield (
             "sampler.variance: found large, the beta of a DDPM process, but diffusion.levels.kind is"
             f" {diffusion.levels.kind}. Use levels.kind=ddpm, or variance=small."
+        )
+
+
+def _noise_problems(cfg: SamplerConfig, diffusion: DiffusionConfig) -> Iterator[str]:
+    drawn = {"heun": cfg.churn.amount > 0, "ddim": bool(cfg.eta)}.get(cfg.kind, SAMPLERS[cfg.kind].noise)
+    if diffusion.noise == "uniform" and drawn:
+        yield (
+            f"sampler.kind: found {cfg.kind} with fresh noise, but diffusion.noise=uniform and a sum of two uniform"
+            " numbers is none. Use euler, heun, dpmpp_2m or unipc, or train with diffusion.noise=normal."
         )
 
 

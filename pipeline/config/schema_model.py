@@ -71,6 +71,21 @@ class SimpleUNetConfig(ModelConfig):
                 )
 
 
+@network("pipeline.models.additive_unet:AdditiveUNet", is_a="denoiser", objective="denoising")
+class AdditiveUNetConfig(ModelConfig):
+    """A U-Net without norms whose skips are added: what a first experiment without a time input builds."""
+
+    kind: Literal["additive_unet"]
+    condition: Literal["none"] = "none"
+    width: Positive = 64
+    multipliers: tuple[Positive, ...] = (1, 2, 4, 8, 16)  # one a level, from the image's size down by halves
+    noise_level: bool = False  # tell the noise level, added to every level's maps; false: the network sees x alone
+
+    def problems(self, image_size: int) -> Iterator[str]:
+        """Levels."""
+        yield from _halvings(self.multipliers, len(self.multipliers) - 1, image_size)
+
+
 @network("pipeline.models.unet:UNet", is_a="denoiser", objective="denoising", blocks=True)
 class UNetConfig(ModelConfig):
     """The ADM / DDPM++ class of U-Net."""
@@ -96,6 +111,7 @@ class UNetConfig(ModelConfig):
     embedding_scale: float = Field(1.0, gt=0)  # multiplies the noise level; fourier: deviation of the frequencies
     embedding_width: int | None = Field(None, ge=2)  # features of the noise level; None: width
     condition_width: Positive | None = None  # of the vector that tells blocks noise level and label; None: 4 * width
+    condition_channels: Positive | None = None  # tell the condition as so many constant channels of the input instead
 
     @property
     def attends_up(self) -> tuple[int, ...]:

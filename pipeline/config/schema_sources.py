@@ -91,12 +91,18 @@ class GlyphSource(Source):
     """Letters rendered from fonts, centred by their ink box. Labels are letters; each sample's json has the font."""
 
     kind: Literal["glyphs"]
-    fonts: Path | None = None  # a folder or tar of fonts; None: the ones that matplotlib ships
+    fonts: Path | None = None  # a folder or tar of fonts; None: those of `urls`, or the ones that matplotlib ships
+    urls: tuple[Download, ...] = ()  # fonts that `fetch` brings into <data_dir>/downloads/fonts where `fonts` is None
     choose: tuple[str, ...] = ()  # names of font files, without their ending, that are used; (): every usable one
     alphabet: str = Field("ABCDEFGHIJKLMNOPQRSTUVWXYZ", min_length=1)
     scales: tuple[float, ...] = (0.6, 0.75, 0.9)  # longer side of the ink box as a share of the image
     ink: int = Field(255, ge=0, le=255)
     paper: int = Field(0, ge=0, le=255)
+
+    @property
+    def needs_internet(self) -> bool:
+        """Whether fonts have to be downloaded."""
+        return self.fonts is None and bool(self.urls)
 
     def class_count(self) -> int | None:
         """How many classes there will be."""

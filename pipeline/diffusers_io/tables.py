@@ -324,6 +324,7 @@ UNET = Architecture(
         ("embedding_scale", lambda _: (1,), "diffusers takes the noise level as it is"),
         ("embedding_width", _features, "diffusers has as many features as the first level has channels"),
         ("condition", lambda _: ("class", "none"), "diffusers knows classes only"),
+        ("condition_channels", lambda _: (None,), "diffusers tells classes beside the noise level"),
     ),
     weights=(
         (r"^noise_embedding\.first\.", "time_embedding.linear_1."),

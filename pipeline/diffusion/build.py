@@ -69,7 +69,11 @@ def _clock(cfg: DiffusionConfig, table: Tensor | None) -> Callable[[Tensor], Ten
         if table is None:
             raise ValueError("the clock of DDPM's timesteps needs a process with levels.kind=ddpm")
         return partial(preconditioning.timestep, table=table)
-    return {"flow_time": preconditioning.flow_time, "log_sigma": preconditioning.log_sigma}[cfg.network_clock]
+    return {
+        "flow_time": preconditioning.flow_time,
+        "log_sigma": preconditioning.log_sigma,
+        "none": preconditioning.nothing,
+    }[cfg.network_clock]
 
 
 def _draw_sigma(levels: Levels) -> DrawSigma:

@@ -1,4 +1,4 @@
-"""What the network sees and what its output means: five parametrisations as rows of one table.
+"""What the network sees and what its output means: six parametrisations as rows of one table.
 
 Everywhere x = x0 + sigma * noise (noise is standard normal), and the denoiser is
 
@@ -9,6 +9,7 @@ where F is the network. A row says what F is trained to return, and in which sca
     row    F returns           x is seen as
     eps    noise               alpha * x, alpha = 1 / sqrt(1 + sigma^2)     (Ho et al. 2020)
     x0     x0                  alpha * x
+    x0_flow  x0                (1 - t) * x, t = sigma / (1 + sigma): image and noise in shares 1 - t and t
     v      alpha * noise       alpha * x                                    (Salimans & Ho 2022, appendix D)
            - alpha sigma * x0
     flow   noise - x0          (1 - t) * x, t = sigma / (1 + sigma)         (Liu et al. 2023: rectified flow)
@@ -65,6 +66,11 @@ def x0(sigma: Tensor) -> Row:
     return Row(skip=torch.zeros_like(sigma), out=torch.ones_like(sigma), inp=(1 + sigma**2).rsqrt())
 
 
+def x0_flow(sigma: Tensor) -> Row:
+    """The network returns the clean image, and sees (1 - t) * x0 + t * noise."""
+    return Row(skip=torch.zeros_like(sigma), out=torch.ones_like(sigma), inp=1 / (1 + sigma))
+
+
 def v(sigma: Tensor) -> Row:
     """The network returns the velocity on the circle between image and noise."""
     alpha = (1 + sigma**2).rsqrt()
@@ -92,6 +98,11 @@ def flow_time(sigma: Tensor) -> Tensor:
     return 1000 * sigma / (1 + sigma)
 
 
+def nothing(sigma: Tensor) -> Tensor:
+    """0 at every level: the network has to see by itself how much noise there is."""
+    return torch.zeros_like(sigma)
+
+
 def timestep(sigma: Tensor, *, table: Tensor) -> Tensor:
     """DDPM's t in [0, T - 1] with table[t] = sigma, between the entries by interpolation in ln(sigma).
 
@@ -112,7 +123,10 @@ def precondition(row: Callable[[Tensor], Row], clock: Callable[[Tensor], Tensor]
 def row_of(name: str, sigma_data: float) -> Callable[[Tensor], Row]:
     """The row called `name`; `sigma_data` is read by edm alone."""
     known = partial(edm, sigma_data=sigma_data)
-    rows: dict[str, Callable[[Tensor], Row]] = {"eps": eps, "x0": x0, "v": v, "flow": flow, "edm": known}
+    rows: dict[str, Callable[[Tensor], Row]] = {
+        **{"eps": eps, "x0": x0, "x0_flow": x0_flow},
+        **{"v": v, "flow": flow, "edm": known},
+    }
     if name not in rows:
         raise ValueError(f"found the parametrisation '{name}', expected one of {', '.join(rows)}")
     return rows[name]

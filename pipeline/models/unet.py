@@ -7,7 +7,7 @@ computes the same from the same weights (`pipeline.diffusers_io`).
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor, cat, nn
 
 from pipeline.config.schema_model import UNetConfig
 from pipeline.models.conditioning import NoiseEmbedding, build_condition
@@ -81,8 +81,10 @@ class UNet(nn.Module):
             shift=cfg.embedding_shift,
             order=cfg.embedding_order,
         )
-        self.condition = build_condition(cfg.condition, embedding_width, classes=classes, attributes=attributes)
-        self.conv_in = convolution(shape[0], widths[0])
+        told = cfg.condition_channels or embedding_width
+        self.condition = build_condition(cfg.condition, told, classes=classes, attributes=attributes)
+        tiled = cfg.condition_channels or 0 if self.conditional else 0
+        self.conv_in = convolution(shape[0] + tiled, widths[0])
         self.down, skip_widths = self._way_down(widths, shape[1])
         narrow = widths[-1]
         self.middle = DownLevel([self._block(narrow, narrow)], self._attentions(narrow, int(cfg.attends_middle)), None)
@@ -114,7 +116,11 @@ class UNet(nn.Module):
         if self.condition is not None:
             if condition is None:
                 raise ValueError("a conditional network was called without a condition: pass labels, or 'unknown'")
-            embedding = embedding + self.condition(condition)
+            told = self.condition(condition)
+            if self.cfg.condition_channels:
+                x = cat([x, told[:, :, None, None].to(x.dtype).expand(-1, -1, *x.shape[2:])], dim=1)
+            else:
+                embedding = embedding + told
         embedding = nn.functional.silu(embedding)
         maps = [self.conv_in(x)]
         for level in self.down:

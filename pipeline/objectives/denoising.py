@@ -72,7 +72,7 @@ class Denoising:
     def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """Loss at a random noise level, [B]. All draws are functions of the visit."""
         x0, sigma = self._space.clean(batch), _per_image(batch.draws["sigma"], batch)
-        noise = normal(self._seed, Stream.NOISE, batch.visits, shape=self._shape, dtype=batch.images.dtype)
+        noise = self._noise(Stream.NOISE, batch.visits, dtype=batch.images.dtype)
 
         told = {"augmented": batch.draws["augmented"]} if self._augmentation is not None else {}
 
@@ -86,7 +86,7 @@ class Denoising:
     def validate(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """The same loss, labels shown, with noise levels spread evenly over the images and noise that never changes."""
         u = (batch.visits.double() * GOLDEN + 0.5) % 1  # any number of images in a row covers (0, 1) evenly
-        noise = normal(self._seed, Stream.VALIDATION, batch.visits, shape=self._shape, dtype=batch.images.dtype)
+        noise = self._noise(Stream.VALIDATION, batch.visits, dtype=batch.images.dtype)
         shown = self._conditions.told(batch.labels, batch.attributes)
         x0, sigma = (
             self._space.clean(batch, draw=1),
@@ -154,12 +154,17 @@ class Denoising:
         )
 
     def noise(self, seeds: Tensor, stream: Stream, draw: int = 0) -> Tensor:
-        """Standard normal noise [B, d, h, w] of each seed, of the shape that the network sees."""
-        return normal(self._seed, stream, seeds, shape=self._shape, draw=draw)
+        """Noise [B, d, h, w] of each seed, of the process's kind and of the shape that the network sees."""
+        return self._noise(stream, seeds, draw=draw)
 
     def images(self, x0: Tensor) -> Tensor:
         """Images [B, C, H, W] of what the network sees: the same, or decoded latents."""
         return self._space.images(x0)
+
+    def _noise(self, stream: Stream, numbers: Tensor, *, draw: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+        if self._cfg.noise == "uniform":
+            return 2 * uniform(self._seed, stream, numbers, shape=self._shape, draw=draw, dtype=dtype) - 1
+        return normal(self._seed, stream, numbers, shape=self._shape, draw=draw, dtype=dtype)
 
     def _dropped(self, batch: Batch) -> Tensor | None:
         """The condition with whole images' labels and single attributes hidden at random."""

@@ -138,6 +138,20 @@ def test_a_data_set_is_fetched_and_prepared_from_its_addresses(server: Server, t
     assert (tmp_path / "downloads" / "cifar10" / "cifar-10-binary.tar.gz").read_bytes() == content
 
 
+def test_fonts_are_fetched_from_their_addresses(server: Server, shared: Path, tmp_path: Path) -> None:
+    """The ten fonts of the letters report, as `data=letters32` names them, from a server here."""
+    listed = config(tmp_path / "listed", data="letters32").data.source.urls
+    with tarfile.open(shared / "data" / "fonts_ten_latin_woff.tar") as archive:
+        for file in listed:
+            server.files[file.name] = archive.extractfile(f"./{file.name}").read()
+    addresses = ", ".join(f"{{name: {file.name}, url: '{server.url(file.name)}'}}" for file in listed)
+    cfg = config(tmp_path, f"data.source.urls=[{addresses}]", data="letters32")
+    prepare(cfg)
+    train, valid = split_of(cfg).manifest, split_of(cfg, "valid").manifest
+    assert len(listed) == 10 and train.classes == list("ABCDEFGH") and train.shape == (1, 32, 32)
+    assert train.count + valid.count == 10 * 8 * 4 and valid.count == 8 * 2 * 4
+
+
 @pytest.mark.parametrize("cut", [10, 400])
 def test_a_truncated_archive_at_hand_is_named(tmp_path: Path, cut: int) -> None:
     whole = gzip.compress(bytes(5000))

@@ -31,6 +31,7 @@ STEPS = build_process(DiffusionConfig(levels=DDPM))
     ({"levels": {"kind": "uniform_flow", "sigma_max": float("inf")}}, "finite"),
     ({"levels": {"kind": "log_normal", "sigma_min": 1e-7}}, "edm divides by sigma"),
     ({"levels": {"kind": "ddpm", "timesteps": 15}}, "rescale_betas"),
+    ({"levels": {"kind": "ddpm"}, "noise": "uniform"}, "use noise=normal"),
     ({"levels": {"kind": "ddpm", "beta_end": 0.5, "rescale_betas": False}}, "float32 keeps one grey level"),
     ({"levels": {"kind": "ddpm", "beta_start": 0.03}}, "noise must grow"),
     ({"learned_variance": True}, "learned_variance needs discrete timesteps"),
@@ -136,3 +137,13 @@ def test_no_name_falls_back_to_another(build: Callable[[], object]) -> None:
     """Settings refuse unknown names; what is built from them must not depend on that."""
     with pytest.raises((ValueError, KeyError, UserError), match=r"other|levels.kind=ddpm"):
         build()
+
+
+@pytest.mark.parametrize(("sampler", "refused"), [
+    ({"kind": "ddpm"}, True), ({"kind": "heun", "churn": {"amount": 5}}, True), ({"kind": "ddim", "eta": 0.5}, True),
+    ({"kind": "heun"}, False), ({"kind": "ddim"}, False), ({"kind": "euler"}, False),
+])  # fmt: skip
+def test_samplers_with_fresh_noise_want_normal_noise(sampler: dict[str, Any], refused: bool) -> None:
+    diffusion = DiffusionConfig(levels={"kind": "uniform_flow"}, noise="uniform", parametrisation="x0_flow")
+    problems = sampling_problems(SamplerConfig(**sampler), diffusion, conditional=False)
+    assert any("fresh noise" in problem for problem in problems) is refused

@@ -1,4 +1,4 @@
-"""Five parametrisations are five ways to say the same thing."""
+"""Six parametrisations are six ways to say the same thing."""
 
 import pytest
 import torch
@@ -39,13 +39,18 @@ def _flow(z: Tensor, sigma: Tensor) -> Tensor:
     return (z - (1 - time) * x0) / time - x0
 
 
+def _x0_flow(z: Tensor, sigma: Tensor) -> Tensor:
+    time = sigma / (1 + sigma)
+    return DATA.estimate(z, signal=1 - time, noise=time)
+
+
 def _edm(z: Tensor, sigma: Tensor) -> Tensor:
     data, x = 0.5, z * (sigma**2 + 0.25).sqrt()
     skip, out = data**2 / (sigma**2 + data**2), sigma * data / (sigma**2 + data**2).sqrt()
     return (DATA.denoise(x, sigma) - skip * x) / out
 
 
-PERFECT = {"eps": _eps, "x0": _x0, "v": _v, "flow": _flow, "edm": _edm}
+PERFECT = {"eps": _eps, "x0": _x0, "x0_flow": _x0_flow, "v": _v, "flow": _flow, "edm": _edm}
 
 
 @pytest.mark.parametrize("name", PERFECT)

@@ -116,6 +116,18 @@ def test_euler_in_the_time_of_flow_is_euler_in_sigma() -> None:
     torch.testing.assert_close(samplers.euler(DATA.denoise, x, sigmas), z, rtol=1e-10, atol=1e-10)
 
 
+def test_mixing_in_the_prediction_step_by_step_is_euler_in_the_time_of_flow() -> None:
+    """x <- x (1 - 1 / (n - i)) + prediction / (n - i), as a first report samples from noise alone."""
+    n, sigma_max = 10, 1e6
+    sigmas, x = grids.flow(sigma_max, n), sigma_max * _start() / HIGH
+    z = x / (1 + sigma_max)
+    for i in range(n):
+        share = (n - i) / n * sigma_max / (1 + sigma_max)
+        prediction = DATA.estimate(z, signal=1 - share, noise=share)
+        z = z * (1 - 1 / (n - i)) + prediction / (n - i)
+    torch.testing.assert_close(samplers.euler(DATA.denoise, x, sigmas), z, rtol=1e-8, atol=1e-8)
+
+
 def test_ddim_reaches_from_euler_to_ancestral() -> None:
     x, sigmas = _start(), grids.karras(0.01, HIGH, 15)
     fresh = torch.randn(15, *x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -6,7 +6,8 @@ import shutil
 import pytest
 import torch
 
-from pipeline.config.schema_model import DiTConfig, SimpleUNetConfig, UNetConfig
+from pipeline.config.load import config_from
+from pipeline.config.schema_model import AdditiveUNetConfig, DiTConfig, SimpleUNetConfig, UNetConfig
 from pipeline.models.build import build_network, count_parameters
 from pipeline.models.conditioning import FourierFeatures, sinusoid
 from pipeline.models.unet import UNet
@@ -18,6 +19,7 @@ NETWORKS = {
     "unet_conv_fourier": UNET.model_copy(
         update={"resample": "conv", "embedding": "fourier", "embedding_width": 7, "scale_shift": False}
     ),
+    "unet_class_channels": UNET.model_copy(update={"condition_channels": 4}),
     "simple_unet": SimpleUNetConfig(kind="simple_unet", width=8, multipliers=(1, 2), attention=(4,), heads=2),
     "dit": DiTConfig(kind="dit", width=32, depth=2, heads=2),
 }
@@ -267,3 +269,19 @@ def test_a_compiled_network_computes_the_same(cfg):
     network, (x, noise, labels) = random_network(cfg).eval(), inputs()
     with torch.no_grad():
         assert torch.allclose(torch.compile(network)(x, noise, labels), network(x, noise, labels), atol=1e-5)
+
+
+@pytest.mark.parametrize(("version", "parameters"), [("1", 28_244_865), ("2", 1_707_009), ("3", 15_476_581)])
+def test_the_networks_of_the_letters_report_have_its_parameters(version, parameters):
+    """2 and 3 are counts of UNet2DModel of diffusers with 1 and 5 channels in, and 9 rows of 4 for the classes."""
+    cfg = config_from([f"experiment=letters32_v{version}", "cluster=local"])
+    network = build_network(cfg.model, shape=(1, 32, 32), classes=8)
+    assert count_parameters(network) == parameters
+
+
+def test_the_additive_unet_sees_the_noise_level_where_it_is_told_it():
+    for told in (False, True):
+        cfg = AdditiveUNetConfig(kind="additive_unet", width=8, multipliers=(1, 2, 4), noise_level=told)
+        network, (x, noise, _) = build_network(cfg, shape=SHAPE), inputs()
+        with torch.no_grad():
+            assert torch.equal(network(x, noise), network(x, noise + 0.5)) is not told

@@ -1,0 +1,46 @@
+"""docs/evaluation.md: every command means something, and every metric that it names is known."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config.load import config_from
+from pipeline.config.registry import known_metric
+from pipeline.runtime.cli import table_of
+from pipeline.score import settings_from
+from slurm import plan
+
+TEXT = (Path(__file__).resolve().parent.parent / "docs" / "evaluation.md").read_text()
+BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL))
+COMMANDS = [line for line in BLOCKS.splitlines() if line.startswith("python -m ")]
+SHELL = [line for line in BLOCKS.splitlines() if line and not line.startswith("python -m ")]
+TABLE = re.findall(r"^\| (`.*?) \|", TEXT, re.MULTILINE)
+
+
+def test_the_page_is_short() -> None:
+    assert len(TEXT.splitlines()) < 150 and len(COMMANDS) >= 7
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_means_something(command: str) -> None:
+    module, job, *words = shlex.split(command)[2:]
+    known: Any = table_of(module)
+    assert job in known
+    if job == "submit":
+        plan.derived(config_from(words))
+    elif job == "score":
+        settings_from(words[2:])
+    else:
+        known[job].parser(module).parse_known_args(words)
+
+
+def test_the_shell_commands_are_those_of_every_system() -> None:
+    assert {shlex.split(line)[0] for line in SHELL} <= {"mkdir", "ls", "head", "tail"}
+
+
+def test_every_metric_is_known() -> None:
+    names = [name for cell in TABLE for name in re.findall(r"`([^`]+)`", cell)]
+    assert len(names) > 15 and all(known_metric(name) for name in names)
