@@ -24,7 +24,7 @@ from pipeline.config.schema import Config
 from pipeline.config.schema_objectives import objective_kind
 from pipeline.data.images import encode
 from pipeline.data.latents import image_shape
-from pipeline.data.pictures import Pixels, to_uint8, write_picture
+from pipeline.data.pictures import Pixels, class_names, to_uint8, write_picture
 from pipeline.data.shards import (
     Layout,
     Sample,
@@ -277,7 +277,8 @@ def _end(images: SampleSet) -> None:
     if not (directory / "strip.png").is_file() and objective_kind(cfg).diffusion:
         seeds = torch.arange(min(cfg.sample.count, STRIP)) + cfg.sample.first_seed
         pixels = visualize.strip(visualize.load_model(cfg, images.run, step=images.step), seeds, frames=STRIP)
-        write_picture(directory / "strip.png", pixels, columns=STRIP)
+        names = class_names(images.data.manifest.classes, asked_for(cfg, seeds, images.data).labels.tolist())
+        write_picture(directory / "strip.png", pixels, columns=STRIP, names=names)
     tidy(directory, (shard["name"] for shard in read_manifest(directory).shards))
 
 
@@ -291,7 +292,9 @@ def grid(directory: Path) -> Path:
     each = min([max(GRID_COLUMNS // beside, 1), *map(len, classes)])
     chosen = np.concatenate([c[:each] for c in classes]) if classes else np.arange(min(GRID_COLUMNS**2, len(labels)))
     images: Pixels = np.stack([_pixels(shards, int(k)) for k in chosen])
-    return write_picture(directory / "grid.png", images, columns=each * beside)
+    drawn = class_names(shards.manifest.classes, [c for c, found in enumerate(by_class) if len(found)])
+    names = [", ".join(filter(None, drawn[k : k + beside])) for k in range(0, len(drawn), beside)]
+    return write_picture(directory / "grid.png", images, columns=each * beside, names=names)
 
 
 def _pixels(shards: ShardDirectory, k: int) -> Pixels:
