@@ -113,6 +113,24 @@ def test_classes_may_be_asked_for_by_name(trained, elsewhere):
         require(changed(cfg, classes=("q",)), "sample")
 
 
+def test_images_are_written_as_files_and_what_is_there_stays(by_command, tmp_path, capsys):
+    run, folder = by_command("files"), tmp_path / "png"
+    words = ["sample", str(run.path), "sample.first_seed=3", "sample.count=10", "--png", str(folder)]
+    assert main(words) == 0
+    names = sorted(p.name for p in folder.iterdir())
+    assert names[:3] == ["000003-small.png", "000004-middle.png", "000005-large.png"] and len(names) == 10
+    (directory,) = run.samples(12).iterdir()
+    shown = [np.asarray(Image.open(folder / name)) for name in names]
+    assert np.array_equal(np.stack(shown), pixels(directory)[0][..., 0])
+    before = {p: p.stat().st_mtime_ns for p in (*folder.iterdir(), *directory.iterdir())}
+    (folder / names[4]).unlink()
+    before.pop(folder / names[4])
+    assert main(words) == 0 and "1 PNG files written" in capsys.readouterr().err
+    assert before == {p: p.stat().st_mtime_ns for p in before} and (folder / names[4]).is_file()
+    (folder / names[0]).write_bytes(b"mine")
+    assert main(words) == 2 and f"{folder / names[0]} is there and holds another image" in capsys.readouterr().err
+
+
 def test_a_grid_names_its_rows(trained, elsewhere):
     """Each row has letters on the left, and nothing else is drawn there."""
     with Image.open(sample(trained[0], elsewhere("grid")) / "grid.png") as picture:

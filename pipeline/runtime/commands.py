@@ -85,8 +85,17 @@ JOBS = (
     Command(
         *("sample", "pipeline.sample:main", "make images from a checkpoint, each from its own seed"),
         words=_RUN,
-        options=(_STEP, _PART, "--partial  finish the set with the shards that are there"),
-        examples=(_EXAMPLE, f"{_EXAMPLE} sample.count=5000 sample.sampler.guidance.scale=2"),
+        options=(
+            _STEP,
+            _PART,
+            "--partial  finish the set with the shards that are there",
+            "--png FOLDER  also write each image as a file, 000042-rose.png for seed 42; what is there stays",
+        ),
+        examples=(
+            _EXAMPLE,
+            f"{_EXAMPLE} sample.count=5000 sample.sampler.guidance.scale=2",
+            f"{_EXAMPLE} 'sample.classes=[A, C]' sample.count=64 --png letters",
+        ),
     ),
     Command(
         *("evaluate", "pipeline.evaluate:main", "score sets of samples against reference statistics"),
