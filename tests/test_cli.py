@@ -99,7 +99,7 @@ def test_the_console_command_has_every_command_once():
         ("pipeline compare runs/a --out", "--out: expected one argument"),
         ("mudi cancel", "cancel what? For example: mudi cancel runs/glyphs16"),
         ("mudi train --dry-run", "train what? For example: mudi train runs/glyphs16"),
-        ("mudi settings trian.optim", "Did you mean 'train.optim'?"),
+        ("mudi list settings trian.optim", "Did you mean 'train.optim'?"),
     ],
 )
 def test_mistakes_are_answered_with_what_was_meant(capsys, words, hint):
@@ -135,7 +135,7 @@ ENDS = {
 @pytest.mark.parametrize(("error", "code"), ENDS.items(), ids=lambda value: type(value).__name__)
 def test_how_a_command_ends_is_its_exit_code(monkeypatch, capsys, error, code):
     for program, words, place in (
-        ("pipeline", ["settings", "x"], "pipeline.config.listing.settings"),
+        ("pipeline", ["list", "x"], "pipeline.runtime.inventory.main"),
         ("slurm", ["submit", "x"], "slurm.commands.submit"),
         ("mudi", ["prepare", "fetch", "x"], "data_prep.commands.fetch"),
     ):
@@ -150,7 +150,7 @@ def test_another_error_keeps_its_traceback(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "code"), [("pipeline settings", 141), ("slurm --help", 141), ("slurm plan experiment=glyphs16", 1)]
+    ("words", "code"), [("pipeline list settings", 141), ("slurm --help", 141), ("slurm plan experiment=glyphs16", 1)]
 )
 def test_a_reader_that_goes_away_is_no_error(words, code):
     """rich, which prints plans, ends a process with 1."""
@@ -169,22 +169,22 @@ def test_the_version_names_the_commit(capsys):
 
 
 def test_every_experiment_is_listed_with_a_line(capsys):
-    text = said(capsys, "mudi", "experiments")
+    text = said(capsys, "mudi", "list", "experiments")
     for name in groups()["experiment"]:
         assert f"\n{name}  " in f"\n{text}", name
 
 
 def test_settings_are_listed_with_type_default_and_comment(capsys):
-    text = " ".join(said(capsys, "mudi", "settings", "train").split())
+    text = " ".join(said(capsys, "mudi", "list", "settings", "train").split())
     assert "train.optim.lr number (> 0); default 0.0001" in text
     assert "train.optim.kind sgd | adam | adamw | muon; default adamw muon: AdamW for what is not a matrix" in text
     assert "train.workers whole number | null (>= 0); default null threads that read ahead" in text
-    text = " ".join(said(capsys, "mudi", "settings", "model").split())
+    text = " ".join(said(capsys, "mudi", "list", "settings", "model").split())
     assert (
         "model.kind simple_unet | unet | dit" in text
         and "model.scale_shift true | false; default true; of unet" in text
     )
-    assert "diffusion.levels.kind  log_normal | " in said(capsys, "mudi", "settings", "diffusion")
+    assert "diffusion.levels.kind  log_normal | " in said(capsys, "mudi", "list", "settings", "diffusion")
 
 
 @pytest.mark.parametrize("columns", ["60", "140"])

@@ -35,7 +35,7 @@ WORDS = {  # what may stand in `Command.words`
     "FOLDER": "a folder; of runs, where it may stand for a run directory",
     "JOB": "such as train; default: the one whose log is the newest",
     "PREFIX": "of names of settings",
-    "key=value": "a setting: `mudi settings` lists them",
+    "key=value": "a setting: `mudi list settings` lists them",
 }
 
 

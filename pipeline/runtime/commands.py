@@ -11,13 +11,23 @@ _OR_FOLDER = "Instead of DATA, a folder of shards."
 
 LISTS = (
     Command(
-        *("experiments", "pipeline.config.listing:experiments", "what configs/experiment has, a line each"),
-        examples=("",),
+        *("list", "pipeline.runtime.inventory:main", "runs, checkpoints, data, experiments, models, settings"),
+        words="runs|checkpoints|data|experiments|models|settings [FOLDER|RUN_DIR|PREFIX]",
+        more="Of runs and data, those in FOLDER (default: runs, data); of settings, those that begin with PREFIX.",
+        examples=("experiments", "settings train.optim", "runs", f"checkpoints {_EXAMPLE}", "data"),
     ),
     Command(
-        *("settings", "pipeline.config.listing:settings", "settings with their types, defaults and meanings"),
-        words="[PREFIX]",
-        examples=("train.optim", "cluster.train"),
+        *("rm", "slurm.remove:main", "remove runs, or prepared data that no run uses; it asks first"),
+        words="[RUN_DIR|DATA_DIR ...]",
+        more="Refused for what is under way, and for what a run or a sweep needs. Looked through: ./runs, ./sweeps and "
+        "the folders of what is to be removed.",
+        options=(
+            "--yes  do not ask",
+            "--unused  all prepared data that no run uses",
+            "--data FOLDER  of the data of --unused; default: data",
+            "--runs FOLDER...  where more runs lie, which may need it",
+        ),
+        examples=(_EXAMPLE, "runs/a runs/b --yes", "--unused"),
     ),
 )
 RUNS = (
