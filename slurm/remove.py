@@ -34,9 +34,7 @@ def main(
     paths = [Path(word) for word in words]
     for path in paths:
         if not (path / CONFIG_FILE).is_file() and not (path / "shards").is_dir():
-            raise UserError(
-                f"{path} is neither a run (with {CONFIG_FILE}) nor prepared data (with shards)."
-            )
+            raise UserError(f"{path} is neither a run (with {CONFIG_FILE}) nor prepared data (with shards).")
     known = _known([*runs, *(path.resolve().parent for path in paths)])
     if unused:
         used = {data_directory(launch.cfg).resolve() for launch in known}
