@@ -310,6 +310,11 @@ def longer(cfg: Config, run: RunDir, *, plan: Plan, step: int) -> str:
     )
 
 
+def device_name(device: torch.device) -> str:
+    """The card's name, or how many threads there are."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x {torch.get_num_threads()} threads"
+
+
 def _report(
     cfg: Config,
     run: RunDir,
@@ -341,6 +346,7 @@ def _report(
         "restart": os.environ.get("SLURM_RESTART_COUNT"),
         "world": line,
         "world_size": world.size,
+        "device": device_name(device),
         "duration": cfg.train.duration,
         "plan": asdict(plan),
         "numerics": numerics,

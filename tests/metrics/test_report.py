@@ -59,7 +59,7 @@ def test_the_usual_ones_come_first_then_distances() -> None:
 
 def test_each_kind_of_number_is_explained_once_and_says_which_way_is_better() -> None:
     found = meanings(METRICS)
-    assert [row[0] for row in found.rows][:2] == ["fd-domain, fd-domain-infinity", "accuracy-attributes"]
+    assert [row[0] for row in found.rows][:2] == ["fd-domain, fd-domain-infinity", "kid-domain"]
     assert {row[0]: row[1] for row in found.rows}["niqe"] == "lower"
     assert all(said for *_, said in found.rows)
     assert all(kind.meaning for kind in REGISTERED)
