@@ -54,9 +54,10 @@ def labels_for(cfg: Config, seeds: Tensor, train: Manifest) -> Tensor:
         shares = torch.tensor(train.class_counts, dtype=torch.float64).cumsum(0)
         drawn = uniform(cfg.seed, Stream.CLASSES, seeds, dtype=torch.float64) * shares[-1]
         return torch.searchsorted(shares, drawn, right=True).clamp(max=classes - 1)
-    for problem in classes_problems(plan, classes):
+    for problem in classes_problems(plan, train.classes):
         raise UserError(problem)
-    return torch.tensor(plan)[seeds % len(plan)]
+    numbers = [c if isinstance(c, int) else train.classes.index(c) for c in plan]
+    return torch.tensor(numbers)[seeds % len(numbers)]
 
 
 def attributes_for(cfg: Config, seeds: Tensor, train: ShardDirectory) -> Tensor | None:

@@ -6,6 +6,7 @@ only the shards that are missing.
 """
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from pipeline.config.schema import Config
 from pipeline.config.schema_objectives import objective_kind
 from pipeline.data.images import encode
 from pipeline.data.latents import image_shape
-from pipeline.data.pictures import Pixels, to_uint8, write_picture
+from pipeline.data.pictures import Pixels, class_names, to_uint8, write_picture
 from pipeline.data.shards import (
     Layout,
     Sample,
@@ -41,8 +42,8 @@ from pipeline.data.shards import (
     write_shard,
 )
 from pipeline.inference import Make, asked_for, image_maker
-from pipeline.runtime.errors import Incomplete
-from pipeline.runtime.files import read_json
+from pipeline.runtime.errors import Incomplete, UserError
+from pipeline.runtime.files import atomic_path, read_json
 from pipeline.runtime.parts import WHOLE, Part, this_world, writing
 from pipeline.runtime.progress import progress
 from pipeline.runtime.run_dir import COMMIT, RunDir, Step, existing_run, step_of
@@ -124,11 +125,19 @@ class SampleSet:
         return None
 
 
-def main(words: list[str], *, step: Step = None, part: Part = WHOLE, partial: bool = False) -> None:
+def main(
+    words: list[str], *, step: Step = None, part: Part = WHOLE, partial: bool = False, png: Path | None = None
+) -> None:
     """`python -m pipeline sample`."""
     run, cfg = existing_run(words)
     require(cfg, "sample")
-    sample(cfg, run, step=step, part=part, finish_partial=partial)
+    directory = sample(cfg, run, step=step, part=part, finish_partial=partial)
+    if png is None or not this_world().main:
+        return
+    if not (directory / MANIFEST).is_file():
+        print(f"--png: no file is written before the set is whole: say it again then ({directory})", file=sys.stderr)
+        return
+    print(f"{write_pngs(directory, png)} PNG files written, the others are there already: {png}", file=sys.stderr)
 
 
 def sample(cfg: Config, run: RunDir, *, step: Step = None, part: Part = WHOLE, finish_partial: bool = False) -> Path:
@@ -277,8 +286,34 @@ def _end(images: SampleSet) -> None:
     if not (directory / "strip.png").is_file() and objective_kind(cfg).diffusion:
         seeds = torch.arange(min(cfg.sample.count, STRIP)) + cfg.sample.first_seed
         pixels = visualize.strip(visualize.load_model(cfg, images.run, step=images.step), seeds, frames=STRIP)
-        write_picture(directory / "strip.png", pixels, columns=STRIP)
+        names = class_names(images.data.manifest.classes, asked_for(cfg, seeds, images.data).labels.tolist())
+        write_picture(directory / "strip.png", pixels, columns=STRIP, names=names)
     tidy(directory, (shard["name"] for shard in read_manifest(directory).shards))
+
+
+def write_pngs(directory: Path, folder: Path) -> int:
+    """Each image of a finished sample set as a file, `000042-rose.png` for seed 42. Returns how many were written; what
+    is there stays.
+
+    Raises:
+        UserError: where a file of that name holds another image.
+    """
+    shards, written = open_shards(directory), 0
+    names = [re.sub(r"[^\w.-]+", "_", name) for name in shards.manifest.classes]
+    first = int(shards.manifest.made_from["seeds"][0])
+    with progress("png", len(shards.index)) as tick, writing(folder):
+        for k, row in enumerate(shards.index):
+            label = int(row["label"])
+            path = folder / f"{first + k:06d}{f'-{names[label]}' if label >= 0 else ''}.png"
+            data = _stored(shards, k)
+            if not path.is_file():
+                with atomic_path(path) as partial:
+                    partial.write_bytes(data)
+                written += 1
+            elif path.read_bytes() != data:
+                raise UserError(f"--png: {path} is there and holds another image. Give another folder, or empty it.")
+            tick(1)
+    return written
 
 
 def grid(directory: Path) -> Path:
@@ -291,12 +326,19 @@ def grid(directory: Path) -> Path:
     each = min([max(GRID_COLUMNS // beside, 1), *map(len, classes)])
     chosen = np.concatenate([c[:each] for c in classes]) if classes else np.arange(min(GRID_COLUMNS**2, len(labels)))
     images: Pixels = np.stack([_pixels(shards, int(k)) for k in chosen])
-    return write_picture(directory / "grid.png", images, columns=each * beside)
+    drawn = class_names(shards.manifest.classes, [c for c, found in enumerate(by_class) if len(found)])
+    names = [", ".join(filter(None, drawn[k : k + beside])) for k in range(0, len(drawn), beside)]
+    return write_picture(directory / "grid.png", images, columns=each * beside, names=names)
 
 
 def _pixels(shards: ShardDirectory, k: int) -> Pixels:
+    pixels: Pixels = shards.manifest.layout.decode(_stored(shards, k))
+    return pixels
+
+
+def _stored(shards: ShardDirectory, k: int) -> bytes:
+    """The file of an image, as it stands in its shard."""
     row = shards.index[k]
     with shards.shard_path(int(row["shard"])).open("rb") as file:
         file.seek(int(row["offset"]))
-        pixels: Pixels = shards.manifest.layout.decode(file.read(int(row["size"])))
-    return pixels
+        return file.read(int(row["size"]))

@@ -21,7 +21,7 @@ from pipeline import checkpoint
 from pipeline.config.autoencoder import require_latents
 from pipeline.config.paths import sample_set_name, tiling, training_shards
 from pipeline.config.schema import Config
-from pipeline.data.pictures import Pixels, to_uint8, write_picture
+from pipeline.data.pictures import Pixels, class_names, to_uint8, write_picture
 from pipeline.data.shards import ShardDirectory, open_shards
 from pipeline.diffusion import editing
 from pipeline.diffusion.build_sampler import Generator
@@ -88,9 +88,10 @@ def visualize(cfg: Config, run: RunDir, request: Request, *, step: Step = None, 
     _check(request)
     require_latents(cfg)
     found = step_of(checkpoint.step_to_read(run, cfg.sample.step if step is None else step).name) or 0
-    pixels, columns = _picture(load_model(cfg, run, step=found), request)
+    model = load_model(cfg, run, step=found)
+    pixels, columns = _picture(model, request)
     path = to or run.path / "visualizations" / step_name(found) / _name(cfg, request)
-    return write_picture(path, pixels, columns=columns)
+    return write_picture(path, pixels, columns=columns, names=_row_names(model, request, rows=len(pixels) // columns))
 
 
 def _seeds(text: str) -> list[int]:
@@ -140,6 +141,15 @@ def _picture(model: "Model", request: Request) -> tuple[Pixels, int]:
     if mask is None:
         return edited(model, image, seeds, sigmas=list(request.sigmas)), 1 + len(request.sigmas)
     return inpainted(model, image, seeds, mask=mask), 1 + len(seeds)
+
+
+def _row_names(model: "Model", request: Request, *, rows: int) -> list[str]:
+    """The class that each row shows; [] where rows are no seeds."""
+    if request.kind == "inpaint":
+        return []
+    labels = asked_for(model.cfg, torch.tensor(request.seeds), model.train).labels.tolist()
+    names = class_names(model.train.manifest.classes, labels[: len(labels) - (request.kind == "interpolate")])
+    return [names[row * len(names) // rows] for row in range(rows)]  # of strip --show both, two rows a seed
 
 
 def _name(cfg: Config, request: Request) -> str:

@@ -18,6 +18,7 @@ from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import read_json, write_text
 from slurm import ledger, snapshot
 from slurm.access import check_file, check_folder
+from slurm.costs import estimates
 from slurm.executor import allocation, batch_script, notice_of, python_of, sbatch_options, variables_over
 from slurm.graph import Job, ordered
 from slurm.progress import duration
@@ -28,11 +29,13 @@ from slurm.workflows import Launch, trained_autoencoder
 def show(launch: Launch, console: Console) -> None:
     """Print the graph with what is complete already, then the derived quantities. Commands stay in one line."""
     complete = launch.complete()
+    costs = estimates(launch.cfg, launch.jobs, train_images=train_images(launch.cfg))
     _say(console, f"{launch.run.path} on cluster={launch.cfg.cluster.name}", "")
     for job in ordered(launch.jobs):
         after = f", after {', '.join(job.parents)}" if job.parents else ""
         _say(console, f"{job.name}: {'complete: skipped' if complete[job.name] else 'to do'}{after}")
-        _say(console, f"  {job.command()}", f"  {asked(job.resources)}", "")
+        _say(console, f"  {job.command()}", f"  {asked(job.resources)}")
+        _say(console, "" if complete[job.name] else f"  estimate: {costs[job.name]}\n")
     for name, value in (quantities(launch) | _limits(launch)).items():
         _say(console, f"{name:14s} {value}")
     if objective_kind(launch.cfg).samples and launch.cfg.evaluate.inception.weights is None:

@@ -22,7 +22,7 @@ from pipeline.config.schema_cluster import ClusterConfig
 from pipeline.config.schema_objectives import objective_kind
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import content_hash, read_json
-from pipeline.runtime.run_dir import RunDir, create_run, overrides_for
+from pipeline.runtime.run_dir import RunDir, create_run, grows, overrides_for
 from slurm.access import check_folder
 from slurm.graph import Job, ancestors
 
@@ -58,6 +58,11 @@ class Launch:
     def autoencoder(self) -> RunDir:
         """The run of the autoencoder: this one, or the one whose latents it is trained on."""
         return self.run if self.cfg.latents is None else RunDir(self.cfg.latents.autoencoder.resolve())
+
+    @cached_property
+    def grows(self) -> bool:
+        """Whether the run is there with another duration, to which `submit` will take it."""
+        return grows(self.run, self.cfg)
 
     def complete(self) -> dict[str, bool]:
         """Whether what each job makes is complete, in the order of the graph."""
@@ -240,7 +245,7 @@ def _prepared(launch: Launch) -> bool:
 
 
 def _trained(launch: Launch) -> bool:
-    return launch.run.finished()
+    return launch.run.finished() and not launch.grows
 
 
 def _autoencoder_trained(launch: Launch) -> bool:
@@ -273,7 +278,7 @@ def result_of(launch: Launch, samples: Path) -> Path:
 
 def _sampled(launch: Launch) -> bool:
     samples = sample_set(launch)
-    if samples is None or not launch.run.finished() or not (samples / MANIFEST).is_file():
+    if samples is None or not _trained(launch) or not (samples / MANIFEST).is_file():
         return False
     return bool(read_json(samples / MANIFEST)["count"] >= launch.cfg.sample.count)
 

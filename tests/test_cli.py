@@ -1,9 +1,15 @@
 """The command lines: help for every command, mistakes, exit codes, and what is listed."""
 
+import contextlib
+import fcntl
 import os
+import pty
+import re
 import shlex
+import struct
 import subprocess
 import sys
+import termios
 import tomllib
 from importlib import import_module
 from importlib.util import find_spec
@@ -64,7 +70,7 @@ def test_an_example_is_what_the_command_takes(name):
     for example in command.examples:
         _, rest = parser.parse_known_args(shlex.split(example))
         assert not any(word.startswith("-") for word in rest)
-        if rest and rest[0].startswith(("experiment=", "data=")):
+        if rest and rest[0].startswith(("experiment=", "data=")) and not name.startswith("sweep "):
             from data_prep.commands import data_config
 
             data_config(rest) if command.program == "data_prep" else config_from(rest)
@@ -85,6 +91,7 @@ def test_the_console_command_has_every_command_once():
     ("words", "hint"),
     [
         ("mudi trian x", "error: no command 'trian'. Did you mean 'train'?"),
+        ("mudi sweep sbumit x", "Did you mean 'sweep submit'? `mudi sweep --help` lists all."),
         ("mudi prepare shrad x", "Did you mean 'prepare shard'?"),
         ("mudi shard x", "It is python -m data_prep shard"),
         ("pipeline submit x", "It is python -m slurm submit"),
@@ -99,7 +106,7 @@ def test_the_console_command_has_every_command_once():
         ("pipeline compare runs/a --out", "--out: expected one argument"),
         ("mudi cancel", "cancel what? For example: mudi cancel runs/glyphs16"),
         ("mudi train --dry-run", "train what? For example: mudi train runs/glyphs16"),
-        ("mudi settings trian.optim", "Did you mean 'train.optim'?"),
+        ("mudi list settings trian.optim", "Did you mean 'train.optim'?"),
     ],
 )
 def test_mistakes_are_answered_with_what_was_meant(capsys, words, hint):
@@ -135,7 +142,7 @@ ENDS = {
 @pytest.mark.parametrize(("error", "code"), ENDS.items(), ids=lambda value: type(value).__name__)
 def test_how_a_command_ends_is_its_exit_code(monkeypatch, capsys, error, code):
     for program, words, place in (
-        ("pipeline", ["settings", "x"], "pipeline.config.listing.settings"),
+        ("pipeline", ["list", "x"], "pipeline.runtime.inventory.main"),
         ("slurm", ["submit", "x"], "slurm.commands.submit"),
         ("mudi", ["prepare", "fetch", "x"], "data_prep.commands.fetch"),
     ):
@@ -150,7 +157,7 @@ def test_another_error_keeps_its_traceback(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "code"), [("pipeline settings", 141), ("slurm --help", 141), ("slurm plan experiment=glyphs16", 1)]
+    ("words", "code"), [("pipeline list settings", 141), ("slurm --help", 141), ("slurm plan experiment=glyphs16", 1)]
 )
 def test_a_reader_that_goes_away_is_no_error(words, code):
     """rich, which prints plans, ends a process with 1."""
@@ -169,22 +176,66 @@ def test_the_version_names_the_commit(capsys):
 
 
 def test_every_experiment_is_listed_with_a_line(capsys):
-    text = said(capsys, "mudi", "experiments")
+    text = said(capsys, "mudi", "list", "experiments")
     for name in groups()["experiment"]:
         assert f"\n{name}  " in f"\n{text}", name
 
 
 def test_settings_are_listed_with_type_default_and_comment(capsys):
-    text = " ".join(said(capsys, "mudi", "settings", "train").split())
+    text = " ".join(said(capsys, "mudi", "list", "settings", "train").split())
     assert "train.optim.lr number (> 0); default 0.0001" in text
     assert "train.optim.kind sgd | adam | adamw | muon; default adamw muon: AdamW for what is not a matrix" in text
     assert "train.workers whole number | null (>= 0); default null threads that read ahead" in text
-    text = " ".join(said(capsys, "mudi", "settings", "model").split())
+    text = " ".join(said(capsys, "mudi", "list", "settings", "model").split())
     assert (
         "model.kind simple_unet | unet | dit" in text
         and "model.scale_shift true | false; default true; of unet" in text
     )
-    assert "diffusion.levels.kind  log_normal | " in said(capsys, "mudi", "settings", "diffusion")
+    assert "diffusion.levels.kind  log_normal | " in said(capsys, "mudi", "list", "settings", "diffusion")
+
+
+def on_a_terminal(*words: str, columns: int = 60, **env: str) -> str:
+    """What a command prints on a terminal of so many columns."""
+    controller, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    clean = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR")}
+    env = {**clean, "TERM": "xterm-256color", **env}
+    process = subprocess.Popen([sys.executable, *words], stdin=terminal, stdout=terminal, stderr=terminal, env=env)
+    os.close(terminal)
+    text = b""
+    with contextlib.suppress(OSError):  # what a terminal says when nobody holds its other side
+        while part := os.read(controller, 65536):
+            text += part
+    os.close(controller)
+    assert process.wait() == 0, text.decode()
+    return text.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("name", ["", "sweep", "sweep plan", "prepare all", "visualize", "rm"])
+def test_help_is_read_on_sixty_columns(name):
+    code = "import sys; from pipeline.runtime import cli; sys.exit(cli.main('mudi', sys.argv[1:]))"
+    text = re.sub(r"\x1b\[[\d;]*m", "", on_a_terminal("-c", code, *name.split(), "--help"))
+    examples = [line for line in text.splitlines() if line.startswith("  mudi ") or "usage:" in line]
+    others = [line for line in text.splitlines() if line not in examples]
+    assert [line for line in others if len(line) > 60] == []
+    assert name in text
+
+
+RESULT = """
+from pipeline.metrics.report import show
+facts = {"reference": "train", "images": [500, 700], "dimensions": 64, "std": 0.003}
+show({"run": "r", "samples": {"set": "s", "count": 500}, "data": {"train": {"count": 700}}, "words": ["a word [x]"],
+      "metrics": {"fd-domain": 1.5, "kid-domain": -0.001}, "details": {"fd-domain": facts, "kid-domain": facts}})
+"""
+
+
+def test_a_result_is_read_on_sixty_columns_and_without_colours():
+    text = on_a_terminal("-c", RESULT)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", text)
+    assert max(map(len, plain.splitlines())) <= 60 and "\x1b[" in text
+    words = " ".join(re.sub(r"[^\w.\[\] -]", " ", plain).split())
+    assert "counts as 0" in words and "lower" in words and "a word [x]" in words
+    assert not re.search(r"\x1b\[[\d;]*3[0-7]", on_a_terminal("-c", RESULT, NO_COLOR="1"))
 
 
 @pytest.mark.parametrize("columns", ["60", "140"])

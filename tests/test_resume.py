@@ -13,7 +13,11 @@ import pytest
 import tiny
 
 from pipeline import checkpoint
-from pipeline.runtime.run_dir import FINISHED, RunDir, step_name
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import append_line, read_lines
+from pipeline.runtime.run_dir import COMMIT, FINISHED, RunDir, create_run, open_run, step_name
+from pipeline.runtime.run_lock import only_trainer
+from pipeline.train.optim import lr_at
 
 STEPS = 80
 OFTEN = {
@@ -182,3 +186,47 @@ def test_finished_run_does_nothing(tmp_path):
     before = {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file()}
     tiny.run(cfg)
     assert {p: p.stat().st_mtime_ns for p in run.path.rglob("*") if p.is_file()} == before
+
+
+def test_a_finished_run_goes_on_to_a_longer_duration_as_if_it_had_always_had_it(tmp_path):
+    whole = tiny.config(tmp_path, name="whole", duration="20 steps")
+    short, longer = (tiny.config(tmp_path, name="cut", duration=f"{steps} steps") for steps in (10, 20))
+    tiny.prepare(whole)
+    expected = tiny.run(whole)
+    assert tiny.run(short).finished()
+    run = tiny.run(longer)
+    assert run.finished() and tiny.fingerprint(run, 20) == tiny.fingerprint(expected, 20)
+    steps = [row["step"] for row in tiny.history(run) if "loss" in row]
+    assert steps == sorted(set(steps)) and steps[-1] == 20
+    assert [start["duration"] for start in read_lines(run.starts)] == ["10 steps", "20 steps"]
+    assert open_run(run.path)[1].train.duration == "20 steps"
+    log = (tmp_path / "runs" / "cut.log").read_text()
+    assert "10 steps before, 20 now, from step 10 on; train.optim.schedule=constant does not depend on it" in log
+    with pytest.raises(UserError, match="has trained 20 steps already"):
+        create_run(short)
+    assert run.finished() and open_run(run.path)[1].train.duration == "20 steps"
+
+
+def test_a_schedule_that_depends_on_the_duration_says_what_a_longer_one_does(tmp_path):
+    optim = {"lr": 1e-3, "schedule": "cosine"}
+    short, longer = (tiny.config(tmp_path, duration=f"{steps} steps", optim=optim) for steps in (6, 12))
+    tiny.prepare(short)
+    tiny.run(short)
+    run = tiny.run(longer)
+    assert "the learning rate goes on from 0.0005 instead of 0" in (tmp_path / "runs" / "tiny.log").read_text()
+    last = [lr_at(step, cfg=longer.train.optim, total_steps=12, warmup_steps=0) for step in (10, 11)]
+    assert [row["lr"] for row in tiny.history(run) if row["step"] == 12] == [pytest.approx(sum(last) / 2)]
+
+
+def test_a_run_that_trains_or_stopped_by_itself_takes_no_other_duration(tmp_path):
+    cfg, other = (tiny.config(tmp_path, duration=f"{steps} steps") for steps in (12, 24))
+    run = create_run(cfg)
+    with only_trainer(run.lock), pytest.raises(UserError, match=rf"process {os.getpid()} on .* is training it"):
+        create_run(other)
+    run.checkpoint(6).mkdir(parents=True)
+    (run.checkpoint(6) / COMMIT).write_text("{}")
+    (run.checkpoints / FINISHED).write_text("{}")
+    append_line(run.starts, {"plan": {"total_steps": 12}})
+    with pytest.raises(UserError, match=r"train.early_stop ended it at step 6"):
+        create_run(other)
+    assert open_run(run.path)[1].train.duration == "12 steps"

@@ -17,7 +17,9 @@ from PIL import Image
 
 from pipeline import sample as job
 from pipeline.__main__ import main
+from pipeline.config.needs import require
 from pipeline.data.images import encode
+from pipeline.data.pictures import tile
 from pipeline.data.reader import Reader
 from pipeline.data.shards import Layout, Sample, finish, open_shards, read_manifest, shard_name, write_shard
 from pipeline.inference import labels_for
@@ -98,6 +100,44 @@ def test_classes_are_as_asked(trained, elsewhere):
     train = read_manifest(cfg.data_dir / next(cfg.data_dir.iterdir()).name / "shards" / "train")
     drawn = labels_for(changed(cfg, classes="training"), torch.arange(6000), train)
     assert torch.bincount(drawn).double().numpy() / 6000 == pytest.approx([1 / 3] * 3, abs=0.03)
+
+
+def test_classes_may_be_asked_for_by_name(trained, elsewhere):
+    cfg = trained[0]
+    by_name = sample(changed(cfg, classes=("large", 0)), elsewhere("names"))
+    by_number = sample(changed(cfg, classes=(2, 0)), elsewhere("numbers"))
+    assert all(np.array_equal(one, other) for one, other in zip(pixels(by_name), pixels(by_number), strict=True))
+    with pytest.raises(UserError, match=r"found 'lagre', which the data has not. Did you mean 'large'\?"):
+        sample(changed(cfg, classes=("lagre",)), elsewhere("wrong"))
+    with pytest.raises(UserError, match=r"found 'q', which the data has not. It has small, middle, large."):
+        require(changed(cfg, classes=("q",)), "sample")
+
+
+def test_images_are_written_as_files_and_what_is_there_stays(by_command, tmp_path, capsys):
+    run, folder = by_command("files"), tmp_path / "png"
+    words = ["sample", str(run.path), "sample.first_seed=3", "sample.count=10", "--png", str(folder)]
+    assert main(words) == 0
+    names = sorted(p.name for p in folder.iterdir())
+    assert names[:3] == ["000003-small.png", "000004-middle.png", "000005-large.png"] and len(names) == 10
+    (directory,) = run.samples(12).iterdir()
+    shown = [np.asarray(Image.open(folder / name)) for name in names]
+    assert np.array_equal(np.stack(shown), pixels(directory)[0][..., 0])
+    before = {p: p.stat().st_mtime_ns for p in (*folder.iterdir(), *directory.iterdir())}
+    (folder / names[4]).unlink()
+    before.pop(folder / names[4])
+    assert main(words) == 0 and "1 PNG files written" in capsys.readouterr().err
+    assert before == {p: p.stat().st_mtime_ns for p in before} and (folder / names[4]).is_file()
+    (folder / names[0]).write_bytes(b"mine")
+    assert main(words) == 2 and f"{folder / names[0]} is there and holds another image" in capsys.readouterr().err
+
+
+def test_a_grid_names_its_rows(trained, elsewhere):
+    """Each row has letters on the left, and nothing else is drawn there."""
+    with Image.open(sample(trained[0], elsewhere("grid")) / "grid.png") as picture:
+        page = np.asarray(picture.convert("L"))
+    margin = page.shape[1] - tile(np.zeros((1, tiny.SIZE, tiny.SIZE, 1), np.uint8), columns=8).shape[1] * (640 // 82)
+    rows = np.array_split(page[:, :margin] < 128, 3)
+    assert all(row.any() for row in rows) and rows[1].any(0).sum() > rows[0].any(0).sum()  # "middle" is the longer
 
 
 def test_autoguidance_by_an_earlier_checkpoint(trained, elsewhere):

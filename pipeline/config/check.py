@@ -107,13 +107,20 @@ def _classes(cfg: Config) -> Iterator[str]:
             "be asked for a class. Use sample.classes=uniform, or train with model.condition=class."
         )
     elif isinstance(cfg.sample.classes, tuple) and (classes := class_count(cfg.data)):
-        yield from classes_problems(cfg.sample.classes, classes)
+        numbers = [c for c in cfg.sample.classes if isinstance(c, int)]  # names are known once the data is prepared
+        yield from classes_problems(numbers, [""] * classes)
 
 
-def classes_problems(asked: tuple[int, ...], classes: int) -> Iterator[str]:
-    """What is wrong with the classes asked for, where the data has so many."""
-    if wrong := [c for c in asked if not 0 <= c < classes]:
-        yield f"sample.classes: found {wrong}, but the data has classes 0 to {classes - 1}."
+def classes_problems(asked: Sequence[int | str], names: Sequence[str]) -> Iterator[str]:
+    """What is wrong with the classes asked for by number or name, where the data has those `names`."""
+    if wrong := [c for c in asked if isinstance(c, int) and not 0 <= c < len(names)]:
+        yield f"sample.classes: found {wrong}, but the data has classes 0 to {len(names) - 1}."
+    for name in asked:
+        if isinstance(name, str) and (names.count(name) != 1):
+            some = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            hint = did_you_mean(name, names) or f" It has {some}."
+            known = f"{names.count(name)} classes of the data have that name: give a number." if name in names else ""
+            yield f"sample.classes: found '{name}', " + (known or f"which the data has not.{hint}")
 
 
 def _attributes(cfg: Config) -> Iterator[str]:

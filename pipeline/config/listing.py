@@ -44,18 +44,28 @@ class Setting(NamedTuple):
 
 def experiments(words: list[str]) -> None:
     """Print each experiment with the first line of its file's comment."""
+    _choices(words, "experiment")
+    print("\nOne of them: python -m slurm plan experiment=NAME\nthen: python -m slurm submit experiment=NAME")
+
+
+def models(words: list[str]) -> None:
+    """Print each model of configs/model with the first line of its file's comment."""
+    _choices(words, "model")
+    print("\nOne of them: model=NAME. Its settings: python -m pipeline list settings model")
+
+
+def _choices(words: list[str], group: str) -> None:
     if words:
-        raise UserError(f"experiments: found '{words[0]}', expected nothing: it lists all.")
-    for path in sorted((CONFIG_ROOT / "experiment").glob("*.yaml")):
+        raise UserError(f"list {group}s: found '{words[0]}', expected nothing: it lists all.")
+    for path in sorted((CONFIG_ROOT / group).glob("*.yaml")):
         comments = [line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
-        print(_wrapped(f"{path.stem}  ", next((c for c in comments if not c.startswith("@")), "")))
-    print("\nOne of them: mudi plan experiment=NAME, then mudi submit experiment=NAME")
+        print(wrapped(f"{path.stem}  ", next((c for c in comments if not c.startswith("@")), "")))
 
 
 def settings(words: list[str]) -> None:
     """Print all settings, or those below a prefix; a setting of some kinds alone with their names."""
     if len(words) > 1:
-        raise UserError(f"settings: found {' '.join(words)}, expected one prefix, such as train.optim.")
+        raise UserError(f"list settings: found {' '.join(words)}, expected one prefix, such as train.optim.")
     found: dict[Setting, list[str]] = {}
     for kind, setting in _settings(Config, ""):
         found.setdefault(setting, []).append(kind)
@@ -63,18 +73,21 @@ def settings(words: list[str]) -> None:
     shown = {s: kinds for s, kinds in found.items() if not prefix or f"{s.key}.".startswith(f"{prefix}.")}
     if not shown:
         known = {".".join(parts[:n]) for parts in (s.key.split(".") for s in found) for n in range(1, len(parts) + 1)}
-        raise UserError(f"settings: found no setting '{prefix}'.{did_you_mean(prefix, sorted(known))}")
+        raise UserError(f"list settings: found no setting '{prefix}'.{did_you_mean(prefix, sorted(known))}")
     for setting, kinds in shown.items():
         facts = [setting.type, f"default {setting.default}" if setting.default else "no default"]
         facts += [f"of {', '.join(dict.fromkeys(kinds))}"] if any(kinds) else []
-        print(_wrapped(f"{setting.key}  ", "; ".join(facts)))
+        print(wrapped(f"{setting.key}  ", "; ".join(facts)))
         if setting.comment:
-            print(_wrapped("    ", setting.comment))
+            print(wrapped("    ", setting.comment))
 
 
-def _wrapped(start: str, text: str) -> str:
+def wrapped(start: str, text: str) -> str:
+    """A text after `start`, as wide as the terminal. Words are not cut."""
     columns = min(shutil.get_terminal_size().columns, 120)
-    return textwrap.fill(text, columns, initial_indent=start, subsequent_indent="    ", break_on_hyphens=False)
+    return textwrap.fill(
+        text, columns, initial_indent=start, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False
+    )
 
 
 def _settings(model: type[Settings], place: str, kind: str = "") -> Iterator[tuple[str, Setting]]:

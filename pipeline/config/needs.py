@@ -7,11 +7,13 @@ import importlib.util
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from pipeline.config.check import classes_problems
 from pipeline.config.load import autoencoder_config, listed
-from pipeline.config.paths import data_directory, run_directory
+from pipeline.config.paths import data_directory, run_directory, training_shards
 from pipeline.config.schema import Config
 from pipeline.config.schema_objectives import objective_of
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import read_json
 
 RECEIPT = Path("shards", "receipt.json")  # in the data directory: all shards are there
 _LIBRARY_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -90,6 +92,13 @@ def _autoencoder(cfg: Config) -> Iterator[str]:
         yield from _objective(autoencoder_config(cfg))
 
 
+def _classes(cfg: Config) -> Iterator[str]:
+    """Classes by name, once the data is prepared."""
+    manifest = training_shards(cfg) / "train" / "manifest.json"
+    if isinstance(cfg.sample.classes, tuple) and manifest.is_file():
+        yield from classes_problems(cfg.sample.classes, read_json(manifest)["classes"])
+
+
 def _guide(cfg: Config) -> Iterator[str]:
     """The weaker model of autoguidance; a checkpoint of this very run is there once it is trained."""
     weak = cfg.sample.sampler.guidance.weak
@@ -145,6 +154,7 @@ NEEDS = (
     ("train", _objective),
     ("reconstruct", _objective),
     ("sample", _guide),
+    ("sample", _classes),
     ("evaluate", _features),
     ("evaluate", _scorers),
 )

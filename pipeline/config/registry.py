@@ -222,6 +222,7 @@ class MetricKind(Kind):
     full: bool = True  # only in the deepest features of a network
     least: float | None = None  # what a smaller number counts as: that of an unbiased estimate
     note: Callable[[str, float], str] = lambda name, value: ""  # noqa: ARG005  # what a reader of one number should know
+    meaning: str = ""  # what its number says, for somebody who sees it for the first time
     version: int = 1  # raised when the same features would give other numbers
     variants: bool = True  # only VARIANTS follow its name; False: anything may
 

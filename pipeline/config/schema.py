@@ -133,7 +133,8 @@ class SampleConfig(Settings):
     batch: int = Field(256, ge=1)
     step: Annotated[int, Field(ge=0)] | Literal["best"] | None = None  # of the checkpoint; best: train.early_stop's
     weights: str = "average"  # "average", "network", or "power:0.05": a relative width of the EDM2 averages
-    classes: Literal["uniform", "training"] | tuple[int, ...] = "uniform"
+    # uniform: all in turn; training: as often as in training; or chosen ones in turn, by name or number: [rose, 3]
+    classes: Literal["uniform", "training"] | tuple[int | str, ...] = "uniform"
     # training: those of training images, drawn by seed; or chosen ones as {name: 0 or 1}, all others unknown
     attributes: Literal["training"] | dict[str, Annotated[int, Field(ge=0, le=1)]] = "training"
     sampler: SamplerConfig = SamplerConfig()

@@ -143,10 +143,43 @@ FRECHET, DOMAIN_DISTANCE = "fd", "fd-domain"
 CLASS_ACCURACY, ATTRIBUTE_ACCURACY = "accuracy-domain", "accuracy-attributes"
 
 
+_MEANINGS = {
+    "fd": "distance between two normal distributions fitted to features of both sets; 0: the same. fid in Inception's",
+    "kid": "like fd, without its bias in small sets. Around 0, also below: no difference seen",
+    "is": "inception score: each image clearly of one class, all classes there. Knows nothing of the reference",
+    "accuracy-domain": "share of samples in which a classifier of the data sees the class that was asked for",
+    "accuracy-attributes": "share of asked attributes that a classifier of the data sees in the samples",
+    "precision": "share of samples that look like reference images: fidelity",
+    "recall": "share of reference images that samples come close to: variety",
+    "density": "like precision, counting how many reference images are near; 1 for the reference itself",
+    "coverage": "share of reference images with a sample near them; 1 for the reference itself",
+    "cmmd": "distance in CLIP's features that assumes no normal distribution; 0: the same",
+    "copy-rate": "share of samples nearer to a training image than almost all held-out images are",
+    "niqe": "distortion of single images, by their statistics alone",
+    "brisque": "distortion of single images, as people rated it",
+    "cnniqa": "distortion of single images, as a network learned it from ratings",
+    "compression": "how many times fewer numbers the latents have than the image",
+    "kl-per-dimension": "bits of information, in nats, that each number of the latents carries",
+    "dead-channels": "channels of the latents that carry nothing",
+    "psnr": "how exactly pixels are restored, in decibels; 25 is soft, 35 hard to tell from the original",
+    "ssim": "how well structure is restored; 1: exactly",
+    "l1": "mean absolute error of restored pixels",
+    "l2": "mean squared error of restored pixels",
+    "loss": "what training minimises, on images that it does not see",
+    "error": "mean squared error of the estimate",
+    "kl": "distance of the latents from a normal distribution, in nats",
+    "perceptual": "distance of restored images in a network's features",
+}
+
+
+def _metric(name: str, place: str = "", *, direction: Direction | None, **facts: Any) -> None:
+    metric(name, place, direction=direction, meaning=_MEANINGS[name], **facts)
+
+
 def _compared(name: str, function: str, direction: Direction, **facts: Any) -> None:
     """A metric of the features, or with needs=logits of the classes, that three of the networks give."""
     facts = {"usual": (name, f"{name}-domain"), **facts}
-    metric(name, f"{_SUITE}:{function}", direction=direction, networks=_COMPARED, **facts)
+    _metric(name, f"{_SUITE}:{function}", direction=direction, networks=_COMPARED, **facts)
 
 
 # In the features of a network. Frechet distances in Inception's are called fid and sfid, those of restored images begin
@@ -157,22 +190,22 @@ _compared("kid", "kernel", "minimize", least=0.0, note=_kid_below_zero)
 _compared("is", "class_score", "maximize", needs="logits")
 for _name, _needs in ((CLASS_ACCURACY, "logits"), (ATTRIBUTE_ACCURACY, "attributes")):
     _place = f"{_SUITE}:{_needs}_accuracy"
-    metric(_name, _place, direction="maximize", usual=(_name,), networks=("domain",), needs=_needs)
+    _metric(_name, _place, direction="maximize", usual=(_name,), networks=("domain",), needs=_needs)
 _compared("precision", "precision", "maximize", note=_knows_no_noise)
 _compared("recall", "recall", "maximize")
 _compared("density", "density", "maximize", usual=(), note=_knows_no_noise)
 _compared("coverage", "coverage", "maximize", usual=())
-metric("cmmd", f"{_SUITE}:clip_distance", direction="minimize", networks=("clip",))
+_metric("cmmd", f"{_SUITE}:clip_distance", direction="minimize", networks=("clip",))
 
 # Of single images; the others are measured by jobs in their own ways: copies, restoration, use of latents, losses.
-metric("copy-rate", direction="minimize", variants=False)
+_metric("copy-rate", direction="minimize", variants=False)
 for _name in ("niqe", "brisque", "cnniqa"):  # with the published weights all three grow with distortion
-    metric(_name, f"pipeline.metrics.quality:{_name}", direction="minimize", needs="image")
+    _metric(_name, f"pipeline.metrics.quality:{_name}", direction="minimize", needs="image")
 for _name in ("compression", "kl-per-dimension", "dead-channels"):
-    metric(_name, direction=None)
+    _metric(_name, direction=None)
 for _name in ("psnr", "ssim"):
-    metric(_name, direction="maximize", also=(f"mean_{_name}",))
+    _metric(_name, direction="maximize", also=(f"mean_{_name}",))
 for _name in ("l1", "l2"):
-    metric(_name, direction="minimize", also=(f"mean_{_name}",))
+    _metric(_name, direction="minimize", also=(f"mean_{_name}",))
 for _name in ("loss", "error", "kl", "perceptual"):
-    metric(_name, direction="minimize")
+    _metric(_name, direction="minimize")

@@ -1,11 +1,12 @@
 """Pictures for people: quantised pixels and contact grids."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from pipeline.runtime.files import atomic_path
@@ -13,6 +14,7 @@ from pipeline.runtime.files import atomic_path
 Pixels = npt.NDArray[np.uint8]
 WIDTH = 640  # small pictures are enlarged to about this many pixels
 _GAP = 2  # pixels between images of a grid
+_LETTERS, _LONGEST = 22, 28  # height in pixels, and number, of the letters before a row
 
 
 def to_uint8(images: Tensor) -> Pixels:
@@ -43,10 +45,30 @@ def enlarged(picture: Pixels, *, factor: int) -> Pixels:
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def write_picture(path: Path, images: Pixels, *, columns: int) -> Path:
-    """Images [B, H, W, C] in rows of `columns` as a PNG, large enough to look at."""
+def write_picture(path: Path, images: Pixels, *, columns: int, names: Sequence[str] = ()) -> Path:
+    """Images [B, H, W, C] in rows of `columns` as a PNG, large enough to look at; `names` stand before the rows."""
     picture = tile(images, columns=columns)
     picture = enlarged(picture, factor=max(round(WIDTH / picture.shape[1]), 1))
     with atomic_path(path) as partial:
-        Image.fromarray(picture).save(partial, "PNG")
+        Image.fromarray(_named(picture, names) if any(names) else picture).save(partial, "PNG")
     return path
+
+
+def _named(picture: Pixels, names: Sequence[str]) -> Pixels:
+    """A picture [H, W, 3] of as many rows as names, with the names in a margin on the left."""
+    height = picture.shape[0] / len(names)
+    font = ImageFont.load_default(size=min(_LETTERS, max(height - 2, 8)))
+    short = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}\u2026" for name in names]
+    margin = max(round(font.getlength(name)) for name in short) + 12
+    page = Image.new("RGB", (margin + picture.shape[1], picture.shape[0]), "white")
+    page.paste(Image.fromarray(picture), (margin, 0))
+    draw = ImageDraw.Draw(page)
+    for row, name in enumerate(short):
+        draw.text((margin - 6, round((row + 0.5) * height)), name, fill="black", font=font, anchor="rm")
+    return np.asarray(page)
+
+
+def class_names(names: Sequence[str], labels: Sequence[int]) -> list[str]:
+    """The names of some classes for a picture; "" for none, and where names only count the classes."""
+    counted = list(names) == [str(number) for number in range(len(names))]
+    return ["" if counted or label < 0 else names[label] for label in labels]

@@ -3,10 +3,11 @@
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pipeline.config.registry import METRICS, known_metric
 from pipeline.config.schema_metrics import ATTRIBUTE_ACCURACY, FRECHET
@@ -90,7 +91,29 @@ def blocks(result: Mapping[str, Any]) -> list[Block]:
 def _against(result: Mapping[str, Any], name: str, splits: Sequence[str]) -> list[str]:
     names = [name, *(f"{name}@{split}" for split in splits[1:])]
     metrics, details = result["metrics"], result["details"]
-    return [shown(metrics[n], details.get(n, {})) if n in metrics else "" for n in names]
+    return [_cell(n, metrics[n], details.get(n, {})) if n in metrics else "" for n in names]
+
+
+def _cell(name: str, value: float, details: Mapping[str, Any]) -> str:
+    """A value, and what it counts as where an unbiased estimate fell below the least that there is."""
+    kind = known_metric(name)
+    least = None if kind is None else 0.0 if kind.note(name, -1.0) and name.endswith("-infinity") else kind.least
+    return shown(value, details) + (f", counts as {least:g}" if least is not None and value < least else "")
+
+
+def meanings(names: Iterable[str]) -> Block:
+    """What the numbers of these names say, and which way is better; a row for each kind of number."""
+    rows: dict[str, list[str]] = {}
+    kinds = {}
+    for name in usual_first({name.partition("@")[0] for name in names}):
+        if (kind := known_metric(name)) is not None:
+            rows.setdefault(kind.name, []).append(name)
+            kinds[kind.name] = kind
+    better = {"minimize": "lower", "maximize": "higher", None: "neither"}
+    return Block(
+        ("number", "better", "what it says"),
+        tuple((", ".join(rows[n]), better[kind.direction], kind.meaning) for n, kind in kinds.items()),
+    )
 
 
 def remark(details: Mapping[str, Any]) -> str:
@@ -108,6 +131,15 @@ def remark(details: Mapping[str, Any]) -> str:
     return ", ".join(words)
 
 
+def _table(block: Block, *, justify: Literal["left", "right"] = "left") -> Table:
+    table = Table()
+    for number, column in enumerate(block.columns):
+        table.add_column(column, justify=justify if number else "left", overflow="fold")
+    for row in block.rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
 def show(result: Mapping[str, Any]) -> None:
     """Print a result as tables, and below them what a reader should know."""
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -115,14 +147,11 @@ def show(result: Mapping[str, Any]) -> None:
         f"{result['run']}, {result['samples']['set']}, {result['samples']['count']} images",
         style="bold",
         highlight=False,
+        markup=False,
     )
     for block in blocks(result):
-        table = Table(block.columns[0])
-        for column in block.columns[1:]:
-            table.add_column(column, justify="right")
-        for row in block.rows:
-            table.add_row(*row)
-        console.print(table)
+        console.print(_table(block, justify="right"))
+    console.print(_table(meanings(result["metrics"])))
     console.print("In brackets: 95% intervals. ±: standard deviation over subsets, splits or images.", highlight=False)
     for sentence in result["words"]:
-        console.print(f"- {sentence}", highlight=False)
+        console.print(f"- {sentence}", highlight=False, markup=False)

@@ -35,7 +35,7 @@ WORDS = {  # what may stand in `Command.words`
     "FOLDER": "a folder; of runs, where it may stand for a run directory",
     "JOB": "such as train; default: the one whose log is the newest",
     "PREFIX": "of names of settings",
-    "key=value": "a setting: `mudi settings` lists them",
+    "key=value": "a setting: `mudi list settings` lists them",
 }
 
 
@@ -228,8 +228,8 @@ def _run(program: str, words: list[str]) -> int:
     if words[0] == "--version":
         print(version())
         return 0
-    if program == "mudi" and words in (["prepare"], ["prepare", "-h"], ["prepare", "--help"]):
-        print(overview(program, "prepare"))
+    if set(words[1:]) <= {"-h", "--help"} and words[0] not in table_of(program) and _is_group(program, words[0]):
+        print(overview(program, words[0]))
         return 0
     command, rest = _found(program, words)
     parser = command.parser(program)
@@ -263,11 +263,16 @@ def _found(program: str, words: list[str]) -> tuple[Command, list[str]]:
     for length in (3, 2, 1):
         if (command := table.get(" ".join(words[:length]))) is not None:
             return command, words[length:]
-    stage = any(name.startswith(f"{words[0]} ") for name in table)  # `mudi prepare ...`: two words are a name
-    name = " ".join(words[: 1 + stage])
+    group = _is_group(program, words[0])  # two words are a name
+    name = " ".join(words[: 1 + group])
     elsewhere = [command for command in table_of("mudi").values() if command.name == name]
     near = f" It is {elsewhere[0].called(elsewhere[0].program)}." if elsewhere else did_you_mean(name, table)
-    raise UserError(f"no command '{name}'.{near} `{called(program)}{' prepare' * stage} --help` lists all.")
+    raise UserError(f"no command '{name}'.{near} `{called(program)}{f' {words[0]}' * group} --help` lists all.")
+
+
+def _is_group(program: str, word: str) -> bool:
+    """Whether names of several commands begin with the word, as `prepare` and `sweep`."""
+    return any(name.startswith(f"{word} ") for name in table_of(program))
 
 
 def version() -> str:

@@ -11,13 +11,23 @@ _OR_FOLDER = "Instead of DATA, a folder of shards."
 
 LISTS = (
     Command(
-        *("experiments", "pipeline.config.listing:experiments", "what configs/experiment has, a line each"),
-        examples=("",),
+        *("list", "pipeline.runtime.inventory:main", "runs, checkpoints, data, experiments, models, settings"),
+        words="runs|checkpoints|data|experiments|models|settings [FOLDER|RUN_DIR|PREFIX]",
+        more="Of runs and data, those in FOLDER (default: runs, data); of settings, those that begin with PREFIX.",
+        examples=("experiments", "settings train.optim", "runs", f"checkpoints {_EXAMPLE}", "data"),
     ),
     Command(
-        *("settings", "pipeline.config.listing:settings", "settings with their types, defaults and meanings"),
-        words="[PREFIX]",
-        examples=("train.optim", "cluster.train"),
+        *("rm", "slurm.remove:main", "remove runs, or prepared data that no run uses; it asks first"),
+        words="[RUN_DIR|DATA_DIR ...]",
+        more="Refused for what is under way, and for what a run or a sweep needs. Looked through: ./runs, ./sweeps and "
+        "the folders of what is to be removed.",
+        options=(
+            "--yes  do not ask",
+            "--unused  all prepared data that no run uses",
+            "--data FOLDER  of the data of --unused; default: data",
+            "--runs FOLDER...  where more runs lie, which may need it",
+        ),
+        examples=(_EXAMPLE, "runs/a runs/b --yes", "--unused"),
     ),
 )
 RUNS = (
@@ -63,18 +73,42 @@ RUNS = (
         options=("--wait SECONDS  for its start; default: 300",),
         examples=("cluster=slurm_generic", "cluster=slurm_generic experiment=glyphs16 --wait 3600"),
     ),
+)
+_SWEPT = "experiment=glyphs16 name=rates train.optim.lr=1e-3,2e-3"
+_VALUES = "A setting takes several values (key=1,2), or an interval to search in (key=interval(0,1)); sweep=NAME takes "
+_VALUES += "those of configs/sweep; run=RUN_DIR samples one run's checkpoint in several ways."
+SWEEPS = (
     Command(
-        *("sweep", "slurm.sweep.command:main", "grids and searches: sweep submit|plan|status|report|extend|cancel"),
-        words="submit|plan|status|report|extend|cancel ...",
-        more="Give submit and plan several values of a setting, an interval to search in, or sweep=NAME of "
-        "configs/sweep; give the other commands the sweep's folder.",
-        examples=(
-            "plan experiment=glyphs16 name=rates train.optim.lr=1e-3,2e-3",
-            "submit experiment=glyphs16 name=rates train.optim.lr=1e-3,2e-3 cluster=local",
-            "status sweeps/rates",
-            "extend sweeps/rates train.optim.lr=4e-3",
-        ),
-        own=True,
+        *("sweep submit", "slurm.sweep.command:submit", "begin a sweep, or queue again what is not complete of one"),
+        words="SWEEP_DIR | experiment=NAME name=NAME key=1,2 [sweep.key=value ...]",
+        more=_VALUES,
+        examples=(f"{_SWEPT} cluster=local", "sweep=guidance run=runs/glyphs16", "sweeps/rates"),
+    ),
+    Command(
+        *("sweep plan", "slurm.sweep.command:plan", "what sweep submit would run, and the most that it can cost"),
+        words="experiment=NAME name=NAME key=1,2 [sweep.key=value ...]",
+        more=f"{_VALUES} Nothing is written.",
+        examples=(_SWEPT,),
+    ),
+    Command(
+        *("sweep status", "slurm.sweep.command:status", "every trial: its state, what came of it, why it failed"),
+        words="SWEEP_DIR",
+        examples=("sweeps/rates",),
+    ),
+    Command(
+        *("sweep report", "slurm.sweep.command:report", "write report.md, trials.csv, trials.json, plots"),
+        words="SWEEP_DIR",
+        examples=("sweeps/rates",),
+    ),
+    Command(
+        *("sweep extend", "slurm.sweep.command:extend", "more trials, more values, or another budget"),
+        words="SWEEP_DIR key=value ...",
+        examples=("sweeps/rates train.optim.lr=4e-3", "sweeps/rates sweep.trials=40"),
+    ),
+    Command(
+        *("sweep cancel", "slurm.sweep.command:cancel", "end what is under way; sweep submit goes on from there"),
+        words="SWEEP_DIR",
+        examples=("sweeps/rates",),
     ),
 )
 JOBS = (
@@ -87,8 +121,17 @@ JOBS = (
     Command(
         *("sample", "pipeline.sample:main", "make images from a checkpoint, each from its own seed"),
         words=_RUN,
-        options=(_STEP, _PART, "--partial  finish the set with the shards that are there"),
-        examples=(_EXAMPLE, f"{_EXAMPLE} sample.count=5000 sample.sampler.guidance.scale=2"),
+        options=(
+            _STEP,
+            _PART,
+            "--partial  finish the set with the shards that are there",
+            "--png FOLDER  also write each image as a file, 000042-rose.png for seed 42; what is there stays",
+        ),
+        examples=(
+            _EXAMPLE,
+            f"{_EXAMPLE} sample.count=5000 sample.sampler.guidance.scale=2",
+            f"{_EXAMPLE} 'sample.classes=[A, C]' sample.count=64 --png letters",
+        ),
     ),
     Command(
         *("evaluate", "pipeline.evaluate:main", "score sets of samples against reference statistics"),
@@ -258,6 +301,7 @@ STAGES = (
 COMMANDS = {
     "Look things up": LISTS,
     "Run an experiment, here or on a cluster": RUNS,
+    "Sweeps: grids and searches, each as one job array": SWEEPS,
     "Do one job of a run": JOBS,
     "Prepare data": STAGES,
 }

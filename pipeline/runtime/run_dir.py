@@ -1,8 +1,8 @@
 """The run directory: the interface between jobs. `train` writes it; sampling, evaluation, export and sweeps read it.
 
 runs/<name>/
-  config.yaml                   the resolved config, written once
-  starts.jsonl                  one line for each start: commit, argv, hosts, world size
+  config.yaml                   the resolved config, written once; of it train.duration alone may change later
+  starts.jsonl                  one line for each start: commit, argv, hosts, world size, train.duration, speed
   metrics.jsonl                 every scalar, each step once; the source of truth
   tensorboard/                  a view of it
   checkpoints/step-000012000/   complete when it has a commit record
@@ -20,13 +20,15 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.config.base import Settings
+from pipeline.config.durations import needs_images, to_steps
 from pipeline.config.load import CONFIG_FILE, config_from, run_named, to_yaml
 from pipeline.config.load import FINISHED as FINISHED
 from pipeline.config.overrides import word_for
-from pipeline.config.paths import run_directory
+from pipeline.config.paths import run_directory, training_shards
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import read_json, write_text
+from pipeline.runtime.files import read_json, read_lines, write_text
+from pipeline.runtime.run_lock import trainer_of
 
 COMMIT = "commit.json"  # written last into a checkpoint: without it there is no checkpoint
 STATE = "state.json"  # in a checkpoint: its numbers
@@ -43,6 +45,7 @@ _MEMORY = (
 )
 _HOST = ("train.async_save", "train.profile", "train.trackers", "train.workers")
 _FREE = ("plugins", "cluster", "sample", "evaluate", "runs_dir", "data_dir", *_MEMORY, *_HOST)
+DURATION = "train.duration"  # of a run it may change: `_go_on`
 _PLACE = ("name", "runs_dir")  # a run's directory says them, and may have been copied or moved
 
 
@@ -150,19 +153,62 @@ class RunDir:
 
 
 def create_run(cfg: Config) -> RunDir:
-    """The run directory of a config, made if need be.
+    """The run directory of a config, made if need be. Where the run is there with another `train.duration`, it goes on
+    to the new one.
 
     Raises:
-        UserError: where the directory was made with other settings; it lists every difference and touches nothing.
+        UserError: where the directory was made with other settings; it lists every difference and touches nothing. A
+            duration shorter than what is trained, or the run's training is under way, or ended by itself.
     """
     run = RunDir(run_directory(cfg))
     if run.config.is_file():
-        _refuse(run, differences(run, cfg), f"Give this experiment another name (name={cfg.name}-2)")
+        found = [line for line in differences(run, cfg) if not line.startswith(f"{DURATION}: ")]
+        _refuse(run, found, f"Give this experiment another name (name={cfg.name}-2)")
+        _go_on(run, cfg)
         return run
     if run.path.exists() and any(run.checkpoints.glob("step-*")):
         raise UserError(f"{run.path} has checkpoints but no {CONFIG_FILE}. Restore that file, or choose another name.")
     write_text(run.config, to_yaml(cfg))
     return run
+
+
+def grows(run: RunDir, cfg: Config) -> bool:
+    """Whether a call gives a run that is there another `train.duration` than its config has."""
+    return run.config.is_file() and config_from([str(run.path)]).train.duration != cfg.train.duration
+
+
+def _go_on(run: RunDir, cfg: Config) -> None:
+    """Take over another `train.duration` into the run's config, so that training goes on to it.
+
+    All ranks of a job do so, and write the same. The mark of a finished training goes first: killed in between, the
+    run still has its old duration, and is marked again by its next start. Each line of `starts.jsonl` says with which
+    duration that start trained.
+    """
+    own = config_from([str(run.path)])
+    if own.train.duration == cfg.train.duration:
+        return
+    wanted = f"{DURATION}: found {cfg.train.duration}, and {run.path} has {own.train.duration}"
+    if (trainer := trainer_of(run.lock)) is not None:
+        raise UserError(f"{wanted}, but {trainer} is training it. Wait until that has ended, or cancel it first.")
+    done = run.latest_step() or 0
+    if (total := _steps_of(cfg)) is not None and total < done:
+        raise UserError(f"{wanted}, but it has trained {done} steps already: expected at least as many.")
+    starts = read_lines(run.starts)
+    if run.finished() and starts and done < starts[-1]["plan"]["total_steps"]:
+        raise UserError(f"{wanted}, but train.early_stop ended it at step {done}: it would train no further.")
+    (run.checkpoints / FINISHED).unlink(missing_ok=True)
+    longer = own.train.model_copy(update={"duration": cfg.train.duration})
+    write_text(run.config, to_yaml(own.model_copy(update={"train": longer})))
+
+
+def _steps_of(cfg: Config) -> int | None:
+    """`train.duration` in steps; None where it is in epochs of data that are not here."""
+    manifest, images = training_shards(cfg) / "train" / "manifest.json", None
+    if needs_images(cfg.train.duration):
+        if not manifest.is_file():
+            return None
+        images = int(read_json(manifest)["count"])
+    return to_steps(cfg.train.duration, batch=cfg.train.global_batch, train_images=images)
 
 
 def existing_run(words: Sequence[str]) -> tuple[RunDir, Config]:
@@ -177,8 +223,8 @@ def existing_run(words: Sequence[str]) -> tuple[RunDir, Config]:
     run = RunDir(run_named(words) or run_directory(cfg))
     if not run.config.is_file():
         raise UserError(f"{run.path} is no run: it has no {CONFIG_FILE}. Train it first: python -m pipeline train ...")
-    free = ", ".join(_FREE)
-    _refuse(run, differences(run, cfg), f"Of a run, {free} alone may be said differently. Give a new run another name")
+    others = f"Of a run, {', '.join(_FREE)} alone may be said differently, and {DURATION} by `train` and `submit`"
+    _refuse(run, differences(run, cfg), f"{others}. Give a new run another name")
     return run, cfg
 
 

@@ -55,6 +55,31 @@ def only_trainer(path: Path, *, beat: float = BEAT_SECONDS, watch: float = WATCH
         os.close(handle)
 
 
+def trainer_of(path: Path, *, watch: float = WATCH_SECONDS) -> str | None:
+    """Who holds the lock file `path`, in words; None where nobody who is alive does. The lock is not taken.
+
+    A holder on another host whose lock the kernel does not show here is watched for `watch` seconds.
+    """
+    holder = _holder(path)
+    if not path.exists():
+        return None
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: several may ask at once
+        by_kernel = True
+    except BlockingIOError:
+        return _name(holder) if holder else "another process"
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        by_kernel = False
+    finally:
+        os.close(handle)  # which releases it
+    if holder is None or _earlier_start(holder) or (by_kernel and holder["host"] == socket.gethostname()):
+        return None
+    return _name(holder) if _is_touched(path, watch) else None
+
+
 def _take(path: Path, handle: int, watch: float) -> None:
     """Make the lock ours and write our name into it, or raise."""
     by_kernel = _flock(path, handle)

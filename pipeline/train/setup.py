@@ -35,14 +35,14 @@ from pipeline.runtime import distributed
 from pipeline.runtime.commit import commit_of
 from pipeline.runtime.distributed import World
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import append_line
+from pipeline.runtime.files import append_line, read_lines
 from pipeline.runtime.numerics import set_numerics
 from pipeline.runtime.random import for_the_compiler
 from pipeline.runtime.run_dir import RunDir, open_run, step_of
 from pipeline.runtime.run_lock import only_trainer
 from pipeline.runtime.sharding import hollowed, shard
 from pipeline.train.graphs import GraphedBackward, uses_graph
-from pipeline.train.optim import build_optimizer
+from pipeline.train.optim import build_optimizer, lr_at
 from pipeline.train.recorder import Recorder, seconds_of_starts
 from pipeline.train.state import LossScale, Saver, State, clean
 from pipeline.train.trackers import Trackers
@@ -120,7 +120,7 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
     graph = None
     if graphed:
         graph = GraphedBackward(objective, networks, objective.trained[0], accumulate=plan.accumulate)
-    _report(run, world, plan=plan, state=state, device=device, numerics=numerics)
+    _report(cfg, run, world, plan=plan, state=state, device=device, numerics=numerics)
     trackers = Trackers(cfg, run, accelerator) if cfg.train.trackers and world.main else None
     recorder = Recorder(run, step=state.progress.step, active=world.main, trackers=trackers)
     saver = Saver(
@@ -294,12 +294,47 @@ def restore_newest(run: RunDir, state: State) -> int | None:
     return step
 
 
+def longer(cfg: Config, run: RunDir, *, plan: Plan, step: int) -> str:
+    """What another `train.duration` than that of the start before means for this one, in words; "" where it is the
+    same, or nothing is trained yet."""
+    starts = read_lines(run.starts)
+    before = starts[-1]["plan"]["total_steps"] if starts else plan.total_steps
+    if before == plan.total_steps or not step:
+        return ""
+    said = f"train.duration: {before} steps before, {plan.total_steps} now, from step {step} on"
+    optim = cfg.train.optim
+    if optim.schedule in ("constant", "inverse_sqrt"):
+        return f"{said}; train.optim.schedule={optim.schedule} does not depend on it: as if it had always been so"
+    old, new = (
+        lr_at(step, cfg=optim, total_steps=total, warmup_steps=plan.warmup_steps)
+        for total in (before, plan.total_steps)
+    )
+    return (
+        f"{said}; train.optim.schedule={optim.schedule} is stretched over all of it: the learning rate goes on from "
+        f"{new:.3g} instead of {old:.3g}, and differs from that of a run which had this duration from the start"
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """The card's name, or how many threads there are."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu x {torch.get_num_threads()} threads"
+
+
 def _report(
-    run: RunDir, world: World, *, plan: Plan, state: State, device: torch.device, numerics: dict[str, Any]
+    cfg: Config,
+    run: RunDir,
+    world: World,
+    *,
+    plan: Plan,
+    state: State,
+    device: torch.device,
+    numerics: dict[str, Any],
 ) -> None:
     line = distributed.describe(world, device)  # a collective
     if not world.main:
         return
+    if said := longer(cfg, run, plan=plan, step=state.progress.step):
+        print(said, file=sys.stderr)
     parameters = sum(p.numel() for net in state.networks.values() for p in net.parameters())
     print(
         f"{line}\n{parameters / 1e6:.2f} M parameters, step {state.progress.step} of {plan.total_steps}",
@@ -316,6 +351,8 @@ def _report(
         "restart": os.environ.get("SLURM_RESTART_COUNT"),
         "world": line,
         "world_size": world.size,
+        "device": device_name(device),
+        "duration": cfg.train.duration,
         "plan": asdict(plan),
         "numerics": numerics,
         "python": platform.python_version(),

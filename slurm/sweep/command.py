@@ -12,7 +12,6 @@ cancel  SWEEP_DIR        end what is under way; submit goes on from there
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +19,7 @@ from rich.table import Table
 
 from pipeline.config.needs import require
 from pipeline.config.schema import Config
-from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.errors import UserError
 from slurm import plan as planning
 from slurm.progress import duration
 from slurm.sweep import submit as submitting
@@ -188,24 +187,3 @@ def opened(*words: str) -> SweepDir:
         )
     os.chdir(cwd)
     return sweep
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "submit": submit,
-    "plan": plan,
-    "status": status,
-    "report": report,
-    "extend": extend,
-    "cancel": cancel,
-}
-
-
-def main(words: list[str]) -> int:
-    """Run a command of sweeps; the exit code."""
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0
-    name, *rest = words
-    if name not in COMMANDS:
-        raise UserError(f"sweep: no command '{name}'.{did_you_mean(name, COMMANDS)}\n{__doc__}")
-    return COMMANDS[name](rest)

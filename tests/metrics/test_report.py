@@ -1,6 +1,7 @@
 """What people read: every number once, in its place, and every caution once."""
 
-from pipeline.metrics.report import blocks, caution, usual_first
+from pipeline.config.registry import METRICS as REGISTERED
+from pipeline.metrics.report import blocks, caution, meanings, usual_first
 
 METRICS = {
     "fd-domain": 1.5,
@@ -33,8 +34,8 @@ def test_splits_stand_side_by_side_and_what_is_of_the_samples_alone_below() -> N
     compared, alone, attributes = blocks(RESULT)
     assert compared.columns == ("metric", "against train, 700 images", "against valid, 60 images")
     assert compared.rows[0] == ("fd-domain", "1.5 (1 to 2)", "2.5")
-    assert compared.rows[1] == ("kid-domain", "-0.001 ± 0.003", "-0.002 ± 0.004")
-    assert compared.rows[2] == ("fd-domain-infinity", "-0.1", "")
+    assert compared.rows[1] == ("kid-domain", "-0.001 ± 0.003, counts as 0", "-0.002 ± 0.004, counts as 0")
+    assert compared.rows[2] == ("fd-domain-infinity", "-0.1, counts as 0", "")
     assert alone.rows[0][:2] == ("accuracy-attributes", "0.75 (0.7 to 0.8)")
     assert alone.rows[1] == ("niqe", "4 ± 1", "500 images, held-out images: 3.5")
     assert attributes.rows == (("Smiling", "0.75 (0.7 to 0.8)", "500", "0.9"),)
@@ -54,3 +55,11 @@ def test_every_caution_comes_once_and_names_its_metrics() -> None:
 def test_the_usual_ones_come_first_then_distances() -> None:
     found = usual_first(["coverage", "recall", "fid-768", "fid", "accuracy-domain"])
     assert found == ["fid", "accuracy-domain", "recall", "fid-768", "coverage"]
+
+
+def test_each_kind_of_number_is_explained_once_and_says_which_way_is_better() -> None:
+    found = meanings(METRICS)
+    assert [row[0] for row in found.rows][:2] == ["fd-domain, fd-domain-infinity", "kid-domain"]
+    assert {row[0]: row[1] for row in found.rows}["niqe"] == "lower"
+    assert all(said for *_, said in found.rows)
+    assert all(kind.meaning for kind in REGISTERED)

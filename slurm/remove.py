@@ -1,0 +1,123 @@
+"""`python -m slurm rm`: remove runs and prepared data, unless something runs there or something else needs them."""
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pipeline.config.load import CONFIG_FILE, listed
+from pipeline.config.paths import data_directory
+from pipeline.config.schema import Config
+from pipeline.runtime.errors import UserError
+from pipeline.runtime.files import temporary_name
+from pipeline.runtime.inventory import DATA, size_in_words, size_of
+from pipeline.runtime.run_dir import RunDir
+from pipeline.runtime.run_lock import only_trainer
+from slurm.ledger import RUNS, as_submitted, launches, states_of
+from slurm.sweep.settings import SETTINGS, SweepDir
+from slurm.workflows import Launch
+
+SWEEPS = Path("sweeps")
+
+
+def main(
+    words: Sequence[str], *, yes: bool = False, unused: bool = False, runs: Sequence[Path] = (), data: Path = DATA
+) -> int:
+    """Remove runs and directories of data; with `unused`, all data below `data` that no run uses.
+
+    Raises:
+        UserError: before anything is removed, with every reason why something has to stay.
+    """
+    if bool(words) == unused:
+        raise UserError("rm: give run directories or directories of prepared data, or --unused alone for data.")
+    paths = [Path(word) for word in words]
+    for path in paths:
+        if not (path / CONFIG_FILE).is_file() and not (path / "shards").is_dir():
+            raise UserError(f"{path} is neither a run (with {CONFIG_FILE}) nor prepared data (with shards).")
+    known = _known([*runs, *(path.resolve().parent for path in paths)])
+    if unused:
+        used = {data_directory(launch.cfg).resolve() for launch in known}
+        paths = [p for p in sorted(data.glob("*")) if (p / "shards").is_dir() and p.resolve() not in used]
+        looked = ", ".join(sorted({str(launch.run.path.parent) for launch in known})) or "none found"
+        print(f"runs were looked for in: {looked}")
+    others = [launch for launch in known if launch.run.path not in [path.resolve() for path in paths]]
+    if problems := [problem for path in paths for problem in _needed(path.resolve(), known, others)]:
+        raise UserError(listed(problems))
+    return _remove(paths, yes=yes)
+
+
+def _known(folders: Sequence[Path]) -> list[Launch]:
+    """Every run of these folders, of ./runs and of the sweeps in ./sweeps.
+
+    Raises:
+        UserError: where one cannot be read: it may need what is to be removed.
+    """
+    places = {place.resolve() for place in (*folders, RUNS, *SWEEPS.glob("*/trials"), *SWEEPS.glob("*/shared"))}
+    paths = sorted({config.parent for place in places for config in place.glob(f"*/{CONFIG_FILE}")})
+    found, unread = launches(paths) if paths else ([], [])
+    if unread:
+        raise UserError("A run that cannot be read may need what is to be removed: " + listed(unread))
+    return found
+
+
+def _needed(path: Path, known: Sequence[Launch], others: Sequence[Launch]) -> Iterator[str]:
+    """Why a directory has to stay, a sentence each."""
+    if (path / CONFIG_FILE).is_file():
+        launch = as_submitted(path)
+        (states,) = states_of([launch])
+        if busy := [f"{job} ({state.word})" for job, state in states.items() if state.active]:
+            yield f"{path}: under way: {', '.join(busy)}. Cancel it first: python -m slurm cancel {path}"
+        sweep = next((parent for parent in path.parents if (parent / SETTINGS).is_file()), None)
+        if sweep is not None:
+            yield f"{path} is part of the sweep {sweep}, which counts its runs."
+        for settings in sorted(SWEEPS.glob(f"*/{SETTINGS}")):
+            run = SweepDir(settings.parent).settings().run
+            if run is not None and run.resolve() == path:
+                yield f"{path}: the sweep {settings.parent} samples its checkpoint."
+        for other in others:
+            yield from (f"{path}: {other.run.path} needs it as {what}." for what in _uses(other, path))
+        return
+    for launch in known:
+        if data_directory(launch.cfg).resolve() == path and launch in others:
+            yield f"{path}: {launch.run.path} uses it."
+
+
+def _uses(launch: Launch, path: Path) -> Iterator[str]:
+    """What a run uses another one as."""
+    cfg: Config = launch.cfg
+    if cfg.latents is not None and cfg.latents.autoencoder.resolve() == path:
+        yield "the first stage of its latents (latents.autoencoder)"
+    start = cfg.train.start_from
+    if start is not None and (launch.cwd / start).resolve().is_relative_to(path) and not launch.run.steps():
+        yield "the weights that its training begins with (train.start_from)"
+    weak = cfg.sample.sampler.guidance.weak
+    if weak is not None and (launch.cwd / weak).resolve().is_relative_to(path):
+        yield "the weaker model of its guidance (sample.sampler.guidance.weak)"
+
+
+def _remove(paths: Sequence[Path], *, yes: bool) -> int:
+    sizes = {path: size_of(path) for path in paths}
+    for path, size in sizes.items():
+        print(f"{path}\n    {size_in_words(size)}")
+    if not paths:
+        print("nothing to remove")
+        return 0
+    if not yes and not _agreed(f"Remove {len(paths)}, {size_in_words(sum(sizes.values()))}? [y/N] "):
+        print("nothing was removed")
+        return 1
+    for path in paths:
+        # A killed removal leaves a name that no command takes for a run.
+        aside = temporary_name(path.resolve())
+        is_run = (path / CONFIG_FILE).is_file()
+        with only_trainer(RunDir(path).lock) if is_run else contextlib.nullcontext():
+            path.resolve().rename(aside)
+        shutil.rmtree(aside)
+        print(f"removed {path}")
+    return 0
+
+
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise UserError("rm: nobody can be asked here. Say --yes to remove what is listed above.")
+    return input(question).strip().lower() in ("y", "yes")

@@ -1,0 +1,62 @@
+"""What a plan says a run will cost: from what was measured, marked as an estimate, or that nothing was."""
+
+import tiny
+
+from pipeline.config.load import config_from
+from pipeline.runtime import cli
+from pipeline.runtime.files import read_lines
+from pipeline.runtime.run_dir import create_run
+from slurm.costs import H100, UNKNOWN, estimates, like, measured_in
+from slurm.workflows import launch_for
+
+
+def test_a_run_adds_its_speed_to_what_plans_know(tmp_path, capsys):
+    cfg = tiny.config(tmp_path)
+    tiny.prepare(cfg)
+    assert set(estimates(cfg, launch_for(cfg, make=False).jobs, train_images=60).values()) == {UNKNOWN}
+    run = tiny.run(cfg)
+    (found,) = measured_in(cfg.runs_dir)
+    rates = [row["speed/images_per_second"] for row in read_lines(run.metrics) if "speed/images_per_second" in row]
+    assert min(rates) <= found.images_per_second <= max(rates)
+    assert (found.batch, found.precision, found.shape, found.device) == (8, "fp32", (8, 1), "cpu x 1 threads")
+    longer = tiny.revalidated(cfg, name="longer", train={"duration": "1000000 steps"})
+    said = estimates(longer, launch_for(longer, make=False).jobs, train_images=60)
+    assert said["train"].startswith("about ") and "GPU" not in said["train"] and str(run.path) in said["train"]
+    assert "from the speed of training" in said["sample"] and said["evaluate"] == UNKNOWN
+    create_run(longer)
+    assert cli.main("slurm", ["plan", str(cfg.runs_dir / "longer")]) == 0
+    assert f"  estimate: {said['train']}\n" in capsys.readouterr().out
+
+
+def test_another_network_size_or_precision_is_not_alike(tmp_path):
+    cfg = tiny.config(tmp_path)
+    tiny.prepare(cfg)
+    tiny.run(cfg)
+    known = list(measured_in(cfg.runs_dir))
+    assert like(cfg, known) is not None
+    for changes in ({"model": {"width": 16}}, {"train": {"precision": "tf32"}}, {"data": {"image_size": 16}}):
+        assert like(tiny.revalidated(cfg, **changes), known) is None
+
+
+def test_the_figures_of_an_h100_are_known(tmp_path):
+    words = [
+        "experiment=photos16",
+        "data.image_size=32",
+        "data.source.path=x",
+        "train.precision=bf16",
+        "train.global_batch=512",
+    ]
+    words += ["model.width=64", "model.multipliers=[1,2,2]", "model.blocks=2", "model.attention=[16,8]"]
+    words += ["model.head_channels=32", "model.groups=32"]
+    cfg = config_from([*words, f"runs_dir={tmp_path}", "train.duration=10000 steps", "cluster=slurm_generic"])
+    cfg = cfg.model_copy(update={"cluster": cfg.cluster.model_copy(update={"train": gpus(cfg, 2)})})
+    found = like(cfg, [])
+    assert found is not None and (found.device, found.images_per_second) == (H100, 9723)
+    train = estimates(cfg, launch_for(cfg, make=False).jobs, train_images=None)["train"]
+    seconds = 10000 * 512 / (2 * 9723)  # 263 s on both: 0.15 GPU hours
+    assert train.startswith(f"about 4 min {seconds - 240:.0f} s, 0.15 GPU hours, 2.7 GiB of GPU memory, ")
+    assert train.endswith("docs/performance.md; as if 2 processes were 2 times as fast)")
+
+
+def gpus(cfg, number):
+    return cfg.cluster.train.model_copy(update={"gpus": number, "nodes": 1, "tasks": None})

@@ -1,0 +1,81 @@
+"""What there is, and removing it: only what nothing runs in and nothing else needs."""
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from pipeline.config.paths import data_directory
+from pipeline.runtime import cli
+from pipeline.runtime.files import append_line
+from pipeline.runtime.run_dir import COMMIT, create_run
+from pipeline.runtime.run_lock import only_trainer
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A run with two checkpoints and its data, as it would be found from its folder."""
+    monkeypatch.chdir(tmp_path)
+    cfg = tiny.config(tmp_path)
+    tiny.prepare(cfg)
+    run = create_run(cfg)
+    for step in (3, 6):
+        run.checkpoint(step).mkdir(parents=True)
+        (run.checkpoint(step) / COMMIT).write_text("{}")
+        (run.checkpoint(step) / "state.json").write_text("{}")
+    append_line(run.metrics, {"step": 2, "valid/loss": 0.5})
+    append_line(run.metrics, {"step": 6, "valid/loss": 0.25})
+    return cfg, run
+
+
+def said(capsys, *words, code=0):
+    found = cli.main("mudi", list(words))
+    text = "".join(capsys.readouterr())
+    assert found == code, text
+    return text
+
+
+def test_runs_checkpoints_and_data_are_listed(here, capsys, monkeypatch):
+    cfg, run = here
+    monkeypatch.setenv("COLUMNS", "60")
+    text = said(capsys, "list", "runs")
+    assert text.startswith("runs/tiny\n    step 6; 2 checkpoints; ")
+    lines = said(capsys, "list", "checkpoints", str(run.path)).splitlines()
+    assert lines[0] == str(run.checkpoint(3)) and lines[1].startswith("    validation loss 0.5 (at step 2); ")
+    assert "validation loss 0.25; " in lines[-2] + lines[-1] and lines[-1].endswith("newest")
+    text = said(capsys, "list", "data")
+    assert f"data/{data_directory(cfg).name}\n    train 60, valid 15; " in text and "used by tiny" in text
+    assert "unet_small  " in said(capsys, "list", "models")
+    assert "Did you mean 'runs'?" in said(capsys, "list", "run", code=2)
+
+
+def test_a_run_is_removed_when_somebody_agrees(here, capsys):
+    _, run = here
+    assert "nobody can be asked" in said(capsys, "rm", "runs/tiny", code=2)
+    for answer, code in (("n", 1), ("y", 0)):
+        controller, terminal = pty.openpty()
+        os.write(controller, f"{answer}\n".encode())
+        done = subprocess.run([sys.executable, "-m", "slurm", "rm", "runs/tiny"], stdin=terminal, capture_output=True)
+        assert done.returncode == code and run.path.exists() == (answer == "n"), done
+        os.close(terminal)
+        os.close(controller)
+    assert list(run.path.parent.iterdir()) == []
+
+
+def test_what_trains_or_is_needed_stays(here, tmp_path, capsys):
+    cfg, run = here
+    with only_trainer(run.lock):
+        assert f"is being trained by process {os.getpid()}" in said(capsys, "rm", "runs/tiny", "--yes", code=2)
+    data = data_directory(cfg)
+    assert f"{data}: {run.path} uses it" in said(capsys, "rm", str(data), "--yes", code=2)
+    assert "nothing to remove" in said(capsys, "rm", "--unused")
+    student = tiny.revalidated(cfg, name="student", train={"start_from": str(run.path)})
+    create_run(student)
+    text = said(capsys, "rm", "runs/tiny", "--yes", code=2)
+    assert f"{tmp_path}/runs/student needs it as the weights that its training begins with" in text
+    assert (run.path / "config.yaml").is_file() and (data / "shards").is_dir()
+    said(capsys, "rm", "runs/tiny", "runs/student", "--yes")
+    assert str(data.name) in said(capsys, "rm", "--unused", "--yes") and not data.exists()
