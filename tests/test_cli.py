@@ -188,7 +188,7 @@ def test_settings_are_listed_with_type_default_and_comment(capsys):
     assert "train.workers whole number | null (>= 0); default null threads that read ahead" in text
     text = " ".join(said(capsys, "mudi", "list", "settings", "model").split())
     assert (
-        "model.kind simple_unet | unet | dit" in text
+        "model.kind simple_unet | additive_unet | unet | dit" in text
         and "model.scale_shift true | false; default true; of unet" in text
     )
     assert "diffusion.levels.kind  log_normal | " in said(capsys, "mudi", "list", "settings", "diffusion")
