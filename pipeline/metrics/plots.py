@@ -12,6 +12,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from pipeline.runtime.files import atomic_path
 
 _COLUMNS = 4
+_MARKED = 40  # most points of a line that have a dot each
 _WIDTH, _HEIGHT, _TEXT = 3.6, 2.8, 0.17  # inches of a panel and of a line of the legend
 _TITLES = {
     "step": "training step",
@@ -20,6 +21,8 @@ _TITLES = {
     "steps": "sampler steps",
     "images": "images in the set",
     "number-of-samples": "samples used",
+    "training": "training step",
+    "trade-off": "",  # the titles of its panels name both axes
 }
 
 
@@ -31,11 +34,12 @@ class Point:
     y: float
     low: float | None = None
     high: float | None = None
+    text: str = ""  # written beside it
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points by ascending x, and what they have in common. `level`: what stands at one height and has no place on the
+    """Points in the order that they are joined, and what they have in common. `level`: what stands at one height and has no place on the
     axis; it has the colour of the line with the same label."""
 
     label: str
@@ -87,8 +91,11 @@ def _panel(place: Any, name: str, lines: Sequence[Line], colours: Mapping[str, s
             place.axhline(line.points[0].y, color=colour, linestyle=style, linewidth=1.2, label=line.name)
             continue
         xs, ys = [p.x for p in line.points], [p.y for p in line.points]
-        place.plot(xs, ys, marker="o", markersize=3, linewidth=1.2, color=colour, label=line.name)
+        marker = "o" if len(xs) <= _MARKED else None
+        place.plot(xs, ys, marker=marker, markersize=3, linewidth=1.2, color=colour, label=line.name)
         for p in line.points:
+            if p.text:
+                place.annotate(p.text, (p.x, p.y), (3, 3), textcoords="offset points", fontsize=7, color=colour)
             if p.low is not None and p.high is not None and math.isfinite(p.high):
                 place.plot([p.x, p.x], [p.low, p.high], color=colour, linewidth=2.5, alpha=0.3)
     place.set_title(name, fontsize=9)
