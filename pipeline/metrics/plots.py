@@ -39,8 +39,8 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Points in the order that they are joined, and what they have in common. `level`: what stands at one height and has no place on the
-    axis; it has the colour of the line with the same label."""
+    """Points in the order that they are joined, and what they have in common. `level`: what stands at one height and
+    has no place on the axis; it has the colour of the line with the same label."""
 
     label: str
     points: tuple[Point, ...]
