@@ -11,9 +11,9 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from pipeline.runtime.files import atomic_path
 
-_COLUMNS = 4
+_COLUMNS = 3
 _MARKED = 40  # most points of a line that have a dot each
-_WIDTH, _HEIGHT, _TEXT = 3.6, 2.8, 0.17  # inches of a panel and of a line of the legend
+_WIDTH, _HEIGHT, _TEXT = 3.9, 3.0, 0.24  # inches of a panel and of a line of the legend
 _TITLES = {
     "step": "training step",
     "guidance": "guidance scale",
@@ -61,23 +61,23 @@ def draw_lines(path: Path, axis: str, panels: Mapping[str, Sequence[Line]], *, t
     colours = {label: f"C{k % 10}" for k, label in enumerate(dict.fromkeys(line.label for line in every))}
     legend = _TEXT * len(labels) + 0.25
     height = _HEIGHT * rows + legend + (0.3 if title else 0.0)
-    width = max(_WIDTH * columns, 0.06 * max(map(len, [*labels, title])) + 0.8)
+    width = max(_WIDTH * columns, 0.085 * max(map(len, [*labels, title])) + 0.8)
     figure = Figure(figsize=(width, height), dpi=110)
     axes = figure.subplots(rows, columns, squeeze=False)
     for place in axes.flat[len(panels) :]:
         place.set_axis_off()
     for place, (name, lines) in zip(axes.flat, panels.items(), strict=False):
         _panel(place, name, lines, colours)
-        place.set_xlabel(_TITLES.get(axis, axis), fontsize=8)
-        place.xaxis.set_major_locator(MaxNLocator(6))
+        place.set_xlabel(_TITLES.get(axis, axis), fontsize=11)
+        place.xaxis.set_major_locator(MaxNLocator(5))
         if max(point.x for line in lines for point in line.points) >= 10_000:
             place.xaxis.set_major_formatter(EngFormatter(sep=""))  # 160k rather than 160000
     found = {
         label: handle for place in axes.flat for handle, label in zip(*place.get_legend_handles_labels(), strict=True)
     }
     if title:
-        figure.suptitle(title, fontsize=9)
-    figure.legend([found[label] for label in labels], labels, loc="lower center", fontsize=7, ncols=1)
+        figure.suptitle(title, fontsize=11)
+    figure.legend([found[label] for label in labels], labels, loc="lower center", fontsize=10, ncols=1)
     figure.tight_layout(rect=(0, legend / height, 1, 1))
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", metadata={"Software": None})
@@ -95,11 +95,11 @@ def _panel(place: Any, name: str, lines: Sequence[Line], colours: Mapping[str, s
         place.plot(xs, ys, marker=marker, markersize=3, linewidth=1.2, color=colour, label=line.name)
         for p in line.points:
             if p.text:
-                place.annotate(p.text, (p.x, p.y), (3, 3), textcoords="offset points", fontsize=7, color=colour)
+                place.annotate(p.text, (p.x, p.y), (3, 3), textcoords="offset points", fontsize=10, color=colour)
             if p.low is not None and p.high is not None and math.isfinite(p.high):
                 place.plot([p.x, p.x], [p.low, p.high], color=colour, linewidth=2.5, alpha=0.3)
-    place.set_title(name, fontsize=9)
-    place.tick_params(labelsize=7)
+    place.set_title(name, fontsize=12)
+    place.tick_params(labelsize=10)
     place.ticklabel_format(axis="y", useOffset=False)
     place.margins(y=0.1)
     place.grid(alpha=0.3)
