@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
@@ -21,7 +20,7 @@ from data_prep.stage import cores, finished, run_parallel
 from pipeline.config.schema import Config
 from pipeline.data.shards import INDEX, ShardDirectory, open_shards
 from pipeline.runtime.errors import Incomplete, UserError
-from pipeline.runtime.files import atomic_path, read_json, read_lines, sha256_file, write_json
+from pipeline.runtime.files import read_json, read_lines, sha256_file, write_json
 from pipeline.runtime.progress import progress
 
 REPORT = "verified.json"
@@ -127,8 +126,7 @@ def inspect(directory: Path, *, console: Console, rows: int = 10, columns: int =
     for split in splits:
         shards = open_shards(split)
         _print_split(shards, console)
-        with atomic_path(split / SHEET) as partial:
-            contact_sheet(shards, rows=rows, columns=columns).save(partial, "PNG")
+        contact_sheet(shards, rows=rows, columns=columns)
         console.print(f"contact sheet: {split / SHEET}")
     print_rejected(splits[0].parent, console)
     return [split / SHEET for split in splits]
@@ -146,20 +144,23 @@ def find_splits(directory: Path) -> list[Path]:
     return found
 
 
-def contact_sheet(shards: ShardDirectory, *, rows: int, columns: int) -> Image.Image:
-    """Images spread evenly over each class, one class a row where there are labels; a gap of one pixel."""
+def contact_sheet(shards: ShardDirectory, *, rows: int, columns: int) -> Path:
+    """Write images spread evenly over each class, one class a row with its name where there are labels, large enough to
+    look at; its path."""
+    from pipeline.data.pictures import class_names, write_picture  # loads torch
+
     manifest = shards.manifest
     if manifest.kind != "images":
         raise UserError(f"{shards.path} holds latents, which are not pictures. Inspect the images they were made from.")
     channels, height, width = manifest.shape
     chosen = _chosen(shards, rows, columns)
-    rows = -(-len(chosen) // columns)
-    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, channels), 128, dtype=np.uint8)
-    for place, index in enumerate(chosen):
-        top, left = (place // columns) * (height + 1), (place % columns) * (width + 1)
-        if index >= 0:
-            sheet[top : top + height, left : left + width] = read_image(shards, index)
-    return Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
+    chosen += [-1] * (-len(chosen) % columns)
+    blank = np.full((height, width, channels), 255, np.uint8)
+    images = np.stack([blank if index < 0 else read_image(shards, index) for index in chosen])
+    labels = [[int(shards.index[k]["label"]) for k in row if k >= 0] for row in np.reshape(chosen, (-1, columns))]
+    shown = [row[0] if len(set(row)) == 1 else -1 for row in labels]  # -1: a row of several classes
+    names = class_names(manifest.classes, shown) if manifest.classes else []
+    return write_picture(shards.path / SHEET, images, columns=columns, names=names)
 
 
 def read_image(shards: ShardDirectory, index: int) -> npt.NDArray[np.uint8]:

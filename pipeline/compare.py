@@ -16,11 +16,14 @@ from pipeline.config.registry import known_metric
 from pipeline.metrics.plots import Line, Point, draw_lines
 from pipeline.metrics.report import ENOUGH, usual, usual_first
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
-from pipeline.runtime.files import content_hash, read_json, write_text
+from pipeline.runtime.files import content_hash, read_json, read_lines, write_text
 from pipeline.runtime.numbers_text import note, shown
 
 PANELS = 8  # metrics in a plot, at most
 CURVES = 10  # sets whose distances are drawn against the number of samples, at most
+MOST_POINTS = 300  # of a training curve
+CURVE_NAMES = ("loss", "lr", "grad_norm")
+TRADES = (("fid", "is"), ("fd-domain", "is-domain"), ("precision", "recall"), ("precision-domain", "recall-domain"))
 SETTINGS = ("step", "weights", "sampler", "steps", "guidance", "convention", "images")
 CONVENTIONS = (
     "Guidance scales: of cfg, 1 is the conditional model itself; of ho (Ho and Salimans, w = scale - 1), 0 is.\n"
@@ -53,7 +56,7 @@ def compare(runs: Sequence[Path], out: Path, *, metrics: Sequence[str] = ()) -> 
     files = [out / "comparison.md", out / "comparison.csv"]
     write_text(files[0], markdown(rows, names))
     write_text(files[1], table_csv(rows, names))
-    for axis, title, panels in plots(rows, names):
+    for axis, title, panels in [*plots(rows, names), *training_curves(runs)]:
         path = out / f"{axis}.png"
         draw_lines(path, axis, panels, title=title)
         files.append(path)
@@ -253,6 +256,8 @@ def plots(rows: Sequence[Row], names: Sequence[str]) -> list[tuple[str, str, dic
                 panels[name] = lines
         if panels:
             found.append((axis, title, panels))
+    if traded := _trade_off(rows, names):
+        found.append(("trade-off", *traded))
     growth = _growth(rows)
     return [*found, ("number-of-samples", *growth)] if growth else found
 
@@ -288,6 +293,42 @@ def _lines(group: Sequence[Row], name: str, axis: str, *, label: str) -> Iterato
             points[place] = point
     if len(points) > 1:
         yield Line(label, tuple(points[x] for x in sorted(points)))
+
+
+def _trade_off(rows: Sequence[Row], names: Sequence[str]) -> tuple[str, dict[str, list[Line]]] | None:
+    """What guidance buys with what: distance against the inception score, precision against recall. A line joins the
+    scales of one checkpoint, which stand beside its points."""
+    groups = _groups(rows, "guidance")
+    title, labels = _labels(list(groups))
+    panels: dict[str, list[Line]] = {}
+    for up, right in TRADES:
+        for key, group in groups.items():
+            those = [row for row in group if {up, right} <= row.metrics.keys() & set(names)]
+            those.sort(key=lambda row: _place(row.settings["guidance"]) or 0.0)
+            points = [
+                Point(r.metrics[right], r.metrics[up], text=_shown(r.settings["guidance"])) for r in those
+            ]  # the scale says which way it goes
+            if len(points) > 1:
+                panels.setdefault(f"{up} (up), {right} (right)", []).append(Line(labels[key], tuple(points)))
+    return (f"guidance scales; {title}" if title else "guidance scales", panels) if panels else None
+
+
+def training_curves(runs: Sequence[Path]) -> Iterator[tuple[str, str, dict[str, list[Line]]]]:
+    """Loss, validation, rate and in-loop metrics of the runs, against the step; none where nothing was trained."""
+    panels: dict[str, list[Line]] = {}
+    for run in runs:
+        found: dict[str, list[Point]] = {}
+        for row in read_lines(run / "metrics.jsonl"):
+            for name, value in row.items():
+                if name in CURVE_NAMES or name.startswith(("valid/", "sampled/")):
+                    found.setdefault(name, []).append(Point(float(row["step"]), float(value)))
+        for name, points in found.items():
+            every = -(-len(points) // MOST_POINTS)
+            panels.setdefault(name, []).append(Line(run.resolve().name, (*points[:-1:every], points[-1])))
+    first = [name for name in ("loss", "valid/loss") if name in panels]
+    shown = [*first, *(name for name in sorted(panels) if name not in first)][:PANELS]
+    if shown:
+        yield "training", "", {name: panels[name] for name in shown}
 
 
 def _place(value: Any) -> float | None:

@@ -25,6 +25,7 @@ from pipeline.diffusers_io.folder import (
     write_diffusers,
     write_safetensors,
 )
+from pipeline.model_card import CARD, write_card
 from pipeline.models.pretrained import load_autoencoder
 from pipeline.objectives.space import remember, space_of
 from pipeline.runtime.errors import UserError
@@ -52,7 +53,8 @@ def main(words: list[str]) -> int:
 def export(
     cfg: Config, run: RunDir, *, step: Step = None, form: Format = "diffusers", to: Path | None = None
 ) -> tuple[Path, list[str]]:
-    """Write the weights that `cfg.sample.weights` names. Returns the folder, and in what it samples differently.
+    """Write the weights that `cfg.sample.weights` names, and a model card. Returns the folder, and in what it samples
+    differently.
 
     A folder that is there and was made from the same checkpoint with the same settings is left as it is.
 
@@ -64,14 +66,19 @@ def export(
     folder = to or run.path / "exports" / f"{step_name(found)}-{weights_name}-{form}"
     network = at_rest(cfg, run, step=found)
     if (folder / SETTINGS).is_file() and read_json(folder / SETTINGS) == settings_of(network):
+        if not (folder / CARD).is_file():  # killed in between
+            write_card(cfg, run, folder, step=found, form=form)
         print(f"{folder} is complete: nothing to do", file=sys.stderr)
         return folder, []
     if folder.exists():
         raise UserError(f"{folder} exists and holds something else. Give another folder by --to, or remove it.")
+    notes: list[str] = []
     if form == "safetensors":
         write_safetensors(folder, network)
-        return folder, []
-    return folder, write_diffusers(folder, network)
+    else:
+        notes = write_diffusers(folder, network)
+    write_card(cfg, run, folder, step=found, form=form)
+    return folder, notes
 
 
 def at_rest(cfg: Config, run: RunDir, *, step: int) -> Network:

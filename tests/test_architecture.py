@@ -46,6 +46,7 @@ LEVELS = {
     "pipeline.inference": 3.5,  # what jobs that make images share
     "pipeline.visualize": 3.7,  # `sample` shows a strip
     "pipeline.likelihood": 4,
+    "pipeline.model_card": 3.7,  # `export` writes it
     "pipeline.demo": 5,
     "pipeline.__main__": 5,
 }

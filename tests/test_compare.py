@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.__main__ import main
-from pipeline.compare import CURVES, compare, plots, read_rows
+from pipeline.compare import CURVES, compare, plots, read_rows, training_curves
 from pipeline.runtime.errors import Incomplete, UserError
-from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.files import append_line, read_json, write_json
 
 
 def result(run: Path, *, step: int, scale: float, value: float, data: str = "a", weights: str = "average") -> Path:
@@ -176,3 +176,26 @@ def test_the_command_line_writes_beside_the_first_run(runs: list[Path], capsys: 
     assert main(["compare", *(str(r) for r in runs)]) == 0
     assert "| run | step |" in capsys.readouterr().out
     assert (runs[0].parent / "comparison" / "comparison.md").is_file()
+
+
+def test_guidance_is_a_trade_whose_points_carry_their_scale(runs: list[Path], tmp_path: Path) -> None:
+    for path in sorted((runs[0] / "results").glob("000002000-*.json")):
+        found = read_json(path)
+        found["metrics"] |= {"is-domain": 10 - found["metrics"]["fd-domain"]}
+        write_json(path, found)
+    drawn = {axis: panels for axis, _, panels in plots(read_rows(runs[0]), ["fd-domain", "is-domain"])}
+    ((title, (line,)),) = drawn["trade-off"].items()
+    assert title == "fd-domain (up), is-domain (right)"
+    assert [(p.text, p.x, p.y) for p in line.points] == [("1", 4.0, 6.0), ("2", 6.0, 4.0), ("4", 3.0, 7.0)]
+    assert tmp_path / "out" / "trade-off.png" in compare(runs, tmp_path / "out")
+
+
+def test_training_is_drawn_from_what_it_logged(runs: list[Path], tmp_path: Path) -> None:
+    for step in range(1, 1001):
+        append_line(runs[0] / "metrics.jsonl", {"step": step, "loss": 1 / step, "speed/mfu": 1.0})
+    append_line(runs[0] / "metrics.jsonl", {"step": 1000, "valid/loss": 0.5})
+    ((axis, _, panels),) = training_curves(runs)
+    assert axis == "training" and list(panels) == ["loss", "valid/loss"]
+    (line,) = panels["loss"]
+    assert len(line.points) <= 301 and (line.points[-1].x, line.points[-1].y) == (1000, 0.001)
+    assert tmp_path / "out" / "training.png" in compare(runs, tmp_path / "out")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from pipeline import checkpoint
@@ -29,6 +30,7 @@ from pipeline.import_diffusers import import_diffusers
 from pipeline.models.build import build_network
 from pipeline.models.pretrained import load_autoencoder
 from pipeline.runtime.errors import Incomplete, UserError
+from pipeline.runtime.files import write_json
 from pipeline.runtime.random import Stream, normal
 from pipeline.runtime.run_dir import RunDir, existing_run
 from pipeline.sample import sample
@@ -286,6 +288,36 @@ def test_what_only_training_needs_stays_at_home(tmp_path):
     again = cfg.model_copy(update={"name": "imported"})
     import_diffusers(folder, again)
     assert tiny.run(again).steps()[-1] == 2
+
+
+def test_an_export_has_a_card_that_a_hub_reads(trained, tmp_path):
+    cfg, run = trained
+    sample(cfg, run)
+    (samples,) = run.samples(3).iterdir()
+    facts = {"set": f"step-000000003/{samples.name}", "count": 24}
+    result = {"samples": facts, "data": {"train": {"count": 60}}, "extractors": {"domain": {"sha256": "ab" * 32}}}
+    result |= {
+        "metrics": {"fd-domain": 1.25},
+        "details": {"fd-domain": {"low": 1, "high": 2}},
+        "versions": {"mudi": "1"},
+    }
+    write_json(run.results / f"000000003-{samples.name}.json", result)
+    folder, _ = export(cfg, run, to=tmp_path / "out")
+    _, head, text = (folder / "README.md").read_text().split("---\n", 2)
+    facts = yaml.safe_load(head)
+    assert (facts["library_name"], facts["license"]) == ("diffusers", "other") and "diffusion" in facts["tags"]
+    assert (folder / "samples.png").read_bytes() == (samples / "grid.png").read_bytes() and "(samples.png)" in text
+    for said in (
+        "Protocol `squares`",
+        "fonts, each with a licence",
+        "3 of 8 images (3 steps",
+        "CPU process hours on cpu",
+    ):
+        assert said in text, said
+    assert "| fd-domain | 1.25 (1 to 2) | lower |" in text and "24 samples against 60 images of train" in text
+    (folder / "README.md").unlink()  # as a kill leaves it
+    export(cfg, run, to=folder)
+    assert (folder / "README.md").is_file()
 
 
 def test_exporting_twice_does_nothing_and_never_overwrites(trained, capsys, tmp_path):

@@ -23,7 +23,7 @@ def draw_worst(
     A ratio below 1 means: nearer than the threshold, a copy.
     """
     rows = -(-len(worst) // _PAIRS)
-    figure = Figure(figsize=(2.6 * _PAIRS, 1.7 * rows), dpi=100)
+    figure = Figure(figsize=(2.6 * _PAIRS, 1.9 * rows), dpi=100)
     axes = figure.subplots(rows, 2 * _PAIRS, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -34,7 +34,7 @@ def draw_worst(
             axis = axes[k // _PAIRS, 2 * (k % _PAIRS) + column]
             grey = image.shape[2] == 1
             axis.imshow(image[:, :, 0] if grey else image, cmap="gray" if grey else None, vmin=0, vmax=255)
-            axis.set_title(title, fontsize=7, color="red" if entry.ratio < 1 else "black")
+            axis.set_title(title, fontsize=11, color="red" if entry.ratio < 1 else "black")
     figure.tight_layout()
     with atomic_path(path) as partial:
         figure.savefig(partial, format="png", metadata={"Software": None})

@@ -96,12 +96,16 @@ def test_the_contact_sheet_shows_the_images(made: Config) -> None:
     out = io.StringIO()
     sheets = verify.inspect(data_directory(made), console=Console(file=out, width=200), rows=2, columns=4)
     assert [sheet.parent.name for sheet in sheets] == ["train", "valid"]
-    sheet = np.asarray(Image.open(sheets[0]))
-    assert sheet.shape == (2 * 17 - 1, 4 * 17 - 1, 3)
+    factor, cell = round(640 / 74), 18  # 4 images of 16 pixels with their gaps, enlarged
+    sheet = np.asarray(Image.open(sheets[0]).convert("RGB"))
+    margin = sheet.shape[1] - factor * (4 * cell + 2)
+    assert sheet.shape[0] == factor * (2 * cell + 2) and margin > 20
+    assert all((row[:, :margin] < 128).any() for row in np.array_split(sheet, 2))  # the names of both classes
+    small = sheet[factor // 2 :: factor, margin + factor // 2 :: factor]
     train = split_of(made)
     first = {label: int(np.flatnonzero(train.index["label"] == label)[0]) for label in (0, 1)}
-    assert np.array_equal(sheet[:16, :16], image_of(train, first[0]))
-    assert np.array_equal(sheet[17:, :16], image_of(train, first[1]))
+    assert np.array_equal(small[2:18, 2:18], image_of(train, first[0]))
+    assert np.array_equal(small[20:36, 2:18], image_of(train, first[1]))
     text = out.getvalue()
     assert train.manifest.sha256 in text and "class0" in text and "folder (" in text
 

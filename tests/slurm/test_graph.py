@@ -3,9 +3,13 @@
 import random
 
 import pytest
+import tiny
 
+from pipeline.config.load import config_from
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.run_dir import COMMIT, FINISHED, create_run
 from slurm.graph import Job, ancestors, downstream, ordered
+from slurm.workflows import launch_for
 
 
 def diamond() -> list[Job]:
@@ -57,3 +61,17 @@ def test_a_part_of_an_array_gets_its_share():
     job = Job("sample", ("pipeline", "sample", "r"), Job("x", ()).resources.model_copy(update={"parts": 3}))
     assert [job.part_argv(k)[-1] for k in range(3)] == ["0/3", "1/3", "2/3"]
     assert Job("sample", ("pipeline",)).part_argv(0) == ("pipeline",)
+
+
+def test_a_longer_duration_makes_a_finished_training_open_again(tmp_path):
+    cfg = tiny.config(tmp_path)
+    tiny.prepare(cfg)
+    run = create_run(cfg)
+    run.checkpoint(12).mkdir(parents=True)
+    (run.checkpoint(12) / COMMIT).write_text("{}")
+    (run.checkpoints / FINISHED).write_text("{}")
+    longer = tiny.revalidated(cfg, train={"duration": "24 steps"})
+    assert launch_for(cfg, make=False).complete()["train"]
+    assert not launch_for(longer, make=False).complete()["train"] and run.finished()  # a plan changes nothing
+    assert not launch_for(longer, make=True).complete()["train"] and not run.finished()
+    assert config_from([str(run.path)]).train.duration == "24 steps"
