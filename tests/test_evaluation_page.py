@@ -5,7 +5,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from pipeline.config.load import config_from
 from pipeline.config.registry import known_metric
@@ -44,3 +46,19 @@ def test_the_shell_commands_are_those_of_every_system() -> None:
 def test_every_metric_is_known() -> None:
     names = [name for cell in TABLE for name in re.findall(r"`([^`]+)`", cell)]
     assert len(names) > 15 and all(known_metric(name) for name in names)
+
+
+def test_the_bias_of_few_images_is_computed_as_the_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The page's lines on normal features. More of them are less biased."""
+    (code,) = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    kept = tmp_path / "data" / "fashion16-0" / "reference" / "domain-0"
+    kept.mkdir(parents=True)
+    features = np.random.default_rng(1).standard_normal((44_000, 4)).astype(np.float32)
+    save_file({"features.features": features}, kept / "train.safetensors")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    rows = {int(line.split()[0]): float(line.split()[1]) for line in capsys.readouterr().out.splitlines()}
+    assert list(rows) == [53, 200, 1000, 4000]
+    assert rows[53] > 2 * rows[200] > 4 * rows[1000] > 4 * rows[4000]
