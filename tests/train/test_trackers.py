@@ -10,6 +10,7 @@ import tiny
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from pipeline.config.check_training import TRACKERS
+from pipeline.config.load import to_yaml
 from pipeline.config.needs import missing
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import append_line
@@ -100,7 +101,7 @@ def test_wandb_offline_continues_the_same_run(tmp_path, monkeypatch):
     run = tiny.run(cfg)
     (run.checkpoints / "finished.json").unlink()
     longer = tiny.revalidated(cfg, train={"duration": "8 steps"})
-    run.config.unlink()
+    run.config.write_text(to_yaml(longer))
     tiny.run(longer)
     ids = {path.name.split("-", 3)[-1] for path in (run.path / "wandb").glob("offline-run-*")}
     assert len(list((run.path / "wandb").glob("offline-run-*"))) == 2 and ids == {run_id(run)}
