@@ -22,12 +22,11 @@ def images(count=4, channels=3, size=8, dtype=torch.float64):
 def made(count=4, *, gates=(), **values):
     """Draws that make the changes named by `gates` alone; `values` are amounts, or normal numbers under "n_"."""
     full = lambda value: torch.full((count,), float(value), dtype=torch.float64)  # noqa: E731
-    drawn = Draws(
+    return Draws(
         {name: full(ON if name in gates else OFF) for name in GATES},
         {name: full(values.get(name, 0.5)) for name in AMOUNTS},
         {name: full(values.get(f"n_{name}", 0.0)) for name in NORMALS},
     )
-    return drawn
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
