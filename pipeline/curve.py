@@ -7,11 +7,11 @@ against the step, beside the table of numbers, in the run directory's curve/. Wh
 Metrics that training measures of itself (`train.metric_every`) stand in metrics.jsonl and need none of this.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.compare import compare
+from pipeline.config.needs import require
 from pipeline.config.schema import Config
 from pipeline.evaluate import evaluate
 from pipeline.runtime.errors import Incomplete
@@ -21,17 +21,11 @@ from pipeline.sample import sample
 FOLDER = "curve"
 
 
-def main(words: list[str]) -> int:
+def main(words: list[str], *, metric: Sequence[str] = ()) -> None:
     """`python -m pipeline curve RUN_DIR [--metric NAME ...] [key=value ...]`."""
-    parser = argparse.ArgumentParser(
-        prog="pipeline curve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("run", help="a run directory, or experiment=NAME")
-    parser.add_argument("--metric", action="append", default=[], help="draw this metric alone; may be repeated")
-    options, rest = parser.parse_known_args(words)
-    run, cfg = existing_run([options.run, *rest])
-    print(*curve(cfg, run, metrics=options.metric), sep="\n")
-    return 0
+    run, cfg = existing_run(words)
+    require(cfg, "sample", "evaluate")
+    print(*curve(cfg, run, metrics=metric), sep="\n")
 
 
 def curve(cfg: Config, run: RunDir, *, metrics: Sequence[str] = ()) -> list[Path]:

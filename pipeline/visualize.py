@@ -127,14 +127,14 @@ def _picture(model: "Model | AtOnce", request: Request) -> tuple[Pixels, int]:
     if isinstance(model, AtOnce):
         if request.kind != "interpolate":
             raise UserError(
-                f"visualize {request.kind}: model.kind={model.cfg.model.kind} makes images in one step: there is no way "
-                "from noise to show. Use interpolate, or give the run of a diffusion model."
+                f"visualize {request.kind}: model.kind={model.cfg.model.kind} makes images in one step: there is no "
+                "way from noise to show. Use interpolate, or give the run of a diffusion model."
             )
         return between_vectors(model, seeds, request), frames
     if request.space != "z":
         raise UserError(
-            f"--space: found {request.space}, but model.kind={model.cfg.model.kind} has no styles. Leave it out, or give "
-            "the run of a GAN."
+            f"--space: found {request.space}, but model.kind={model.cfg.model.kind} has no styles. Leave it out, or "
+            "give the run of a GAN."
         )
     image = None if request.image is None else read_image(request.image, model)
     mask = None if request.mask is None else read_mask(request.mask, model)
