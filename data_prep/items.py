@@ -42,6 +42,7 @@ KINDS = {  # every reason for which a file is not used: nothing is dropped witho
     "sample_without_image": "a sample of a tar with neither image nor label",
     "small_class": "its class has fewer images than split.min_per_class",
     "not_listed": "the list of split.keep does not name it",
+    "not_in_subset": "split.subset leaves it out",
     "symbol_font": "the font draws symbols where letters are asked for",
     "placeholder_font": "the font draws one picture for every character",
     "missing_glyph": "the font has no picture for a letter of the alphabet",
@@ -49,7 +50,7 @@ KINDS = {  # every reason for which a file is not used: nothing is dropped witho
 }
 BY_RULE = {  # left out because a rule says so: these do not count towards `max_rejected`
     *("hidden", "other_ending", "repeated_folder", "sample_without_image"),
-    *("small_class", "not_listed", "symbol_font", "placeholder_font", "missing_glyph"),
+    *("small_class", "not_listed", "not_in_subset", "symbol_font", "placeholder_font", "missing_glyph"),
 }
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 

@@ -94,24 +94,31 @@ def make_plan(items: Iterable[Item], data: DataConfig, classes: Sequence[str]) -
     listed = data.split.kept_keys()
     keys: list[str] = []
     official: list[str] = []
-    places, labels = [], []
+    places, chosen, labels = [], [], []
     for item in items:
         keys.append(item.key if data.split.least else "")
         official.append(sys.intern(_official(item, data)) if data.split.rule == "official" else "train")
         places.append(hash_place(item.group or item.key) if data.split.rule == "hash" else 0.0)
+        chosen.append(hash_place(f"subset/{item.group or item.key}") if data.split.subset else 0.0)
         labels.append(_label(item, classes))
     label_array = np.array(labels, dtype=np.int32)
     by_hash = data.split.rule == "hash"
     found = hash_splits(np.array(places), label_array, data.split) if by_hash else np.array(official)
     wanted = np.ones(len(keys), dtype=bool) if listed is None else _listed(keys, listed)
-    kept, left_out = _without_small_classes(label_array, keys, classes, wanted=wanted, least=data.split.min_per_class)
+    left_out = [Rejected(keys[n], "not_listed", "not in split.keep") for n in np.flatnonzero(~wanted).tolist()]
+    if data.split.subset is not None:
+        inside = _subset(np.array(chosen), wanted, data.split.subset)
+        out = np.flatnonzero(wanted & ~inside).tolist()
+        left_out += [Rejected(keys[n], "not_in_subset", "not in split.subset") for n in out]
+        wanted = inside
+    kept, small = _without_small_classes(label_array, keys, classes, wanted=wanted, least=data.split.min_per_class)
     counts = Counter(label_array[wanted].tolist())
     large = tuple(label for label in range(len(classes)) if counts[label] >= data.split.least)
     names = {name: (name,) for name in sorted(set(found.tolist()))}
     merged = {name: data.split.merge[name] for name in sorted(data.split.merge)} or names
     splits = {name: np.flatnonzero(np.isin(found, parts) & kept).astype(np.uint32) for name, parts in merged.items()}
     _check_splits(data, {name: len(numbers) for name, numbers in splits.items()})
-    return Plan({name: numbers for name, numbers in splits.items() if len(numbers)}, left_out, large)
+    return Plan({name: numbers for name, numbers in splits.items() if len(numbers)}, (*left_out, *small), large)
 
 
 def _label(item: Item, classes: Sequence[str]) -> int:
@@ -170,6 +177,18 @@ def _listed(keys: Sequence[str], listed: frozenset[str]) -> npt.NDArray[np.bool_
     return np.array([key in listed for key in keys], dtype=bool)
 
 
+def _subset(places: npt.NDArray[np.float64], wanted: npt.NDArray[np.bool_], subset: float) -> npt.NDArray[np.bool_]:
+    """Which of the `wanted` items `split.subset` keeps: those of the lowest places, a number or a share of them."""
+    count = int(wanted.sum())
+    number = subset if isinstance(subset, int) else max(round(subset * count), 1)
+    if number > count:
+        raise UserError(f"data.split.subset: found {subset}, but there are {count} images. Use fewer, or leave it out.")
+    order = np.argsort(np.where(wanted, places, 2.0), kind="stable")
+    inside = np.zeros(len(wanted), dtype=bool)
+    inside[order[:number]] = True
+    return inside
+
+
 def _without_small_classes(
     labels: npt.NDArray[np.int32],
     keys: Sequence[str],
@@ -179,9 +198,9 @@ def _without_small_classes(
     least: int,
 ) -> tuple[npt.NDArray[np.bool_], tuple[Rejected, ...]]:
     """Which items are `wanted` and in classes of at least `least` such images, and the others with the reason."""
-    left_out = [Rejected(keys[n], "not_listed", "not in split.keep") for n in np.flatnonzero(~wanted).tolist()]
     if not least:
-        return wanted, tuple(left_out)
+        return wanted, ()
+    left_out = []
     counts = Counter(labels[wanted].tolist())
     kept = np.array([counts[label] >= least for label in labels.tolist()], dtype=bool)
     for number in np.flatnonzero(~kept & wanted).tolist():

@@ -1,8 +1,11 @@
-"""The visualize job: pictures of how a trained diffusion model makes images, and of what it can do with given ones.
+"""The visualize job: pictures of how a trained model makes images, and of what it can do with given ones.
+
+Models that make an image at once of a vector (GAN, VAE) have `interpolate`; diffusion models have everything.
 
 python -m pipeline visualize RUN_DIR strip --seeds 0-7 --frames 8          from noise to image
 python -m pipeline visualize RUN_DIR interpolate --seeds 0-4 --frames 9    from one seed to the next
 python -m pipeline visualize RUN_DIR interpolate --seeds 5 --classes 0,3   from one class to another, the noise kept
+python -m pipeline visualize RUN_DIR interpolate --space w                 of a GAN: straight between its styles
 python -m pipeline visualize RUN_DIR edit --image a.png --sigmas 0.5,1,2   a new image from a given one (SDEdit)
 python -m pipeline visualize RUN_DIR inpaint --image a.png --mask b.png    white of the mask is painted anew
 """
@@ -28,6 +31,7 @@ from pipeline.diffusion.build_sampler import Generator
 from pipeline.diffusion.samplers import Noise
 from pipeline.inference import asked_for, autocast, loaded_objective, weak_model
 from pipeline.objectives.denoising import Denoising
+from pipeline.objectives.objective import FromLatents
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import content_hash, sha256_file
@@ -37,6 +41,7 @@ from pipeline.runtime.run_dir import RunDir, Step, existing_run, parse_step, ste
 Kind = Literal["strip", "interpolate", "edit", "inpaint"]
 Show = Literal["estimate", "noisy", "both"]
 Interpolation = Literal["spherical", "linear"]
+Space = Literal["z", "w"]
 HOLE = 0.0  # grey, where a picture shows what is to be painted
 
 
@@ -50,6 +55,7 @@ class Request:
     show: Show = "estimate"
     interpolation: Interpolation = "spherical"
     classes: tuple[int, int] | None = None
+    space: Space = "z"
     sigmas: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
     image: Path | None = None
     mask: Path | None = None
@@ -67,6 +73,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--show", choices=get_args(Show), default="estimate", help="of strip: x_t, or what it shall be")
     parser.add_argument("--interpolation", choices=get_args(Interpolation), default="spherical", help="of noise")
     parser.add_argument("--classes", type=_two, help="of interpolate: from one class to another, such as 0,3")
+    parser.add_argument("--space", choices=get_args(Space), default="z", help="of interpolate: a GAN's z, or styles w")
     parser.add_argument("--sigmas", type=_numbers, default=Request.sigmas, help="noise levels of edit, such as 0.5,1,2")
     parser.add_argument("--image", type=Path, help="of edit and inpaint: of the size that the model makes")
     parser.add_argument("--mask", type=Path, help="of inpaint: white is painted anew, black stays")
@@ -88,7 +95,7 @@ def visualize(cfg: Config, run: RunDir, request: Request, *, step: Step = None, 
     _check(request)
     require_latents(cfg)
     found = step_of(checkpoint.step_to_read(run, cfg.sample.step if step is None else step).name) or 0
-    model = load_model(cfg, run, step=found)
+    model = load_any(cfg, run, step=found)
     pixels, columns = _picture(model, request)
     path = to or run.path / "visualizations" / step_name(found) / _name(cfg, request)
     return write_picture(path, pixels, columns=columns, names=_row_names(model, request, rows=len(pixels) // columns))
@@ -127,9 +134,23 @@ def _check(request: Request) -> None:
         raise UserError(f"--frames: found {request.frames}, expected at least 2.")
 
 
-def _picture(model: "Model", request: Request) -> tuple[Pixels, int]:
+def _picture(model: "Model | AtOnce", request: Request) -> tuple[Pixels, int]:
     """The images of the picture and how many stand in a row."""
     seeds, frames = torch.tensor(request.seeds), request.frames
+    if isinstance(model, AtOnce):
+        if request.kind != "interpolate":
+            raise UserError(
+                f"visualize {request.kind}: model.kind={model.cfg.model.kind} makes images in one step: there is no "
+                "way from noise to show. Use interpolate, or give the run of a diffusion model."
+            )
+        if request.classes is not None:
+            raise UserError(f"--classes: model.kind={model.cfg.model.kind} has no way from noise to mix. Give two seeds.")
+        return between_vectors(model, seeds, request), frames
+    if request.space != "z":
+        raise UserError(
+            f"--space: found {request.space}, but model.kind={model.cfg.model.kind} has no styles. Leave it out, or "
+            "give the run of a GAN."
+        )
     image = None if request.image is None else read_image(request.image, model)
     mask = None if request.mask is None else read_mask(request.mask, model)
     if image is None:
@@ -143,9 +164,9 @@ def _picture(model: "Model", request: Request) -> tuple[Pixels, int]:
     return inpainted(model, image, seeds, mask=mask), 1 + len(seeds)
 
 
-def _row_names(model: "Model", request: Request, *, rows: int) -> list[str]:
+def _row_names(model: "Model | AtOnce", request: Request, *, rows: int) -> list[str]:
     """The class that each row shows; [] where rows are no seeds."""
-    if request.kind == "inpaint":
+    if request.kind == "inpaint" or request.classes is not None:
         return []
     labels = asked_for(model.cfg, torch.tensor(request.seeds), model.train).labels.tolist()
     names = class_names(model.train.manifest.classes, labels[: len(labels) - (request.kind == "interpolate")])
@@ -158,6 +179,7 @@ def _name(cfg: Config, request: Request) -> str:
     settings = {**cfg.sample.model_dump(mode="json"), **tiling(cfg)}
     options = [request.seeds, request.frames, request.show, request.interpolation, request.sigmas]
     options += [] if request.classes is None else [request.classes]
+    options += [] if request.space == "z" else [request.space]
     decides = content_hash([*options, files, settings])
     return f"{request.kind}-{sample_set_name(cfg).rsplit('-', 1)[0]}-{decides[:6]}.png"
 
@@ -194,21 +216,43 @@ class Model:
         return to_uint8(self.objective.images(x0))
 
 
-def load_model(cfg: Config, run: RunDir, *, step: int) -> Model:
+@dataclass(frozen=True)
+class AtOnce:
+    """A trained model that makes an image of a vector in one step."""
+
+    cfg: Config
+    objective: FromLatents
+    train: ShardDirectory
+    device: torch.device
+
+
+def load_any(cfg: Config, run: RunDir, *, step: int) -> Model | AtOnce:
     """The model of a checkpoint.
 
     Raises:
-        UserError: for a model that makes images in one step.
+        UserError: for a model that makes no images of noise.
     """
     device = distributed.own_device()
     train = open_shards(training_shards(cfg) / "train")
     objective = loaded_objective(cfg, run, train.manifest, step=step, device=device)
-    if not isinstance(objective, Denoising):
+    if isinstance(objective, Denoising):
+        return Model(cfg, objective, weak_model(cfg, train.manifest, device), train, device)
+    if isinstance(objective, FromLatents):
+        return AtOnce(cfg, objective, train, device)
+    raise UserError(
+        f"{run.path} has model.kind={cfg.model.kind}, which makes no images of noise. Give the run of another model."
+    )
+
+
+def load_model(cfg: Config, run: RunDir, *, step: int) -> Model:
+    """The diffusion model of a checkpoint."""
+    model = load_any(cfg, run, step=step)
+    if not isinstance(model, Model):
         raise UserError(
             f"{run.path} has model.kind={cfg.model.kind}, which makes images in one step: there is no way from noise "
             "to show. Give the run of a diffusion model."
         )
-    return Model(cfg, objective, weak_model(cfg, train.manifest, device), train, device)
+    return model
 
 
 @torch.inference_mode()
@@ -267,6 +311,28 @@ def between_classes(model: Model, seeds: Tensor, classes: tuple[int, int], *, fr
 
 def _of_class(cfg: Config, number: int) -> Config:
     return cfg.model_copy(update={"sample": cfg.sample.model_copy(update={"classes": (number,)})})
+
+
+@torch.inference_mode()
+def between_vectors(model: AtOnce, seeds: Tensor, request: Request) -> Pixels:
+    """Images from each seed's vector to the next one's, a row each: spherical or linear in z, straight in w.
+
+    The condition of a row, and the noise of a GAN's layers, are those of its first seed.
+    """
+    straight = request.space == "w" or request.interpolation == "linear"
+    shares = torch.linspace(0, 1, request.frames, device=model.device)
+    seeds, mix = seeds.to(model.device), editing.linear if straight else editing.spherical
+    asked = asked_for(model.cfg, seeds[:-1].cpu(), model.train).to(model.device)
+    with autocast(model.cfg, model.device):
+        images = model.objective.between(
+            model.objective.latents(seeds),
+            (asked.labels, asked.attributes),
+            seeds=seeds[:-1],
+            mix=lambda first, second: mix(first, second, shares),
+            space=request.space,
+            psi=model.cfg.sample.sampler.truncation,
+        )
+    return to_uint8(images)
 
 
 @torch.inference_mode()

@@ -44,6 +44,7 @@ LEVELS = {
     "pipeline.diffusers_io": 2.5,
     "pipeline.models.pretrained": 2.6,
     "pipeline.inference": 3.5,  # what jobs that make images share
+    "pipeline.curve": 4.5,  # samples, evaluates and compares
     "pipeline.visualize": 3.7,  # `sample` shows a strip
     "pipeline.likelihood": 4,
     "pipeline.model_card": 3.7,  # `export` writes it

@@ -57,7 +57,7 @@ def saved_after(run, step, ranks):
     return time.monotonic()
 
 
-MODELS = {"diffusion": tiny.UNET, "game": tiny.GAME, "autoencoder": tiny.AUTOENCODER}
+MODELS = {"diffusion": tiny.UNET, "game": tiny.GAME, "autoencoder": tiny.AUTOENCODER, "vae": tiny.VAE}
 
 
 @pytest.mark.timeout(1800)  # each start takes seconds, and a busy machine several times as long
@@ -68,7 +68,9 @@ MODELS = {"diffusion": tiny.UNET, "game": tiny.GAME, "autoencoder": tiny.AUTOENC
         ("diffusion", "muon", 1, 2),
         ("diffusion", "adamw", 2, 3),
         ("game", "adamw", 1, 3),
+        ("game", "adamw", 2, 2),
         ("autoencoder", "adamw", 1, 3),
+        ("vae", "adamw", 1, 2),
     ],
 )
 def test_killed_and_resumed_is_uninterrupted(tmp_path, model, optimizer, *, world_size, kills):

@@ -161,11 +161,44 @@ def test_what_cannot_be_drawn_is_said(trained, picture, tmp_path):
             visualize(cfg, run, request)
 
 
-def test_a_model_without_a_way_from_noise_is_refused(tmp_path):
-    cfg = tiny.config(tmp_path, model=tiny.GAME, duration="2 steps", checkpoint_every="2 steps")
+@pytest.mark.parametrize("kind", ["game", "vae"])
+def test_a_model_of_vectors_goes_from_seed_to_seed(tmp_path, kind):
+    cfg = tiny.config(
+        tmp_path, model={"game": tiny.GAME, "vae": tiny.VAE}[kind], duration="6 steps", checkpoint_every="6 steps"
+    )
     tiny.prepare(cfg)
-    with pytest.raises(UserError, match=r"model\.kind=stylegan, which makes images in one step"):
-        visualize(cfg, tiny.run(cfg), Request("strip", [0]))
+    run = tiny.run(cfg)
+    sampled = Reader(open_shards(sample(cfg, run))).read(np.arange(9))
+    model, seeds = pictures.load_any(cfg, run, step=6), torch.tensor([0, 3, 6])  # all of one class
+
+    def rows(**words):
+        request = Request("interpolate", [0, 3, 6], frames=3, **words)
+        return pictures.between_vectors(model, seeds, request).reshape(2, 3, SIZE, SIZE, 1)
+
+    found = rows()
+    assert far(found[:, 0], sampled[[0, 3]]) <= 1
+    if kind == "vae":  # a GAN's layers add the noise of the row's first seed
+        assert far(found[:, -1], sampled[[3, 6]]) <= 1
+    straight = rows(interpolation="linear")
+    assert far(straight[:, [0, -1]], found[:, [0, -1]]) <= 1
+    with pytest.raises(UserError, match=rf"model\.kind={cfg.model.kind} makes images in one step"):
+        visualize(cfg, run, Request("strip", [0]))
+    with pytest.raises(UserError, match=rf"model\.kind={cfg.model.kind}, which makes images in one step"):
+        pictures.load_model(cfg, run, step=6)
+    if kind == "vae":
+        with pytest.raises(UserError, match="a VAE has no styles"):
+            rows(space="w")
+        return
+    assert far(rows(space="w")[:, [0, -1]], found[:, [0, -1]]) <= 1
+    generator = model.objective.networks["generator"]
+    z, told = model.objective.latents(seeds[:2]), torch.tensor([0, 0])
+    middle = generator.synthesis(generator.styles(z, told).mean(0, keepdim=True), visits=seeds[:1])
+    assert far(rows(space="w")[0, 1], pictures.to_uint8(middle)[0]) <= 1
+
+
+def test_a_diffusion_model_has_no_styles(trained):
+    with pytest.raises(UserError, match=r"--space: found w, but model\.kind=unet has no styles"):
+        visualize(*trained, Request("interpolate", [0, 1], space="w"))
 
 
 def test_a_model_of_latents_draws_its_way_decoded_and_edits_no_pixels(tmp_path, picture):

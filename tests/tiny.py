@@ -48,6 +48,13 @@ GAME = {  # two players, and a layer that mixes the images of a group
     "deviation_group": 2,
 }
 
+EVERYTHING = {  # that a game may have; the penalties at some steps alone
+    "penalty_every": 2,
+    "path_length": 2.0,
+    "path_every": 4,
+    "style_mixing": 0.9,
+    "ada": {"enabled": True, "start": 0.3, "every": 2, "kimg": 0.1},
+}
 
 AUTOENCODER = {"kind": "kl_autoencoder", "width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4}
 AGAINST_A_CRITIC = {  # who begins to play in the middle of a step, and sees degraded images restored
@@ -78,6 +85,7 @@ def config(root: Path, *, name: str = "tiny", model: dict[str, Any] = UNET, **tr
                 "encoding": "raw",
             },
             "model": model,
+            "adversarial": EVERYTHING if model["kind"] == "stylegan" else {},
             "autoencoder": AGAINST_A_CRITIC if model["kind"] == "kl_autoencoder" else {},
             "train": {
                 "duration": "12 steps",

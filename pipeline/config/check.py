@@ -152,6 +152,11 @@ def attributes_problems(asked: Mapping[str, int], names: Sequence[str]) -> Itera
 def _sampler(cfg: Config) -> Iterator[str]:
     conditional = cfg.model.condition != "none"
     yield from (f"sample.{p}" for p in sampling_problems(cfg.sample.sampler, cfg.diffusion, conditional=conditional))
+    if cfg.sample.sampler.truncation != 1 and cfg.model.is_a != "generator":
+        yield (
+            f"sample.sampler.truncation: found {cfg.sample.sampler.truncation:g}, but model.kind={cfg.model.kind} has "
+            "no styles. Set it to 1, or use model.kind=stylegan."
+        )
 
 
 def _embedding(cfg: Config) -> Iterator[str]:

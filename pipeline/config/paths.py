@@ -50,6 +50,8 @@ def sample_set_name(cfg: Config) -> str:
     sampler = cfg.sample.sampler
     if not sampler.options:
         del settings["sampler"]["options"]  # of few samplers: the names of all other sets are what they were
+    if sampler.truncation == 1:
+        del settings["sampler"]["truncation"]  # likewise
     scale = f"{sampler.guidance.scale:g}{'ho' if sampler.guidance.convention == 'ho' else ''}"
     words = f"{sampler.kind}{sampler.steps}-w{scale}-{cfg.sample.weights.replace(':', '')}"
     return f"{words}-{content_hash(settings)[:6]}"

@@ -61,12 +61,16 @@ class SplitRule(Settings):
     by_class: bool = False  # hash: every class gives its share, chosen by rank of the hash within the class
     merge: dict[str, tuple[str, ...]] = {}
     keep: Path | None = None  # a text file: keys of the images that are used, one a line; all others are left out
+    # So many of them, or this share (0.05), are used: chosen by a hash of the image's group, before they are divided.
+    subset: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, lt=1)] | None = (
+        None  # A smaller one is in a larger
+    )
     min_per_class: int = Field(0, ge=0)  # classes with fewer images (of all splits, of those kept) are left out
 
     @property
     def least(self) -> int:
-        """Images that a class needs. A class of which a list keeps nothing is none."""
-        return max(self.min_per_class, int(self.keep is not None))
+        """Images that a class needs. A class of which a list or a subset keeps nothing is none."""
+        return max(self.min_per_class, int(self.keep is not None or self.subset is not None))
 
     def kept_keys(self) -> frozenset[str] | None:
         """The keys of `keep`; None: all images are used.
@@ -116,6 +120,8 @@ class DataConfig(Settings):
         values = self.model_dump(mode="json", exclude={"max_rejected": True, "split": {"keep"}})
         if (keys := self.split.kept_keys()) is not None:
             values["split"]["keep"] = content_hash(sorted(keys))
+        if self.split.subset is None:
+            del values["split"]["subset"]  # the names of whole data sets are what they were
         if isinstance(self.source, FolderSource):
             values["source"]["splits"] = bool(self.source.splits)  # what None refuses has no pixels
         if SOURCES[self.source.kind].official:

@@ -334,6 +334,8 @@ class SamplerConfig(Settings):
     # Bound of every x0 estimate; None: none. Pixels by eps want 1: an error of the noise counts sigma-fold in x0.
     clip: float | None = Field(None, gt=0)
     guidance: GuidanceConfig = GuidanceConfig()
+    # Of a GAN: psi, how far styles are from the average style (Karras et al. 2019, appendix B). Below 1, images are
+    truncation: float = Field(1.0, ge=0, le=1)  # more typical and differ less
 
     @property
     def calls(self) -> int:

@@ -259,6 +259,8 @@ class StyleGANConfig(ModelConfig):
     latent: Positive = 128  # of z and of the style w
     mapping_layers: Positive = 4
     deviation_group: Positive = 4  # images whose spread the discriminator sees: consecutive image numbers
+    # The discriminator's weights too are normal, and scaled when used (Karras et al. 2018, section 4.1)
+    equalized: bool = False
 
     def micro_batch_problems(self, micro: int) -> Iterator[str]:
         """The discriminator sees whole groups."""

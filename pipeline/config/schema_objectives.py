@@ -69,10 +69,39 @@ class AutoencoderConfig(Settings):
     degradation: DegradationConfig = DegradationConfig()
 
 
-class AdversarialConfig(Settings):
-    """How a generator and its discriminator are trained."""
+class AdaConfig(Settings):
+    """Adaptive discriminator augmentation (Karras et al. 2020, arXiv:2006.06676), for few images.
 
+    The discriminator sees real and generated images changed with probability p. p moves so that E[sign(D(real))], the
+    paper's r_t, comes to `target`.
+    """
+
+    enabled: bool = False
+    # blit: mirrored, quarter turns, whole shifts; geometric: scaled, turned, stretched, shifted; colour: the paper's
+    groups: tuple[Literal["blit", "geometric", "colour"], ...] = ("blit", "geometric", "colour")
+    start: float = Field(0.0, ge=0, le=1)  # p before the first step
+    target: float | None = Field(0.6, gt=-1, lt=1)  # null: p stays at `start`
+    every: int = Field(4, ge=1)  # steps from one change of p to the next
+    kimg: float = Field(500.0, gt=0)  # thousands of images in which p can go from 0 to 1
+
+
+class AdversarialConfig(Settings):
+    """How a generator and its discriminator are trained.
+
+    Penalties that are computed every n-th step count n times there (Karras et al. 2020, arXiv:1912.04958, section 3.1).
+    """
+
+    # Of Goodfellow et al. 2014 (minimax: equation 1; non_saturating: section 3), and Arjovsky et al. 2017 (wasserstein)
+    loss: Literal["non_saturating", "minimax", "wasserstein"] = "non_saturating"
     r1_gamma: float = Field(1.0, ge=0)  # weight of the discriminator's gradient penalty at real images
+    gradient_penalty: float = Field(0.0, ge=0)  # of wasserstein (Gulrajani et al. 2017, equation 3); usually 10
+    penalty_every: int = Field(1, ge=1)  # steps; usually 16 of r1
+    path_length: float = Field(
+        0.0, ge=0
+    )  # weight of path length regularisation (arXiv:1912.04958, equation 4); usually 2
+    path_every: int = Field(4, ge=1)  # steps
+    style_mixing: float = Field(0.0, ge=0, le=1)  # share of images with two styles (Karras et al. 2019, section 3.1)
+    ada: AdaConfig = AdaConfig()
 
 
 class ObjectiveConfig(Choice):
@@ -107,15 +136,18 @@ class AdversarialObjective(ObjectiveConfig):
     kind: Literal["adversarial"]
 
     def problems(self, cfg: "Config") -> Iterator[str]:
-        """One generator is known to it. R1 takes the gradient of a gradient."""
+        """One generator is known to it. Penalties take the gradient of a gradient."""
+        game = cfg.adversarial
         if not isinstance(cfg.model, StyleGANConfig):
             yield f"objective.kind: found {self.kind}, which trains model.kind=stylegan alone, not {cfg.model.kind}."
-        if cfg.adversarial.r1_gamma and cfg.train.compile:
-            yield (
-                "train.compile: found true, but the gradient penalty (adversarial.r1_gamma="
-                f"{cfg.adversarial.r1_gamma:g}) takes the gradient of a gradient, which a compiled network has not. "
-                "Set train.compile=false, or adversarial.r1_gamma=0."
-            )
+        for name in ("r1_gamma", "gradient_penalty", "path_length"):
+            if (weight := getattr(game, name)) and cfg.train.compile:
+                yield (
+                    f"train.compile: found true with adversarial.{name}={weight:g}, which takes the gradient of a "
+                    f"gradient: a compiled network has none. Set train.compile=false, or adversarial.{name}=0."
+                )
+        yield from _penalties(game)
+        yield from _ada(game)
 
     def measures(self, cfg: "Config") -> tuple[str, ...]:  # noqa: ARG002
         """Nothing: a game has no loss that says how good its images are."""
@@ -187,6 +219,48 @@ def check_objective(cfg: "Config") -> Iterator[str]:
         )
     else:
         yield from objective_of(cfg).problems(cfg)
+
+
+def _penalties(game: AdversarialConfig) -> Iterator[str]:
+    """The Wasserstein loss needs a critic of bounded slope; the others know R1."""
+    wasserstein = game.loss == "wasserstein"
+    if wasserstein and not game.gradient_penalty:
+        yield (
+            "adversarial.gradient_penalty: found 0 with adversarial.loss=wasserstein, whose critic then grows without "
+            "bound. Set adversarial.gradient_penalty=10."
+        )
+    if wasserstein and game.r1_gamma:
+        yield (
+            f"adversarial.r1_gamma: found {game.r1_gamma:g} with adversarial.loss=wasserstein, which wants slopes of 1 "
+            "where R1 wants 0. Set adversarial.r1_gamma=0."
+        )
+    if game.gradient_penalty and not wasserstein:
+        yield (
+            f"adversarial.gradient_penalty: found {game.gradient_penalty:g} with adversarial.loss={game.loss}, "
+            "expected 0: it belongs to wasserstein. Set adversarial.r1_gamma, or adversarial.loss=wasserstein."
+        )
+
+
+def _ada(game: AdversarialConfig) -> Iterator[str]:
+    ada = game.ada
+    if not ada.enabled:
+        return
+    if game.loss == "wasserstein" and ada.target is not None:
+        yield (
+            "adversarial.ada.target: found "
+            f"{ada.target:g} with adversarial.loss=wasserstein, whose scores have no zero, so that their sign says "
+            "nothing. Set adversarial.ada.target=null and a fixed adversarial.ada.start, or another loss."
+        )
+    if not ada.groups:
+        yield (
+            "adversarial.ada.groups: found none, expected some of blit, geometric, colour. Name them, or set "
+            "adversarial.ada.enabled=false."
+        )
+    if ada.target is None and not ada.start:
+        yield (
+            "adversarial.ada: target is null and start is 0, so nothing would ever be changed. Set start, such as 0.3, "
+            "or a target, such as 0.6."
+        )
 
 
 def _parts(cfg: "Config") -> tuple[str, ...]:

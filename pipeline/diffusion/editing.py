@@ -12,20 +12,21 @@ from pipeline.diffusion.preconditioning import Denoise
 def spherical(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
     """Interpolation on the sphere, where Gaussian noise lives (Shoemake 1985; Song et al. 2021: DDIM, appendix D.5).
 
-    first, second: noise [B, C, H, W]. share: [K], 0 is the first, 1 the second. Returns [K, B, C, H, W].
+    first, second: noise [B, C, H, W], or vectors [B, width]. share: [K], 0 is the first, 1 the second. Returns
+    [K, B, ...].
     """
     cosine = torch.cosine_similarity(first.flatten(1), second.flatten(1), dim=1).clamp(-1, 1)
-    angle = cosine.acos().clamp(min=1e-6)[None, :, None, None, None]
-    share = share.view(-1, 1, 1, 1, 1)
+    angle = cosine.acos().clamp(min=1e-6).view(1, -1, *(1,) * (first.ndim - 1))
+    share = share.view(-1, *(1,) * first.ndim)
     return (((1 - share) * angle).sin() * first + (share * angle).sin() * second) / angle.sin()
 
 
 def linear(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
-    """Straight line between images or noise [B, C, H, W], at `share` [K]: [K, B, C, H, W].
+    """Straight line between images, noise or vectors [B, ...], at `share` [K]: [K, B, ...].
 
     Between two noises the middle has variance 1 / 2, which no denoiser has seen: use it for images.
     """
-    return torch.lerp(first, second, share.view(-1, 1, 1, 1, 1))
+    return torch.lerp(first, second, share.view(-1, *(1,) * first.ndim))
 
 
 def inpainted(denoise: Denoise, known: Tensor, *, mask: Tensor) -> Denoise:

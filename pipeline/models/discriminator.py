@@ -4,6 +4,7 @@ No batch statistics: a score belongs to its image, or to its group of consecutiv
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from einops import rearrange, reduce, repeat
@@ -11,9 +12,38 @@ from torch import Tensor, nn
 
 from pipeline.config.schema_model import PatchDiscriminatorConfig, StyleGANConfig
 from pipeline.models.conditioning import build_condition
-from pipeline.models.layers import convolution, downsample
+from pipeline.models.layers import downsample
+from pipeline.models.stylegan import EqualizedLinear
 
 LEAK = 0.2
+
+
+class EqualizedConvolution(nn.Conv2d):
+    """A convolution whose weights are normal and scaled when used (Karras et al. 2018, section 4.1).
+
+    The gain makes up for what a leaky ReLU takes; biases begin at zero.
+    """
+
+    def __init__(self, inputs: int, outputs: int, *, size: int, bias: bool = True) -> None:
+        super().__init__(inputs, outputs, size, padding=size // 2, bias=bias)
+        nn.init.normal_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        self.scale = math.sqrt(2 / (1 + LEAK**2) / (inputs * size**2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] -> [B, outputs, H, W]."""
+        return nn.functional.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
+
+
+def _convolution(inputs: int, outputs: int, *, size: int = 3, bias: bool = True, equalized: bool) -> nn.Conv2d:
+    if equalized:
+        return EqualizedConvolution(inputs, outputs, size=size, bias=bias)
+    return nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=bias)
+
+
+def _linear(inputs: int, outputs: int, *, equalized: bool) -> nn.Module:
+    return EqualizedLinear(inputs, outputs) if equalized else nn.Linear(inputs, outputs)
 
 
 class PatchDiscriminator(nn.Module):
@@ -68,10 +98,11 @@ def group_deviation(features: Tensor, visits: Tensor | None, *, group: int) -> T
 class ShrinkingBlock(nn.Module):
     """Two convolutions and a halving, with a residual path (Karras et al. 2020, figure 7)."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, equalized: bool) -> None:
         super().__init__()
-        self.conv1, self.conv2 = convolution(inputs, inputs), convolution(inputs, outputs)
-        self.skip = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.conv1 = _convolution(inputs, inputs, equalized=equalized)
+        self.conv2 = _convolution(inputs, outputs, equalized=equalized)
+        self.skip = _convolution(inputs, outputs, size=1, bias=False, equalized=equalized)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] -> [B, outputs, H/2, W/2]."""
@@ -93,11 +124,12 @@ class StyleDiscriminator(nn.Module):
         self.conditional = cfg.condition != "none"
         halvings = int(math.log2(shape[1] // 4))
         widths = [min(cfg.width << level, cfg.width_max) for level in range(halvings + 1)]
-        self.conv_in = nn.Conv2d(shape[0], widths[0], 1)
-        self.blocks = nn.ModuleList(ShrinkingBlock(widths[level], widths[level + 1]) for level in range(halvings))
-        self.conv_last = convolution(widths[-1] + 1, widths[-1])
-        self.dense = nn.Linear(widths[-1] * 16, widths[-1])
-        self.score = nn.Linear(widths[-1], 1)
+        same = {"equalized": cfg.equalized}
+        self.conv_in = _convolution(shape[0], widths[0], size=1, **same)
+        self.blocks = nn.ModuleList(ShrinkingBlock(a, b, **same) for a, b in pairwise(widths))
+        self.conv_last = _convolution(widths[-1] + 1, widths[-1], **same)
+        self.dense = _linear(widths[-1] * 16, widths[-1], **same)
+        self.score = _linear(widths[-1], 1, **same)
         self.condition = build_condition(
             cfg.condition, widths[-1], classes=classes, attributes=attributes, deviation=1 / math.sqrt(widths[-1])
         )

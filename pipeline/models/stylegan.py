@@ -82,7 +82,9 @@ def seed_noise(network: nn.Module, *, seed: int) -> None:
 
 
 class StyleGenerator(nn.Module):
-    """z [B, latent] and a condition -> images [B, C, H, W]."""
+    """z [B, latent] and a condition -> images [B, C, H, W]. `w_average` is set by what trains it."""
+
+    w_average: Tensor
 
     def __init__(
         self, cfg: StyleGANConfig, shape: tuple[int, int, int], *, classes: int = 0, attributes: int = 0
@@ -109,6 +111,8 @@ class StyleGenerator(nn.Module):
             ModulatedConvolution(width, shape[0], size=1, latent=cfg.latent, demodulate=False) for width in widths
         )
         self.level_bias = nn.Parameter(torch.zeros(len(widths), shape[0]))
+        self.layer_count = 2 * len(widths)  # styles of an image: of every convolution, and of the last image layer
+        self.register_buffer("w_average", torch.zeros(cfg.latent))
 
     def styles(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """The mapping network: z [B, latent], normalised, with the condition beside it -> w [B, latent]."""
@@ -122,18 +126,50 @@ class StyleGenerator(nn.Module):
         return x
 
     def synthesis(self, w: Tensor, *, visits: Tensor | None = None) -> Tensor:
-        """Styles [B, latent] -> images [B, C, H, W], about in [-1, 1]. `visits` [B]: whose noise the layers add."""
-        x = self.first(self.constant.expand(w.shape[0], -1, -1, -1), w, visits)
-        image = self._image(x, w, 0)
+        """Styles [B, latent], or [B, layers, latent] -> images [B, C, H, W], about in [-1, 1].
+
+        `visits` [B]: whose noise the layers add. An image layer has the style of the convolution after it.
+        """
+        of = w.unbind(1) if w.ndim == 3 else (w,) * self.layer_count
+        x = self.first(self.constant.expand(w.shape[0], -1, -1, -1), of[0], visits)
+        image = self._image(x, of[1], 0)
         for level in range(1, len(self.to_image)):
-            x = self.layers[2 * level - 2](upsample(x), w, visits)
-            x = self.layers[2 * level - 1](x, w, visits)
-            image = upsample(image) + self._image(x, w, level)
+            x = self.layers[2 * level - 2](upsample(x), of[2 * level - 1], visits)
+            x = self.layers[2 * level - 1](x, of[2 * level], visits)
+            image = upsample(image) + self._image(x, of[2 * level + 1], level)
         return image
 
-    def forward(self, z: Tensor, condition: Tensor | None = None, *, visits: Tensor | None = None) -> Tensor:
-        """See the class."""
-        return self.synthesis(self.styles(z, condition), visits=visits)
+    def truncated(self, w: Tensor, psi: float) -> Tensor:
+        """Styles at `psi` of their way from the average style (Karras et al. 2019, appendix B)."""
+        return w if psi == 1 else torch.lerp(self.w_average.to(w.dtype).expand_as(w), w, psi)
+
+    def forward(
+        self,
+        z: Tensor,
+        condition: Tensor | None = None,
+        *,
+        visits: Tensor | None = None,
+        mixed: tuple[Tensor, Tensor] | None = None,
+        shift: Tensor | None = None,
+        psi: float = 1.0,
+    ) -> Tensor:
+        """See the class.
+
+        Args:
+            mixed: other z [B, latent], whose styles the layers from number [B] on have.
+            shift: [B, layers, latent], added to the styles: of zeros, it has the gradient by the styles.
+            psi: truncation.
+        """
+        w = self.styles(z, condition)
+        if mixed is not None:
+            other, first = mixed
+            layers = torch.arange(self.layer_count, device=z.device)
+            before = (layers[None, :] < first[:, None])[..., None]
+            w = torch.where(before, w[:, None, :], self.styles(other, condition)[:, None, :])
+        w = self.truncated(w, psi)
+        if shift is not None:
+            w = (w if w.ndim == 3 else w[:, None, :]) + shift
+        return self.synthesis(w, visits=visits)
 
     def _image(self, x: Tensor, w: Tensor, level: int) -> Tensor:
         image: Tensor = self.to_image[level](x, w) + rearrange(self.level_bias[level], "c -> c 1 1")

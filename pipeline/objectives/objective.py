@@ -69,3 +69,38 @@ class Restores(Protocol):
     def restorations(self, networks: Networks, batch: Batch) -> tuple[Tensor, ...]:
         """What is shown of each image, side by side, the original first; [B, C, H, W] each, in [-1, 1] or near it."""
         ...
+
+
+@runtime_checkable
+class Adapts(Protocol):
+    """An objective with numbers of its own, in buffers of `networks`, that follow what its losses found."""
+
+    def adapt(self, name: str, sums: dict[str, Tensor], *, step: int) -> None:
+        """After the update of network `name` with the data of step `step`, from 0, whether it was finite or not.
+
+        `sums` are those over the global batch of what its loss returned: float64 scalars on the device, the same on all
+        ranks. Nothing here waits for the device, and every rank does the same.
+        """
+        ...
+
+
+@runtime_checkable
+class FromLatents(Protocol):
+    """An objective that makes an image of one vector at once: what lies between two vectors can be shown."""
+
+    def latents(self, seeds: Tensor) -> Tensor:
+        """The vectors [B, width] that the images of `seeds` [B] are made of."""
+        ...
+
+    def between(
+        self, starts: Tensor, asked: tuple[Tensor, Tensor | None], *, seeds: Tensor, mix: "Mix", space: str, psi: float
+    ) -> Tensor:
+        """Images [rows * frames, C, H, W] from each latent of `starts` [rows + 1, width] to the next one.
+
+        `asked` (labels, attributes) and `seeds` are those of each row. `mix` takes the starts and the ends and returns
+        [frames, rows, width]. `space`: "z", or "w" for a generator's styles.
+        """
+        ...
+
+
+Mix = Callable[[Tensor, Tensor], Tensor]

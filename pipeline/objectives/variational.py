@@ -15,9 +15,10 @@ from pipeline.models.build import build_network
 from pipeline.models.posterior import Restored
 from pipeline.objectives.autoencoder import likeness
 from pipeline.objectives.condition import Conditions
-from pipeline.objectives.objective import Networks
+from pipeline.objectives.objective import Mix, Networks
 from pipeline.objectives.perceptual import Perceptual
 from pipeline.objectives.restoration import divergence, error, restored_by
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.random import Stream, normal
 
 
@@ -72,8 +73,24 @@ class Variational:
         weak: Denoise | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Images [B, C, H, W] in one step, whatever the sampler: the decoder's mean for a vector from the prior."""
-        noise = self._noise(Stream.LATENT, seeds, torch.float32)
+        noise = self.latents(seeds)
         return restored_by(networks["autoencoder"], None, noise, self._conditions.told(labels, attributes)).images
+
+    def latents(self, seeds: Tensor) -> Tensor:
+        """Vectors [B, latent] from the prior, of the images of `seeds`."""
+        return self._noise(Stream.LATENT, seeds, torch.float32)
+
+    def between(
+        self, starts: Tensor, asked: tuple[Tensor, Tensor | None], *, seeds: Tensor, mix: Mix, space: str, psi: float
+    ) -> Tensor:
+        """Images of the vectors from each one to the next; a VAE has no styles, and nothing else is drawn."""
+        del seeds, psi
+        if space != "z":
+            raise UserError(f"--space: found {space}, but a VAE has no styles. Leave it out, or give the run of a GAN.")
+        mixed = mix(starts[:-1], starts[1:]).transpose(0, 1)
+        told = self._conditions.told(*asked)
+        each = None if told is None else told.repeat_interleave(mixed.shape[1], 0)
+        return restored_by(self.networks["autoencoder"], None, mixed.flatten(0, 1), each).images
 
     def _called(self, network: Callable[..., Tensor], batch: Batch, noise: Tensor | None) -> Restored:
         return restored_by(network, batch.images, noise, self._conditions.told(batch.labels, batch.attributes))

@@ -140,6 +140,14 @@ JOBS = (
         examples=(_EXAMPLE, f"{_EXAMPLE} sample.sampler.guidance.scale=2"),
     ),
     Command(
+        *("curve", "pipeline.curve:main", "score samples of every checkpoint that was kept, and draw the curve"),
+        words=_RUN,
+        more="Checkpoints stay where train.keep_every says so. What is there already is not done again.",
+        options=("--metric NAME...  draw this metric alone; may be repeated",),
+        examples=(f"{_EXAMPLE} sample.count=1000 --metric fid",),
+        alone=True,
+    ),
+    Command(
         *("compare", "pipeline.compare:main", "tables and plots over runs"),
         words="RUN_DIR ...",
         more="Numbers stand in one table only if they were measured against the same images in the same features.",
@@ -188,6 +196,7 @@ JOBS = (
             "--show estimate|noisy|both  of strip; default: estimate",
             "--interpolation spherical|linear  of interpolate; default: spherical",
             "--classes A,B  of interpolate: from one class to another, by number, each seed's noise kept",
+            "--space z|w  of interpolate: a GAN's z, or its styles; default: z",
             "--sigmas LIST  noise levels of edit, such as 0.5,1,2",
             "--image FILE  of edit and inpaint: of the size that the model draws",
             "--mask FILE  of inpaint: white is painted anew, black stays",

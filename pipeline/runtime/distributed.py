@@ -200,7 +200,8 @@ def gathered(values: torch.Tensor) -> torch.Tensor:
 def parallel(network: nn.Module, device: torch.device) -> nn.Module:
     """The network, its gradients averaged over ranks by each backward pass; itself in a single process.
 
-    Our networks' buffers are constants, equal on every rank from the start: no forward pass needs to broadcast them.
+    Our networks' buffers are equal on every rank, from the start and after every step: no forward pass needs to
+    broadcast them.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return network

@@ -48,6 +48,8 @@ class Stream(IntEnum):
     PENALTY = 14  # interpolation points of a gradient penalty
     LAYER_NOISE = 15
     DEGRADE = 16  # of images that an autoencoder is to restore
+    ADA = 17  # augmentation of what a discriminator sees
+    PATH = 18  # directions in which the length of a generator's path is measured
 
 
 def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pipeline.config.plan import due
 from pipeline.config.schema import Config
 from pipeline.data.batches import LoadedBatch, batches, reading_threads
+from pipeline.objectives.objective import Adapts
 from pipeline.runtime import distributed
 from pipeline.runtime.distributed import World
 from pipeline.runtime.errors import NonFiniteError
@@ -193,6 +194,9 @@ def _update(s: Session, name: str, *, sums: dict[str, Tensor], flags: Tensor, lr
         group["lr"] = lr
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if isinstance(s.objective, Adapts):
+        totals = dict(zip(sums, everyone[len(_FLAGS) :].unbind(), strict=True))
+        s.objective.adapt(name, totals, step=s.state.progress.step + s.state.progress.data_offset)
     if scale is not None:
         scale.update(bad)
     now = torch.ones_like(loss) if scale is None else scale.value.double()

@@ -23,7 +23,6 @@ from pipeline.config.autoencoder import require_latents
 from pipeline.config.paths import training_shards
 from pipeline.config.plan import Plan, plan_for
 from pipeline.config.schema import Config
-from pipeline.config.schema_objectives import objective_of
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
 from pipeline.diffusion.uncertainty import LossBalance
@@ -247,11 +246,6 @@ def _prepared(network: nn.Module, cfg: Config, accelerator: Accelerator, *, join
     `joined`: backward passes average gradients over ranks (DDP). Within a CUDA graph they do not, and a sharded network
     does it by itself.
     """
-    if cfg.train.compile and objective_of(cfg).kind == "adversarial" and cfg.adversarial.r1_gamma:
-        raise UserError(
-            f"train.compile: found true with adversarial.r1_gamma={cfg.adversarial.r1_gamma}, which takes gradients of "
-            "gradients: torch.compile has none. Set train.compile=false, or adversarial.r1_gamma=0."
-        )
     if cfg.train.activation_checkpointing:
         recompute_activations(network)
     if cfg.train.compile:

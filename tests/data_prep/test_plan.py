@@ -1,6 +1,7 @@
 """Which image goes where: pure functions of names and labels."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +106,25 @@ def test_a_list_of_keys_chooses_images_before_small_classes_are_dropped(tmp_path
     keep.unlink()
     with pytest.raises(UserError, match=r"data.split.keep: found no file"):
         protocol(rule="all", keep=keep).identity()
+
+
+def test_a_subset_is_chosen_by_hashes_before_images_are_divided() -> None:
+    rows = [Item(f"{n}", ("file", "x"), label=n % 3) for n in range(400)]
+
+    def chosen(subset: float | None, **rule: Any) -> set[int]:
+        plan = make_plan(rows, protocol(subset=subset, **{"rule": "all", **rule}), ["a", "b", "c"])
+        assert sum(row.kind == "not_in_subset" for row in plan.left_out) == 400 - sum(map(len, plan.splits.values()))
+        return {number for numbers in plan.splits.values() for number in numbers.tolist()}
+
+    assert len(chosen(100)) == 100 and len(chosen(0.05)) == 20
+    assert chosen(0.05) < chosen(100) < chosen(None) == set(range(400))  # a smaller one is part of a larger one
+    assert chosen(100) == chosen(0.25) == chosen(100, rule="hash", valid=0.5)
+    divided = make_plan(rows, protocol(rule="hash", valid=0.5, subset=100), ["a", "b", "c"]).splits
+    assert 30 < len(divided["valid"]) < 70  # the two hashes do not follow one another
+    assert protocol(rule="all", subset=100).identity() != protocol(rule="all").identity()
+    assert "subset" not in protocol(rule="all").identity()["split"]  # whole data sets keep their names
+    with pytest.raises(UserError, match=r"data.split.subset: found 500, but there are 400 images"):
+        chosen(500)
 
 
 def test_a_dropped_class_leaves_the_list_of_classes_and_labels_are_counted_without_it(tmp_path: Path) -> None:

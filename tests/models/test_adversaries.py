@@ -5,17 +5,17 @@ import math
 import pytest
 import tiny
 import torch
+import yaml
 
+from pipeline.config.load import CONFIG_ROOT
 from pipeline.config.paths import training_shards
 from pipeline.config.schema_model import PatchDiscriminatorConfig, StyleGANConfig, VAEConfig
 from pipeline.data.shards import read_manifest
-from pipeline.models.build import build_network
-from pipeline.models.discriminator import PatchDiscriminator, StyleDiscriminator, group_deviation
+from pipeline.models.build import build_network, count_parameters
+from pipeline.models.discriminator import EqualizedConvolution, PatchDiscriminator, StyleDiscriminator, group_deviation
 from pipeline.models.stylegan import ModulatedConvolution
 from pipeline.objectives.adversarial import Adversarial
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.run_dir import create_run
-from pipeline.train.loop import train
 
 SHAPE = (3, 16, 16)
 STYLEGAN = StyleGANConfig(kind="stylegan", condition="class", width=8, width_max=16, latent=12, mapping_layers=2)
@@ -156,7 +156,53 @@ def test_a_critic_is_one_graph_to_the_compiler():
 
 def test_a_penalty_of_gradients_is_refused_under_the_compiler(tmp_path):
     cfg = tiny.config(tmp_path, model=tiny.GAME)
-    tiny.prepare(cfg)
-    cfg = cfg.model_copy(update={"train": cfg.train.model_copy(update={"compile": True})})
-    with pytest.raises(UserError, match=r"train.compile: found true with adversarial.r1_gamma=1.0"):
-        train(cfg, create_run(cfg))
+    with pytest.raises(UserError, match=r"train.compile: found true with adversarial.r1_gamma=1[\s\S]*path_length=2"):
+        tiny.revalidated(cfg, train={"compile": True})
+
+
+def test_networks_of_the_bedrooms_report_have_its_numbers_of_parameters():
+    """The report's generator and discriminator (docs/gan.md), at 64 px, in colour."""
+    values = yaml.safe_load((CONFIG_ROOT / "model" / "stylegan2_64.yaml").read_text())
+    cfg = StyleGANConfig.model_validate(values)
+    with torch.device("meta"):
+        generator, critic = build_network(cfg, shape=(3, 64, 64)), StyleDiscriminator(cfg, (3, 64, 64))
+    assert count_parameters(generator) == 22_243_608
+    assert count_parameters(critic) == 23_407_361
+
+
+def test_scaled_weights_keep_the_size_of_what_passes():
+    torch.manual_seed(0)
+    layer = EqualizedConvolution(64, 64, size=3)
+    out = torch.nn.functional.leaky_relu(layer(torch.randn(8, 64, 16, 16)), 0.2)[:, :, 1:-1, 1:-1]
+    assert layer.weight.std().item() == pytest.approx(1, rel=0.02)
+    assert out.square().mean().item() == pytest.approx(1, rel=0.05)
+    critic = StyleDiscriminator(STYLEGAN.model_copy(update={"equalized": True}), SHAPE, classes=3)
+    critic(torch.randn(4, *SHAPE), torch.tensor([0, 1, 2, 3])).sum().backward()
+    assert unreached(critic) == []
+
+
+def test_layers_may_have_styles_of_their_own():
+    torch.manual_seed(0)
+    generator = build_network(STYLEGAN.model_copy(update={"condition": "none"}), shape=SHAPE)
+    z, other = torch.randn(2, 3, 12)
+    w, none = generator.styles(z), generator.layer_count
+    each = w[:, None].expand(-1, none, -1)
+    assert torch.equal(generator.synthesis(each), generator(z))
+    assert torch.equal(generator(z, mixed=(other, torch.full((3,), none))), generator(z))
+    assert torch.equal(generator(z, mixed=(other, torch.zeros(3, dtype=torch.long))), generator(other))
+    mixed = generator(z, mixed=(other, torch.tensor([1, 3, none - 1])))
+    assert not torch.allclose(mixed, generator(z), atol=1e-3)
+    # The image of two styles has the first where the second begins later than its last layer.
+    assert torch.equal(generator.layers[-1].conv.style(w), generator.layers[-1].conv.style(each[:, -2]))
+
+
+def test_truncation_pulls_styles_to_their_average():
+    torch.manual_seed(0)
+    generator = build_network(STYLEGAN.model_copy(update={"condition": "none"}), shape=SHAPE)
+    generator.w_average.normal_()
+    z = torch.randn(3, 12)
+    middle = generator.synthesis(generator.w_average[None])
+    assert torch.equal(generator(z, psi=1.0), generator(z))
+    assert torch.allclose(generator(z, psi=0.0), middle.expand(3, -1, -1, -1), atol=1e-5)
+    half = generator.synthesis((generator.styles(z) + generator.w_average) / 2)
+    assert torch.allclose(generator(z, psi=0.5), half, atol=1e-5)
