@@ -144,7 +144,7 @@ def _picture(model: "Model | AtOnce", request: Request) -> tuple[Pixels, int]:
                 "way from noise to show. Use interpolate, or give the run of a diffusion model."
             )
         if request.classes is not None:
-            raise UserError(f"--classes: model.kind={model.cfg.model.kind} has no way from noise to mix. Give two seeds.")
+            raise UserError(f"--classes: model.kind={model.cfg.model.kind} draws in one step. Give two seeds instead.")
         return between_vectors(model, seeds, request), frames
     if request.space != "z":
         raise UserError(
