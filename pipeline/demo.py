@@ -325,7 +325,10 @@ def page(studio: Studio, folder: Path) -> Any:
 
         def on_interpolate(to: int | None, to_class: int, frames: int, *values: Any) -> Any:
             return _shown(
-                lambda: interpolated(studio, _wish(studio, values), to, None if to_class < 0 else to_class, frames), gr
+                lambda: interpolated(
+                    studio, _wish(studio, values), to=to, to_class=None if to_class < 0 else to_class, frames=frames
+                ),
+                gr,
             )
 
         def on_take(*values: Any) -> Any:
@@ -401,7 +404,9 @@ def _image(gr: Any, label: str, **options: Any) -> Any:
     )
 
 
-def interpolated(studio: Studio, wish: Wish, to: int | None, to_class: int | None, frames: int) -> tuple[Pixels, str]:
+def interpolated(
+    studio: Studio, wish: Wish, *, to: int | None, to_class: int | None, frames: int
+) -> tuple[Pixels, str]:
     """From the seed of a wish to another one, or from its class to another one; the picture and its command line."""
     cfg = studio.settings(replace(wish, count=1))
     if not 2 <= frames <= MOST_IMAGES:
