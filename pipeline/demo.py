@@ -134,6 +134,11 @@ class Studio:
         return isinstance(self.objective, Denoising)
 
     @property
+    def guided(self) -> bool:
+        """Whether guidance can be chosen."""
+        return self.diffusion and self.cfg.model.condition != "none"
+
+    @property
     def paints(self) -> bool:
         """Whether it can inpaint: a diffusion model of pixels."""
         return self.diffusion and self.cfg.latents is None
@@ -271,26 +276,11 @@ def page(studio: Studio, folder: Path) -> Any:
     import gradio as gr
 
     run, once = studio.run.path.name, {"concurrency_limit": 1, "concurrency_id": "model"}
-    sampler, guided = studio.cfg.sample.sampler, studio.diffusion and studio.cfg.model.condition != "none"
     with gr.Blocks(title=f"mudi: {run}", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         gr.Markdown(f"## {run}, step {studio.step}\nThe same seed gives the same image as `mudi sample`.")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                seed = gr.Number(studio.cfg.sample.first_seed, label="seed of the first image", precision=0)
-                count = gr.Slider(1, MOST_IMAGES, 4, step=1, label="images")
-                names = [("by seed, as in sampling", -1), *((name, k) for k, name in enumerate(studio.classes))]
-                label = gr.Dropdown(names, value=-1, label="class", visible=bool(studio.classes))
-                with_ = gr.Dropdown(
-                    list(studio.attributes), multiselect=True, label="with", visible=bool(studio.attributes)
-                )
-                without = gr.Dropdown(
-                    list(studio.attributes), multiselect=True, label="without", visible=bool(studio.attributes)
-                )
-                guidance = gr.Number(sampler.guidance.scale, label="guidance", visible=guided)
-                kind = gr.Dropdown(
-                    list(SAMPLERS.names()), value=sampler.kind, label="sampler", visible=studio.diffusion
-                )
-                steps = gr.Number(sampler.steps, label="steps", precision=0, visible=studio.diffusion)
+                asked = _controls(gr, studio)
             with gr.Column(scale=2, min_width=400):
                 with gr.Tab("draw"):
                     draw = gr.Button("draw", variant="primary")
@@ -300,22 +290,17 @@ def page(studio: Studio, folder: Path) -> Any:
                 with gr.Tab("interpolate", visible=studio.diffusion), gr.Row():
                     other_seed = gr.Number(1, label="to seed", precision=0)
                     other = gr.Dropdown(
-                        [("stay", -1), *names[1:]], value=-1, label="or to class", visible=bool(studio.classes)
+                        [("stay", -1), *_numbered(studio.classes)],
+                        value=-1,
+                        label="or to class",
+                        visible=bool(studio.classes),
                     )
                     frames = gr.Slider(3, MOST_IMAGES, 8, step=1, label="images")
                     go = gr.Button("interpolate", variant="primary")
                     between = _image(gr, "from one to the other")
                 with gr.Tab("inpaint", visible=studio.paints):
                     take = gr.Button("take the image of the seed")
-                    editor = gr.ImageEditor(
-                        type="numpy",
-                        label="give an image, or take one; paint over what is to be drawn anew",
-                        sources=("upload",),
-                        transforms=(),
-                        layers=False,
-                        brush=gr.Brush(colors=["#ff0000"], color_mode="fixed"),
-                        height=400,
-                    )
+                    editor = _editor(gr)
                     paint = gr.Button("inpaint", variant="primary")
                     painted = _image(gr, "what was given, and each seed's own")
                     files = gr.File(label="image and mask, as the command reads them", file_count="multiple")
@@ -326,20 +311,9 @@ def page(studio: Studio, folder: Path) -> Any:
                     interactive=False,
                     elem_id="command",
                 )
-        asked = [seed, count, label, with_, without, kind, steps, guidance]
-
-        def wish(values: Sequence[Any]) -> Wish:
-            seed, count, label, with_, without, kind, steps, guidance = values
-            told = {**dict.fromkeys(with_ or (), 1), **dict.fromkeys(without or (), 0)}
-            told = {name: value for name, value in told.items() if name in studio.attributes}
-            chosen = None if label is None or label < 0 else int(label)
-            if not studio.diffusion:
-                return Wish(seed, count, chosen, told)
-            scale = guidance if guided else None
-            return Wish(seed, count, chosen, told, kind, steps, None if scale is None else float(scale))
 
         def on_draw(near: bool, *values: Any) -> Iterator[Any]:
-            cfg = _shown(lambda: studio.settings(wish(values)), gr)
+            cfg = _shown(lambda: studio.settings(_wish(studio, values)), gr)
             line, hidden = studio.command(cfg), (gr.Markdown(visible=False), gr.Image(visible=False))
             images: Pixels | None = None
             for images in studio.draw(cfg):
@@ -351,19 +325,22 @@ def page(studio: Studio, folder: Path) -> Any:
 
         def on_interpolate(to: int | None, to_class: int, frames: int, *values: Any) -> Any:
             return _shown(
-                lambda: interpolated(studio, wish(values), to, None if to_class < 0 else to_class, frames), gr
+                lambda: interpolated(
+                    studio, _wish(studio, values), to=to, to_class=None if to_class < 0 else to_class, frames=frames
+                ),
+                gr,
             )
 
         def on_take(*values: Any) -> Any:
-            *_, images = studio.draw(_shown(lambda: studio.settings(replace(wish(values), count=1)), gr))
+            *_, images = studio.draw(_shown(lambda: studio.settings(replace(_wish(studio, values), count=1)), gr))
             image = images[0] if images.shape[-1] == 3 else images[0].repeat(3, axis=2)
             return enlarged(image, factor=max(round(WIDTH / 2 / image.shape[1]), 1))
 
         def on_paint(drawn: dict[str, Any] | None, *values: Any) -> Any:
-            return _shown(lambda: inpainted(studio, wish(values), drawn, folder), gr)
+            return _shown(lambda: inpainted(studio, _wish(studio, values), drawn, folder), gr)
 
         gr.on(
-            [draw.click, seed.submit],
+            [draw.click, asked[0].submit],
             on_draw,
             [near, *asked],
             [drawn, command, searched, nearest],
@@ -378,13 +355,58 @@ def page(studio: Studio, folder: Path) -> Any:
     return blocks.queue(max_size=MOST_WAITING)
 
 
+def _numbered(names: Sequence[str]) -> list[tuple[str, int]]:
+    return [(name, number) for number, name in enumerate(names)]
+
+
+def _controls(gr: Any, studio: Studio) -> list[Any]:
+    """What all tabs read, in the order of `_wish`."""
+    sampler = studio.cfg.sample.sampler
+    seed = gr.Number(studio.cfg.sample.first_seed, label="seed of the first image", precision=0)
+    count = gr.Slider(1, MOST_IMAGES, 4, step=1, label="images")
+    names = [("by seed, as in sampling", -1), *_numbered(studio.classes)]
+    label = gr.Dropdown(names, value=-1, label="class", visible=bool(studio.classes))
+    with_ = gr.Dropdown(list(studio.attributes), multiselect=True, label="with", visible=bool(studio.attributes))
+    without = gr.Dropdown(list(studio.attributes), multiselect=True, label="without", visible=bool(studio.attributes))
+    guidance = gr.Number(sampler.guidance.scale, label="guidance", visible=studio.guided)
+    kind = gr.Dropdown(list(SAMPLERS.names()), value=sampler.kind, label="sampler", visible=studio.diffusion)
+    steps = gr.Number(sampler.steps, label="steps", precision=0, visible=studio.diffusion)
+    return [seed, count, label, with_, without, kind, steps, guidance]
+
+
+def _wish(studio: Studio, values: Sequence[Any]) -> Wish:
+    """What stands in the controls."""
+    seed, count, label, with_, without, kind, steps, guidance = values
+    told = {**dict.fromkeys(with_ or (), 1), **dict.fromkeys(without or (), 0)}
+    told = {name: value for name, value in told.items() if name in studio.attributes}
+    chosen = None if label is None or label < 0 else int(label)
+    if not studio.diffusion:
+        return Wish(seed, count, chosen, told)
+    scale = guidance if studio.guided else None
+    return Wish(seed, count, chosen, told, kind, steps, None if scale is None else float(scale))
+
+
+def _editor(gr: Any) -> Any:
+    return gr.ImageEditor(
+        type="numpy",
+        label="give an image, or take one; paint over what is to be drawn anew",
+        sources=("upload",),
+        transforms=(),
+        layers=False,
+        brush=gr.Brush(colors=["#ff0000"], color_mode="fixed"),
+        height=400,
+    )
+
+
 def _image(gr: Any, label: str, **options: Any) -> Any:
     return gr.Image(
         label=label, show_label=False, format="png", interactive=False, buttons=["download", "fullscreen"], **options
     )
 
 
-def interpolated(studio: Studio, wish: Wish, to: int | None, to_class: int | None, frames: int) -> tuple[Pixels, str]:
+def interpolated(
+    studio: Studio, wish: Wish, *, to: int | None, to_class: int | None, frames: int
+) -> tuple[Pixels, str]:
     """From the seed of a wish to another one, or from its class to another one; the picture and its command line."""
     cfg = studio.settings(replace(wish, count=1))
     if not 2 <= frames <= MOST_IMAGES:

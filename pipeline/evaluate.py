@@ -65,7 +65,7 @@ def evaluate(cfg: Config, run: RunDir, *, part: Part | None = None) -> list[Path
             if not _features(cfg, samples, standards, work=work, part=part):
                 continue
             found = _result(cfg, samples, standards, work=work, picture=result.with_suffix(".nearest.png"))
-            write_board(run.tensorboard / "evaluation", found, _experiment(cfg, found))
+            write_board(run.tensorboard / "eval", found, _experiment(cfg, found))
             write_json(result, {"key": key, **found})
             shutil.rmtree(work, ignore_errors=True)
         finished.append(result)

@@ -87,8 +87,8 @@ def test_interpolations_and_repairs_are_what_their_command_lines_write(studio, t
     layer[4:20, 8:24] = 255
     given = {"background": np.full((SIZE * 4, SIZE * 4, 3), 90, np.uint8), "layers": [layer]}
     found = [
-        demo.interpolated(studio, Wish(3, 1, label=2), 8, None, 5),
-        demo.interpolated(studio, Wish(3, 1, guidance=1.5), None, 2, 5),
+        demo.interpolated(studio, Wish(3, 1, label=2), to=8, to_class=None, frames=5),
+        demo.interpolated(studio, Wish(3, 1, guidance=1.5), to=None, to_class=2, frames=5),
         demo.inpainted(studio, Wish(4, 3), given, tmp_path)[:2],
     ]
     for shown, line in found:
@@ -97,7 +97,7 @@ def test_interpolations_and_repairs_are_what_their_command_lines_write(studio, t
 
 
 def test_between_two_classes_lie_the_images_of_both_at_the_ends(studio):
-    shown, _ = demo.interpolated(studio, Wish(3, 1, label=0), None, 2, 5)
+    shown, _ = demo.interpolated(studio, Wish(3, 1, label=0), to=None, to_class=2, frames=5)
     ends = [last(studio, Wish(3, 1, label=c))[0, :, :, 0].astype(int) for c in (0, 2)]
     small = np.asarray(Image.fromarray(shown))[:, :, 0]
     factor = small.shape[1] // (5 * (SIZE + 2) + 2)

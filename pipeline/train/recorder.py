@@ -77,7 +77,7 @@ def _tag(name: str) -> str:
 
     Loss and rate come first, then speed; what evaluation measures comes after them.
     """
-    first = {"loss": "loss/train", "lr": "loss/rate", "grad_norm": "loss/grad_norm", "valid/loss": "loss/valid"}
+    first = {"loss": "loss/train", "lr": "loss/rate", "valid/loss": "loss/valid"}
     if name in first:
         return first[name]
     return name.replace("speed/", "progress/") if "/" in name else f"progress/{name}"

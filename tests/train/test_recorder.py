@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.metrics.board import write_board
 from pipeline.runtime.files import append_line, read_lines
 from pipeline.runtime.run_dir import RunDir
 from pipeline.train.recorder import Recorder, goodput, seconds_of_starts
@@ -64,3 +65,31 @@ def test_goodput_counts_every_start(tmp_path):
     assert len(read_lines(run.metrics)) == 1
     assert seconds_of_starts(run) == pytest.approx(100.0)
     assert goodput(75.0, seconds_of_starts(run)) == pytest.approx(0.75)
+
+
+def test_tensorboard_opens_on_loss_and_rate_and_shows_single_points_after_the_curves(tmp_path):
+    """It shows groups by the alphabet, and of these the first two open."""
+    run = RunDir(tmp_path)
+    row = {
+        "loss": 1.0,
+        "lr": 0.1,
+        "grad_norm": 1.0,
+        "epoch": 1.0,
+        "speed/images_per_second": 9.0,
+        "save/stall_seconds": 0.1,
+    }
+    recorder = Recorder(run, step=0, active=True)
+    recorder.add(2, row)
+    recorder.add(2, {"valid/loss": 1.0})
+    recorder.close()
+    name = "step-000000002/heun12-w1.5-average-0a2fe7"
+    result = {"step": 2, "samples": {"set": name, "count": 8}, "metrics": {"fd-domain": 1.0, "accuracy-domain": 0.5}}
+    write_board(run.tensorboard / "eval", result, {"train": {"lr": 0.1}})
+    tags = {
+        str(folder.relative_to(run.tensorboard)): sorted(EventAccumulator(str(folder)).Reload().Tags()["scalars"])
+        for folder in (run.tensorboard, run.tensorboard / "eval" / "2-0a2fe7")
+    }
+    assert tags["."][:3] == ["loss/rate", "loss/train", "loss/valid"]
+    assert tags["eval/2-0a2fe7"] == ["scores/accuracy-domain", "scores/fd-domain"]
+    groups = sorted({tag.partition("/")[0] for found in tags.values() for tag in found})
+    assert groups == ["loss", "progress", "save", "scores"]
