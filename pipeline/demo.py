@@ -324,12 +324,8 @@ def page(studio: Studio, folder: Path) -> Any:
                 yield picture(images), line, told, gr.Image(picture(found), visible=True)
 
         def on_interpolate(to: int | None, to_class: int, frames: int, *values: Any) -> Any:
-            return _shown(
-                lambda: interpolated(
-                    studio, _wish(studio, values), to=to, to_class=None if to_class < 0 else to_class, frames=frames
-                ),
-                gr,
-            )
+            options = {"to": to, "to_class": None if to_class < 0 else to_class, "frames": frames}
+            return _shown(lambda: interpolated(studio, _wish(studio, values), **options), gr)
 
         def on_take(*values: Any) -> Any:
             *_, images = studio.draw(_shown(lambda: studio.settings(replace(_wish(studio, values), count=1)), gr))
