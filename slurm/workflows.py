@@ -134,7 +134,7 @@ def _make_autoencoder(cfg: Config, latents: LatentsConfig) -> None:
     """The run of the autoencoder that the graph trains; where it trains none, one that can encode must be there."""
     if (own := trained_autoencoder(cfg)) is not None:
         check_folder(run_directory(own), "latents.autoencoder")
-        create_run(own)
+        create_run(own, goes_on=False)  # other runs may use its latents
         return
     if missing := missing_autoencoder(cfg):
         raise UserError(missing)

@@ -223,10 +223,12 @@ def test_a_schedule_that_depends_on_the_duration_says_what_a_longer_one_does(tmp
 def test_a_run_that_trains_or_stopped_by_itself_takes_no_other_duration(tmp_path):
     cfg, other = (tiny.config(tmp_path, duration=f"{steps} steps") for steps in (12, 24))
     run = create_run(cfg)
-    with only_trainer(run.lock), pytest.raises(UserError, match=rf"process {os.getpid()} on .* is training it"):
-        create_run(other)
     run.checkpoint(6).mkdir(parents=True)
     (run.checkpoint(6) / COMMIT).write_text("{}")
+    with only_trainer(run.lock), pytest.raises(UserError, match=rf"process {os.getpid()} on .* is training it"):
+        create_run(other)
+    with pytest.raises(UserError, match=r"train.duration: the run has '12 steps', this call has '24 steps'"):
+        create_run(other, goes_on=False)
     (run.checkpoints / FINISHED).write_text("{}")
     append_line(run.starts, {"plan": {"total_steps": 12}})
     with pytest.raises(UserError, match=r"train.early_stop ended it at step 6"):

@@ -152,9 +152,9 @@ class RunDir:
         return (self.checkpoints / FINISHED).is_file()
 
 
-def create_run(cfg: Config) -> RunDir:
-    """The run directory of a config, made if need be. Where the run is there with another `train.duration`, it goes on
-    to the new one.
+def create_run(cfg: Config, *, goes_on: bool = True) -> RunDir:
+    """The run directory of a config, made if need be. Where the run has trained with another `train.duration`, it goes
+    on to the new one; not so with goes_on=False, for a run that others share.
 
     Raises:
         UserError: where the directory was made with other settings; it lists every difference and touches nothing. A
@@ -162,9 +162,11 @@ def create_run(cfg: Config) -> RunDir:
     """
     run = RunDir(run_directory(cfg))
     if run.config.is_file():
-        found = [line for line in differences(run, cfg) if not line.startswith(f"{DURATION}: ")]
+        goes_on = goes_on and run.latest_step() is not None
+        found = [line for line in differences(run, cfg) if not (goes_on and line.startswith(f"{DURATION}: "))]
         _refuse(run, found, f"Give this experiment another name (name={cfg.name}-2)")
-        _go_on(run, cfg)
+        if goes_on:
+            _go_on(run, cfg)
         return run
     if run.path.exists() and any(run.checkpoints.glob("step-*")):
         raise UserError(f"{run.path} has checkpoints but no {CONFIG_FILE}. Restore that file, or choose another name.")
