@@ -78,7 +78,7 @@ def test_which_splits_there_will_be(words: list[str], splits: tuple[str, ...] | 
             "found ['test', 'train'], expected first a split",
         ),
         (["evaluate.reference_splits=[]"], "reference_splits: found []"),
-        (["model=stylegan_tiny", "train.compile=true"], r"train.compile: found true, but the gradient penalty"),
+        (["model=stylegan_tiny", "train.compile=true"], r"train.compile: found true with adversarial.r1_gamma=1"),
         (["model=vae", "train.activation_checkpointing=true"], "found true with model.kind=vae, which has no blocks"),
         (["model=stylegan_tiny", *LED], "what is measured while training is sampled/fd-domain"),
         ([*LED, "train.early_stop.metric=valid/psnr"], "what is measured while training is valid/loss or sampled"),
