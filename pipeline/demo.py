@@ -324,8 +324,8 @@ def page(studio: Studio, folder: Path) -> Any:
                 yield picture(images), line, told, gr.Image(picture(found), visible=True)
 
         def on_interpolate(to: int | None, to_class: int, frames: int, *values: Any) -> Any:
-            options = {"to": to, "to_class": None if to_class < 0 else to_class, "frames": frames}
-            return _shown(lambda: interpolated(studio, _wish(studio, values), **options), gr)
+            chosen, own = (None if to_class < 0 else to_class), _wish(studio, values)
+            return _shown(lambda: interpolated(studio, own, to=to, to_class=chosen, frames=frames), gr)
 
         def on_take(*values: Any) -> Any:
             *_, images = studio.draw(_shown(lambda: studio.settings(replace(_wish(studio, values), count=1)), gr))

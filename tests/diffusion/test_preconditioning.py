@@ -97,5 +97,7 @@ def test_a_float64_grid_leaves_images_in_float32_and_extra_channels_out() -> Non
 
 
 def test_a_name_that_nobody_knows_is_an_error():
-    with pytest.raises(ValueError, match="found the parametrisation 'vv', expected one of eps, x0, x0_flow, v, flow, edm"):
+    with pytest.raises(
+        ValueError, match="found the parametrisation 'vv', expected one of eps, x0, x0_flow, v, flow, edm"
+    ):
         pre.row_of("vv", 0.5)
