@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import TEMPORARY, disk_error, read_json, temporary_name, write_json
+from pipeline.runtime.parts import writing
 
 RECEIPT = "receipt.json"
 OTHERWISE = "give the new data another data.name"
@@ -72,12 +73,14 @@ def run_stage(
         begun = read_json(directory / STARTED)
         _refuse_to_mix(name, directory, made_from=begun, inputs=inputs, otherwise=otherwise)
     else:
-        write_json(directory / STARTED, inputs)
+        with writing(directory):  # else another process that begins here takes it for what a killed writer left
+            write_json(directory / STARTED, inputs)
     facts = work(directory)
     if facts is None:
         return {}
     receipt = {"stage": name, "inputs": inputs, **facts}
-    write_json(directory / RECEIPT, receipt)
+    with writing(directory):
+        write_json(directory / RECEIPT, receipt)
     (directory / STARTED).unlink(missing_ok=True)
     return receipt
 

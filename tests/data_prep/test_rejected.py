@@ -173,6 +173,16 @@ def fonts(tmp_path: Path) -> dict[str, str]:
     return {key: row.kind for key, row in rejected_of(cfg).items()}
 
 
+def not_in_subset(tmp_path: Path) -> dict[str, str]:
+    """Two of three images are asked for."""
+    root = folder_of_pictures(tmp_path / "images", 3)
+    words = [f"data.source.path={root}", "data.image_size=16", "data.split.valid=0", "data.split.subset=2"]
+    cfg = config(tmp_path / "data", *words)
+    prepare(cfg)
+    (kind,) = (row.kind for row in rejected_of(cfg).values())
+    return {"one of three": kind}
+
+
 LISTED: dict[Callable[[Path], dict[str, str]], dict[str, str]] = {
     label_without_image: {"00009.png": "label_without_image"},
     image_without_label: {"class0/00003.png": "image_without_label"},
@@ -186,6 +196,7 @@ LISTED: dict[Callable[[Path], dict[str, str]], dict[str, str]] = {
     sample_without_image: {"dataset": "sample_without_image"},
     not_listed: {"class0/00000.png": "not_listed"},
     small_class: {"rare/one.png": "small_class"},
+    not_in_subset: {"one of three": "not_in_subset"},
     fonts: {
         "font LastResortHE-Regular.ttf": "placeholder_font",
         "font STIXSizOneSymReg.ttf": "missing_glyph",
