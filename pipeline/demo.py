@@ -29,7 +29,7 @@ from pipeline.config.paths import training_shards
 from pipeline.config.registry import SAMPLERS
 from pipeline.config.schema import Config
 from pipeline.config.schema_diffusion import SamplerConfig
-from pipeline.data.pictures import WIDTH, Pixels, enlarged, tile, to_uint8
+from pipeline.data.pictures import WIDTH, Pixels, enlarged, picture_of, to_uint8
 from pipeline.data.reader import Reader
 from pipeline.data.shards import ShardDirectory, open_shards
 from pipeline.diffusion.build_sampler import Generator
@@ -256,11 +256,9 @@ def _on_the_way(work: Callable[[Callable[[Pixels], None]], None]) -> Iterator[Pi
         gone.set()
 
 
-def picture(images: Pixels, *, columns: int | None = None) -> Pixels:
-    """Images in rows, large enough to look at: [H, W, 3]. The same as `visualize` writes."""
-    columns = columns or (len(images) if len(images) <= 4 else min(-(-len(images) // 2), 8))
-    page = tile(images, columns=columns)
-    return enlarged(page, factor=max(round(WIDTH / page.shape[1]), 1))
+def picture(images: Pixels) -> Pixels:
+    """Images in one row or two, large enough to look at: [H, W, 3]."""
+    return picture_of(images, columns=len(images) if len(images) <= 4 else min(-(-len(images) // 2), 8))
 
 
 def _shown(call: Callable[[], Any], gradio: Any) -> Any:
@@ -407,19 +405,20 @@ def interpolated(
     cfg = studio.settings(replace(wish, count=1))
     if not 2 <= frames <= MOST_IMAGES:
         raise UserError(f"images: found {frames}, expected 2 to {MOST_IMAGES}.")
+    model, asked = studio.model(cfg), visualize.Request("interpolate", [wish.seed], frames=frames)
     if to_class is not None:
         first = int(asked_for(cfg, torch.tensor([wish.seed]), studio.train).labels[0])
-        images = visualize.between_classes(
-            studio.model(cfg), torch.tensor([wish.seed]), (first, to_class), frames=frames
-        )
+        asked = replace(asked, classes=(first, to_class))
+        images = visualize.between_classes(model, torch.tensor([wish.seed]), (first, to_class), frames=frames)
         options = ["--seeds", str(wish.seed), "--classes", f"{first},{to_class}"]
     else:
         if not isinstance(to, int) or not 0 <= to <= 2**31:
             raise UserError(f"to seed: found {to}, expected a whole number from 0 to {2**31}.")
-        images = visualize.interpolation(studio.model(cfg), torch.tensor([wish.seed, to]), frames=frames)
+        asked = replace(asked, seeds=[wish.seed, to])
+        images = visualize.interpolation(model, torch.tensor([wish.seed, to]), frames=frames)
         options = ["--seeds", f"{wish.seed},{to}"]
     line = studio.command(cfg, ("visualize", "interpolate", *options, "--frames", str(frames)))
-    return picture(images, columns=frames), line
+    return picture_of(images, columns=frames, names=visualize.row_names(model, asked, rows=1)), line
 
 
 def inpainted(studio: Studio, wish: Wish, drawn: dict[str, Any] | None, folder: Path) -> tuple[Pixels, str, list[str]]:
@@ -457,7 +456,7 @@ def inpainted(studio: Studio, wish: Wish, drawn: dict[str, Any] | None, folder: 
     )
     options = [text for name, path in paths.items() for text in (name, str(path))]
     job = ("visualize", "inpaint", "--seeds", f"{wish.seed}-{wish.seed + wish.count - 1}", *options)
-    return picture(images, columns=1 + wish.count), studio.command(cfg, job), [str(path) for path in paths.values()]
+    return picture_of(images, columns=1 + wish.count), studio.command(cfg, job), [str(path) for path in paths.values()]
 
 
 def main(words: list[str], *, step: Step = None, host: str = "127.0.0.1", port: int | None = None) -> int:

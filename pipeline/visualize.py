@@ -98,7 +98,7 @@ def visualize(cfg: Config, run: RunDir, request: Request, *, step: Step = None, 
     model = load_any(cfg, run, step=found)
     pixels, columns = _picture(model, request)
     path = to or run.path / "visualizations" / step_name(found) / _name(cfg, request)
-    return write_picture(path, pixels, columns=columns, names=_row_names(model, request, rows=len(pixels) // columns))
+    return write_picture(path, pixels, columns=columns, names=row_names(model, request, rows=len(pixels) // columns))
 
 
 def _seeds(text: str) -> list[int]:
@@ -164,7 +164,7 @@ def _picture(model: "Model | AtOnce", request: Request) -> tuple[Pixels, int]:
     return inpainted(model, image, seeds, mask=mask), 1 + len(seeds)
 
 
-def _row_names(model: "Model | AtOnce", request: Request, *, rows: int) -> list[str]:
+def row_names(model: "Model | AtOnce", request: Request, *, rows: int) -> list[str]:
     """The class that each row shows; [] where rows are no seeds."""
     if request.kind == "inpaint" or request.classes is not None:
         return []

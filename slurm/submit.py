@@ -109,8 +109,8 @@ def refuse_without_parents(launch: Launch, states: dict[str, State]) -> None:
         names = [name for name in job.parents if launch.chosen is not None and name not in launch.chosen]
         if lacking := [name for name in names if states[name].word != "complete" and not states[name].active]:
             raise UserError(
-                f"{job.name} of {launch.run.path} waits for {', '.join(lacking)}, which "
-                f"{'is' if len(lacking) == 1 else 'are'} not complete. To run that too: --until {job.name}"
+                f"{job.name} of {launch.run.path} waits for what is not complete: {', '.join(lacking)}. "
+                f"To run that too: --until {job.name}"
             )
 
 

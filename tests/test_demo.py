@@ -190,7 +190,7 @@ FILL = """(([label, value]) => { const box = [...document.querySelectorAll('labe
 PRESS = """(what => { const found = [...document.querySelectorAll('button')].filter(
     e => e.textContent.trim() === what && e.getBoundingClientRect().width > 0).pop();
     if (found) found.click(); return found !== undefined; })(WHAT)"""
-COMMAND = "document.querySelector('#command textarea').value"
+COMMAND = "(document.querySelector('#command textarea')?.value ?? '')"
 IMAGES = """[...document.querySelectorAll('img')].filter(
     e => e.getBoundingClientRect().width > 50 && e.complete && e.naturalWidth > 50).length"""
 REQUESTED = "performance.getEntriesByType('resource').map(e => e.name).concat([location.href])"

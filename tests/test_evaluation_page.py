@@ -3,7 +3,6 @@
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from safetensors.numpy import save_file
 
 from pipeline.config.load import config_from
 from pipeline.config.registry import known_metric
-from pipeline.runtime.cli import table_of
+from pipeline.runtime.cli import _found
 from pipeline.score import settings_from
 from slurm import plan
 
@@ -28,15 +27,15 @@ def test_the_page_is_short() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_means_something(command: str) -> None:
-    module, job, *words = shlex.split(command)[2:]
-    known: Any = table_of(module)
-    assert job in known
+    module, *words = shlex.split(command)[2:]
+    found, words = _found(module, words)
+    job = found.name
     if job == "submit":
         plan.derived(config_from(words))
     elif job == "score":
         settings_from(words[2:])
     else:
-        known[job].parser(module).parse_known_args(words)
+        found.parser(module).parse_known_args(words)
 
 
 def test_the_shell_commands_are_those_of_every_system() -> None:

@@ -45,12 +45,17 @@ def enlarged(picture: Pixels, *, factor: int) -> Pixels:
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def write_picture(path: Path, images: Pixels, *, columns: int, names: Sequence[str] = ()) -> Path:
-    """Images [B, H, W, C] in rows of `columns` as a PNG, large enough to look at; `names` stand before the rows."""
+def picture_of(images: Pixels, *, columns: int, names: Sequence[str] = ()) -> Pixels:
+    """Images [B, H, W, C] in rows of `columns`, large enough to look at; `names` stand before the rows. [H, W, 3]."""
     picture = tile(images, columns=columns)
     picture = enlarged(picture, factor=max(round(WIDTH / picture.shape[1]), 1))
+    return _named(picture, names) if any(names) else picture
+
+
+def write_picture(path: Path, images: Pixels, *, columns: int, names: Sequence[str] = ()) -> Path:
+    """The picture of `picture_of` as a PNG."""
     with atomic_path(path) as partial:
-        Image.fromarray(_named(picture, names) if any(names) else picture).save(partial, "PNG")
+        Image.fromarray(picture_of(images, columns=columns, names=names)).save(partial, "PNG")
     return path
 
 

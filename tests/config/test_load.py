@@ -94,7 +94,7 @@ def test_what_a_config_leaves_open_is_asked_for():
 
 
 def test_a_kind_that_is_left_open_is_asked_for():
-    with pytest.raises(UserError, match=r"model\.kind: missing, expected one of simple_unet, unet, dit"):
+    with pytest.raises(UserError, match=r"model\.kind: missing, expected one of simple_unet, additive_unet, unet, dit"):
         config_from(["data=glyphs16", "name=open", "model.width=32"])
 
 

@@ -23,7 +23,10 @@ def test_every_registered_place_can_be_imported(registry):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("model.kind=unett", "model.kind: found 'unett', expected one of simple_unet, unet, .* Did you mean 'unet'?"),
+        (
+            "model.kind=unett",
+            "model.kind: found 'unett', expected one of simple_unet, .* Did you mean 'unet'?",
+        ),
         (
             "data.source.kind=glyph",
             "data.source.kind: found 'glyph', expected one of .* Did you mean 'glyphs'?",

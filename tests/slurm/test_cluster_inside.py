@@ -144,7 +144,7 @@ def test_no_allocation_and_no_parents_are_said(tmp_path, monkeypatch):
     done = slurm_words("submit", *words, "cluster=here")
     assert done.returncode == 2 and "salloc" in done.stderr, done.stderr
     done = slurm_words("submit", *words, "cluster=testbed", "--only", "sample")
-    assert done.returncode == 2 and "waits for train, which is not complete" in done.stderr, done.stderr
+    assert done.returncode == 2 and "waits for what is not complete: train" in done.stderr, done.stderr
     assert "--until sample" in done.stderr
 
 
@@ -160,7 +160,8 @@ def test_several_experiments_are_submitted_together_as_far_as_is_asked(tmp_path)
     assert slurm_words("cancel", str(tmp_path / "runs")).returncode == 0
 
 
-def test_preflight_looks_at_every_kind_of_job_and_at_the_setup(tmp_path):
+def test_preflight_looks_at_every_kind_of_job_and_at_the_setup(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "240")  # no cell is wrapped
     words = ["cluster=testbed", f"runs_dir={tmp_path}", f"data_dir={tmp_path}", "cluster.internet_probe=127.0.0.1:9"]
     words += ["cluster.internet=false", "+cluster.sample.partition=nowhere", "cluster.setup=['echo a','cat /nowhere']"]
     done = slurm_words("preflight", *words, "++cluster.options.exclude=node2\\,node4")

@@ -44,8 +44,9 @@ def fp16_on_a_cpu(monkeypatch, *, scale):
     """fp16 on a CPU, which Accelerate refuses to set up: its real autocast, wired as on a GPU. The scale starts at
     `scale`, and doubles after 5 good steps."""
 
-    def made(cfg, device):
-        found = PLAIN(cfg.model_copy(update={"train": cfg.train.model_copy(update={"precision": "fp32"})}), device)
+    def made(cfg, run, device):
+        plain = cfg.model_copy(update={"train": cfg.train.model_copy(update={"precision": "fp32"})})
+        found = PLAIN(plain, run, device)
         found.state._mixed_precision, found.native_amp = "fp16", True
         return found
 
