@@ -93,7 +93,7 @@ def run_part(part, report, device, root, options, share, *, last) -> None:
     place = Place(root, device=device, images=options.images, weights=options.weights)
     parts: dict[str, Callable[[Clock], None]] = {
         "a": lambda clock: correctness.run(report, clock, place),
-        "b": lambda clock: steps.run(report, clock, place),
+        "b": lambda clock: steps.run(report, clock, place, options.cases),
         "c": lambda clock: sampling.run(report, clock, place),
         "d": lambda clock: saving.run(report, clock, place),
         "e": lambda clock: flowers.run(report, clock, place, options.settings, rate=options.rate),
@@ -117,6 +117,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--images", type=Path, help="a tar or folder of images, flat or with labels.csv in it")
     parser.add_argument("--weights", type=Path, help="a folder with Inception's weights, and its check features")
     parser.add_argument("--settings", nargs="*", default=[], metavar="key=value", help="more settings of part e")
+    parser.add_argument("--cases", nargs="*", default=[], metavar="LABEL", help="part b: those alone, as 64-256-graph")
     parser.add_argument("--rate", type=float, help="part e: images a second to plan with; default: of part b, or tried")
     parser.add_argument("--wheels", type=Path, help="only fetch the packages of requirements.txt into this folder")
     parser.add_argument("--python", default="3.12", help="--wheels: version of the other machine's Python")

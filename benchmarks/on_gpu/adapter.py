@@ -4,6 +4,10 @@ When the step, the batches or the session change, change these functions, and th
 """
 
 import contextlib
+import multiprocessing
+import os
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,11 +43,22 @@ SMALL = {  # a network with everything that training touches: attention, classes
 
 
 def config(
-    root: Path, *, name: str, model: dict[str, Any] | None = None, size: int = 16, batch: int = 16, **train: Any
+    root: Path,
+    *,
+    name: str,
+    model: dict[str, Any] | None = None,
+    size: int = 16,
+    batch: int = 16,
+    groups: dict[str, Any] | None = None,
+    **train: Any,
 ) -> Config:
-    """An experiment on generated images of `size` px, data and runs below `root`; `train` are settings of training."""
+    """An experiment on generated images of `size` px, data and runs below `root`.
+
+    `train` are settings of training; `groups` are other groups of settings, such as {"diffusion": {...}}.
+    """
     return validated(
         {
+            **(groups or {}),
             "name": name,
             "seed": 7,
             "data_dir": str(root / "data"),
@@ -117,6 +132,40 @@ def train(cfg: Config, device: str) -> RunDir:
     return run
 
 
+def train_on_ranks(cfg: Config, device: str, *, ranks: int, limit: float = 90.0) -> RunDir:
+    """The whole training loop in `ranks` processes on one device, joined by gloo: NCCL refuses to share a GPU.
+
+    Raises:
+        RuntimeError: where one of them fails, or is not done after `limit` seconds.
+    """
+    run, port = create_run(cfg), distributed._free_port()
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_rank, args=(cfg, run, device, rank, ranks, port)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + limit
+    for process in processes:
+        process.join(max(end - time.monotonic(), 0.1))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    if any(codes):
+        raise RuntimeError(f"the ranks ended with {codes} (None: still running after {limit:.0f} s)")
+    return run
+
+
+def _rank(cfg: Config, run: RunDir, device: str, rank: int, ranks: int, port: int) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(ranks))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    begin = torch.distributed.init_process_group
+    with (
+        mock.patch.object(torch.distributed, "init_process_group", lambda _, **words: begin("gloo", **words)),
+        using(device),
+    ):
+        code = loop.train(cfg, run)
+    sys.exit(code)
+
+
 def feed(s: Session) -> Iterator[Any]:
     """What each step sees, read ahead as in training."""
     return loop._data(s)
@@ -146,8 +195,12 @@ def network(s: Session) -> torch.nn.Module:
 
 
 def weights(s: Session) -> dict[str, Tensor]:
-    """A copy of the denoiser's weights on the CPU, in float64."""
-    return {k: v.detach().double().cpu().clone() for k, v in network(s).state_dict().items()}
+    """A copy of every network's weights and numbers on the CPU, in float64, by network/name."""
+    return {
+        f"{name}/{key}": value.detach().double().cpu().clone()
+        for name, network in s.objective.networks.items()
+        for key, value in network.state_dict().items()
+    }
 
 
 def use_ddp(s: Session) -> None:

@@ -1,8 +1,5 @@
 """Sampling beside diffusers' loop, and features of Inception beside torchmetrics'."""
 
-import contextlib
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from pipeline.data.shards import open_shards
 from pipeline.diffusers_io.tables import Sizes, to_config
 from pipeline.inference import autocast, quick_networks
 from pipeline.metrics.extraction import features_of
-from pipeline.metrics.inception_weights import inception_extractor
+from pipeline.metrics.inception_weights import inception_extractor, load_inception, prepare
 from pipeline.objectives.build import build_objective
 
 GUIDANCE = 2.0
@@ -135,35 +132,35 @@ def features(report: Report, clock: Clock, *, device: str, weights: Path | None)
     pass_over(device, batch)
     rates: dict[str, Any] = {"spaces": spaces, "ours": count / seconds(lambda: pass_over(device, count), device)}
     other = torchmetrics_pass(path, pixels, batch=batch, device=device)
-    if other is not None:
-        other(batch)
-        rates["torchmetrics"] = count / seconds(lambda: other(count), device)
-    elif device == "cuda" and clock.left() > 10:
+    other(batch)
+    rates["torchmetrics"] = count / seconds(lambda: other(count), device)
+    if device == "cuda" and clock.left() > 10:
         extractor["cpu"] = inception_extractor(InceptionConfig(weights=path, features=spaces), device="cpu")
         rates["ours, fp32 on this machine's CPU"] = 64 / seconds(lambda: pass_over("cpu", 64), "cpu")
     report.put("features", rates)
     shown = ", ".join(f"{name} {value:.0f}" for name, value in rates.items() if name != "spaces")
-    absent = "" if other else "; torchmetrics' needs torch-fidelity and a .pth file"
-    report.say(f"images per second of Inception's {'/'.join(spaces)} features, fp32: {shown}{absent}")
+    report.say(f"images per second of Inception's {'/'.join(spaces)} features, fp32: {shown}")
 
 
-def torchmetrics_pass(path: Path, pixels: np.ndarray, *, batch: int, device: str) -> Callable[[int], None] | None:
-    """torchmetrics' FID on the same images, with the same weights; None where torch-fidelity is not installed."""
-    if importlib.util.find_spec("torch_fidelity") is None or path.suffix != ".pth":
-        return None
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    with contextlib.suppress(ImportError):
-        import metrics
+def torchmetrics_pass(path: Path, pixels: np.ndarray, *, batch: int, device: str) -> Callable[[int], None]:
+    """torchmetrics' FID on the same images, with the same network, resize included, in place of torch-fidelity's."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
 
-        metrics.stub_torch_fidelity()
-        from torchmetrics.image.fid import FrechetInceptionDistance
+    network = load_inception(path).to(device).eval()
+    space = "768" if path.suffix == ".npz" else "2048"
 
-        metric = FrechetInceptionDistance(feature=2048, feature_extractor_weights_path=str(path)).to(device)
+    class Features(torch.nn.Module):
+        num_features = int(space)
 
-        def run_over(count: int) -> None:
-            for start in range(0, count, batch):
-                part = torch.from_numpy(pixels[start : start + batch]).permute(0, 3, 1, 2).to(device)
-                metric.update(part, real=True)
+        @torch.inference_mode()
+        def forward(self, images: Tensor) -> Tensor:
+            return network(prepare(images, "tf1"), [space])[space]
 
-        return run_over
-    return None
+    metric = FrechetInceptionDistance(feature=Features()).to(device)
+
+    def run_over(count: int) -> None:
+        for start in range(0, count, batch):
+            part = torch.from_numpy(pixels[start : start + batch]).permute(0, 3, 1, 2)
+            metric.update(part.to(device), real=True)
+
+    return run_over

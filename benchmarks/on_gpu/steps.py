@@ -45,6 +45,11 @@ class Case:
         """In one word."""
         return "graph" if self.graph else "compiled" if self.compiled else "eager"
 
+    @property
+    def label(self) -> str:
+        """Network, pixels, batch, mode: unet_base-64-256-graph."""
+        return f"{self.network}-{self.size}-{self.batch}-{self.mode}"
+
 
 def cases(device: str) -> list[Case]:
     """The most important first."""
@@ -61,18 +66,19 @@ def cases(device: str) -> list[Case]:
     return [*first, *eager, *compiled]
 
 
-def run(report: Report, clock: Clock, place: checks.Place) -> None:
-    """Measure cases until the time is over, and print the table."""
+def run(report: Report, clock: Clock, place: checks.Place, chosen: list[str]) -> None:
+    """Measure cases until the time is over, and print the table. `chosen`: parts of their labels; [] is all."""
     rows: list[dict[str, Any]] = []
+    some = [case for case in cases(place.device) if not chosen or any(part in case.label for part in chosen)]
     try:
-        _run_cases(report, clock, place, rows)
+        _run_cases(report, clock, place, rows, some)
     finally:  # also where the time is over in the middle of a case
         show(report, rows)
 
 
-def _run_cases(report: Report, clock: Clock, place: checks.Place, rows: list[dict[str, Any]]) -> None:
+def _run_cases(report: Report, clock: Clock, place: checks.Place, rows: list[dict[str, Any]], some: list[Case]) -> None:
     spent = {False: 0.0, True: 0.0}  # seconds of the longest case, by compilation
-    for case in cases(place.device):
+    for case in some:
         if rows and clock.left() < spent[case.compiled] * 1.2:
             report.log(f"no time for {case}")
             continue

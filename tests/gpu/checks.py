@@ -22,11 +22,14 @@ from PIL import Image
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
+from kinds import PROCESSES, SAMPLERS  # noqa: E402
 from on_gpu import adapter  # noqa: E402
+from tiny import AGAINST_A_CRITIC, EVERYTHING  # noqa: E402
 
 from pipeline import checkpoint  # noqa: E402
 from pipeline.config.schema import Config  # noqa: E402
+from pipeline.config.schema_diffusion import SamplerConfig  # noqa: E402
 from pipeline.data.pictures import to_uint8  # noqa: E402
 from pipeline.data.shards import open_shards  # noqa: E402
 from pipeline.inference import asked_for, image_maker  # noqa: E402
@@ -37,6 +40,26 @@ from pipeline.runtime.run_dir import RunDir  # noqa: E402
 IMAGES = 64  # of the generated training set
 SGD = {"kind": "sgd", "lr": 0.1, "warmup": "0 steps"}  # weights then differ by as much as gradients do
 DROPOUT = {**adapter.SMALL, "dropout": 0.1}
+GAME = {"kind": "stylegan", "condition": "class", "width": 16, "width_max": 32, "latent": 32, "mapping_layers": 2}
+AUTOENCODER = {"kind": "kl_autoencoder", "width": 16, "multipliers": [1, 2], "blocks": 1, "groups": 8}
+KINDS: dict[str, dict[str, Any]] = {  # of networks, objectives and processes: what to change of a configuration
+    **{name: {"groups": {"diffusion": {"label_dropout": 0.1, **process}}} for name, process in PROCESSES.items()},
+    "unet, old layout": {"model": {**adapter.SMALL, "scale_shift": False, "resample": "conv", "embedding": "fourier"}},
+    "unet, classes as maps": {"model": {**adapter.SMALL, "condition_channels": 4}},
+    "dit": {"model": {"kind": "dit", "condition": "class", "width": 64, "depth": 2, "heads": 2, "dropout": 0.1}},
+    "simple_unet": {"model": {"kind": "simple_unet", "width": 16, "multipliers": [1, 2], "attention": [8]}},
+    "additive_unet": {"model": {"kind": "additive_unet", "width": 16, "multipliers": [1, 2, 4]}},
+    "checkpointed": {"model": DROPOUT, "activation_checkpointing": True},
+    "muon": {"optim": {"kind": "muon", "lr": 1e-3, "warmup": "0 steps"}},
+    "vae": {"model": {"kind": "vae", "condition": "class", "width": 16, "multipliers": [1, 2], "latent": 16}},
+    "bottleneck": {"model": {"kind": "bottleneck_autoencoder", "width": 16, "multipliers": [1, 2]}},
+    "autoencoder, critic": {"model": AUTOENCODER, "groups": {"autoencoder": AGAINST_A_CRITIC}},
+    "gan, everything": {"model": GAME, "groups": {"adversarial": EVERYTHING}},
+    "gan, wasserstein": {
+        "model": {**GAME, "equalized": True},
+        "groups": {"adversarial": {"loss": "wasserstein", "gradient_penalty": 10.0, "r1_gamma": 0.0}},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -86,8 +109,8 @@ class Steps:
 
     def beside(self, expected: "Steps", name: str, *, loss: float, weights: float, change: float) -> Iterator[Finding]:
         """Losses, weights, and the change of weights: relative differences with their limits."""
-        off = max(abs(a - b) / abs(b) for a, b in zip(self.losses, expected.losses, strict=True))
-        yield Finding(f"{name}: loss", off, loss)
+        off = max(abs(a - b) for a, b in zip(self.losses, expected.losses, strict=True))
+        yield Finding(f"{name}: loss", off / max(map(abs, expected.losses)), loss)
         yield Finding(f"{name}: weights", distance(self.weights, expected.weights), weights)
         yield Finding(f"{name}: change of weights", distance(self.change, expected.change), change)
 
@@ -98,7 +121,8 @@ def some_steps(cfg: Config, device: str, *, steps: int = 4, exact: bool = True, 
         if ddp:
             adapter.use_ddp(s)
         before, data = adapter.weights(s), adapter.feed(s)
-        losses = [adapter.step(s, data).read().values["loss"] for _ in range(steps)]
+        found = [adapter.step(s, data).read().values for _ in range(steps)]
+        losses = [value for values in found for name, value in values.items() if name.split("/")[-1] == "loss"]
         after = adapter.weights(s)
         data.close()
     shutil.rmtree(cfg.runs_dir / cfg.name)
@@ -122,6 +146,14 @@ def steps_equal_the_cpus(place: Place) -> Iterator[Finding]:
     expected, found = some_steps(cfg, "cpu"), some_steps(cfg, place.device, exact=False)
     name = "fp32 step as training sets TF32"
     yield from found.beside(expected, name, loss=1e-3, weights=1e-3, change=3e-2)
+
+
+def every_kind_is_the_cpus(place: Place) -> Iterator[Finding]:
+    """float32 without TF32: losses and weights of every network, objective and process beside a CPU's."""
+    for name, settings in KINDS.items():
+        cfg = place.config("kind", **{"optim": {"kind": "sgd", "lr": 0.01, "warmup": "0 steps"}, **settings})
+        expected, found = some_steps(cfg, "cpu"), some_steps(cfg, place.device)
+        yield from found.beside(expected, f"{name} = CPU's", loss=1e-4, weights=1e-4, change=1e-2)
 
 
 def narrow_steps_are_finite(place: Place) -> Iterator[Finding]:
@@ -203,19 +235,27 @@ def unequal_tensors(one: RunDir, other: RunDir, step: int) -> float:
 
 def runs_are_repeatable(place: Place) -> Iterator[Finding]:
     """Resumed or started anew, as training sets the device: the same bits in every tensor of the checkpoint."""
-    kinds = (("bf16", DROPOUT), ("fp32", adapter.SMALL), ("fp16", adapter.SMALL))
-    for precision, model in kinds if place.device == "cuda" else kinds[:1]:
+    critic, game = {"groups": {"autoencoder": AGAINST_A_CRITIC}}, {"groups": {"adversarial": EVERYTHING}}
+    kinds: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
+        ("bf16", DROPOUT, {}),
+        ("fp32", adapter.SMALL, {}),
+        ("fp16", adapter.SMALL, {}),
+        ("bf16", GAME, game),
+        ("bf16", AUTOENCODER, critic),
+    )
+    for precision, model, other in kinds if place.device == "cuda" else kinds[:1]:
         settings = {"duration": "6 steps", "checkpoint_every": "3 steps", "precision": precision, "keep_last": 3}
-        runs = []
-        for name in (f"first-{precision}", f"second-{precision}"):
-            runs.append(adapter.train(place.config(name, model=model, **settings), place.device))
+        runs, kind = [], f"{model['kind']}, {precision}"
+        names = [f"{which}-{kind.replace(', ', '-')}" for which in ("first", "second")]
+        for name in names:
+            runs.append(adapter.train(place.config(name, model=model, **settings, **other), place.device))
         count = sum(len(tensors) for tensors in checkpoint.read(runs[0].checkpoint(6)).tensors.values())
         note = f"of {count}"
-        yield Finding(f"two runs, {precision}: tensors that differ", unequal_tensors(*runs, 6), note=note)
+        yield Finding(f"two runs, {kind}: tensors that differ", unequal_tensors(*runs, 6), note=note)
         (runs[1].checkpoints / "finished.json").unlink()
         shutil.rmtree(runs[1].checkpoint(6))  # as if it had been stopped after step 3
-        adapter.train(place.config(f"second-{precision}", model=model, **settings), place.device)
-        yield Finding(f"resumed at 3 of 6, {precision}: tensors that differ", unequal_tensors(*runs, 6), note=note)
+        adapter.train(place.config(names[1], model=model, **settings, **other), place.device)
+        yield Finding(f"resumed at 3 of 6, {kind}: tensors that differ", unequal_tensors(*runs, 6), note=note)
 
 
 def ddp_of_one_rank_is_plain(place: Place) -> Iterator[Finding]:
@@ -232,20 +272,39 @@ def ddp_of_one_rank_is_plain(place: Place) -> Iterator[Finding]:
     yield from found.beside(expected, f"DDP, 1 rank, {backend[-4:]} = plain", loss=1e-6, weights=1e-6, change=1e-5)
 
 
+def two_ranks_are_one(place: Place) -> Iterator[Finding]:
+    """Two processes that share the GPU, and the global batch, come to the weights of one: by DDP, sharded, a graph."""
+    adamw = {"kind": "adamw", "lr": 1e-4, "warmup": "0 steps"}  # it divides by gradients that are rounding alone
+    ways: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
+        "ddp": (SGD, {}, 1e-6),
+        "fsdp": (adamw, {"sharding": "fsdp"}, 1e-4),
+        "graph": (SGD, {"cuda_graph": True}, 1e-6),
+    }
+    for name, (optim, way, limit) in ways.items():
+        settings = {"duration": "4 steps", "checkpoint_every": "4 steps", "optim": optim}
+        alone = adapter.train(place.config(f"one-{name}", **settings), place.device)
+        together = adapter.train_on_ranks(place.config(f"two-{name}", **settings, **way), place.device, ranks=2)
+        expected, found = (checkpoint.read(run.checkpoint(4)).tensors["network.denoiser"] for run in (alone, together))
+        yield Finding(f"two ranks ({name}) = one: weights", distance(found, expected), limit)
+
+
 def samples_are_the_cpus(place: Place) -> Iterator[Finding]:
-    """float32: the images of the first seeds differ by one grey level at most."""
+    """float32: the images of the first seeds by every sampler differ by one grey level at most."""
     run = adapter.train(cfg := place.config("sampled", duration="6 steps", checkpoint_every="6 steps"), place.device)
     data = open_shards(next((place.root / "data").glob("noise16-*")) / "shards" / "train")
     seeds = torch.arange(8)
-    pixels = []
-    for device in (place.device, "cpu"):
-        with adapter.using(device):
-            make = image_maker(cfg, run, data.manifest, step=6)
-        with adapter.exact_float32():
-            pixels.append(to_uint8(make(seeds, asked_for(cfg, seeds, data))).astype(int))
-    off = np.abs(pixels[0] - pixels[1])
-    note = f"{(off > 0).mean():.2%} of them differ"
-    yield Finding("samples beside the CPU's, grey levels", float(off.max()), 1, note)
+    for name, settings in SAMPLERS.items():
+        sampler = SamplerConfig.model_validate({"steps": 6, **settings})
+        asked = cfg.model_copy(update={"sample": cfg.sample.model_copy(update={"sampler": sampler})})
+        pixels = []
+        for device in (place.device, "cpu"):
+            with adapter.using(device):
+                make = image_maker(asked, run, data.manifest, step=6)
+            with adapter.exact_float32():
+                pixels.append(to_uint8(make(seeds, asked_for(asked, seeds, data))).astype(int))
+        off = np.abs(pixels[0] - pixels[1])
+        note = f"{(off > 0).mean():.2%} of them differ"
+        yield Finding(f"samples of {name} beside the CPU's, grey levels", float(off.max()), 1, note)
 
 
 def waits(place: Place, name: str, **settings: Any) -> tuple[int, str]:
@@ -276,6 +335,10 @@ def steps_do_not_wait(place: Place) -> Iterator[Finding]:
         ("bf16, dropout", {"precision": "bf16", "model": DROPOUT}),
         ("bf16, flip and colour", {"precision": "bf16", "flip": True, "augmentation": {"brightness": 0.2}}),
         ("fp16", {"precision": "fp16"}),
+        ("bf16, gan", {"precision": "bf16", **KINDS["gan, everything"]}),
+        ("bf16, autoencoder", {"precision": "bf16", **KINDS["autoencoder, critic"]}),
+        ("bf16, vae", {"precision": "bf16", **KINDS["vae"]}),
+        ("bf16, muon", {"precision": "bf16", **KINDS["muon"]}),
     )
     for number, (label, settings) in enumerate(kinds):
         found, where = waits(place, f"waits-{number}", **settings)
@@ -365,6 +428,8 @@ CHECKS: tuple[Check, ...] = (  # the most important first, what compiles last
     ddp_of_one_rank_is_plain,
     samples_are_the_cpus,
     inception_gives_known_features,
+    every_kind_is_the_cpus,
+    two_ranks_are_one,
     compiled_is_eager,
 )
 NEEDS_CUDA: frozenset[Check] = frozenset(
@@ -376,6 +441,8 @@ NEEDS_CUDA: frozenset[Check] = frozenset(
         samples_are_the_cpus,
         inception_gives_known_features,
         a_graph_is_eager,
+        every_kind_is_the_cpus,
+        two_ranks_are_one,
         compiled_is_eager,
     }
 )

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from kinds import PROCESSES, SAMPLERS
 
 from pipeline.config.paths import training_shards
 from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
@@ -48,27 +49,6 @@ MODELS = {
     "autoencoder": (tiny.AUTOENCODER, {}),
     "bottleneck": (BOTTLENECK, {}),
     "vae": (tiny.VAE, {}),
-}
-TIMESTEPS = {"kind": "ddpm", "timesteps": 20, "schedule": "cosine"}
-PROCESSES = {
-    "edm": {},
-    "uncertainty": {"learned_uncertainty": True},
-    "ddpm": {"parametrisation": "eps", "levels": TIMESTEPS, "clock": "timestep"},
-    "ddpm-learned": {"parametrisation": "eps", "levels": TIMESTEPS, "learned_variance": True},
-    "v-min-snr": {"parametrisation": "v", "levels": TIMESTEPS, "weighting": "min_snr"},
-    "flow": {"parametrisation": "flow", "levels": {"kind": "logit_normal"}, "clock": "flow_time"},
-    "ve": {"levels": {"kind": "geometric", "sigma_min": 0.01, "sigma_max": 50.0}},
-}
-SAMPLERS = {
-    "euler": {"kind": "euler"},
-    "heun-churn": {"kind": "heun", "churn": {"amount": 10.0}},
-    "ddim": {"kind": "ddim", "eta": 0.5},
-    "ddpm": {"kind": "ddpm"},
-    "dpmpp_2m": {"kind": "dpmpp_2m"},
-    "dpmpp_2m_sde": {"kind": "dpmpp_2m_sde"},
-    "unipc": {"kind": "unipc"},
-    "langevin": {"kind": "langevin"},
-    "guided": {"kind": "heun", "guidance": {"scale": 3.0, "rescale": 0.5, "interval": [0.1, 10.0]}, "clip": 1.0},
 }
 
 
