@@ -321,8 +321,8 @@ def between_vectors(model: AtOnce, seeds: Tensor, request: Request) -> Pixels:
     """
     straight = request.space == "w" or request.interpolation == "linear"
     shares = torch.linspace(0, 1, request.frames, device=model.device)
+    asked = asked_for(model.cfg, seeds[:-1], model.train).to(model.device)
     seeds, mix = seeds.to(model.device), editing.linear if straight else editing.spherical
-    asked = asked_for(model.cfg, seeds[:-1].cpu(), model.train).to(model.device)
     with autocast(model.cfg, model.device):
         images = model.objective.between(
             model.objective.latents(seeds),

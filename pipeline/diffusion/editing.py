@@ -51,7 +51,7 @@ def strip(sample: Callable[[Denoise], Tensor], denoise: Denoise, *, frames: int)
 
     def denoise_and_keep(x: Tensor, sigma: Tensor) -> Tensor:
         x0 = denoise(x, sigma)
-        calls.append((x / (1 + sigma.view(-1, 1, 1, 1) ** 2).sqrt(), x0))
+        calls.append((x / (1 + sigma**2).sqrt(), x0))  # a sampler's sigma is a scalar, which may stand on the CPU
         return x0
 
     result = sample(denoise_and_keep)

@@ -2,7 +2,8 @@
 
 Left alone, torch rounds float32 convolutions to TF32 (10 bits of mantissa) and float32 products not, and cuDNN may take
 an algorithm that gives other bits each time. Here float32 is float32 unless a run asks for tf32, and two runs of the
-same step give the same bits. Timing algorithms to choose one (cudnn.benchmark) is off: a restart could choose another.
+same step give the same bits: an operation of which torch has no such form raises and says its name. Timing algorithms
+to choose one (cudnn.benchmark) is off: a restart could choose another.
 """
 
 import contextlib
@@ -23,8 +24,8 @@ def set_numerics(*, tf32: bool = False) -> dict[str, Any]:
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    # Attention's backward pass among others. What has no deterministic form says so once and goes on.
-    torch.use_deterministic_algorithms(torch.cuda.is_available(), warn_only=True)
+    # With `warn_only` attention would warn and keep its algorithm that sums in any order.
+    torch.use_deterministic_algorithms(torch.cuda.is_available())
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that writes all new memory
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]  # torch has no types here
     return {"tf32": tf32, "cudnn": cudnn, "deterministic": torch.cuda.is_available()}

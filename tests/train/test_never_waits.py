@@ -14,6 +14,7 @@ import tiny
 import torch
 from kinds import PROCESSES, SAMPLERS
 
+from pipeline import visualize
 from pipeline.config.paths import training_shards
 from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
 from pipeline.data.batches import batches, validation_batches
@@ -156,6 +157,57 @@ def test_a_sampler_with_and_without_guidance(name, trained):
     with torch.no_grad(), evaluating(trained):
         images = trained.objective.generate(trained.objective.networks, numbers, numbers % 3, sampler=sampler)
     assert images.is_meta and images.shape == (4, 1, tiny.SIZE, tiny.SIZE)
+
+
+@pytest.fixture
+def _no_pixels(monkeypatch):
+    """Pictures stay on the device, which has no pixels to give, nor autocast."""
+    monkeypatch.setattr(visualize, "to_uint8", lambda images: images)
+    monkeypatch.setattr(visualize, "autocast", lambda *_: contextlib.nullcontext())
+
+
+@pytest.fixture
+def model(trained, _no_pixels):
+    """What `visualize` and the demo draw with."""
+    with evaluating(trained):
+        yield visualize.Model(trained.cfg, trained.objective, None, open_shards(trained.train_data.path), META)
+
+
+def test_pictures_of_a_model(model):
+    seeds, one = torch.arange(3), (1, tiny.SIZE, tiny.SIZE)
+    assert visualize.strip(model, seeds, frames=4, show="both").shape == (24, *one)
+    assert visualize.interpolation(model, seeds, frames=4).shape == (8, *one)
+    assert visualize.interpolation(model, seeds, frames=4, kind="linear").shape == (8, *one)
+    assert visualize.between_classes(model, seeds, (0, 2), frames=4).shape == (12, *one)
+    assert visualize.edited(model, torch.zeros(one), seeds, sigmas=[0.5, 2.0]).shape == (9, *one)
+    assert visualize.inpainted(model, torch.zeros(one), seeds, mask=torch.ones(one[1:])).shape == (4, *one)
+
+
+@pytest.mark.usefixtures("_no_pixels")
+@pytest.mark.parametrize("name", ["game", "vae"])
+def test_pictures_between_vectors(name, tmp_path):
+    cfg = tiny.config(tmp_path, model=MODELS[name][0])
+    tiny.prepare(cfg)
+    s = session_of(cfg)
+    model = visualize.AtOnce(cfg, s.objective, open_shards(s.train_data.path), META)
+    for space in ("z", "w") if name == "game" else ("z",):
+        request = visualize.Request("interpolate", [], frames=4, space=space)
+        with evaluating(s):
+            made = visualize.between_vectors(model, torch.arange(3), request)
+        assert made.shape == (8, 1, tiny.SIZE, tiny.SIZE)
+
+
+@pytest.mark.parametrize("variance", ["small", "large", "learned"])
+def test_the_bound_of_a_likelihood(variance, tmp_path):
+    cfg = tiny.config(tmp_path, model=DROPOUT)
+    process = PROCESSES["ddpm-learned" if variance == "learned" else "ddpm"]
+    cfg = cfg.model_copy(update={"diffusion": DiffusionConfig.model_validate(process)})
+    tiny.prepare(cfg)
+    s = session_of(cfg)
+    (batch,) = validation_batches(s.train_data, count=8, batch=8)
+    with torch.no_grad(), evaluating(s):
+        bound = s.objective.bound(s.objective.networks, batch.to(META), variance=variance, clip=1.0)
+    assert bound.terms.is_meta
 
 
 def test_validation_of_every_objective(tmp_path):
