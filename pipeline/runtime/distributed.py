@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.runtime.errors import RendezvousError, UserError
 from pipeline.runtime.files import read_json, write_json
+from pipeline.runtime.parts import TORCHRUN
 from pipeline.runtime.parts import World as World
 from pipeline.runtime.parts import this_world
 from pipeline.runtime.parts import world_from as world_from
@@ -80,10 +81,14 @@ def join(world: World, rendezvous: Path, *, timeout_seconds: float = 300.0) -> N
     Raises:
         RendezvousError: naming the ranks that never arrived, or the address that could not be reached.
     """
-    if world.size > 1 or "RANK" in os.environ:  # of a single process under a launcher, Accelerate makes a group
-        # Its functions keep the group of the moment of this import as their default: it is to be none, see `leave`.
-        importlib.import_module("torch.distributed.nn")
-    if world.size == 1 or dist.is_initialized():
+    if world.size == 1:
+        # Under torchrun Accelerate would make a group of NCCL alone for it, which cannot reduce what lies on the CPU.
+        for name in TORCHRUN:
+            os.environ.pop(name, None)
+        return
+    # Its functions keep the group of the moment of this import as their default: it is to be none, see `leave`.
+    importlib.import_module("torch.distributed.nn")
+    if dist.is_initialized():
         return
     limit = timedelta(seconds=timeout_seconds)
     host, port = _address(world, rendezvous, timeout_seconds)

@@ -158,7 +158,9 @@ def every_kind_is_the_cpus(place: Place) -> Iterator[Finding]:
         except RuntimeError as error:  # the others are tried all the same
             yield Finding(f"{name} = CPU's", math.inf, note=str(error).splitlines()[0])
             continue
-        yield from found.beside(expected, f"{name} = CPU's", loss=1e-4, weights=1e-4, change=1e-2)
+        # Muon orthogonalises in bfloat16, and gradients that are rounding alone as well.
+        loose = 10.0 if name == "muon" else 1.0
+        yield from found.beside(expected, f"{name} = CPU's", loss=1e-4, weights=1e-4 * loose, change=1e-2 * loose)
 
 
 def narrow_steps_are_finite(place: Place) -> Iterator[Finding]:

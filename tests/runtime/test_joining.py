@@ -113,7 +113,9 @@ def join_in_a_process(world: World, folder: Path, env: dict[str, str], *, timeou
     try:
         distributed.join(world, folder, timeout_seconds=timeout)
         values = distributed.total(torch.tensor([float(world.rank + 1)], dtype=torch.float64))
-        Path(out).write_text(f"sum {values.item()}; {distributed.describe(world, torch.device('cpu'))}")
+        left = [name for name in ("RANK", "LOCAL_RANK") if name in os.environ]  # what Accelerate makes a group by
+        said = f"sum {values.item()}; {distributed.describe(world, torch.device('cpu'))}; left: {left}"
+        Path(out).write_text(said)
     except UserError as error:
         Path(out).write_text(str(error))
 
@@ -132,6 +134,13 @@ def joined(tmp_path, ranks, *, size, env=None, timeout=600.0):
     for process in started:
         process.join()
     return [(tmp_path / f"rank{rank}").read_text() for rank in ranks]
+
+
+def test_a_single_process_under_a_launcher_has_no_group(tmp_path):
+    """On a GPU Accelerate made one of NCCL alone, and training ended with an error at its last barrier."""
+    env = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    (text,) = joined(tmp_path, [0], size=1, env=env)
+    assert text.startswith("sum 1.0; 1 rank(s)") and "backend none" in text and "left: []" in text
 
 
 def test_rank_zero_leaves_its_address_in_the_shared_folder(tmp_path):

@@ -25,7 +25,7 @@ class Poisoned(Denoising):
         """The real one, spoiled for the visits of `steps`."""
         values = super().loss(name, networks, batch)
         bad = torch.tensor([int(v) // 8 in self.steps for v in batch.visits])
-        return {"loss": torch.where(bad, math.nan, 1.0) * values["loss"]}
+        return {"loss": torch.where(bad, math.nan, 1.0).to(values["loss"]) * values["loss"]}
 
 
 @pytest.fixture
