@@ -23,9 +23,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.runtime.errors import RendezvousError, UserError
 from pipeline.runtime.files import read_json, write_json
-from pipeline.runtime.parts import TORCHRUN
+from pipeline.runtime.parts import TORCHRUN, this_world
 from pipeline.runtime.parts import World as World
-from pipeline.runtime.parts import this_world
 from pipeline.runtime.parts import world_from as world_from
 
 Result = TypeVar("Result")
