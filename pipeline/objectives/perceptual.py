@@ -5,6 +5,7 @@ The network is SqueezeNet from a local file, with the published weights of singl
 without any file, the domain classifier that `data_prep reference` trains on the data set itself.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pipeline.data.shards import read_manifest
 from pipeline.metrics.domain import SIDE, DomainClassifier, load_classifier
 from pipeline.metrics.extractors import CLASSIFIER, classifier_directory
 from pipeline.models.squeezenet import SqueezeNet
+from pipeline.runtime.constants import beside
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import read_json, sha256_file
 from pipeline.runtime.numerics import own_precision
@@ -46,6 +48,25 @@ def _unit(features: Tensor) -> Tensor:
     return features / torch.sqrt(features.square().sum(dim=1, keepdim=True) + EPS)
 
 
+def shrunk(images: Tensor, side: int) -> Tensor:
+    """Adaptive average pooling of [B, C, H, W] to [B, C, side, side], as two products.
+
+    torch's own has no gradient on a GPU whose sums are taken in a fixed order.
+    """
+    rows, columns = (beside(_windows(size, side), images) for size in images.shape[2:])
+    return rows @ (images @ columns.T)
+
+
+@functools.lru_cache(maxsize=32)
+def _windows(before: int, after: int) -> Tensor:
+    """[after, before] float64: each row averages what one result sees."""
+    found = torch.zeros(after, before, dtype=torch.float64)
+    for k in range(after):
+        first, last = k * before // after, -(-(k + 1) * before // after)
+        found[k, first:last] = 1 / (last - first)
+    return found
+
+
 class DomainMaps(nn.Module):
     """The maps of the domain classifier's stages, of images [B, C, H, W] in [-1, 1]."""
 
@@ -56,7 +77,7 @@ class DomainMaps(nn.Module):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """One map [B, C, h, w] a stage."""
-        x = images if images.shape[-1] <= SIDE else nn.functional.adaptive_avg_pool2d(images, SIDE)
+        x = images if images.shape[-1] <= SIDE else shrunk(images, SIDE)
         found: list[Tensor] = []
         for stage in self.stages:
             x = stage(x)

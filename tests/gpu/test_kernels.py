@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline.metrics.domain import LABELS, DomainClassifier, Shape
 from pipeline.models import dropout
 from pipeline.models.dropout import KeyedDropout, keyed_dropout
+from pipeline.objectives.perceptual import DomainMaps, distance
 from pipeline.runtime import random
 from pipeline.runtime.random import Stream, chosen, normal, philox, uniform
 
@@ -234,3 +236,16 @@ def test_more_than_2_to_the_31_values(layout):
     assert torch.equal(layer_of(SHARE)(x, visits)[4:], last)
     dropped = chosen(SEED, Stream.DROPOUT, visits, share=SHARE, shape=(64, 4096, 2048), draw=5)
     assert torch.equal(dropped[4:], last == 0)
+
+
+@gpu_only
+def test_a_perceptual_loss_has_a_gradient_that_can_be_repeated():
+    classifier = DomainClassifier(Shape(channels=3, size=64, classes=4, width=8, features=16, task=LABELS))
+    network = DomainMaps(classifier).cuda()
+    images = torch.randn(2, 3, 64, 64, device="cuda", requires_grad=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        distance(network(images), network(torch.zeros_like(images))).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert images.grad is not None and images.grad.isfinite().all()

@@ -14,6 +14,7 @@ from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
 from pipeline.metrics.restoration import psnr
 from pipeline.objectives.build import build_objective
+from pipeline.objectives.perceptual import shrunk
 from pipeline.runtime.errors import Incomplete, UserError
 
 BOTTLENECK = {"kind": "bottleneck_autoencoder", "width": 8, "multipliers": [1, 2], "latent_channels": 4, "groups": 4}
@@ -187,3 +188,10 @@ def test_without_weights_the_datas_own_classifier_is_asked_for(tmp_path):
     tiny.prepare(cfg)
     with pytest.raises(Incomplete, match="data_prep reference"):
         build_objective(cfg, open_shards(data_directory(cfg) / "shards" / "train").manifest)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (100, 48), (33, 96)])
+def test_images_are_shrunk_as_by_adaptive_pooling(size):
+    images = torch.randn(2, 3, *size, dtype=torch.float64)
+    expected = torch.nn.functional.adaptive_avg_pool2d(images, 32)
+    torch.testing.assert_close(shrunk(images, 32), expected, rtol=1e-12, atol=1e-12)
