@@ -208,15 +208,16 @@ JOBS = (
         own=True,
     ),
     Command(
-        *("demo", "pipeline.demo:main", "a page in the browser that draws with a run's model"),
-        words=_RUN,
-        more="It needs `pip install 'mudi[demo]'`, and no internet. Make a folder that export wrote a run by import.",
+        *("demo", "pipeline.demo:main", "a page in the browser that draws with the model of a run or an export"),
+        words="RUN | EXPORT [key=value ...]",
+        more="EXPORT: a folder that `export` wrote; nothing else of the run is needed. The page needs `pip install "
+        "'mudi[demo]'`, and no internet.",
         options=(
             _STEP,
             "--host HOST  the address to listen on; default: 127.0.0.1, which only this machine reaches",
             "--port N  default: the first free one from 7860 on",
         ),
-        examples=(_EXAMPLE, f"{_EXAMPLE} sample.sampler.steps=8 --port 8000"),
+        examples=(_EXAMPLE, f"{_EXAMPLE} sample.sampler.steps=8 --port 8000", "given/letters-diffusers"),
         alone=True,
     ),
     Command(
