@@ -194,6 +194,11 @@ class Studio:
             raise UserError(f"class: found number {wish.label}, expected one of {', '.join(self.classes) or 'none'}.")
         return cfg
 
+    @property
+    def language(self) -> str:
+        """What `again` is said in."""
+        return "a command line" if self.export is None else "Python, with mudi installed"
+
     def again(self, cfg: Config, *, job: Sequence[str] = ("sample",), call: str) -> str:
         """What makes the same picture: the command line of `job`, or, with an export, Python around `call`."""
         return self._python(call) if self.run is None else self._command(self.run, cfg, job)
@@ -353,7 +358,7 @@ def page(studio: Studio, folder: Path) -> Any:
                     painted = _image(gr, "what was given, and each seed's own")
                     files = gr.File(label="image and mask, as the command reads them", file_count="multiple")
                 command = gr.Textbox(
-                    label="the same from " + ("a command line" if studio.export is None else "Python, where mudi is"),
+                    label=f"the same from {studio.language}",
                     buttons=["copy"],
                     lines=2,
                     interactive=False,

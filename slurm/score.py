@@ -133,7 +133,8 @@ def _checked(a: str, b: str, words: Sequence[str]) -> dict[str, Any]:
         UserError: what it says.
     """
     argv = [sys.executable, "-m", "pipeline", "score", a, b, *words, "--check"]
-    env = without_launcher(os.environ) | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = without_launcher(os.environ) | {"PYTHONPATH": path}
     done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False)
     if done.returncode:
         said = done.stderr.strip()
