@@ -129,7 +129,8 @@ class Studio:
             self.cfg, self.train = self.export.config(), self.export.data
             self.device = self._device()
             self.objective = self.export.objective(self.cfg, device=self.device)
-            self.name, self.step = folder.resolve().name, self.export.network.made_from.get("step")
+            made_from = self.export.network.made_from
+            self.name, self.step = made_from.get("run") or folder.resolve().name, made_from.get("step")
         else:
             self.run, self.cfg = existing_run(words)
             self._words = [str(self.run.path), *(word for word in overrides_for(self.run, self.cfg))]
@@ -159,7 +160,7 @@ class Studio:
         """What a visitor should know; a sentence each."""
         if self.export is None:
             return ["The same seed gives the same image as `mudi sample`."]
-        return ["The same seed gives the same image as in the run that was exported.", *self.export.notes]
+        return self.export.notes
 
     @property
     def diffusion(self) -> bool:

@@ -180,11 +180,12 @@ class Exported:
 
     @property
     def notes(self) -> list[str]:
-        """What the folder does not say, and what is done about it; a sentence each."""
+        """What the folder says, what it does not, and what is done about it; a sentence each."""
         said, sampler = self.network.model_fields_set, self.network.sampler
         classes, attributes = self.network.classes, self.network.attributes
         labelled = self.network.model.condition == "class"
         found = {
+            "The same seed gives the same image as in the run that was exported.": "seed" in said,
             "The folder does not say how to sample: sampler, steps and guidance are the defaults.": (
                 "sampler" not in said
             ),

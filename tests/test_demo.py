@@ -189,7 +189,7 @@ def far(first, second):
 )
 def test_an_export_draws_what_its_run_draws(studio, exported, wish):
     alone = Studio([str(exported)])
-    assert alone.classes == studio.classes and alone.step == studio.step
+    assert (alone.classes, alone.title) == (studio.classes, studio.title)
     assert alone.cfg.sample.sampler == studio.cfg.sample.sampler
     assert far(last(alone, wish), last(studio, wish)) <= 1
 
@@ -255,6 +255,7 @@ def test_what_a_folder_of_diffusers_does_not_say_takes_defaults_and_is_said(run,
     assert alone.classes == ("class 0", "class 1", "class 2") and alone.cfg.sample.sampler.steps == 18
     told = " ".join(alone.notes)
     assert "sampler, steps and guidance are the defaults" in told and "does not name its classes" in told
+    assert "The same seed gives the same image" not in told and "does not say the seed" in told
     assert last(alone, Wish(0, 2, label=1)).shape == (2, SIZE, SIZE, 1)
     (tmp_path / "theirs" / "vae").mkdir()
     with pytest.raises(UserError, match="does not say how its latents were normalised"):
