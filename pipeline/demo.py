@@ -1,8 +1,10 @@
-"""The demo: a page in the browser that draws with the model of a run. Everything on it is a command line, too.
+"""The demo: a page in the browser that draws with the model of a run, or of an exported folder.
 
 python -m pipeline demo RUN_DIR [key=value ...] [--step STEP] [--host 127.0.0.1] [--port 7860]
+python -m pipeline demo EXPORT [sample.KEY=value ...]
 
-`Studio` decides what to draw, by the code of `sample` and `visualize`; `page` is what a visitor sees of it.
+`Studio` decides what to draw, by the code of `sample` and `visualize`; `page` is what a visitor sees of it. Under each
+picture stands what makes it again: a command line, or lines of Python for an export, which no other command reads.
 """
 
 import html
@@ -33,6 +35,7 @@ from pipeline.data.pictures import WIDTH, Pixels, enlarged, picture_of, to_uint8
 from pipeline.data.reader import Reader
 from pipeline.data.shards import ShardDirectory, open_shards
 from pipeline.diffusion.build_sampler import Generator
+from pipeline.exported import Exported, export_named
 from pipeline.inference import asked_for, autocast, loaded_objective, weak_model
 from pipeline.metrics.memorisation import pixels as vectors
 from pipeline.metrics.nearest import nearest_streamed
@@ -41,7 +44,7 @@ from pipeline.objectives.objective import Objective
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.numerics import set_numerics
-from pipeline.runtime.run_dir import Step, existing_run, overrides_for, step_of
+from pipeline.runtime.run_dir import RunDir, Step, existing_run, overrides_for, step_of
 
 MOST_IMAGES, MOST_STEPS, MOST_FRAMES, MOST_WAITING = 16, 200, 12, 16
 MOST_GUIDANCE = 100
@@ -113,20 +116,51 @@ class Studio:
     """The model of one checkpoint, loaded once. One picture at a time: the page has a queue."""
 
     def __init__(self, words: Sequence[str], *, step: Step = None) -> None:
-        """Everything that `sample` would refuse is refused here."""
-        self.run, self.cfg = existing_run(words)
-        self._words = [str(self.run.path), *(word for word in overrides_for(self.run, self.cfg))]
-        require_latents(self.cfg)
-        self.step = step_of(checkpoint.step_to_read(self.run, self.cfg.sample.step if step is None else step).name) or 0
-        set_numerics(tf32=self.cfg.train.precision == "tf32")
-        self.device = distributed.own_device(gpus=self.cfg.cluster.sample.gpus, setting="cluster.sample.gpus")
-        self.train: ShardDirectory = open_shards(training_shards(self.cfg) / "train")
-        self.objective: Objective = loaded_objective(
-            self.cfg, self.run, self.train.manifest, step=self.step, device=self.device
-        )
+        """Everything that `sample` would refuse is refused here. `words`: as for `sample`, or an exported folder's."""
+        folder = export_named(words)
+        self.run: RunDir | None = None
+        self.export: Exported | None = None
+        self.train: ShardDirectory
+        self.objective: Objective
+        if folder is not None:
+            if step is not None:
+                raise UserError(f"--step: found {step}, but {folder} is an export, which holds one step. Leave it out.")
+            self.export = Exported.opened(folder, words[1:])
+            self.cfg, self.train = self.export.config(), self.export.data
+            self.device = self._device()
+            self.objective = self.export.objective(self.cfg, device=self.device)
+            made_from = self.export.network.made_from
+            self.name, self.step = made_from.get("run") or folder.resolve().name, made_from.get("step")
+        else:
+            self.run, self.cfg = existing_run(words)
+            self._words = [str(self.run.path), *(word for word in overrides_for(self.run, self.cfg))]
+            require_latents(self.cfg)
+            asked = self.cfg.sample.step if step is None else step
+            self.name, self.step = self.run.path.name, step_of(checkpoint.step_to_read(self.run, asked).name) or 0
+            self.device = self._device()
+            self.train = open_shards(training_shards(self.cfg) / "train")
+            self.objective = loaded_objective(
+                self.cfg, self.run, self.train.manifest, step=self.step, device=self.device
+            )
         self._weak = weak_model(self.cfg, self.train.manifest, self.device)
         self._reader = Reader(self.train, keep_bytes=2**29)
         asked_for(self.cfg, torch.tensor([0]), self.train)  # raises for what the data has not
+
+    def _device(self) -> torch.device:
+        set_numerics(tf32=self.cfg.train.precision == "tf32")
+        return distributed.own_device(gpus=self.cfg.cluster.sample.gpus, setting="cluster.sample.gpus")
+
+    @property
+    def title(self) -> str:
+        """Name and step."""
+        return self.name if self.step is None else f"{self.name}, step {self.step}"
+
+    @property
+    def notes(self) -> list[str]:
+        """What a visitor should know; a sentence each."""
+        if self.export is None:
+            return ["The same seed gives the same image as `mudi sample`."]
+        return self.export.notes
 
     @property
     def diffusion(self) -> bool:
@@ -155,18 +189,38 @@ class Studio:
 
     def settings(self, wish: Wish) -> Config:
         """The run's settings with those of a wish, checked as those of any job."""
-        cfg = config_from([*self._words, *wish.words(self.cfg)])
+        words = wish.words(self.cfg)
+        cfg = config_from([*self._words, *words]) if self.export is None else self.export.config(words)
         if wish.label is not None and not 0 <= wish.label < len(self.classes):
             raise UserError(f"class: found number {wish.label}, expected one of {', '.join(self.classes) or 'none'}.")
         return cfg
 
-    def command(self, cfg: Config, job: Sequence[str] = ("sample",)) -> str:
-        """The command line that makes the same picture. `job`: the command, and what stands before the settings."""
+    @property
+    def language(self) -> str:
+        """What `again` is said in."""
+        return "a command line" if self.export is None else "Python, with mudi installed"
+
+    def again(self, cfg: Config, *, job: Sequence[str] = ("sample",), call: str) -> str:
+        """What makes the same picture: the command line of `job`, or, with an export, Python around `call`."""
+        return self._python(call) if self.run is None else self._command(self.run, cfg, job)
+
+    def _python(self, call: str) -> str:
+        """Lines that save the picture that `call`, which may say `studio`, returns."""
+        words = [] if self.export is None else [str(self.export.folder.resolve()), *self.export.words]
+        name = call.partition("(")[0]
+        imports = sorted({"Studio", "Wish", name})
+        return (
+            f"from PIL import Image\nfrom pipeline.demo import {', '.join(imports)}\n\nstudio = Studio({words!r})\n"
+            f'Image.fromarray({call}).save("picture.png")'
+        )
+
+    def _command(self, run: RunDir, cfg: Config, job: Sequence[str]) -> str:
+        """`job`: the command, and what stands before the settings."""
         name, *options = job
-        words = overrides_for(self.run, cfg)
+        words = overrides_for(run, cfg)
         if name != "sample":  # these count no images, and take their seeds as an option
             words = [w for w in words if w.split("=")[0] not in _OF_SETS]
-        return shlex.join(["mudi", name, str(self.run.path), *options, "--step", str(self.step), *words])
+        return shlex.join(["mudi", name, str(run.path), *options, "--step", str(self.step), *words])
 
     def draw(self, cfg: Config) -> Iterator[Pixels]:
         """Estimates of the images, uint8 [B, H, W, C], a few on the way; the last are what `sample` makes."""
@@ -211,6 +265,8 @@ class Studio:
     def nearest(self, images: Pixels) -> tuple[Pixels, str]:
         """The nearest training image of each image, by the distance of their pixels, and how many were searched."""
         manifest = self.train.manifest
+        if self.export is not None:
+            raise UserError("The training images are not here: an export holds the model alone.")
         if manifest.kind == "latents" or self._reader.count == 0:
             raise UserError("The training images are not here: this model was trained on their latents.")
         count = min(self._reader.count, SEARCHED)
@@ -273,9 +329,9 @@ def page(studio: Studio, folder: Path) -> Any:
     """The page, as Gradio's Blocks. `folder`: for the files of inpainting; nothing is written elsewhere."""
     import gradio as gr
 
-    run, once = studio.run.path.name, {"concurrency_limit": 1, "concurrency_id": "model"}
-    with gr.Blocks(title=f"mudi: {run}", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
-        gr.Markdown(f"## {run}, step {studio.step}\nThe same seed gives the same image as `mudi sample`.")
+    once = {"concurrency_limit": 1, "concurrency_id": "model"}
+    with gr.Blocks(title=f"mudi: {studio.name}", analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+        gr.Markdown(f"## {studio.title}\n{' '.join(studio.notes)}")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 asked = _controls(gr, studio)
@@ -283,7 +339,7 @@ def page(studio: Studio, folder: Path) -> Any:
                 with gr.Tab("draw"):
                     draw = gr.Button("draw", variant="primary")
                     drawn = _image(gr, "images")
-                    near = gr.Checkbox(False, label="the nearest training images")
+                    near = gr.Checkbox(False, label="the nearest training images", visible=studio.export is None)
                     searched, nearest = gr.Markdown(visible=False), _image(gr, "nearest", visible=False)
                 with gr.Tab("interpolate", visible=studio.diffusion), gr.Row():
                     other_seed = gr.Number(1, label="to seed", precision=0)
@@ -303,7 +359,7 @@ def page(studio: Studio, folder: Path) -> Any:
                     painted = _image(gr, "what was given, and each seed's own")
                     files = gr.File(label="image and mask, as the command reads them", file_count="multiple")
                 command = gr.Textbox(
-                    label="the same from a command line",
+                    label=f"the same from {studio.language}",
                     buttons=["copy"],
                     lines=2,
                     interactive=False,
@@ -311,8 +367,10 @@ def page(studio: Studio, folder: Path) -> Any:
                 )
 
         def on_draw(near: bool, *values: Any) -> Iterator[Any]:
-            cfg = _shown(lambda: studio.settings(_wish(studio, values)), gr)
-            line, hidden = studio.command(cfg), (gr.Markdown(visible=False), gr.Image(visible=False))
+            own = _wish(studio, values)
+            cfg = _shown(lambda: studio.settings(own), gr)
+            line = studio.again(cfg, call=f"drawing(studio, {own!r})")
+            hidden = gr.Markdown(visible=False), gr.Image(visible=False)
             images: Pixels | None = None
             for images in studio.draw(cfg):
                 yield picture(images), line, *hidden
@@ -398,6 +456,12 @@ def _image(gr: Any, label: str, **options: Any) -> Any:
     )
 
 
+def drawing(studio: Studio, wish: Wish) -> Pixels:
+    """The picture of a wish."""
+    *_, images = studio.draw(studio.settings(wish))
+    return picture(images)
+
+
 def interpolated(
     studio: Studio, wish: Wish, *, to: int | None, to_class: int | None, frames: int
 ) -> tuple[Pixels, str]:
@@ -417,7 +481,9 @@ def interpolated(
         asked = replace(asked, seeds=[wish.seed, to])
         images = visualize.interpolation(model, torch.tensor([wish.seed, to]), frames=frames)
         options = ["--seeds", f"{wish.seed},{to}"]
-    line = studio.command(cfg, ("visualize", "interpolate", *options, "--frames", str(frames)))
+    job = ("visualize", "interpolate", *options, "--frames", str(frames))
+    call = f"interpolated(studio, {wish!r}, to={to}, to_class={to_class}, frames={frames})[0]"
+    line = studio.again(cfg, job=job, call=call)
     return picture_of(images, columns=frames, names=visualize.row_names(model, asked, rows=1)), line
 
 
@@ -447,16 +513,19 @@ def inpainted(studio: Studio, wish: Wish, drawn: dict[str, Any] | None, folder: 
     Image.fromarray(mask.astype(np.uint8) * 255).save(paths["--mask"])
     if not mask.any():
         raise UserError("Nothing is painted over. Paint where something is to be drawn anew.")
-    model, seeds = studio.model(cfg), torch.arange(wish.count) + wish.seed
-    images = visualize.inpainted(
-        model,
-        visualize.read_image(paths["--image"], model),
-        seeds,
-        mask=visualize.read_mask(paths["--mask"], model),
-    )
+    given = [str(path) for path in paths.values()]
+    call = f"filled(studio, {wish!r}, image={given[0]!r}, mask={given[1]!r})"
     options = [text for name, path in paths.items() for text in (name, str(path))]
     job = ("visualize", "inpaint", "--seeds", f"{wish.seed}-{wish.seed + wish.count - 1}", *options)
-    return picture_of(images, columns=1 + wish.count), studio.command(cfg, job), [str(path) for path in paths.values()]
+    return filled(studio, wish, image=given[0], mask=given[1]), studio.again(cfg, job=job, call=call), given
+
+
+def filled(studio: Studio, wish: Wish, *, image: str, mask: str) -> Pixels:
+    """The picture of an image, and of what each seed of a wish draws where a mask is white."""
+    model, seeds = studio.model(studio.settings(wish)), torch.arange(wish.count) + wish.seed
+    found = visualize.read_image(Path(image), model)
+    images = visualize.inpainted(model, found, seeds, mask=visualize.read_mask(Path(mask), model))
+    return picture_of(images, columns=1 + wish.count)
 
 
 def main(words: list[str], *, step: Step = None, host: str = "127.0.0.1", port: int | None = None) -> int:

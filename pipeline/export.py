@@ -97,9 +97,12 @@ def at_rest(cfg: Config, run: RunDir, *, step: int) -> Network:
         classes=len(manifest.classes),
         class_names=tuple(manifest.classes),
         attributes=len(manifest.attributes),
+        attribute_names=tuple(manifest.attributes),
         outputs=2 * shape[0] if cfg.diffusion.learned_variance else None,
         diffusion=None if cfg.model.is_a == "autoencoder" else cfg.diffusion,
         sampler=cfg.sample.sampler,
+        seed=cfg.seed,
+        precision=cfg.train.precision,
         plugins=cfg.plugins,
         latents=_latents(cfg, manifest),
         made_from={

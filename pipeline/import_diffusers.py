@@ -20,8 +20,9 @@ from pipeline.config.paths import training_shards
 from pipeline.config.schema import Config
 from pipeline.data.latents import latent_shape, spread_of
 from pipeline.data.shards import Manifest, read_manifest
-from pipeline.diffusers_io.folder import TRAINING_ONLY, Network, read
+from pipeline.diffusers_io.folder import Network, read
 from pipeline.diffusers_io.schedulers import disagreements
+from pipeline.exported import load_network
 from pipeline.objectives.build import build_objective
 from pipeline.objectives.space import remember
 from pipeline.runtime.errors import UserError
@@ -99,11 +100,7 @@ def _with_no_label(network: Network, manifest: Manifest) -> Network:
 def _snapshot(cfg: Config, manifest: Manifest, network: Network) -> checkpoint.Snapshot:
     """A training state before its first step: the imported weights, averages equal to them, no moments."""
     objective = build_objective(cfg, manifest)
-    first = objective.averaged[0]
-    fresh = objective.networks[first].state_dict()
-    training_only = {name: tensor for name, tensor in fresh.items() if name.startswith(TRAINING_ONLY)}
-    weights = {**training_only, **network.weights}
-    checkpoint.load_strictly(objective.networks[first], weights, what="the imported network")
+    load_network(objective, network)
     states = {name: module.state_dict() for name, module in objective.networks.items()}
     kinds = ["average"] if cfg.train.average.half_life else []
     kinds += [f"power-{width:g}" for width in cfg.train.average.power_widths]

@@ -28,6 +28,8 @@ _LICENCES = {
 }
 _OWN = "What may be done with the training images was not recorded. Say it here before you publish this model."
 
+_PAGE = "`mudi demo FOLDER` opens a page that draws with it."
+
 
 def write_card(cfg: Config, run: RunDir, folder: Path, *, step: int, form: str) -> Path:
     """Write README.md, and the grid of a sample set of this step beside it, into an exported folder; its path."""
@@ -57,10 +59,11 @@ def _sections(cfg: Config, run: RunDir, *, step: int, form: str, picture: bool) 
         yield (
             "```python\nfrom diffusers import DiffusionPipeline\n\n"
             "pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)\n```\n\n"
-            f"Or `mudi import FOLDER name={cfg.name} data=...`."
+            f"{_PAGE} Or `mudi import FOLDER name={cfg.name} data=...`."
         )
     else:
-        yield f"`mudi import FOLDER name={cfg.name} data=...` makes a run of it."
+        page = "" if cfg.model.is_a == "autoencoder" else f"{_PAGE} "
+        yield f"{page}`mudi import FOLDER name={cfg.name} data=...` makes a run of it."
     yield "## Data"
     yield (
         f"Protocol `{cfg.data.name}`, hash `{protocol_hash(cfg.data)[:16]}`, from a source of kind "

@@ -7,6 +7,7 @@ so a killed command goes on where it was, and a reference is computed once. The 
 
 import argparse
 import csv
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -91,11 +92,7 @@ def score(
     Raises:
         UserError: sets of different sizes, statistics of features that no network here gives.
     """
-    if isinstance(second, ImageSet) and first.size != second.size:
-        raise UserError(
-            f"{first.name} has images of {first.size[1]} x {first.size[0]} pixels, {second.name} of {second.size[1]} x "
-            f"{second.size[0]}. Say --size N to bring both to one size: how they are resized decides the numbers."
-        )
+    _refuse_two_sizes(first, second)
     set_numerics()
     extractors, scorers = build_extractors(cfg, cache, {}, device=default_device()), build_scorers(cfg.quality)
     mine = (part or WHOLE).for_task(this_world())
@@ -130,6 +127,14 @@ def score(
         held_out = quality.get(second.identity)
         measured.update(measure_quality(quality[first.identity], held_out, scorers, size=first.size))
     return _result(first, second, measured, extractors=extractors, cfg=cfg)
+
+
+def _refuse_two_sizes(first: ImageSet, second: ImageSet | Statistics) -> None:
+    if isinstance(second, ImageSet) and first.size != second.size:
+        raise UserError(
+            f"{first.name} has images of {first.size[1]} x {first.size[0]} pixels, {second.name} of {second.size[1]} x "
+            f"{second.size[0]}. Say --size N to bring both to one size: how they are resized decides the numbers."
+        )
 
 
 def _folder(images: ImageSet, cache: Path) -> Path:
@@ -177,20 +182,27 @@ def _result(
     extractors: list[Extractor],
     cfg: EvaluateConfig,
 ) -> dict[str, Any]:
-    count = second.count if isinstance(second, ImageSet) else None
     notes = [*first.notes, *(second.notes if isinstance(second, ImageSet) else ())]
     cautions = caution(first.count, measured.metrics, measured.details)
+    return {
+        **_asked(first, second, cfg),
+        "extractors": {e.name: dict(e.protocol) for e in extractors},
+        "metrics": measured.metrics,
+        "details": measured.details,
+        "words": [*notes, *cautions, *measured.words],
+        "versions": versions(),
+    }
+
+
+def _asked(first: ImageSet, second: ImageSet | Statistics, cfg: EvaluateConfig) -> dict[str, Any]:
+    """What a result is of."""
+    count = second.count if isinstance(second, ImageSet) else None
     return {
         "run": "score",
         "samples": {"set": first.name, "count": first.count, "identity": first.identity},
         "data": {SPLIT: {"set": second.name, "count": count, "identity": second.identity}},
         "size": list(first.size),
-        "extractors": {e.name: dict(e.protocol) for e in extractors},
-        "metrics": measured.metrics,
-        "details": measured.details,
-        "words": [*notes, *cautions, *measured.words],
         "settings": cfg.model_dump(mode="json"),
-        "versions": versions(),
     }
 
 
@@ -224,6 +236,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--json", type=Path, help="also write everything that was measured into this file")
     parser.add_argument("--csv", type=Path, help="also write one row a metric into this file")
     parser.add_argument("--cache", type=Path, default=default_cache(), help="features (default: %(default)s)")
+    parser.add_argument("--check", action="store_true", help="print what would be scored, and compute nothing")
     parser.add_argument("--part", metavar="k/n", help="compute this share of the features alone, and write no result")
     options, rest = parser.parse_known_args(words)
     cfg = settings_from(rest)
@@ -231,6 +244,10 @@ def main(words: list[str]) -> int:
     if isinstance(first, Statistics):
         raise UserError(f"{options.a} has statistics, not images. A is what is scored; B may be statistics.")
     second = open_set(options.b, size=options.size)
+    _refuse_two_sizes(first, second)
+    if options.check:
+        json.dump(_asked(first, second, cfg), sys.stdout)
+        return 0
     part = None if options.part is None else parse_part(options.part)
     result = score(first, second, cfg, cache=options.cache, part=part)
     if result is None:

@@ -10,6 +10,7 @@ from pipeline.config.load import listed, run_named
 from pipeline.runtime.errors import UserError
 from slurm import cancel, ledger, plan, preflight, status
 from slurm.progress import ProgressTable
+from slurm.score import launch_for_score
 from slurm.status import summary
 from slurm.submit import correct, run_here, submit_all
 from slurm.workflows import Launch, launch_for, meant, missing_for
@@ -21,6 +22,20 @@ def submit(words: list[str], *, until: str | None = None, only: str | None = Non
     for one in every[1:]:  # of several, none is submitted where one has a mistake
         meant(one)
     return _submit([_made(one, until=until, only=only) for one in every])
+
+
+def submit_score(
+    words: list[str],
+    *,
+    size: int | None = None,
+    json: Path | None = None,
+    csv: Path | None = None,
+    cache: Path | None = None,
+) -> int:
+    """Score two sets of images as a job."""
+    launch = launch_for_score(words, size=size, result=json, table=csv, cache=cache)
+    print(f"result: {launch.result}")
+    return _submit([launch])
 
 
 def each_experiment(words: list[str]) -> list[list[str]]:

@@ -25,6 +25,7 @@ from slurm.graph import Job
 from slurm.payload import failures_of
 from slurm.queue import HELD, HELD_BY_USER, NEVER, Seen, listed, look
 from slurm.rank import attempts, process_born
+from slurm.score import SCORE, launch_of_score
 from slurm.workflows import Launch, launch_of_run
 
 LEDGER = "ledger.jsonl"
@@ -184,7 +185,7 @@ def in_turn(folder: Path) -> AbstractContextManager[None]:
 
 
 def runs_under(paths: Sequence[Path]) -> list[Path]:
-    """Run directories among `paths` and directly below them, in order of names.
+    """Run directories, and the folders of scorings, among `paths` and directly below them, in order of names.
 
     Raises:
         UserError: where one of them is not there, or there is no run at all.
@@ -195,8 +196,9 @@ def runs_under(paths: Sequence[Path]) -> list[Path]:
             near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
             near = f" Did you mean {RUNS / path}?" if (RUNS / path).is_dir() else near
             raise UserError(f"{path} is not a directory. Give a run directory or a folder of them.{near}")
-        inside = [path] if (path / "config.yaml").is_file() else sorted(p.parent for p in path.glob("*/config.yaml"))
-        found += inside
+        marks = (CONFIG_FILE, SCORE)
+        alone = any((path / mark).is_file() for mark in marks)
+        found += [path] if alone else sorted(p.parent for mark in marks for p in path.glob(f"*/{mark}"))
     if not found:
         raise UserError(f"No run (a directory with a config.yaml) in {', '.join(map(str, paths))}.")
     return found
@@ -228,7 +230,7 @@ def launches(paths: Sequence[Path]) -> tuple[list[Launch], list[str]]:
             launch.complete()  # reads what its jobs have made
             found.append(launch)
         except (UserError, OSError, ValueError) as error:
-            problems.append(f"{path / CONFIG_FILE}: {error}")
+            problems.append(f"{path / (SCORE if (path / SCORE).is_file() else CONFIG_FILE)}: {error}")
     if not found:
         raise UserError("\n".join(problems))
     return found, problems
@@ -236,6 +238,8 @@ def launches(paths: Sequence[Path]) -> tuple[list[Launch], list[str]]:
 
 def as_submitted(path: Path) -> Launch:
     """A run with the overrides of its last submission; relative paths in its config start where it was submitted."""
+    if (path / SCORE).is_file():
+        return launch_of_score(path)
     row = _submitted_last(path)
     return launch_of_run(path, overrides_of(path), cwd=Path(row["cwd"]) if row else None)
 

@@ -23,6 +23,7 @@ from slurm.executor import allocation, batch_script, notice_of, python_of, sbatc
 from slurm.graph import Job, ordered
 from slurm.progress import duration
 from slurm.queue import Limits, limits
+from slurm.score import ScoreLaunch
 from slurm.workflows import Launch, trained_autoencoder
 
 
@@ -80,6 +81,8 @@ def quantities(launch: Launch) -> dict[str, str]:
         UserError: as `derived`, and as `check_gpus`.
     """
     check_gpus(launch.cfg, launch.jobs)
+    if isinstance(launch, ScoreLaunch):
+        return {}
     own = trained_autoencoder(launch.cfg)
     theirs = {f"autoencoder: {k}": v for k, v in derived(own).items() if k != "samples"} if own is not None else {}
     return theirs | derived(launch.cfg)

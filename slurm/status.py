@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +18,7 @@ from slurm import ledger
 from slurm.ledger import State, record_of, states_of, states_without_slurm
 from slurm.progress import COLOURS, last_line, newest_log, training_of
 from slurm.queue import SlurmAway
+from slurm.score import ScoreLaunch
 from slurm.workflows import Launch, comparison, job_named, reconstruction_of, result_of, sample_set
 
 PICTURES = {"grid.png": "Picture", "strip.png": "Strip"}  # of a sample set: images, and how they came out of noise
@@ -181,6 +182,10 @@ def _submission_of(log: Path) -> str:
 
 def summary(launch: Launch, console: Console) -> None:
     """Print results as a table, the pictures' paths, and the TensorBoard command."""
+    if isinstance(launch, ScoreLaunch):
+        if all(launch.complete().values()):
+            _show_numbers(read_json(launch.result), str(launch.result), console)
+        return
     samples = sample_set(launch)
     restored = reconstruction_of(launch.autoencoder)
     if any(job.name == "reconstruct" for job in launch.jobs) and restored.is_file():
@@ -201,7 +206,10 @@ def summary(launch: Launch, console: Console) -> None:
 def show_result(path: Path, what: str, console: Console) -> None:
     """Print the numbers of a result file as a table below a line that says what they are of."""
     result = read_json(path)
-    title = f"{result['samples']['count']} {what} of step {result['step']} ({path})"
+    _show_numbers(result, f"{result['samples']['count']} {what} of step {result['step']} ({path})", console)
+
+
+def _show_numbers(result: dict[str, Any], title: str, console: Console) -> None:
     console.print(title, highlight=False, markup=False, soft_wrap=True)
     table = Table()
     table.add_column("metric")

@@ -41,6 +41,7 @@ LEVELS = {
     "pipeline.score": 4,
     "pipeline.export": 4,
     "pipeline.import_diffusers": 4,
+    "pipeline.exported": 3.6,
     "pipeline.diffusers_io": 2.5,
     "pipeline.models.pretrained": 2.6,
     "pipeline.inference": 3.5,  # what jobs that make images share

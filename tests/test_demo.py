@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import tiny_latents
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent / "slurm"))
@@ -24,6 +26,8 @@ from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
 from pipeline.demo import Studio, Wish
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.run_dir import create_run
+from pipeline.train.loop import train
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = tiny.SIZE
@@ -77,7 +81,7 @@ def test_seed_k_is_image_k_of_the_sampling_job_to_the_bit(run, studio):
 )
 def test_the_command_line_of_the_page_makes_the_same_images(run, studio, wish, capsys):
     cfg, before = studio.settings(wish), set(run.path.glob("samples/*/*"))
-    by_command(studio.command(cfg), capsys)
+    by_command(studio.again(cfg, call=""), capsys)
     (directory,) = set(run.path.glob("samples/*/*")) - before
     assert np.array_equal(Reader(open_shards(directory)).read(np.arange(wish.count)), last(studio, wish))
 
@@ -152,9 +156,170 @@ def test_models_of_one_step_draw_too(tmp_path, model, capsys):
     run = tiny.run(cfg)
     studio, wish = Studio([str(run.path)]), Wish(2, 4, label=1)
     assert not studio.diffusion and not studio.paints
-    by_command(studio.command(studio.settings(wish)), capsys)
+    by_command(studio.again(studio.settings(wish), call=""), capsys)
     (directory,) = run.samples(2).iterdir()
     assert np.array_equal(Reader(open_shards(directory)).read(np.arange(4)), last(studio, wish))
+
+
+FORMS = ("diffusers", "safetensors")
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def exported(run, request, tmp_path_factory):
+    """A folder that `export` wrote, somewhere else."""
+    folder = tmp_path_factory.mktemp("given") / request.param
+    assert main(["export", str(run.path), "--format", request.param, "--to", str(folder)]) == 0
+    return folder
+
+
+def by_python(lines, folder, monkeypatch):
+    """Run the lines that the page shows; the picture that they save."""
+    folder.mkdir(exist_ok=True)
+    monkeypatch.chdir(folder)
+    exec(lines, {})
+    return np.asarray(Image.open("picture.png"))
+
+
+def far(first, second):
+    return np.abs(first.astype(int) - second.astype(int)).max()
+
+
+@pytest.mark.parametrize(
+    "wish", [Wish(5, 4), Wish(3, 5, label=1), Wish(0, 8, 2, {}, "ddpm", 6, 2.0)], ids=["plain", "class", "all"]
+)
+def test_an_export_draws_what_its_run_draws(studio, exported, wish):
+    alone = Studio([str(exported)])
+    assert (alone.classes, alone.title) == (studio.classes, studio.title)
+    assert alone.cfg.sample.sampler == studio.cfg.sample.sampler
+    assert far(last(alone, wish), last(studio, wish)) <= 1
+
+
+def test_the_seed_and_the_precision_of_a_run_leave_with_its_export(tmp_path):
+    cfg = tiny.config(tmp_path, model={**tiny.UNET, "condition": "class"}, precision="bf16", duration="3 steps")
+    cfg = tiny.revalidated(cfg, seed=77)
+    tiny.prepare(cfg)
+    run = tiny.run(cfg)
+    assert main(["export", str(run.path), "--to", str(tmp_path / "out")]) == 0
+    assert far(last(Studio([str(tmp_path / "out")]), Wish(2, 8)), last(Studio([str(run.path)]), Wish(2, 8))) <= 1
+
+
+def test_the_lines_of_python_below_an_exports_pictures_make_them_again(studio, exported, tmp_path, monkeypatch):
+    alone = Studio([str(exported), "sample.sampler.steps=4"])
+    layer = np.zeros((SIZE * 4, SIZE * 4, 4), np.uint8)
+    layer[4:20, 8:24] = 255
+    given = {"background": np.full((SIZE * 4, SIZE * 4, 3), 90, np.uint8), "layers": [layer]}
+    wish = Wish(4, 3, label=1)
+    (tmp_path / "files").mkdir()
+    shown = [
+        (demo.drawing(alone, wish), alone.again(alone.settings(wish), call=f"drawing(studio, {wish!r})")),
+        demo.interpolated(alone, Wish(3, 1, label=2), to=8, to_class=None, frames=5),
+        demo.interpolated(alone, Wish(3, 1, guidance=1.5), to=None, to_class=2, frames=5),
+        demo.inpainted(alone, wish, given, tmp_path / "files")[:2],
+    ]
+    for number, (pixels, lines) in enumerate(shown):
+        assert np.array_equal(by_python(lines, tmp_path / str(number), monkeypatch), pixels), lines
+    theirs, _ = demo.interpolated(studio, Wish(3, 1, label=2, steps=4), to=8, to_class=None, frames=5)
+    assert far(shown[1][0], theirs) <= 1
+
+
+def test_an_export_says_what_it_does_not_have(exported):
+    alone = Studio([str(exported)])
+    assert any("training images are not in the folder" in note for note in alone.notes)
+    for words, step, said in (
+        (["model.width=16"], None, "is trained. Say settings of sample or cluster"),
+        ([], 3, "found 3, but"),
+    ):
+        with pytest.raises(UserError, match=said):
+            Studio([str(exported), *words], step=step)
+    with pytest.raises(UserError, match="an export holds the model alone"):
+        alone.nearest(last(alone, Wish(0, 1)))
+    with pytest.raises(UserError, match="class: found number 9, expected one of small, middle, large"):
+        alone.settings(Wish(0, 1, label=9))
+
+
+def test_the_page_of_an_export_says_so_and_offers_no_nearest_images(run, exported, tmp_path):
+    pytest.importorskip("gradio", reason="needs the extra 'demo'")
+    found = {}
+    for given in (run.path, exported):
+        parts = [part["props"] for part in demo.page(Studio([str(given)]), tmp_path).config["components"]]
+        box = next(part for part in parts if part.get("label") == "the nearest training images")
+        words = " ".join(str(part.get(name, "")) for part in parts for name in ("value", "label"))
+        found[given] = box["visible"], "the same from Python" in words, "training images are not in the folder" in words
+    assert found == {run.path: (True, False, False), exported: (False, True, True)}
+
+
+def test_what_a_folder_of_diffusers_does_not_say_takes_defaults_and_is_said(run, tmp_path):
+    assert main(["export", str(run.path), "--to", str(tmp_path / "theirs")]) == 0
+    (tmp_path / "theirs" / "settings.json").unlink()
+    alone = Studio([str(tmp_path / "theirs")])
+    assert alone.classes == ("class 0", "class 1", "class 2") and alone.cfg.sample.sampler.steps == 18
+    told = " ".join(alone.notes)
+    assert "sampler, steps and guidance are the defaults" in told and "does not name its classes" in told
+    assert "The same seed gives the same image" not in told and "does not say the seed" in told
+    assert last(alone, Wish(0, 2, label=1)).shape == (2, SIZE, SIZE, 1)
+    (tmp_path / "theirs" / "vae").mkdir()
+    with pytest.raises(UserError, match="does not say how its latents were normalised"):
+        Studio([str(tmp_path / "theirs")])
+    shutil.rmtree(tmp_path / "theirs" / "scheduler")
+    with pytest.raises(UserError, match="does not say by which diffusion process"):
+        Studio([str(tmp_path / "theirs")])
+
+
+def test_an_export_of_latents_decodes_with_the_autoencoder_that_it_has(tmp_path):
+    cfg = tiny_latents.prepared(tmp_path / "run", steps=20, duration="3 steps")
+    run = create_run(cfg)
+    assert train(cfg, run) == 0
+    studio = Studio([str(run.path)])
+    for form in FORMS:
+        folder = tmp_path / form
+        assert main(["export", str(run.path), "--format", form, "--to", str(folder)]) == 0
+        alone = Studio([str(folder)])
+        assert not alone.paints and far(last(alone, Wish(1, 6)), last(studio, Wish(1, 6))) <= 1
+    with pytest.raises(UserError, match="kl_autoencoder, which makes no images of noise"):
+        Studio([str(tmp_path / "diffusers" / "vae")])
+    shutil.rmtree(tmp_path / "safetensors" / "autoencoder")
+    with pytest.raises(UserError, match="is not a folder"):
+        Studio([str(tmp_path / "safetensors")])
+
+
+@pytest.mark.parametrize("model", [tiny.GAME, tiny.VAE], ids=["gan", "vae"])
+def test_exports_of_models_of_one_step_draw_too(tmp_path, model):
+    cfg = tiny.config(tmp_path, model=model, duration="2 steps", checkpoint_every="2 steps")
+    tiny.prepare(cfg)
+    run, folder = tiny.run(cfg), tmp_path / "out"
+    assert main(["export", str(run.path), "--format", "safetensors", "--to", str(folder)]) == 0
+    wish = Wish(2, 4, label=1)
+    assert far(last(Studio([str(folder)]), wish), last(Studio([str(run.path)]), wish)) <= 1
+
+
+def test_attributes_are_asked_of_an_export_by_name(tmp_path):
+    model = {**tiny.UNET, "condition": "attributes"}
+    cfg = tiny.config(tmp_path, model=model, duration="2 steps", checkpoint_every="2 steps")
+    source = {"kind": "folder", "path": str(tmp_path), "attribute_columns": list(tiny.ATTRIBUTES)}
+    cfg = tiny.revalidated(cfg, data={"source": source})
+    tiny.prepare(cfg, attributes=True)
+    run, folder = tiny.run(cfg), tmp_path / "out"
+    assert main(["export", str(run.path), "--format", "safetensors", "--to", str(folder)]) == 0
+    alone, wish = Studio([str(folder)]), Wish(0, 4, attributes={"Left": 1, "Large": 0, "Top": 1})
+    assert alone.attributes == tiny.ATTRIBUTES
+    assert far(last(alone, wish), last(Studio([str(run.path)]), wish)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("photo.png",), "is neither a run directory, which has config.yaml, nor a folder that `export` or diffusers"),
+        (None, "does not exist. Expected a run directory, or a folder that `export` wrote"),
+        (("model_index.json",), "holds no network"),
+    ],
+)
+def test_a_folder_that_is_neither_says_what_was_expected(tmp_path, files, said):
+    if files is not None:
+        (tmp_path / "x").mkdir()
+    for name in files or ():
+        (tmp_path / "x" / name).write_text("{}")
+    with pytest.raises(UserError, match=re.escape(said)):
+        Studio([str(tmp_path / "x")])
 
 
 @pytest.fixture(scope="module")

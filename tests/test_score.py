@@ -175,6 +175,16 @@ def test_features_are_computed_once_and_in_parts(tmp_path, pixels, small_network
     assert scores(a, b, tmp_path, *words)["metrics"] != whole["metrics"]
 
 
+@pytest.mark.usefixtures("small_network")
+def test_a_check_says_what_the_result_will_be_of_and_computes_nothing(tmp_path, pixels, capsys):
+    a, b = (keep(tmp_path / name, images, "folder") for name, images in zip("ab", pixels, strict=True))
+    words = [str(a), str(b), "evaluate.inception.weights=unused", f"--cache={tmp_path / 'cache'}", "--check"]
+    assert scoring.main(words) == 0 and not (tmp_path / "cache").exists()
+    checked = json.loads(capsys.readouterr().out)
+    found = scores(a, b, tmp_path)
+    assert {name: found[name] for name in checked} == checked and checked["samples"]["count"] == COUNTS[0]
+
+
 def test_what_would_make_a_wrong_number_is_refused(tmp_path, pixels):
     folder = keep(tmp_path / "a", pixels[0], "folder")
 

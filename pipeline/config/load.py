@@ -55,11 +55,22 @@ def config_from(words: Sequence[str], *, given: Mapping[str, Any] | None = None)
         if directory is None:
             return validated(_compose(words, given))
         stored, words = _stored(directory), words[1:]
-        stored = {**stored, **given} if given else stored
-        trained = (directory / "checkpoints" / FINISHED).is_file()
-        return validated(_changed(stored, words) if words else stored, trained=trained)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"Cannot apply {' '.join(words)}: {str(error).splitlines()[0]}") from error
+        raise _cannot_apply(words, error) from error
+    trained = (directory / "checkpoints" / FINISHED).is_file()
+    return config_of({**stored, **given} if given else stored, words, trained=trained)
+
+
+def config_of(values: Mapping[str, Any], words: Sequence[str], *, trained: bool = False) -> Config:
+    """The config of settings that are all said, with overrides put in. `trained`: see `check`."""
+    try:
+        return validated(_changed(values, words) if words else values, trained=trained)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise _cannot_apply(words, error) from error
+
+
+def _cannot_apply(words: Sequence[str], error: Exception) -> UserError:
+    return UserError(f"Cannot apply {' '.join(words)}: {str(error).splitlines()[0]}")
 
 
 def run_named(words: Sequence[str]) -> Path | None:

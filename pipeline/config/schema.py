@@ -19,6 +19,7 @@ from pipeline.config.schema_model import ModelConfig
 from pipeline.config.schema_objectives import AdversarialConfig, AutoencoderConfig, ObjectiveConfig
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["fp64", "fp32", "tf32", "bf16", "fp16"]
 
 
 class OptimConfig(Settings):
@@ -88,7 +89,7 @@ class TrainConfig(Settings):
     global_batch: int = Field(128, ge=1)
     start_from: Path | None = None  # a run, or one of its checkpoints, whose EMA weights this training begins with
     micro_batch: int | None = Field(None, ge=1)  # most images on one GPU at once; None: global_batch / GPUs
-    precision: Literal["fp64", "fp32", "tf32", "bf16", "fp16"] = "fp32"  # tf32: fp32, products rounded on a GPU
+    precision: Precision = "fp32"  # tf32: fp32, products rounded on a GPU
     compile: bool = False
     # Start forward and backward at once, 1.2 to 4 times as fast on an H100. None: on a single GPU, where it holds
     cuda_graph: bool | None = None

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pipeline.config.registry import import_plugins
+from pipeline.config.schema import Precision
 from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
 from pipeline.config.schema_model import DiffusersConfig, KLAutoencoderConfig, ModelConfig, UNetConfig
 from pipeline.diffusers_io.schedulers import Scheduling, process_of, scheduling
@@ -65,9 +66,12 @@ class Network(AtRest):
     classes: int = 0
     class_names: tuple[str, ...] = ()
     attributes: int = 0
+    attribute_names: tuple[str, ...] = ()
     outputs: int | None = None
     diffusion: DiffusionConfig | None = None
     sampler: SamplerConfig = SamplerConfig()
+    seed: int = 0  # of the run: with an image's own seed, it decides the noise
+    precision: Precision = "fp32"  # that the network runs in
     latents: Latents | None = None
     made_from: Mapping[str, Any] = {}
     plugins: tuple[str, ...] = ()  # modules that register its kinds

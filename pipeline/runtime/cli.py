@@ -32,6 +32,7 @@ WORDS = {  # what may stand in `Command.words`
     "RUN": "a run directory, or what the run is made with: experiment=NAME and settings",
     "DATA": "a run directory, or experiment=NAME, or data=NAME of configs/data",
     "RUN_DIR": "a run directory",
+    "EXPORT": "a folder that `export` wrote",
     "FOLDER": "a folder; of runs, where it may stand for a run directory",
     "JOB": "such as train; default: the one whose log is the newest",
     "PREFIX": "of names of settings",

@@ -40,6 +40,21 @@ RUNS = (
         examples=("experiment=glyphs16 cluster=local", _EXAMPLE, f"{_EXAMPLE} --until train"),
     ),
     Command(
+        *("submit score", "slurm.commands:submit_score", "score two sets of images as a job of a cluster, or here"),
+        words="A B [evaluate.key=value ...] [cluster=NAME]",
+        more="As `score` does it, with what `cluster.evaluate` asks for; several tasks share the images. Both sets and "
+        "all settings are checked first. It stands in RUNS_DIR/score-A-B-HASH, which status, logs, cancel and retry "
+        "take as they take a run; name=NAME calls it otherwise. The same images and settings again: nothing to do.",
+        options=(
+            "--size N  cut out each image's central square and resize it to N pixels",
+            "--json FILE  the result; default: result.json in its folder",
+            "--csv FILE  also write one row a metric into this file",
+            "--cache FOLDER  of features, which all nodes see; default: RUNS_DIR/.features",
+        ),
+        examples=("fakes photos.zip evaluate.inception.weights=inception.pth cluster=komondor --json scores.json",),
+        alone=True,
+    ),
+    Command(
         *("plan", "slurm.commands:plan_", "what submit would do, and what follows from the settings"),
         words=_RUN,
         options=("--sbatch FOLDER  write it as scripts, to submit by hand",),
@@ -173,6 +188,7 @@ JOBS = (
             "--csv FILE  also write one row a metric into this file",
             "--cache FOLDER  of features; default: ~/.cache/mudi/score",
             "--part K/N  compute this share of the features alone, and no result",
+            "--check  print what would be scored, and compute nothing",
         ),
         examples=("fakes photos.zip evaluate.inception.weights=inception.pth --json scores.json",),
         own=True,
@@ -208,15 +224,16 @@ JOBS = (
         own=True,
     ),
     Command(
-        *("demo", "pipeline.demo:main", "a page in the browser that draws with a run's model"),
-        words=_RUN,
-        more="It needs `pip install 'mudi[demo]'`, and no internet. Make a folder that export wrote a run by import.",
+        *("demo", "pipeline.demo:main", "a page in the browser that draws with the model of a run or an export"),
+        words="RUN | EXPORT [key=value ...]",
+        more="EXPORT: a folder that `export` wrote; nothing else of the run is needed. The page needs `pip install "
+        "'mudi[demo]'`, and no internet.",
         options=(
             _STEP,
             "--host HOST  the address to listen on; default: 127.0.0.1, which only this machine reaches",
             "--port N  default: the first free one from 7860 on",
         ),
-        examples=(_EXAMPLE, f"{_EXAMPLE} sample.sampler.steps=8 --port 8000"),
+        examples=(_EXAMPLE, f"{_EXAMPLE} sample.sampler.steps=8 --port 8000", "given/letters-diffusers"),
         alone=True,
     ),
     Command(
