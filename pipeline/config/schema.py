@@ -64,6 +64,7 @@ class AugmentConfig(Settings):
     of the image's side. What comes from outside of the image is its mirror image at the edge.
     """
 
+    share: float = Field(1.0, gt=0, le=1)  # of visits that are changed at all; the others are told as unchanged
     brightness: float = Field(0.0, ge=0)
     contrast: float = Field(0.0, ge=0)
     saturation: float = Field(0.0, ge=0)
@@ -72,8 +73,9 @@ class AugmentConfig(Settings):
     sharpness_share: float = Field(0.5, ge=0, le=1)
     rotation: float = Field(0.0, ge=0, le=180)
     shift: float = Field(0.0, ge=0, le=0.5)
-    # Tell the network (model.kind=unet) what was done, and when sampling that nothing was: then samples show none of it
-    condition: bool = False  # (Karras et al. 2022, appendix F.2)
+    # Tell the network (model.kind=unet) what was done, and when sampling that nothing was (Karras et al. 2022, appendix
+    # F.2). It learns what unchanged images are from the visits that `share` leaves unchanged.
+    condition: bool = False
 
     @property
     def active(self) -> bool:

@@ -30,19 +30,23 @@ def flipped(visits: Tensor, *, seed: int) -> Tensor:
 
 
 def augment_draws(visits: Tensor, *, seed: int) -> Tensor:
-    """The numbers that `augment` needs: uniform in (0, 1), [B, 8], each a function of its visit."""
-    colours = uniform(seed, Stream.AUGMENT, visits, shape=(5,))
-    return torch.cat([colours, uniform(seed, Stream.AUGMENT, visits, shape=(3,), draw=1)], dim=1)
+    """The numbers that `augment` needs: uniform in (0, 1), [B, 9], each a function of its visit.
+
+    One for each of NAMES, then the one that decides whether the image is changed at all.
+    """
+    parts = [uniform(seed, Stream.AUGMENT, visits, shape=(n,), draw=k) for k, n in enumerate((5, 3, 1))]
+    return torch.cat(parts, dim=1)
 
 
 def augment(images: Tensor, drawn: Tensor, *, cfg: AugmentConfig) -> Tensor:
     """Rotation with shift, brightness, contrast, saturation, hue and sharpness, in this order, clipped to [-1, 1].
 
-    images [B, C, H, W] in [-1, 1], `drawn` [B, 8] from `augment_draws` -> images.
+    images [B, C, H, W] in [-1, 1], `drawn` [B, 9] from `augment_draws` -> images; the share that is not changed stays
+    as it is.
     """
-    draws = drawn.unbind(dim=1)
+    draws, before = drawn.unbind(dim=1), images
     if cfg.rotation or cfg.shift:
-        turn, *ways = (2 * draw - 1 for draw in draws[5:])
+        turn, *ways = (2 * draw - 1 for draw in draws[5:8])
         images = moved(images, cfg.rotation * turn, right=cfg.shift * ways[0], down=cfg.shift * ways[1])
     changes = ((brightness, cfg.brightness), (contrast, cfg.contrast), (saturation, cfg.saturation))
     for (change, amount), draw in zip(changes, draws[:3], strict=True):
@@ -53,11 +57,11 @@ def augment(images: Tensor, drawn: Tensor, *, cfg: AugmentConfig) -> Tensor:
         images = hue(images, cfg.hue * (2 * draws[3] - 1))
     if cfg.sharpness != 1 and cfg.sharpness_share:
         images = sharpness(images, torch.where(draws[4] < cfg.sharpness_share, cfg.sharpness, 1.0))
-    return images
+    return images if cfg.share == 1 else torch.where((draws[8] < cfg.share)[:, None, None, None], images, before)
 
 
 def parameters(drawn: Tensor, *, cfg: AugmentConfig) -> Tensor:
-    """What `augment` does, as [B, 8] numbers in [-1, 1], all 0 where it does nothing; `drawn` [B, 8]."""
+    """What `augment` does, as [B, 8] numbers in [-1, 1], all 0 where it does nothing; `drawn` [B, 9]."""
     signs = 2 * drawn - 1
     told = [torch.zeros_like(drawn[:, 0])] * len(NAMES)
     for place, name in enumerate(NAMES):
@@ -69,7 +73,7 @@ def parameters(drawn: Tensor, *, cfg: AugmentConfig) -> Tensor:
             told[place] = (low + (1 + amount - low) * drawn[:, place] - 1) / amount
         elif amount:
             told[place] = signs[:, place]
-    return torch.stack(told, dim=1)
+    return torch.stack(told, dim=1) * (drawn[:, 8:] < cfg.share)
 
 
 def moved(images: Tensor, degrees: Tensor, *, right: Tensor, down: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from pipeline.config.paths import data_directory
 from pipeline.config.schema import AugmentConfig
-from pipeline.data.augment import augment_draws, parameters
+from pipeline.data.augment import augment, augment_draws, parameters
 from pipeline.data.shards import open_shards
 from pipeline.inference import loaded_objective
 from pipeline.runtime.errors import UserError
@@ -22,10 +22,20 @@ def test_the_numbers_are_zero_where_nothing_is_done_and_know_their_visit_alone()
     assert not parameters(drawn, cfg=AugmentConfig(condition=True)).any()
     told = parameters(drawn, cfg=AugmentConfig(**ALL))
     assert told.shape == (2000, 8) and told.abs().max() <= 1 and (told.std(0) > 0.2).all()
-    neutral = torch.full((1, 8), 0.5)
+    neutral = torch.full((1, 9), 0.5)
     neutral[0, 1] = 1 / 2.5  # contrast beyond 1: factors from 0 to 2.5, of which 1 changes nothing
     neutral[0, 4] = 0.9  # not among those that are sharpened
     assert torch.allclose(parameters(neutral, cfg=AugmentConfig(**ALL)), torch.zeros(1, 8), atol=1e-6)
+
+
+def test_the_share_that_is_left_unchanged_is_told_so():
+    drawn, images = augment_draws(torch.arange(2000), seed=0), torch.rand(2000, 3, 4, 4) * 2 - 1
+    some, every = AugmentConfig(**ALL, share=0.25), AugmentConfig(**ALL)
+    changed = (parameters(drawn, cfg=some) != 0).any(1)
+    assert 0.2 < changed.float().mean() < 0.3
+    expected = torch.where(changed[:, None, None, None], augment(images, drawn, cfg=every), images)
+    assert torch.equal(augment(images, drawn, cfg=some), expected)
+    assert torch.equal(parameters(drawn, cfg=some)[changed], parameters(drawn, cfg=every)[changed])
 
 
 def test_it_is_told_in_training_and_samples_are_of_images_as_they_are(tmp_path):
