@@ -130,7 +130,7 @@ def named(name: str) -> set[str]:
 
 
 # Files of other programs, which name theirs alike, and the commands that read and write them.
-FORMATS = ("pipeline/diffusers_io/", "pipeline/export.py", "pipeline/import_diffusers.py", "pipeline/model_card.py")
+FORMATS = tuple(f"pipeline/{name}" for name in ("diffusers_io/", "export", "import_diffusers.py", "model_card.py"))
 # They name the columns that reports show first, and the pairs that are drawn against each other.
 REPORTS = ("slurm/sweep/", "pipeline/compare.py")
 
@@ -146,5 +146,6 @@ def test_one_file_of_code_knows_a_network(kind):
 def test_two_files_of_code_know_a_metric(name):
     """Its registration, and the function that the registration names."""
     files = {path for path in named(METRICS[name].name) if not path.startswith(REPORTS)}
-    files -= {"slurm/costs.py", "pipeline/model_card.py"} if name == "precision" else set()  # that of training
+    of_training = {"slurm/costs.py", "pipeline/model_card.py", "pipeline/exported.py"}
+    files -= of_training if name == "precision" else set()
     assert files == {"pipeline/config/schema_metrics.py", "pipeline/metrics/suite.py"}

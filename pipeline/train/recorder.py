@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import numpy.typing as npt
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch.utils.tensorboard import SummaryWriter
 
 from pipeline.runtime.files import append_line, atomic_path, lines_backwards, read_lines
@@ -31,7 +32,6 @@ class Recorder:
         """Forget everything beyond `step`, which is trained again. Readers see the old file or the new one."""
         if not self._active:
             return
-        self._close_writer()
         end = None  # of the rows that stay, where others follow them; rows stand in the order of their steps
         for start, line in lines_backwards(self._run.metrics):
             if _step_of(line) <= step:
@@ -40,7 +40,12 @@ class Recorder:
         if end is not None:
             with self._run.metrics.open("rb") as file, atomic_path(self._run.metrics) as partial:
                 partial.write_bytes(file.read(end))
-        self._writer = SummaryWriter(str(self._run.tensorboard), purge_step=step + 1)
+        if self._writer is None:
+            self._writer = SummaryWriter(str(self._run.tensorboard), purge_step=step + 1)
+        else:  # what purge_step writes; a second file of this second might be read before the first
+            log = SessionLog(status=SessionLog.START)
+            event = Event(step=step + 1, session_log=log)
+            self._writer.file_writer.add_event(event, step=step + 1)  # type: ignore[attr-defined]  # it has been opened
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """One row of scalars."""
@@ -63,13 +68,10 @@ class Recorder:
 
     def close(self) -> None:
         """Flush and close."""
-        self._close_writer()
-        if self._trackers is not None:
-            self._trackers.close()
-
-    def _close_writer(self) -> None:
         if self._writer is not None:
             self._writer.close()
+        if self._trackers is not None:
+            self._trackers.close()
 
 
 def _tag(name: str) -> str:

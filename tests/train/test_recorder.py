@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from pipeline.metrics.board import write_board
 from pipeline.runtime.files import append_line, read_lines
@@ -20,6 +21,9 @@ def record(run, *, start, steps, value):
         recorder.add(step, {"loss": value})
     recorder.picture(steps[-1], "samples", np.zeros((4, 4, 3), np.uint8))
     recorder.close()
+    second = int(time.time())
+    while int(time.time()) == second:  # TensorBoard reads files in the order of the seconds in their names
+        time.sleep(0.01)
 
 
 ONCE = [(1, 1.0), (2, 1.0), (3, 2.0), (4, 2.0), (5, 2.0)]
@@ -41,7 +45,10 @@ def test_after_a_resume_each_step_stands_once(tmp_path):
     assert recorded(run) == (ONCE, ONCE, ["samples"])
 
 
-def test_after_a_rollback_each_step_stands_once(tmp_path):
+def test_after_a_rollback_each_step_stands_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9)
+    )  # in the names of files, where 10 comes before 9
     run = RunDir(tmp_path)
     append_line(run.starts, {"time": time.time()})
     recorder = Recorder(run, step=0, active=True)
