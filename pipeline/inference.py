@@ -1,8 +1,9 @@
 """What every job that makes images needs: a trained objective, and what each seed is asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,6 +59,15 @@ def labels_for(cfg: Config, seeds: Tensor, train: Manifest) -> Tensor:
         raise UserError(problem)
     numbers = [c if isinstance(c, int) else train.classes.index(c) for c in plan]
     return torch.tensor(numbers)[seeds % len(numbers)]
+
+
+def places_taken_for_names(plan: Any, classes: Sequence[str]) -> str:
+    """A sentence on the numbers of `sample.classes` that are also the name of another class; "" where there is none."""
+    asked = [] if isinstance(plan, str) else [c for c in plan if isinstance(c, int)]
+    told = [f"{c} is the class called '{classes[c]}'" for c in asked if str(c) in classes and classes[c] != str(c)]
+    if not told:
+        return ""
+    return f'sample.classes: numbers are places, from 0 on: {", ".join(told)}. Names are in quotes: ["{asked[0]}"].'
 
 
 def attributes_for(cfg: Config, seeds: Tensor, train: ShardDirectory) -> Tensor | None:

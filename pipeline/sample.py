@@ -8,7 +8,8 @@ only the shards that are missing.
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -41,7 +42,7 @@ from pipeline.data.shards import (
     write_record,
     write_shard,
 )
-from pipeline.inference import Make, asked_for, image_maker
+from pipeline.inference import Make, asked_for, image_maker, places_taken_for_names
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import atomic_path, read_json
 from pipeline.runtime.parts import WHOLE, Part, this_world, writing
@@ -49,6 +50,7 @@ from pipeline.runtime.progress import progress
 from pipeline.runtime.run_dir import COMMIT, RunDir, Step, existing_run, step_of
 
 GRID_COLUMNS, GRID_ROWS = 16, 32  # images
+WAIT_SECONDS = 10.0  # for a manifest that another process writes
 STRIP = 8  # seeds, and frames of each
 MANIFEST = "manifest.json"
 GROWN = "grown-"  # before the name of a shard that holds more seeds than the one that a manifest lists
@@ -132,12 +134,20 @@ def main(
     run, cfg = existing_run(words)
     require(cfg, "sample")
     directory = sample(cfg, run, step=step, part=part, finish_partial=partial)
+    if this_world().main and (said := places_taken_for_names(cfg.sample.classes, _classes_of(cfg))):
+        print(said, file=sys.stderr)
     if png is None or not this_world().main:
         return
     if not (directory / MANIFEST).is_file():
         print(f"--png: no file is written before the set is whole: say it again then ({directory})", file=sys.stderr)
         return
-    print(f"{write_pngs(directory, png)} PNG files written, the others are there already: {png}", file=sys.stderr)
+    written, count = write_pngs(directory, png), len(open_shards(directory).index)
+    there = f"; {count - written} were there already" if written < count else ""
+    print(f"{written} PNG files written to {png}{there}", file=sys.stderr)
+
+
+def _classes_of(cfg: Config) -> Sequence[str]:
+    return open_shards(training_shards(cfg) / "train").manifest.classes
 
 
 def sample(cfg: Config, run: RunDir, *, step: Step = None, part: Part = WHOLE, finish_partial: bool = False) -> Path:
@@ -236,7 +246,7 @@ def _finish(images: SampleSet, records: Mapping[int, ShardRecord]) -> None:
     directory = images.directory
     for record in records.values():
         write_record(directory / record.name, record)  # from here on a kill loses nothing: all is there to finish
-    for name in (MANIFEST, "grid.png", "strip.png"):
+    for name in (MANIFEST, "grid.png", "strip.png") if not images.complete() else ():  # else another finished meanwhile
         (directory / name).unlink(missing_ok=True)
     for record in records.values():
         grown = directory / (GROWN + record.name)
@@ -279,7 +289,21 @@ def _made_from(images: SampleSet) -> dict[str, Any]:
 
 
 def _end(images: SampleSet) -> None:
-    """What comes after the manifest: the pictures, and no traces of the work."""
+    """What comes after the manifest: the pictures, and no traces of the work.
+
+    Another process that found the set whole may be writing the same manifest again: it is waited for.
+    """
+    end = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return _draw(images)
+        except Incomplete:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
+def _draw(images: SampleSet) -> None:
     cfg, directory = images.cfg, images.directory
     if not (directory / "grid.png").is_file():
         grid(directory)

@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 
 import numpy as np
@@ -18,11 +19,12 @@ from PIL import Image
 from pipeline import sample as job
 from pipeline.__main__ import main
 from pipeline.config.needs import require
+from pipeline.config.paths import training_shards
 from pipeline.data.images import encode
 from pipeline.data.pictures import tile
 from pipeline.data.reader import Reader
 from pipeline.data.shards import Layout, Sample, finish, open_shards, read_manifest, shard_name, write_shard
-from pipeline.inference import labels_for
+from pipeline.inference import labels_for, places_taken_for_names
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.parts import Part
 from pipeline.runtime.run_dir import RunDir
@@ -297,6 +299,19 @@ def test_tasks_of_one_job_share_the_shards(trained, by_command):
     assert [first.exitcode, second.exitcode] == [0, 0] and digest(directory) == expected
 
 
+def test_a_manifest_that_another_process_writes_again_is_waited_for(trained, by_command):
+    cfg, run = changed(trained[0], count=24), by_command("again")
+    directory = sample(cfg, run)
+    (directory / "grid.png").unlink()
+    manifest = (directory / "manifest.json").rename(directory / "elsewhere")
+    timer = threading.Timer(0.5, manifest.rename, args=(directory / "manifest.json",))
+    timer.start()
+    images = job.SampleSet(cfg, run, 12, open_shards(training_shards(cfg) / "train"))
+    job._end(images)
+    timer.join()
+    assert (directory / "grid.png").is_file()
+
+
 def test_a_task_makes_its_own_shards_of_its_part(by_command, monkeypatch):
     """Task 1 of 2 of part 1 of 2 is number 3 of 4."""
     run = by_command("nested")
@@ -338,3 +353,11 @@ def test_what_a_job_left_that_was_killed_while_drawing_the_grid_is_removed(by_co
     grid.rename(grid.with_name("grid.png.partial-0123456789ab"))
     assert main(["sample", str(run.path)]) == 0
     assert grid.is_file() and not list(run.path.rglob("*.partial-*"))
+
+
+def test_numbers_that_are_names_of_other_classes_are_said():
+    classes = ("1", "2", "77")
+    said = places_taken_for_names((1, 2), classes)
+    assert "1 is the class called '2', 2 is the class called '77'" in said and '["1"]' in said
+    assert not places_taken_for_names(("77",), classes) and not places_taken_for_names("uniform", classes)
+    assert not places_taken_for_names((0, 1), ("0", "1")) and not places_taken_for_names((1,), ("rose", "tulip"))
