@@ -9,7 +9,7 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -134,7 +134,8 @@ def main(
     run, cfg = existing_run(words)
     require(cfg, "sample")
     directory = sample(cfg, run, step=step, part=part, finish_partial=partial)
-    if this_world().main and (said := places_taken_for_names(cfg.sample.classes, _classes_of(cfg))):
+    classes = open_shards(training_shards(cfg) / "train").manifest.classes
+    if this_world().main and (said := places_taken_for_names(cfg.sample.classes, classes)):
         print(said, file=sys.stderr)
     if png is None or not this_world().main:
         return
@@ -144,10 +145,6 @@ def main(
     written, count = write_pngs(directory, png), len(open_shards(directory).index)
     there = f"; {count - written} were there already" if written < count else ""
     print(f"{written} PNG files written to {png}{there}", file=sys.stderr)
-
-
-def _classes_of(cfg: Config) -> Sequence[str]:
-    return open_shards(training_shards(cfg) / "train").manifest.classes
 
 
 def sample(cfg: Config, run: RunDir, *, step: Step = None, part: Part = WHOLE, finish_partial: bool = False) -> Path:
@@ -246,8 +243,9 @@ def _finish(images: SampleSet, records: Mapping[int, ShardRecord]) -> None:
     directory = images.directory
     for record in records.values():
         write_record(directory / record.name, record)  # from here on a kill loses nothing: all is there to finish
-    for name in (MANIFEST, "grid.png", "strip.png") if not images.complete() else ():  # else another finished meanwhile
-        (directory / name).unlink(missing_ok=True)
+    if not images.complete():  # another process may have finished it meanwhile
+        for name in (MANIFEST, "grid.png", "strip.png"):
+            (directory / name).unlink(missing_ok=True)
     for record in records.values():
         grown = directory / (GROWN + record.name)
         with contextlib.suppress(FileNotFoundError):
