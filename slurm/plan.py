@@ -1,5 +1,6 @@
 """What a submission would do, and what follows from the config; the graph as scripts that a person submits."""
 
+import math
 import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,8 @@ from slurm.progress import duration
 from slurm.queue import Limits, limits
 from slurm.score import ScoreLaunch
 from slurm.workflows import Launch, trained_autoencoder
+
+BRIGHTNESS = 0.2  # standard deviation of whole images' means, in [-1, 1]; of Oxford Flowers 0.17
 
 
 def show(launch: Launch, console: Console) -> None:
@@ -122,6 +125,11 @@ def derived(cfg: Config) -> dict[str, str]:
     share = f"{train.global_batch} = {ranks} process(es) x {plan.accumulate} micro-batch(es) x {plan.micro_batch}"
     rows = {"global batch": share}
     samples = f"{cfg.sample.count}, {cfg.sample.sampler.steps} steps of {cfg.sample.sampler.kind}"
+    if left := image_left(cfg):
+        rows["noise"] = (
+            f"after the last time step {left:.0%} of the image is left, but samples begin from noise alone: all will "
+            "be about equally bright. diffusion.levels.rescale_betas=true, or more timesteps, leave less"
+        )
     if needs_images(train.duration) and images is None:
         waiting = f"{train.duration}; in steps once the data is prepared ({data_directory(cfg)})"
         return rows | {"training": waiting, "samples": samples}
@@ -131,6 +139,20 @@ def derived(cfg: Config) -> dict[str, str]:
     if images or not needs_images(train.checkpoint_every):
         rows["checkpoints"] = f"every {plan.checkpoint_every} steps, the last {train.keep_last} kept"
     return rows | {"samples": samples}
+
+
+def image_left(cfg: Config) -> float:
+    """Share of an image that is left after a DDPM's last time step, sqrt(alpha bar); 0 where it does not matter.
+
+    It matters where a network can tell how bright the image is: what is left of its brightness stands out from the
+    average of the noise over all pixels (Lin et al. 2024, "Common diffusion noise schedules
+    and sample steps are flawed").
+    """
+    levels, side = cfg.diffusion.levels, cfg.data.image_size
+    if not objective_kind(cfg).diffusion or levels.kind != "ddpm" or cfg.latents is not None:
+        return 0.0
+    left = 1 / math.hypot(1, levels.sigma_max)
+    return left if left * BRIGHTNESS > 1 / side else 0.0
 
 
 def train_images(cfg: Config) -> int | None:

@@ -1,5 +1,7 @@
 """What a plan says a run will cost: from what was measured, marked as an estimate, or that nothing was."""
 
+import math
+
 import tiny
 
 from pipeline.config.load import config_from
@@ -7,6 +9,7 @@ from pipeline.runtime import cli
 from pipeline.runtime.files import read_lines
 from pipeline.runtime.run_dir import create_run
 from slurm.costs import H100, UNKNOWN, estimates, like, measured_in
+from slurm.plan import derived
 from slurm.workflows import launch_for
 
 
@@ -60,3 +63,15 @@ def test_the_figures_of_an_h100_are_known(tmp_path):
 
 def gpus(cfg, number):
     return cfg.cluster.train.model_copy(update={"gpus": number, "nodes": 1, "tasks": None})
+
+
+def test_a_plan_warns_of_a_ddpm_that_does_not_end_in_noise():
+    def said(*words, experiment="flowers64_ddpm"):
+        return derived(config_from([f"experiment={experiment}", *words])).get("noise")
+
+    left = math.sqrt(math.prod(1 - (1e-4 + k * (0.02 - 1e-4) / 299) for k in range(300)))  # DDPM, equation 4
+    assert f" {left:.0%} of the image is left" in said()  # its betas are those of 1,000 time steps
+    assert said("diffusion.levels.rescale_betas=true") is None
+    assert said("diffusion.levels.timesteps=1000") is None
+    assert said("data.image_size=16") is None  # the noise of few pixels does not average out
+    assert said(experiment="glyphs16") is None  # EDM has no last time step
