@@ -281,19 +281,17 @@ def ddp_of_one_rank_is_plain(place: Place) -> Iterator[Finding]:
 
 
 def two_ranks_are_one(place: Place) -> Iterator[Finding]:
-    """Two processes that share the GPU, and the global batch, come to the weights of one: by DDP, sharded, a graph."""
-    adamw = {"kind": "adamw", "lr": 1e-4, "warmup": "0 steps"}  # it divides by gradients that are rounding alone
-    ways: dict[str, tuple[dict[str, Any], dict[str, Any], float]] = {
-        "ddp": (SGD, {}, 1e-6),
-        "fsdp": (adamw, {"sharding": "fsdp"}, 1e-4),
-        "graph": (SGD, {"cuda_graph": True}, 1e-6),
-    }
-    for name, (optim, way, limit) in ways.items():
-        settings = {"duration": "4 steps", "checkpoint_every": "4 steps", "optim": optim}
-        alone = adapter.train(place.config(f"one-{name}", **settings), place.device)
+    """Two processes that share the GPU, and the global batch, come to the weights of one: by DDP, and as a graph.
+
+    Not sharded: gloo, the only backend that lets two processes share a GPU, ends with a segmentation fault where FSDP's
+    weights are gathered (torch 2.11, `wait_tensor` of a CUDA tensor). Sharding takes a GPU for each rank.
+    """
+    settings = {"duration": "4 steps", "checkpoint_every": "4 steps", "optim": SGD}
+    alone = adapter.train(place.config("one", **settings), place.device)
+    for name, way in {"ddp": {"cuda_graph": False}, "graph": {"cuda_graph": True}}.items():
         together = adapter.train_on_ranks(place.config(f"two-{name}", **settings, **way), place.device, ranks=2)
         expected, found = (checkpoint.read(run.checkpoint(4)).tensors["network.denoiser"] for run in (alone, together))
-        yield Finding(f"two ranks ({name}) = one: weights", distance(found, expected), limit)
+        yield Finding(f"two ranks ({name}) = one: weights", distance(found, expected), 1e-6)
 
 
 def samples_are_the_cpus(place: Place) -> Iterator[Finding]:
