@@ -14,17 +14,21 @@ import yaml
 from pipeline.config.paths import protocol_hash
 from pipeline.config.registry import known_metric
 from pipeline.config.schema import Config
+from pipeline.config.schema_sources import HubSource, IdxSource, Source
 from pipeline.runtime.files import atomic_path, lines_backwards, read_json, read_lines, write_text
 from pipeline.runtime.numbers_text import shown
 from pipeline.runtime.run_dir import RunDir
 
 CARD, PICTURE = "README.md", "samples.png"
-# What is known of the licence of images, by the kind of their source.
+# What is known of the licence of images, by the kind of their source; of idx files by the name of the data set.
 _LICENCES = {
     "glyphs": "The letters are drawn from fonts, each with a licence of its own.",
     "celeba": "CelebA may be used for non-commercial research only, and shows real people.",
     "cifar10": "The authors of CIFAR-10 state no licence; its images were collected from the web.",
     "flowers102": "The authors of Oxford Flowers 102 state no licence; its images were collected from the web.",
+    "lsun": "The authors of LSUN state no licence; its images were collected from the web.",
+    "fashion": "Fashion-MNIST has the MIT licence.",
+    "mnist": "MNIST was made from handwriting that NIST collected. Look up its licence before you publish this model.",
 }
 _OWN = "What may be done with the training images was not recorded. Say it here before you publish this model."
 
@@ -69,7 +73,7 @@ def _sections(cfg: Config, run: RunDir, *, step: int, form: str, picture: bool) 
         f"Protocol `{cfg.data.name}`, hash `{protocol_hash(cfg.data)[:16]}`, from a source of kind "
         f"`{cfg.data.source.kind}`: {size} px, split by `{cfg.data.split.rule}`, stored as {cfg.data.encoding}."
     )
-    yield f"**Licence of the images.** {_LICENCES.get(cfg.data.source.kind, _OWN)}"
+    yield f"**Licence of the images.** {_licence(cfg.data.source)}"
     yield "## Training"
     yield _recipe(cfg, run, step)
     yield f"Cost: {_cost(run)}."
@@ -81,6 +85,12 @@ def _sections(cfg: Config, run: RunDir, *, step: int, form: str, picture: bool) 
         "else; it was not checked for anything but the numbers above. Samples may resemble training images: see "
         "`copy-rate`, where it was measured."
     )
+
+
+def _licence(source: Source) -> str:
+    if isinstance(source, HubSource):
+        return f"The page of `{source.name}` at the hub says it. {_OWN}"
+    return _LICENCES.get(source.dataset if isinstance(source, IdxSource) else source.kind, _OWN)
 
 
 def _condition(cfg: Config) -> str:

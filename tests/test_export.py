@@ -27,6 +27,7 @@ from pipeline.diffusion.build_sampler import build_generator, no_noise
 from pipeline.export import export
 from pipeline.export import main as export_main
 from pipeline.import_diffusers import import_diffusers
+from pipeline.model_card import write_card
 from pipeline.models.build import build_network
 from pipeline.models.pretrained import load_autoencoder
 from pipeline.runtime.errors import Incomplete, UserError
@@ -318,6 +319,25 @@ def test_an_export_has_a_card_that_a_hub_reads(trained, tmp_path):
     (folder / "README.md").unlink()  # as a kill leaves it
     export(cfg, run, to=folder)
     assert (folder / "README.md").is_file()
+
+
+def test_a_card_says_what_is_known_of_the_licence(trained, tmp_path):
+    cfg, run = trained
+    sources = {
+        "may be used for non-commercial research only": {"kind": "celeba"},
+        "MIT licence": {"kind": "idx", "dataset": "fashion"},
+        "The page of `user/set` at the hub says it": {"kind": "hub", "name": "user/set"},
+        "was not recorded. Say it here": {"kind": "folder", "path": "mine"},
+    }
+    for said, source in sources.items():
+        write_card(
+            tiny.revalidated(cfg, model={"condition": "none"}, data={"source": source}),
+            run,
+            tmp_path,
+            step=3,
+            form="diffusers",
+        )
+        assert said in (tmp_path / "README.md").read_text(), said
 
 
 def test_exporting_twice_does_nothing_and_never_overwrites(trained, capsys, tmp_path):
