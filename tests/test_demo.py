@@ -1,5 +1,6 @@
 """The demo page: it draws what the jobs make, says mistakes as sentences, and asks nothing of the internet."""
 
+import contextlib
 import json
 import os
 import re
@@ -322,16 +323,14 @@ def test_a_folder_that_is_neither_says_what_was_expected(tmp_path, files, said):
         Studio([str(tmp_path / "x")])
 
 
-@pytest.fixture(scope="module")
-def address(run, tmp_path_factory):
-    """Of a real page, in a process of its own, started in a folder that must stay empty."""
-    pytest.importorskip("gradio", reason="needs the extra 'demo'")
-    home = tmp_path_factory.mktemp("served")
+@contextlib.contextmanager
+def served(target, home):
+    """The address of a real page, in a process of its own, started in a folder that must stay empty."""
     (home / "cwd").mkdir()
     (home / "tmp").mkdir()
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(home / "tmp"), "HOME": str(home / "home")}
-    words = [sys.executable, "-m", "pipeline", "demo", str(run.path)]
-    before = set(run.path.rglob("*"))
+    words = [sys.executable, "-m", "pipeline", "demo", str(target)]
+    before = set(target.rglob("*"))
     with (home / "log").open("w") as log:
         process = subprocess.Popen(words, stdout=log, stderr=log, env=env, cwd=home / "cwd")
     try:
@@ -341,10 +340,17 @@ def address(run, tmp_path_factory):
             time.sleep(0.1)
         yield found[0]
         assert "Traceback" not in (text := (home / "log").read_text()), text
-        assert not list((home / "cwd").iterdir()) and set(run.path.rglob("*")) == before
+        assert not list((home / "cwd").iterdir()) and set(target.rglob("*")) == before
     finally:
         process.terminate()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def address(run, tmp_path_factory):
+    pytest.importorskip("gradio", reason="needs the extra 'demo'")
+    with served(run.path, tmp_path_factory.mktemp("served")) as found:
+        yield found
 
 
 FILL = """(([label, value]) => { const box = [...document.querySelectorAll('label')].filter(
@@ -410,6 +416,20 @@ def test_a_visitor_draws_interpolates_and_inpaints_in_a_real_browser(address, tm
         page.picture(pictures / "demo-inpaint.png")
         outside = [url for url in page.evaluate(REQUESTED) if not url.startswith((address, "data:", "blob:"))]
         assert outside == []
+
+
+@pytest.mark.full
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: Debian's package chromium is not installed")
+def test_an_export_draws_in_a_real_browser(exported, tmp_path):
+    pytest.importorskip("gradio", reason="needs the extra 'demo'")
+    pictures = Path(os.environ.get("MUDI_PICTURES", tmp_path))
+    with served(exported, tmp_path) as address, Browser(tmp_path / "profile", size=(1300, 900)) as page:
+        page.open(address)
+        page.wait_for("seed of the first image", "the same from Python")
+        press(page, "draw")
+        until(page, f"{COMMAND}.includes('drawing(studio') && {IMAGES} > 0")
+        page.picture(pictures / "demo-export.png")
+        assert "the nearest of them cannot be shown" in page.text()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: Debian's package chromium is not installed")
