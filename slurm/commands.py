@@ -78,6 +78,10 @@ def _run_here(launch: Launch) -> int:
     summary(launch, console)
     if code:
         console.print(f"Logs: {launch.run.jobs}. Submit again to go on from here.", soft_wrap=True)
+        for state in ledger.states(launch.run, launch.complete()).values():
+            if state.word == "failed":
+                advice = f"{state.job}: {status.what_to_do(launch, state)}"
+                console.print(advice, highlight=False, markup=False, soft_wrap=True)
     return code
 
 

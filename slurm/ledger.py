@@ -23,6 +23,7 @@ from slurm.executor import SubmitContext
 from slurm.failures import POLICIES, class_of_exit, lost_rank, outgrown, own_error, root_cause
 from slurm.graph import Job
 from slurm.payload import failures_of
+from slurm.progress import newest_log
 from slurm.queue import HELD, HELD_BY_USER, NEVER, Seen, listed, look
 from slurm.rank import attempts, process_born
 from slurm.score import SCORE, launch_of_score
@@ -147,6 +148,12 @@ def record_of(run: RunDir, job: str) -> Path:
     """Where the logs and attempts of a job lie: for one that is shared, in the run that submitted it."""
     known = submissions(run).get(job)
     return known.record if known is not None else run.jobs / job
+
+
+def log_now(run: RunDir, job: str) -> Path | None:
+    """The log of a job's newest submission; None where that has written none: those before it have logs too."""
+    known = submissions(run).get(job)
+    return newest_log(known.record, (*known.earlier, *known.ids)) if known is not None else None
 
 
 def ids_of(run: RunDir) -> set[str]:

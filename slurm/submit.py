@@ -32,7 +32,7 @@ from slurm.failures import retries_allowed
 from slurm.graph import Job, ancestors, ordered
 from slurm.ledger import State, Stray, adopt, as_submitted, in_turn, locked, states_of, strays, users_of
 from slurm.plan import beyond
-from slurm.progress import ProgressTable, last_line, newest_log, training_of
+from slurm.progress import ProgressTable, last_line, training_of
 from slurm.queue import limits, listed, patiently
 from slurm.rank import process_born
 from slurm.workflows import Launch, check_places, trained_autoencoder
@@ -337,7 +337,7 @@ def detail(launch: Launch, job: str) -> str:
     trained = launch.trains(job)
     if trained is not None and (training := training_of(trained)) is not None and training.images_per_second:
         return training.words()
-    log = newest_log(launch.run.jobs / job)
+    log = ledger.log_now(launch.run, job)
     return last_line(log)[:100] if log else ""
 
 
