@@ -23,6 +23,7 @@ from pipeline.config.explain import explain
 from pipeline.config.load import listed
 from pipeline.config.overrides import put
 from pipeline.config.schema_metrics import EvaluateConfig
+from pipeline.config.weights import NO_FOLDER
 from pipeline.image_sets import ImageSet, Statistics, open_set
 from pipeline.metrics.extraction import Work, default_device, extract
 from pipeline.metrics.extractors import build_extractors
@@ -73,8 +74,8 @@ def settings_from(words: list[str]) -> EvaluateConfig:
     if not (cfg.inception.weights or cfg.dinov2.weights or cfg.clip.weights or cfg.quality.weights()):
         raise UserError(
             "No network is given to measure with. Say evaluate.inception.weights=FILE for FID, KID, IS, precision and "
-            "recall (`python -m data_prep fetch weights` lists files), or evaluate.dinov2.weights, "
-            "evaluate.clip.weights, or evaluate.quality.niqe, .brisque or .cnniqa."
+            "recall, or evaluate.dinov2.weights, evaluate.clip.weights, or evaluate.quality.niqe, .brisque or .cnniqa. "
+            f"{NO_FOLDER}"
         )
     return cfg
 

@@ -32,6 +32,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.config.load import listed
 from pipeline.config.paths import data_directory, run_directory, training_shards
 from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import RetryConfig
@@ -46,7 +47,7 @@ from slurm.plan import beyond, crowded
 from slurm.progress import tail_rows
 from slurm.queue import limits, look
 from slurm.rank import process_born
-from slurm.workflows import RECEIPT, graph_of, trained_autoencoder
+from slurm.workflows import RECEIPT, account_missing, graph_of, trained_autoencoder
 
 MINUTES = 5  # the job's limit before the signal; it takes less than one
 ASK_SECONDS = 15.0  # how often Slurm is asked whether the job still lasts
@@ -76,8 +77,11 @@ def preflight(cfg: Config, console: Console, *, wait_s: float) -> bool:
     """Submit the job, wait for it, print the table; whether everything is green.
 
     Raises:
-        UserError: where the job did not start within `wait_s` seconds (it is cancelled), or left nothing.
+        UserError: where the cluster needs an account that is not given, the job did not start within `wait_s` seconds
+            (it is cancelled), or it left nothing.
     """
+    if lacking := account_missing(cfg.cluster, graph_of(cfg, RunDir(run_directory(cfg)), ())):
+        raise UserError(listed(lacking))
     folder = (cfg.runs_dir / f".preflight-{uuid.uuid4().hex[:8]}").resolve()
     folder.mkdir(parents=True)
     try:

@@ -35,7 +35,7 @@ from slurm.plan import beyond
 from slurm.progress import ProgressTable, last_line, training_of
 from slurm.queue import limits, listed, patiently
 from slurm.rank import process_born
-from slurm.workflows import Launch, check_places, trained_autoencoder
+from slurm.workflows import Launch, account_missing, check_places, trained_autoencoder
 
 EARLIER = "earlier"  # a folder of what a run's starts with other settings left: curves, the settings themselves
 
@@ -88,8 +88,9 @@ def refuse_beyond_limits(launches: Sequence[Launch]) -> None:
     """
     if not launches:
         return
+    found = {problem for launch in launches for problem in account_missing(launch.cfg.cluster, _to_do(launch))}
     site = limits()
-    found = {problem for launch in launches for problem in beyond(launch.cfg, _to_do(launch), site)}
+    found |= {problem for launch in launches for problem in beyond(launch.cfg, _to_do(launch), site)}
     if found:
         raise UserError("\n".join(sorted(found)))
 

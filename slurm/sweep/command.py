@@ -17,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config.needs import require
+from pipeline.config.load import listed
+from pipeline.config.needs import missing
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from slurm import plan as planning
@@ -26,7 +27,7 @@ from slurm.sweep import submit as submitting
 from slurm.sweep.runs import STAGES, resources_of
 from slurm.sweep.settings import SweepDir, SweepSettings, dimension, extended, settings_from, shown
 from slurm.sweep.submit import Checked, check
-from slurm.workflows import launch_for
+from slurm.workflows import account_missing, launch_for
 
 MOST_ROWS = 24
 EXAMPLE = "experiment=glyphs16 name=lr train.optim.lr=1e-3,2e-3"
@@ -43,7 +44,7 @@ def submit(words: list[str]) -> int:
         return _go(sweep, sweep.settings(), check(sweep.settings()))
     settings = settings_from(words)
     checked = check(settings)
-    require(checked.first, *_needed(settings, checked.first))
+    _require(settings, checked.first)
     sweep = SweepDir(settings.path.resolve())
     if sweep.settings_file.is_file():
         _refuse_another(sweep, settings)
@@ -104,7 +105,7 @@ def plan(words: list[str]) -> int:
     lines += [f"each run:     {', '.join(own)} in one job; {planning.asked(asks)}"]
     lines += [f"at most:      {most}{duration(60 * asks.minutes * waves)}, if every run took its time limit{limit}"]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
-    require(cfg, *_needed(settings, cfg))
+    _require(settings, cfg)
     return 0
 
 
@@ -127,10 +128,18 @@ def _space(settings: SweepSettings) -> Table:
     return table
 
 
-def _needed(settings: SweepSettings, cfg: Config) -> list[str]:
-    """The jobs of a trial, and those that trials share, as far as they are still to do."""
-    open_jobs = [name for name, complete in launch_for(cfg, make=False).complete().items() if not complete]
-    return [name for name in open_jobs if settings.run is None or name != "train"] + ["sample", "evaluate"]
+def _require(settings: SweepSettings, cfg: Config) -> None:
+    """Refuse what the jobs of a trial, and those that trials share, will not find, as far as they are still to do.
+
+    Raises:
+        UserError: a sentence each.
+    """
+    launch = launch_for(cfg, make=False)
+    names = [name for name, complete in launch.complete().items() if not complete]
+    names = [name for name in names if settings.run is None or name != "train"] + ["sample", "evaluate"]
+    asked = [job for job in launch.jobs if job.name in names]
+    if problems := [*missing(cfg, names), *account_missing(cfg.cluster, asked)]:
+        raise UserError(listed(problems))
 
 
 def status(words: list[str]) -> int:

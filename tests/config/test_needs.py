@@ -164,6 +164,21 @@ def test_one_folder_of_weights_serves_every_experiment(tmp_path: Path, monkeypat
     assert "found no file" in missing(config_from([*words, "cluster.weights=/nowhere"]), ["evaluate"])[0]
 
 
+@pytest.mark.parametrize("command", ["plan", "submit", "preflight", "sweep plan", "sweep submit"])
+def test_an_account_that_the_cluster_needs_is_asked_for_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    words = ["experiment=glyphs16", "cluster=komondor", f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data"]
+    words += ["name=x", "seed=0,1", f"sweep.folder={tmp_path}/sweeps"] if "sweep" in command else []
+    monkeypatch.delenv("SBATCH_ACCOUNT", raising=False)
+    assert main([*command.split(), *words]) == 2
+    assert "cluster.account=" in capsys.readouterr().err and not list(tmp_path.rglob("*.sh"))
+    if "plan" in command:
+        assert main([*command.split(), *words, "cluster.account=p"]) == 0
+        monkeypatch.setenv("SBATCH_ACCOUNT", "p")
+        assert main([*command.split(), *words]) == 0
+
+
 def test_plan_says_that_fid_is_not_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
