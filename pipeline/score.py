@@ -23,7 +23,7 @@ from pipeline.config.explain import explain
 from pipeline.config.load import listed
 from pipeline.config.overrides import put
 from pipeline.config.schema_metrics import EvaluateConfig
-from pipeline.config.weights import NO_FOLDER
+from pipeline.config.weights import NO_FOLDER, weights_file, weights_folder
 from pipeline.image_sets import ImageSet, Statistics, open_set
 from pipeline.metrics.extraction import Work, default_device, extract
 from pipeline.metrics.extractors import build_extractors
@@ -61,8 +61,13 @@ class Published(Reference):
 
 
 def settings_from(words: list[str]) -> EvaluateConfig:
-    """`evaluate.key=value` words as settings. The domain classifier, which belongs to a prepared data set, is off."""
+    """`evaluate.key=value` words as settings. The domain classifier, which belongs to a prepared data set, is off.
+
+    Inception's weights are looked for where MUDI_WEIGHTS says, unless a word says otherwise.
+    """
     values = OmegaConf.create({"evaluate": {"domain": {"enabled": False}}})
+    if (folder := weights_folder()) is not None:
+        put(values, f"evaluate.inception.weights={weights_file('inception', folder)}")
     for word in words:
         put(values, word)
     try:

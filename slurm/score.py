@@ -38,6 +38,9 @@ _SETTINGS = ("evaluate", "cluster", "runs_dir", "name")
 _DECIDES = ("samples", "data", "size", "settings")  # of a result: what it is of
 
 
+WEIGHTS = "evaluate.inception.weights"
+
+
 @dataclass(frozen=True)
 class ScoreLaunch(Launch):
     """The job of a scoring. `result`: where it is written. `asked`: what the result is to be of."""
@@ -74,9 +77,12 @@ def launch_for_score(
     a, b, said = *(str(Path(word).resolve()) for word in words[:2]), list(words[2:])
     if wrong := [word for word in said if key_of(word).split(".")[0] not in _SETTINGS]:
         raise UserError(f"submit score: found {', '.join(wrong)}, expected settings of {', '.join(_SETTINGS)} alone.")
-    if problems := missing(_config("score", said), ["evaluate"]):  # mistakes in settings come before a look at images
+    cfg = _config("score", said)
+    if problems := missing(cfg, ["evaluate"]):  # mistakes in settings come before a look at images
         raise UserError(listed(problems))
     metrics = [word for word in said if key_of(word).startswith("evaluate.")]
+    if (weights := cfg.evaluate.inception.weights) is not None:  # also of the profile, or of this environment
+        metrics = [w for w in metrics if key_of(w) != WEIGHTS] + [f"{WEIGHTS}={weights.resolve()}"]
     sized = [] if size is None else [f"--size={size}"]
     asked = _checked(a, b, [*metrics, *sized])
     name = f"score-{_short(a)}-{_short(b)}-{content_hash([asked, a, b])[:6]}"

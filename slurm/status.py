@@ -14,7 +14,7 @@ from rich.text import Text
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.runtime.numbers_text import note, shown
+from pipeline.runtime.numbers_text import notes, shown
 from slurm import ledger
 from slurm.failures import CHANGE, POLICIES, RETRY
 from slurm.ledger import State, record_of, states_of, states_without_slurm
@@ -236,7 +236,9 @@ def _show_numbers(result: dict[str, Any], title: str, console: Console) -> None:
     table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
-    table.add_column("note", overflow="fold")
-    for name, value in sorted(result["metrics"].items()):
-        table.add_row(name, shown(value, result.get("details", {}).get(name, {})), note(name, value))
+    metrics = dict(sorted(result["metrics"].items()))
+    for name, value in metrics.items():
+        table.add_row(name, shown(value, result.get("details", {}).get(name, {})))
     console.print(table)
+    for sentence in notes(metrics):
+        console.print(f"- {sentence}", highlight=False, markup=False)
