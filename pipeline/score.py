@@ -1,4 +1,4 @@
-"""Score one set of images against another: `python -m pipeline score A B evaluate.inception.weights=FILE`.
+"""Score one set of images against another: `mudi score A B evaluate.inception.weights=FILE`.
 
 The same features and metrics as `evaluate`, of any two sets (see `pipeline.image_sets`). B is the reference; an
 .npz with mu and sigma in its place gives Frechet distances alone. Features are kept in a cache by what the images are,
@@ -231,10 +231,10 @@ def default_cache() -> Path:
 def main(words: list[str]) -> int:
     """Score the images of A against those of B, the reference."""
     parser = argparse.ArgumentParser(
-        prog="pipeline score",
+        prog="mudi score",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="python -m pipeline score fakes/ photos.zip evaluate.inception.weights=inception.pth --json scores.json",
+        epilog="mudi score fakes/ photos.zip evaluate.inception.weights=inception.pth --json scores.json",
     )
     parser.add_argument("a", metavar="A", type=Path, help="the images to score")
     parser.add_argument("b", metavar="B", type=Path, help="the reference")

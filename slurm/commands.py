@@ -101,7 +101,7 @@ def _queue(launches: list[Launch]) -> None:
             console.print(f"{run}{name}: {words}", highlight=False)
     status.show(launches, console)
     runs = " ".join(str(launch.run.path) for launch in launches)
-    console.print(f"Nothing needs to stay here. Later: python -m slurm status {runs}", soft_wrap=True)
+    console.print(f"Nothing needs to stay here. Later: mudi status {runs}", soft_wrap=True)
 
 
 def plan_(words: list[str], *, sbatch: Path | None = None) -> None:

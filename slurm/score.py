@@ -1,6 +1,6 @@
 """The scoring of two sets of images as a job: in the queue of a cluster, or here.
 
-    python -m slurm submit score A B cluster=NAME evaluate.inception.weights=FILE
+    mudi submit score A B cluster=NAME evaluate.inception.weights=FILE
 
 The job is `python -m pipeline score A B`, with the resources of `cluster.evaluate`: its tasks share the features, and a
 start that was cut leaves them to the next. It has a folder of its own beside the runs, with `score.json`, the ledger,
@@ -68,7 +68,7 @@ def launch_for_score(
     """The launch of `A B [key=value ...]`, whose folder is made.
 
     Args:
-        size, result, table, cache: `--size`, `--json`, `--csv` and `--cache` of `pipeline score`.
+        size, result, table, cache: `--size`, `--json`, `--csv` and `--cache` of `mudi score`.
     Raises:
         UserError: for sets that are not there or cannot be read, unknown settings, weights that are not there.
     """
@@ -133,7 +133,7 @@ def _config(name: str, words: Sequence[str]) -> Config:
 
 
 def _checked(a: str, b: str, words: Sequence[str]) -> dict[str, Any]:
-    """What the result is to be of: `pipeline score --check` opens both sets. It has torch, and we have not.
+    """What the result is to be of: `mudi score --check` opens both sets. It has torch, and we have not.
 
     Raises:
         UserError: what it says.

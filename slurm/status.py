@@ -46,7 +46,7 @@ def show(runs: Sequence[Launch], console: Console) -> int:
         for state in states.values():
             told = explain(launch, state)
             if state.job == stopped:
-                told = f"nothing is under way that would submit it\n-> python -m slurm submit {launch.run.path}"
+                told = f"nothing is under way that would submit it\n-> mudi submit {launch.run.path}"
             table.add_row(
                 name,
                 state.job,

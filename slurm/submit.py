@@ -235,7 +235,7 @@ def _refuse_two_places(launch: Launch, state: State) -> None:
     if state.active and known is not None and known.executor != launch.cfg.cluster.executor:
         raise UserError(
             f"{state.job} of {launch.run.path} is under way with the {known.executor} executor (id {state.ids[0]}). "
-            f"Cancel it first (python -m slurm cancel {launch.run.path}), or wait for it."
+            f"Cancel it first (mudi cancel {launch.run.path}), or wait for it."
         )
 
 
@@ -403,7 +403,7 @@ def _refuse_under_way(runs: list[RunDir]) -> None:
         if busy := [f"{name} ({', '.join(state.ids)})" for name, state in states.items() if state.active]:
             raise UserError(
                 f"{launch.run.path} is under way with other settings: {', '.join(busy)}. "
-                f"To change them, cancel it first: python -m slurm cancel {launch.run.path}"
+                f"To change them, cancel it first: mudi cancel {launch.run.path}"
             )
 
 

@@ -47,13 +47,13 @@ class Setting(NamedTuple):
 def experiments(words: list[str]) -> None:
     """Print each experiment with the first sentence of its file's comment."""
     _choices(words, "experiment")
-    print("\nOne of them: python -m slurm plan experiment=NAME\nthen: python -m slurm submit experiment=NAME")
+    print("\nOne of them: mudi plan experiment=NAME\nthen: mudi submit experiment=NAME")
 
 
 def models(words: list[str]) -> None:
     """Print each model of configs/model with the first sentence of its file's comment."""
     _choices(words, "model")
-    print("\nOne of them: model=NAME. Its settings: python -m pipeline list settings model")
+    print("\nOne of them: model=NAME. Its settings: mudi list settings model")
 
 
 def _choices(words: list[str], group: str) -> None:

@@ -1,4 +1,4 @@
-"""python -m slurm sweep <command>: grids and searches over experiments, each as one job array.
+"""mudi sweep <command>: grids and searches over experiments, each as one job array.
 
 submit  experiment=... name=NAME key=1,2 key=interval(0,1) [sweep.key=value ...]    or  sweep=NAME [key=value ...]
 submit  run=RUN_DIR name=NAME sample.sampler.guidance.scale=0,1,2                   over one run's checkpoint
@@ -36,10 +36,10 @@ EXAMPLE = "experiment=glyphs16 name=lr train.optim.lr=1e-3,2e-3"
 def submit(words: list[str]) -> int:
     """Begin a sweep, or go on with one."""
     if not words:
-        raise UserError(f"submit what? For example: python -m slurm sweep submit {EXAMPLE}")
+        raise UserError(f"submit what? For example: mudi sweep submit {EXAMPLE}")
     if "=" not in words[0]:
         if len(words) > 1:
-            raise UserError(f"submit {words[0]} takes no more words. To change a sweep: python -m slurm sweep extend")
+            raise UserError(f"submit {words[0]} takes no more words. To change a sweep: mudi sweep extend")
         sweep = opened(words[0])
         return _go(sweep, sweep.settings(), check(sweep.settings()))
     settings = settings_from(words)
@@ -61,7 +61,7 @@ def _refuse_another(sweep: SweepDir, settings: SweepSettings) -> None:
     if differ:
         raise UserError(
             f"{sweep.path} is a sweep with other settings:\n" + "\n".join(differ) + "\n"
-            f"Choose another name, or change it: python -m slurm sweep extend {sweep.path} ..."
+            f"Choose another name, or change it: mudi sweep extend {sweep.path} ..."
         )
 
 
@@ -75,7 +75,7 @@ def _go(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> int:
         return code
     print(f"{sweep.path}: {many}, {settings.at_once} runs at once")
     print("\n".join(submitting.submit(sweep, settings, checked)))
-    print(f"Nothing needs to stay here. Later: python -m slurm sweep status {sweep.path}")
+    print(f"Nothing needs to stay here. Later: mudi sweep status {sweep.path}")
     return 0
 
 
@@ -162,7 +162,7 @@ def report(words: list[str]) -> int:
 def extend(words: list[str]) -> int:
     """More trials or values, or another budget."""
     if len(words) < 2:
-        raise UserError("extend what by what? For example: python -m slurm sweep extend sweeps/lr sweep.trials=40")
+        raise UserError("extend what by what? For example: mudi sweep extend sweeps/lr sweep.trials=40")
     sweep = opened(words[0])
     with sweep.lock("submit"):
         settings = extended(sweep.settings(), words[1:])
