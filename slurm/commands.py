@@ -79,7 +79,7 @@ def _run_here(launch: Launch) -> int:
     if code:
         console.print(f"Logs: {launch.run.jobs}. Submit again to go on from here.", soft_wrap=True)
         for state in ledger.states(launch.run, launch.complete()).values():
-            if state.word == "failed":
+            if table.rows[state.job].word == "failed":  # in this call: others may have ended for other settings
                 advice = f"{state.job}: {status.what_to_do(launch, state)}"
                 console.print(advice, highlight=False, markup=False, soft_wrap=True)
     return code

@@ -71,7 +71,7 @@ POLICIES = {
     ),
     "limit": Policy("never", "a limit of the site, or Slurm was away: retry later, which queues what is missing"),
     "cancelled": Policy("never", "retry queues it again; training continues from its last checkpoint"),
-    "upstream": Policy("never", "retry queues it again, with the job that it waits for"),
+    "upstream": Policy("never", "see to the job that it waits for: what queues that one queues this one too", ()),
     "vanished": Policy("never", "neither queue nor files tell how it ended; read the log, then retry"),
 }
 EXIT_CODES = {

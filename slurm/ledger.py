@@ -35,6 +35,7 @@ RUNS = Path("runs")  # where runs lie unless a config says otherwise
 TURN_SECONDS = 300.0  # how long a submitter waits for others that submit runs to the same folder
 _LOG = "_0_log.out"
 _UPSTREAM = "a job that it waits for did not end well"
+_ENDED_WELL = "it ended well, but what it should make is not complete"
 _ORDER = ("running", "suspended", "waiting", "held", "failed", "blocked", "cancelled", "ended")
 _BY_STATE = {
     "TIMEOUT": "time_limit",
@@ -432,8 +433,19 @@ def states(
         state = _state(job, known.get(job), done=done, seen=seen)
         if not done and not state.active and job in refused:
             state = State(job, "failed", "limit", refused[job], state.ids, state.starts)
+        if state.message == _ENDED_WELL:
+            state = _of_before(state, known, found)
         found[job] = _upstream(state, known[job], found) if state.cause == "vanished" and not state.starts else state
     return found
+
+
+def _of_before(state: State, known: Mapping[str, Submission], before: Mapping[str, State]) -> State:
+    """A job that ended well, with other settings than a job before it that was submitted since and is not complete."""
+    since = [s for s in before.values() if s.job in known and known[s.job].time > known[state.job].time]
+    if bad := [s for s in since if s.stuck]:
+        return replace(state, word="blocked", cause="upstream", message=f"{bad[0].job} did not end well")
+    under_way = any(s.word != "complete" for s in since)
+    return State(state.job, "not submitted") if under_way else state
 
 
 def _upstream(state: State, submission: Submission, before: Mapping[str, State]) -> State:
@@ -464,8 +476,7 @@ def _state(job: str, submission: Submission | None, *, done: bool, seen: Mapping
     ended = sum(part.word == "ended" for part in parts)
     leaving = submission.cancelled and worst.active
     if worst.word == "ended":
-        message = "it ended well, but what it should make is not complete"
-        worst = State(job, "failed", cause="error", message=message)
+        worst = State(job, "failed", cause="error", message=_ENDED_WELL)
     return State(job, worst.word, worst.cause, worst.message, submission.ids, starts, nodes, ended, leaving)
 
 

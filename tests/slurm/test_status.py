@@ -133,6 +133,7 @@ def test_a_training_that_started_again_has_no_pace_before_it_has_said_one(tmp_pa
         ("time_limit", ("mudi retry RUN", "mudi submit RUN key=value")),
         ("cancelled", ("mudi retry RUN",)),
         ("held_by_user", ()),
+        ("upstream", ()),
     ],
 )
 def test_advice_ends_with_the_commands_that_follow_it(tmp_path, cause, commands):
@@ -143,7 +144,9 @@ def test_advice_ends_with_the_commands_that_follow_it(tmp_path, cause, commands)
 
 
 def test_a_run_that_failed_here_for_a_setting_says_how_to_change_it(tmp_path, capsys):
-    launch = stand_in(tmp_path, profile("local"), only=("prepare",), options={"prepare": "--fail bad_config"})
+    failing = {"prepare": "--fail bad_config"}
+    launch = stand_in(tmp_path, profile("local"), only=("prepare", "train"), options=failing)
     assert _run_here(launch) == 1
     said = capsys.readouterr().out
-    assert "prepare: -> correct the setting" in said and f"mudi submit {launch.run.path} key=value" in said
+    assert said.count("->") == 1 and "prepare: -> correct the setting" in said
+    assert f"mudi submit {launch.run.path} key=value" in said
