@@ -1,4 +1,4 @@
-"""`mudi rm`: remove runs and prepared data, unless something runs there or something else needs them."""
+"""`python -m slurm rm`: remove runs and prepared data, unless something runs there or something else needs them."""
 
 import contextlib
 import shutil
