@@ -2,8 +2,8 @@
 
     python benchmarks/slurm.py [--runs 200] [--at-once 32] [--ways ...] [--no-wait]     after tests/cluster/up
 
-submit    a graph for each run, one job each: what `slurm submit` of many runs does
-sweep     the same number of trials as one array: what `slurm sweep submit` does; each trains, samples and evaluates
+submit    a graph for each run, one job each: what `mudi submit` of many runs does
+sweep     the same number of trials as one array: what `mudi sweep submit` does; each trains, samples and evaluates
 submitit  the same number of jobs, one by one through submitit alone
 array     one array by sbatch alone
 
@@ -13,7 +13,7 @@ Processor seconds are those of the submitter and of whatever it starts: a busy m
 
 Measured with --no-wait on two cores that others used too.
 --ways submit submitit array, under a load of 13 to 18:
-    200 runs, slurm submit       submitted after 29.2 s, 1.5 s of them processor time, 0.4 s of slurmctld's
+    200 runs, mudi submit        submitted after 29.2 s, 1.5 s of them processor time, 0.4 s of slurmctld's
     200 jobs, submitit alone                     65.9 s, 1.2 s,                        0.5 s
     array of 200, sbatch alone                    0.1 s, 0.0 s,                        0.0 s
     status of the 200 runs takes 1.7 s
@@ -131,14 +131,14 @@ def main() -> None:
     try:
         if "submit" in args.ways:
             launches = ours(folder, args.runs)
-            rows.append(measured(f"{args.runs} runs, slurm submit", lambda: submit_all(launches), wait=args.wait))
+            rows.append(measured(f"{args.runs} runs, mudi submit", lambda: submit_all(launches), wait=args.wait))
             began = time.monotonic()
             complete = sum(s["train"].word == "complete" for s in status.states_of(launches))
             notes.append(f"{complete} of {args.runs} complete; status of all took {time.monotonic() - began:.2f} s")
             if args.wait:
                 rows.append(measured("submitted again (all complete)", lambda: submit_all(launches), wait=True))
         if "sweep" in args.ways:
-            name = f"{args.runs} trials, slurm sweep"
+            name = f"{args.runs} trials, mudi sweep"
             rows.append(measured(name, lambda: as_a_sweep(folder, args.runs, args.at_once), wait=args.wait))
             sweep = SweepDir(folder / "sweeps" / "grid")
             told = slurm_words("sweep", "status", str(sweep.path)).stdout

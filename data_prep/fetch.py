@@ -3,8 +3,8 @@
 A download goes on where it stopped (HTTP Range), is checked against its published checksum, and is recognised where
 the server sent something else: a quota notice, a web page, half of the file.
 
-    python -m data_prep fetch weights                          the list
-    python -m data_prep fetch weights inception niqe [--into FOLDER] [--mirror URL]
+    mudi prepare fetch weights                          the list
+    mudi prepare fetch weights inception niqe [--into FOLDER] [--mirror URL]
 
 brings the weights that evaluation uses, and prints the settings that point at them. Where no hash of a file is known,
 that of the one that came first is written down, and every later call compares with it.

@@ -32,7 +32,7 @@ def run(cfg: Config, *, workers: int | None = None) -> Mapping[str, Any]:
     directory = shards_directory(cfg)
     receipt = finished(directory)
     if receipt is None:
-        raise Incomplete(f"{directory} is not finished. Run `python -m data_prep shard` with the same words first.")
+        raise Incomplete(f"{directory} is not finished. Run `mudi prepare shard` with the same words first.")
     if (directory / REPORT).exists() and read_json(directory / REPORT)["splits"] == receipt["splits"]:
         report: dict[str, Any] = read_json(directory / REPORT)
         return report
@@ -139,7 +139,7 @@ def find_splits(directory: Path) -> list[Path]:
     if not found:
         raise UserError(
             f"'{directory}' holds no finished shards (no manifest.json in it, in its folders or in shards/). "
-            "Give the directory that `python -m data_prep all` printed."
+            "Give the directory that `mudi prepare all` printed."
         )
     return found
 

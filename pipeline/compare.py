@@ -67,7 +67,7 @@ def read_rows(run: Path) -> list[Row]:
     """The results of one run, by step and name."""
     files = sorted((run / "results").glob("*.json"))
     if not files:
-        raise Incomplete(f"{run}/results has no results. Run: python -m pipeline evaluate {run}")
+        raise Incomplete(f"{run}/results has no results. Run: mudi evaluate {run}")
     return [_row(run, read_json(file)) for file in files]
 
 
@@ -355,7 +355,7 @@ def _growth(rows: Sequence[Row]) -> tuple[str, dict[str, list[Line]]] | None:
 
 
 def main(words: list[str], *, out: Path | None = None, metric: Sequence[str] = ()) -> None:
-    """`python -m pipeline compare`."""
+    """`mudi compare`."""
     runs = [Path(word) for word in words]
     files = compare(runs, out or runs[0].resolve().parent / "comparison", metrics=metric)
     print(files[0].read_text())

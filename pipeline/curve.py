@@ -1,6 +1,6 @@
 """The curve command: a metric over training, from samples of every checkpoint that was kept.
 
-python -m pipeline curve RUN_DIR --metric fid sample.count=1000
+mudi curve RUN_DIR --metric fid sample.count=1000
 
 `train.keep_every` says which checkpoints are kept. For each of them this samples, evaluates, and then draws all results
 against the step, beside the table of numbers, in the run directory's curve/. What is there already is not done again.
@@ -22,7 +22,7 @@ FOLDER = "curve"
 
 
 def main(words: list[str], *, metric: Sequence[str] = ()) -> None:
-    """`python -m pipeline curve RUN_DIR [--metric NAME ...] [key=value ...]`."""
+    """`mudi curve RUN_DIR [--metric NAME ...] [key=value ...]`."""
     run, cfg = existing_run(words)
     require(cfg, "sample", "evaluate")
     print(*curve(cfg, run, metrics=metric), sep="\n")

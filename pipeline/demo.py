@@ -1,7 +1,7 @@
 """The demo: a page in the browser that draws with the model of a run, or of an exported folder.
 
-python -m pipeline demo RUN_DIR [key=value ...] [--step STEP] [--host 127.0.0.1] [--port 7860]
-python -m pipeline demo EXPORT [sample.KEY=value ...]
+mudi demo RUN_DIR [key=value ...] [--step STEP] [--host 127.0.0.1] [--port 7860]
+mudi demo EXPORT [sample.KEY=value ...]
 
 `Studio` decides what to draw, by the code of `sample` and `visualize`; `page` is what a visitor sees of it. Under each
 picture stands what makes it again: a command line, or lines of Python for an export, which no other command reads.
@@ -529,7 +529,7 @@ def filled(studio: Studio, wish: Wish, *, image: str, mask: str) -> Pixels:
 
 
 def main(words: list[str], *, step: Step = None, host: str = "127.0.0.1", port: int | None = None) -> int:
-    """`python -m pipeline demo`: serve the page until interrupted."""
+    """`mudi demo`: serve the page until interrupted."""
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
     with tempfile.TemporaryDirectory(prefix="mudi-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder

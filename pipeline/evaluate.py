@@ -78,9 +78,7 @@ def chosen(cfg: Config, run: RunDir) -> list[Path]:
     names = {f"{path.parent.name}/{path.name}": path for path in finished}
     if cfg.evaluate.samples is None:
         if not finished:
-            raise Incomplete(
-                f"{run.path}/samples has no finished sample set. Run: python -m pipeline sample {run.path}"
-            )
+            raise Incomplete(f"{run.path}/samples has no finished sample set. Run: mudi sample {run.path}")
         return finished
     if cfg.evaluate.samples not in names:
         raise UserError(
@@ -280,7 +278,7 @@ def _partial(manifest: Manifest) -> list[str]:
 
 
 def main(words: list[str], *, part: Part | None = None) -> None:
-    """`python -m pipeline evaluate`."""
+    """`mudi evaluate`."""
     run, cfg = existing_run(words)
     require(cfg, "evaluate")
     for path in evaluate(cfg, run, part=part):

@@ -1,7 +1,7 @@
 """The export job: a checkpoint's weights as a folder that diffusers loads, or as one safetensors file with settings.
 
-python -m pipeline export RUN_DIR                       RUN_DIR/exports/step-000012000-average-diffusers/
-python -m pipeline export RUN_DIR --format safetensors --to FOLDER sample.weights=network
+mudi export RUN_DIR                       RUN_DIR/exports/step-000012000-average-diffusers/
+mudi export RUN_DIR --format safetensors --to FOLDER sample.weights=network
 """
 
 import argparse
@@ -36,8 +36,8 @@ NETWORKS = ("denoiser", "autoencoder")
 
 
 def main(words: list[str]) -> int:
-    """`python -m pipeline export RUN_DIR [--step N] [--format diffusers|safetensors] [--to FOLDER] [key=value ...]`."""
-    parser = argparse.ArgumentParser(prog="pipeline export", description=main.__doc__)
+    """`mudi export RUN_DIR [--step N] [--format diffusers|safetensors] [--to FOLDER] [key=value ...]`."""
+    parser = argparse.ArgumentParser(prog="mudi export", description=main.__doc__)
     parser.add_argument("--step", help="of the checkpoint: a number, or best; default: sample.step, or else the newest")
     parser.add_argument("--format", choices=get_args(Format), default="diffusers")
     parser.add_argument("--to", type=Path, help="the folder to write; default: inside the run directory")

@@ -106,7 +106,7 @@ def _shards(path: Path) -> Path | None:
     if (path / "config.yaml").is_file():
         found = sorted(path.glob("samples/step-*/*/manifest.json"))
         if not found:
-            raise UserError(f"{path} is a run without a finished sample set. Run: python -m pipeline sample {path}")
+            raise UserError(f"{path} is a run without a finished sample set. Run: mudi sample {path}")
         return found[-1].parent
     return None
 

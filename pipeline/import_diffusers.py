@@ -1,8 +1,8 @@
 """The import job: a network from a folder becomes step 0 of a new run, to sample from, to score or to train further.
 
-python -m pipeline import FOLDER name=from-elsewhere data=cifar10
-python -m pipeline sample runs/from-elsewhere
-python -m pipeline train runs/from-elsewhere
+mudi import FOLDER name=from-elsewhere data=cifar10
+mudi sample runs/from-elsewhere
+mudi train runs/from-elsewhere
 
 The folder says what the network is, and by which process it was trained: `model` and `diffusion` need not be given.
 """
@@ -32,11 +32,11 @@ ROWS = "condition.rows.weight"
 
 
 def main(words: list[str]) -> int:
-    """`python -m pipeline import FOLDER name=RUN data=DATA [experiment=NAME] [key=value ...]`."""
+    """`mudi import FOLDER name=RUN data=DATA [experiment=NAME] [key=value ...]`."""
     parser = argparse.ArgumentParser(
-        prog="pipeline import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="mudi import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="written by `pipeline export`, or by diffusers")
+    parser.add_argument("folder", type=Path, help="written by `mudi export`, or by diffusers")
     options, rest = parser.parse_known_args(words)
     network = read(options.folder)
     given: dict[str, Any] = {"model": network.model.model_dump(mode="json")}
@@ -46,9 +46,9 @@ def main(words: list[str]) -> int:
     if plugins := [name for name in network.plugins if name not in cfg.plugins]:
         cfg = validated({**cfg.model_dump(mode="json"), "plugins": [*cfg.plugins, *plugins]})
     run = import_diffusers(options.folder, cfg)
-    further = f"It is trained further by: python -m pipeline train {run.path}"
+    further = f"It is trained further by: mudi train {run.path}"
     notes = [
-        f"step 0 is the network of {options.folder}. Go on: python -m pipeline sample {run.path}",
+        f"step 0 is the network of {options.folder}. Go on: mudi sample {run.path}",
         f"It is run by diffusers, and not trained. {network.note}" if network.note else further,
     ]
     if network.diffusion is None and network.model.is_a != "autoencoder":

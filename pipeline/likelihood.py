@@ -37,7 +37,7 @@ Bits = npt.NDArray[np.float64]
 
 
 def main(words: list[str], *, split: str = "valid", images: int | None = None, step: Step = None) -> None:
-    """`python -m pipeline likelihood`."""
+    """`mudi likelihood`."""
     run, cfg = existing_run(words)
     path = likelihood(cfg, run, split=split, images=images, step=step)
     if path is not None:

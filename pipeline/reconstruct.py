@@ -1,7 +1,7 @@
 """Reconstruct: what an autoencoder or a VAE makes of held-out images, as a shard set, with its numbers.
 
 All images of the validation split (of the training split where there is none) go through the weights that
-`sample.weights` names, by the posterior's mean, in float32 as `data_prep encode` and the decoding of samples are.
+`sample.weights` names, by the posterior's mean, in float32 as `mudi prepare encode` and the decoding of samples are.
 Distances between images and their reconstructions are called rfid, rfd-domain, ...: fid is of samples alone.
 
 Killed and started again it makes the shards that are missing. The tasks of a job share the shards; the first of them
@@ -66,7 +66,7 @@ WIDTH = 1200  # pixels of the picture, about
 
 
 def main(words: list[str], *, step: Step = None, part: Part | None = None) -> None:
-    """`python -m pipeline reconstruct`."""
+    """`mudi reconstruct`."""
     run, cfg = existing_run(words)
     require(cfg, "reconstruct")
     path = reconstruct(cfg, run, step=step, part=part)
@@ -121,7 +121,7 @@ def _objective(cfg: Config, run: RunDir, originals: ShardDirectory, *, step: int
     if not isinstance(objective, Autoencoding | Variational):
         raise UserError(
             f"model.kind: found {cfg.model.kind}, expected kl_autoencoder, bottleneck_autoencoder or vae: only they "
-            f"restore images. Run python -m pipeline sample {run.path}."
+            f"restore images. Run mudi sample {run.path}."
         )
     return objective
 

@@ -130,7 +130,7 @@ class SampleSet:
 def main(
     words: list[str], *, step: Step = None, part: Part = WHOLE, partial: bool = False, png: Path | None = None
 ) -> None:
-    """`python -m pipeline sample`."""
+    """`mudi sample`."""
     run, cfg = existing_run(words)
     require(cfg, "sample")
     directory = sample(cfg, run, step=step, part=part, finish_partial=partial)

@@ -1,4 +1,4 @@
-"""Score one set of images against another: `python -m pipeline score A B evaluate.inception.weights=FILE`.
+"""Score one set of images against another: `mudi score A B evaluate.inception.weights=FILE`.
 
 The same features and metrics as `evaluate`, of any two sets (see `pipeline.image_sets`). B is the reference; an
 .npz with mu and sigma in its place gives Frechet distances alone. Features are kept in a cache by what the images are,
@@ -23,6 +23,7 @@ from pipeline.config.explain import explain
 from pipeline.config.load import listed
 from pipeline.config.overrides import put
 from pipeline.config.schema_metrics import EvaluateConfig
+from pipeline.config.weights import NO_FOLDER, weights_file, weights_folder
 from pipeline.image_sets import ImageSet, Statistics, open_set
 from pipeline.metrics.extraction import Work, default_device, extract
 from pipeline.metrics.extractors import build_extractors
@@ -60,8 +61,13 @@ class Published(Reference):
 
 
 def settings_from(words: list[str]) -> EvaluateConfig:
-    """`evaluate.key=value` words as settings. The domain classifier, which belongs to a prepared data set, is off."""
+    """`evaluate.key=value` words as settings. The domain classifier, which belongs to a prepared data set, is off.
+
+    Inception's weights are looked for where MUDI_WEIGHTS says, unless a word says otherwise.
+    """
     values = OmegaConf.create({"evaluate": {"domain": {"enabled": False}}})
+    if (folder := weights_folder()) is not None:
+        put(values, f"evaluate.inception.weights={weights_file('inception', folder)}")
     for word in words:
         put(values, word)
     try:
@@ -73,8 +79,8 @@ def settings_from(words: list[str]) -> EvaluateConfig:
     if not (cfg.inception.weights or cfg.dinov2.weights or cfg.clip.weights or cfg.quality.weights()):
         raise UserError(
             "No network is given to measure with. Say evaluate.inception.weights=FILE for FID, KID, IS, precision and "
-            "recall (`python -m data_prep fetch weights` lists files), or evaluate.dinov2.weights, "
-            "evaluate.clip.weights, or evaluate.quality.niqe, .brisque or .cnniqa."
+            "recall, or evaluate.dinov2.weights, evaluate.clip.weights, or evaluate.quality.niqe, .brisque or .cnniqa. "
+            f"{NO_FOLDER}"
         )
     return cfg
 
@@ -225,10 +231,10 @@ def default_cache() -> Path:
 def main(words: list[str]) -> int:
     """Score the images of A against those of B, the reference."""
     parser = argparse.ArgumentParser(
-        prog="pipeline score",
+        prog="mudi score",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="python -m pipeline score fakes/ photos.zip evaluate.inception.weights=inception.pth --json scores.json",
+        epilog="mudi score fakes/ photos.zip evaluate.inception.weights=inception.pth --json scores.json",
     )
     parser.add_argument("a", metavar="A", type=Path, help="the images to score")
     parser.add_argument("b", metavar="B", type=Path, help="the reference")

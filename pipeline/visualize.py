@@ -2,12 +2,12 @@
 
 Models that make an image at once of a vector (GAN, VAE) have `interpolate`; diffusion models have everything.
 
-python -m pipeline visualize RUN_DIR strip --seeds 0-7 --frames 8          from noise to image
-python -m pipeline visualize RUN_DIR interpolate --seeds 0-4 --frames 9    from one seed to the next
-python -m pipeline visualize RUN_DIR interpolate --seeds 5 --classes 0,3   from one class to another, the noise kept
-python -m pipeline visualize RUN_DIR interpolate --space w                 of a GAN: straight between its styles
-python -m pipeline visualize RUN_DIR edit --image a.png --sigmas 0.5,1,2   a new image from a given one (SDEdit)
-python -m pipeline visualize RUN_DIR inpaint --image a.png --mask b.png    white of the mask is painted anew
+mudi visualize RUN_DIR strip --seeds 0-7 --frames 8          from noise to image
+mudi visualize RUN_DIR interpolate --seeds 0-4 --frames 9    from one seed to the next
+mudi visualize RUN_DIR interpolate --seeds 5 --classes 0,3   from one class to another, the noise kept
+mudi visualize RUN_DIR interpolate --space w                 of a GAN: straight between its styles
+mudi visualize RUN_DIR edit --image a.png --sigmas 0.5,1,2   a new image from a given one (SDEdit)
+mudi visualize RUN_DIR inpaint --image a.png --mask b.png    white of the mask is painted anew
 """
 
 import argparse
@@ -62,9 +62,9 @@ class Request:
 
 
 def main(words: list[str]) -> int:
-    """`python -m pipeline visualize RUN_DIR strip|interpolate|edit|inpaint [--seeds 0-7] [options] [key=value ...]`."""
+    """`mudi visualize RUN_DIR strip|interpolate|edit|inpaint [--seeds 0-7] [options] [key=value ...]`."""
     parser = argparse.ArgumentParser(
-        prog="pipeline visualize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="mudi visualize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="a run directory, or experiment=NAME")
     parser.add_argument("kind", choices=get_args(Kind))

@@ -78,6 +78,10 @@ def _run_here(launch: Launch) -> int:
     summary(launch, console)
     if code:
         console.print(f"Logs: {launch.run.jobs}. Submit again to go on from here.", soft_wrap=True)
+        for state in ledger.states(launch.run, launch.complete()).values():
+            if table.rows[state.job].word == "failed":  # in this call: others may have ended for other settings
+                advice = f"{state.job}: {status.what_to_do(launch, state)}"
+                console.print(advice, highlight=False, markup=False, soft_wrap=True)
     return code
 
 
@@ -97,7 +101,7 @@ def _queue(launches: list[Launch]) -> None:
             console.print(f"{run}{name}: {words}", highlight=False)
     status.show(launches, console)
     runs = " ".join(str(launch.run.path) for launch in launches)
-    console.print(f"Nothing needs to stay here. Later: python -m slurm status {runs}", soft_wrap=True)
+    console.print(f"Nothing needs to stay here. Later: mudi status {runs}", soft_wrap=True)
 
 
 def plan_(words: list[str], *, sbatch: Path | None = None) -> None:

@@ -103,10 +103,7 @@ def _sbatch(script: Path, job: Job, context: SubmitContext) -> str:
     try:
         return patiently(once, seconds=context.cluster.submit_patience_s)
     except NoSlurm as error:
-        raise UserError(
-            f"{where} submits with Slurm, but sbatch is not on {socket.gethostname()}. "
-            "Submit on the cluster's login node, or use cluster=local."
-        ) from error
+        raise UserError(f"{where} submits with Slurm, but {error}") from error
     except (SlurmAway, LimitReached) as error:
         later = "Submit again later: what is queued stays"
         raise type(error)(f"Job {job.name} is not queued: {error} ({where}). {later}.") from error

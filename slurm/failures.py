@@ -12,51 +12,66 @@ if TYPE_CHECKING:  # jobs import this module before anything else: every rank wo
     from pipeline.config.schema_cluster import RetryConfig
 
 
+RETRY, CHANGE = "retry", "change"  # as it was submitted, and with other settings
+
+
 @dataclass(frozen=True)
 class Policy:
     """What happens after a failure of one class: in words for `status`, and who queues the job again."""
 
     again: str  # "slurm" queues it again itself, "limited": by cluster.retry, "never"
     advice: str
+    commands: tuple[str, ...] = (RETRY,)  # that follow the advice
 
 
 _NOT_AGAIN = "Slurm was not to queue it again (cluster.requeue is off): retry goes on from what was saved"
 POLICIES = {
-    "bad_config": Policy("never", "correct the setting that the message names and submit again"),
+    "bad_config": Policy("never", "correct the setting that the message names and submit again", (CHANGE,)),
     "out_of_memory": Policy(
         "never",
         "submit the run again with a smaller train.micro_batch (results stay the same), sample.batch or "
         "evaluate.batch, or with more cluster.<job>.memory_gb",
+        (CHANGE,),
     ),
     "non_finite": Policy(
         "never",
         "submit it under another name with a lower train.optim.lr, or with train.precision=bf16 instead of fp16: "
         "what a run was trained with stays",
+        (),
     ),
-    "disk_full": Policy("never", "free space, then retry; or submit it with runs_dir and data_dir on another disk"),
+    "disk_full": Policy(
+        "never", "free space, then retry; or submit it with runs_dir and data_dir on another disk", (RETRY, CHANGE)
+    ),
     "rendezvous": Policy(
         "limited",
         "every attempt of cluster.retry.rendezvous failed: look at the named nodes, then retry, or submit the run "
         "again without them: cluster.exclude=NODE",
+        (RETRY, CHANGE),
     ),
-    "error": Policy("limited", "read the log; if it was the file system or the network, retry"),
+    "error": Policy(
+        "limited",
+        "read the log; if it was the file system or the network, retry; if it was a setting, submit with another one",
+        (RETRY, CHANGE),
+    ),
     "killed": Policy("limited", "something killed the process from outside; read the log, then retry"),
     "time_limit": Policy(
         "slurm",
         "retry goes on from what was saved; where nothing was, submit the run again with more cluster.<job>.minutes or "
         "more cluster.signal_lead_s to save in",
+        (RETRY, CHANGE),
     ),
     "preempted": Policy("slurm", _NOT_AGAIN),
     "node_failure": Policy("slurm", _NOT_AGAIN),
     "held": Policy("never", "look at its node or ask the administrators, then retry puts it back into the queue"),
-    "held_by_user": Policy("never", "somebody held it: release it"),
+    "held_by_user": Policy("never", "somebody held it: release it", ()),
     "refused": Policy(
         "never",
         "Slurm will never start it as it is: change what cluster.<job> asks for, and submit the run again with that",
+        (CHANGE,),
     ),
     "limit": Policy("never", "a limit of the site, or Slurm was away: retry later, which queues what is missing"),
     "cancelled": Policy("never", "retry queues it again; training continues from its last checkpoint"),
-    "upstream": Policy("never", "retry queues it again, with the job that it waits for"),
+    "upstream": Policy("never", "see to the job that it waits for: what queues that one queues this one too", ()),
     "vanished": Policy("never", "neither queue nor files tell how it ended; read the log, then retry"),
 }
 EXIT_CODES = {
@@ -112,7 +127,7 @@ def lost_rank(log: Path) -> tuple[str, str] | None:
     srun then ends the others, which know nothing better than that they were asked to, or have lost a partner. Of a
     step that was lost as a whole the batch script says so.
     """
-    words = last_words(log).rpartition(_STARTING)[2]
+    words = of_last_start(last_words(log))
     if LOST_STEP in words:
         return "killed", next(line for line in words.splitlines() if line.startswith(LOST_STEP))
     first = _ENDED.search(words)
@@ -135,12 +150,17 @@ def own_error(record: Path, job_id: str, *, size: int = 20_000) -> str:
     """
     first, last = "", ""
     for log in sorted(record.glob(f"{job_id}_*_log.out"), key=lambda path: path.stat().st_mtime):
-        words = last_words(log, size=size).rpartition(_STARTING)[2] if log.is_file() else ""
+        words = of_last_start(last_words(log, size=size))
         lines = [line.rstrip() for line in words.splitlines() if line.strip() and not _OF_LAUNCHERS.match(line)]
         raised = [line for before, line in pairwise(["", *lines]) if before.startswith(" ") and _RAISED.match(line)]
         first = first or next(iter(raised), "") or next((line for line in lines if line.startswith("error: ")), "")
         last = (lines[-1] if lines else "") or last
     return first or last
+
+
+def of_last_start(words: str) -> str:
+    """What the last start wrote, of the end of a log that each start adds to."""
+    return words.rpartition(_STARTING)[2].partition("\n")[2] if _STARTING in words else words
 
 
 def last_words(log: Path, *, size: int = 4000) -> str:

@@ -23,6 +23,7 @@ from slurm.executor import SubmitContext
 from slurm.failures import POLICIES, class_of_exit, lost_rank, outgrown, own_error, root_cause
 from slurm.graph import Job
 from slurm.payload import failures_of
+from slurm.progress import newest_log
 from slurm.queue import HELD, HELD_BY_USER, NEVER, Seen, listed, look
 from slurm.rank import attempts, process_born
 from slurm.score import SCORE, launch_of_score
@@ -34,6 +35,7 @@ RUNS = Path("runs")  # where runs lie unless a config says otherwise
 TURN_SECONDS = 300.0  # how long a submitter waits for others that submit runs to the same folder
 _LOG = "_0_log.out"
 _UPSTREAM = "a job that it waits for did not end well"
+_ENDED_WELL = "it ended well, but what it should make is not complete"
 _ORDER = ("running", "suspended", "waiting", "held", "failed", "blocked", "cancelled", "ended")
 _BY_STATE = {
     "TIMEOUT": "time_limit",
@@ -149,6 +151,12 @@ def record_of(run: RunDir, job: str) -> Path:
     return known.record if known is not None else run.jobs / job
 
 
+def log_now(run: RunDir, job: str) -> Path | None:
+    """The log of a job's newest submission; None where that has written none: those before it have logs too."""
+    known = submissions(run).get(job)
+    return newest_log(known.record, (*known.earlier, *known.ids)) if known is not None else None
+
+
 def ids_of(run: RunDir) -> set[str]:
     """Every id that was ever written down for a run."""
     rows = [row for row in read_lines(run.jobs / LEDGER) if row["event"] == "submitted"]
@@ -171,7 +179,7 @@ def context_of(launch: Launch, job: Job, *, code: Path, dependency: str | None =
 
 def locked(run: RunDir) -> AbstractContextManager[None]:
     """One at work on a run at a time. Raises `UserError` where somebody runs it in the foreground."""
-    refusal = f"Another 'python -m slurm' is at work on {run.path}. Wait for it, or end it."
+    refusal = f"Another command is at work on {run.path}. Wait for it, or end it."
     return held(run.jobs / ".lock", refusal=refusal)
 
 
@@ -425,8 +433,19 @@ def states(
         state = _state(job, known.get(job), done=done, seen=seen)
         if not done and not state.active and job in refused:
             state = State(job, "failed", "limit", refused[job], state.ids, state.starts)
+        if state.message == _ENDED_WELL:
+            state = _of_before(state, known, found)
         found[job] = _upstream(state, known[job], found) if state.cause == "vanished" and not state.starts else state
     return found
+
+
+def _of_before(state: State, known: Mapping[str, Submission], before: Mapping[str, State]) -> State:
+    """A job that ended well, with other settings than a job before it that was submitted since and is not complete."""
+    since = [s for s in before.values() if s.job in known and known[s.job].time > known[state.job].time]
+    if bad := [s for s in since if s.stuck]:
+        return replace(state, word="blocked", cause="upstream", message=f"{bad[0].job} did not end well")
+    under_way = any(s.word != "complete" for s in since)
+    return State(state.job, "not submitted") if under_way else state
 
 
 def _upstream(state: State, submission: Submission, before: Mapping[str, State]) -> State:
@@ -457,8 +476,7 @@ def _state(job: str, submission: Submission | None, *, done: bool, seen: Mapping
     ended = sum(part.word == "ended" for part in parts)
     leaving = submission.cancelled and worst.active
     if worst.word == "ended":
-        message = "it ended well, but what it should make is not complete"
-        worst = State(job, "failed", cause="error", message=message)
+        worst = State(job, "failed", cause="error", message=_ENDED_WELL)
     return State(job, worst.word, worst.cause, worst.message, submission.ids, starts, nodes, ended, leaving)
 
 

@@ -32,6 +32,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from pipeline.config.load import listed
 from pipeline.config.paths import data_directory, run_directory, training_shards
 from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import RetryConfig
@@ -46,7 +47,7 @@ from slurm.plan import beyond, crowded
 from slurm.progress import tail_rows
 from slurm.queue import limits, look
 from slurm.rank import process_born
-from slurm.workflows import RECEIPT, graph_of, trained_autoencoder
+from slurm.workflows import RECEIPT, account_missing, graph_of, trained_autoencoder
 
 MINUTES = 5  # the job's limit before the signal; it takes less than one
 ASK_SECONDS = 15.0  # how often Slurm is asked whether the job still lasts
@@ -76,8 +77,11 @@ def preflight(cfg: Config, console: Console, *, wait_s: float) -> bool:
     """Submit the job, wait for it, print the table; whether everything is green.
 
     Raises:
-        UserError: where the job did not start within `wait_s` seconds (it is cancelled), or left nothing.
+        UserError: where the cluster needs an account that is not given, the job did not start within `wait_s` seconds
+            (it is cancelled), or it left nothing.
     """
+    if lacking := account_missing(cfg.cluster, graph_of(cfg, RunDir(run_directory(cfg)), ())):
+        raise UserError(listed(lacking))
     folder = (cfg.runs_dir / f".preflight-{uuid.uuid4().hex[:8]}").resolve()
     folder.mkdir(parents=True)
     try:
@@ -281,9 +285,7 @@ def _files(cfg: Config, reports: list[dict[str, Any]]) -> Iterator[Finding]:
         name: r["host"] for r in reports for name in names if _failed(r["needed"]) or r["needed"].get(name) is not True
     }
     lacking = ", ".join(f"{name}={names[name]} (on {host})" for name, host in bad.items())
-    advice = (
-        "correct the path, put it on a file system that all nodes mount, or fetch it: python -m data_prep fetch weights"
-    )
+    advice = "correct the path, put it on a file system that all nodes mount, or fetch it: mudi prepare fetch weights"
     yield Finding("weights and files", not bad, f"missing: {lacking}" if bad else f"{len(names)} are there", advice)
 
 
@@ -350,7 +352,7 @@ def _network(cfg: Config, reports: list[dict[str, Any]]) -> Finding:
 def _internet(cfg: Config, reports: list[dict[str, Any]]) -> Finding:
     reached = all(r["internet"] is True for r in reports)
     good = reached or not cfg.cluster.internet
-    advice = "set cluster.internet=false and download on the login node (python -m data_prep fetch ...)"
+    advice = "set cluster.internet=false and download on the login node (mudi prepare fetch ...)"
     return Finding(
         "internet", good, f"{'reached' if reached else 'none'}, cluster.internet={cfg.cluster.internet}", advice
     )
@@ -385,7 +387,7 @@ def _at_home(cfg: Config) -> Iterator[Finding]:
     ready = _shards_ready(cfg)
     found = f"{shards} {'is complete' if ready else 'is not there yet: the job prepare makes it'}"
     missing_is_bad = not ready and not cfg.cluster.internet and not shards.exists() and _downloads(cfg)
-    advice = "jobs cannot download it: python -m data_prep fetch ... on the login node"
+    advice = "jobs cannot download it: mudi prepare fetch ... on the login node"
     yield Finding("shards", not missing_is_bad, found, advice)
     if ready and (latents := training_shards(cfg)) != shards:
         there = "is complete" if (latents / RECEIPT).is_file() else "is not there yet: the job encode makes it"

@@ -4,7 +4,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from rich.text import Text
 
 from pipeline.runtime.files import read_lines
 from pipeline.runtime.run_dir import RunDir
-from slurm.failures import last_words
+from slurm.failures import last_words, of_last_start
 
 _TAIL_BYTES = 200_000  # of metrics.jsonl: enough for the rows of the last minutes, however long the run
 LINE_EVERY_SECONDS = 10.0
@@ -57,9 +57,10 @@ def training_of(run: RunDir) -> Training | None:
         return None
     plan = starts[-1].get("plan", {})
     rows = tail_rows(run.metrics)
+    now = [row for row in rows if row.get("start", len(starts)) == len(starts)]  # not an earlier start's pace
     step = max(int(rows[-1]["step"]) if rows else 0, run.latest_step() or 0)
     total = plan.get("total_steps")
-    rate = _newest(rows, "speed/images_per_second")
+    rate = _newest(now, "speed/images_per_second")
     batch = _batch(rows)
     left = (total - step) * batch / rate if total and rate and batch else None
     return Training(step, total, rate, left, _newest(rows, "speed/goodput"), _newest(rows, "loss"), len(starts))
@@ -83,8 +84,8 @@ def _batch(rows: list[dict[str, Any]]) -> float | None:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that the job itself wrote."""
-    lines = [line.strip() for line in last_words(log, size=2000).replace("\r", "\n").splitlines()]
+    """The last line of a log that the job itself wrote since it started last; "" where it has said nothing yet."""
+    lines = [line.strip() for line in of_last_start(last_words(log, size=2000)).replace("\r", "\n").splitlines()]
     return next((line for line in reversed(lines) if line and not _SUBMITIT.match(line)), "")
 
 
@@ -97,9 +98,10 @@ def duration(seconds: float) -> str:
     return f"{whole} s"
 
 
-def newest_log(record: Path) -> Path | None:
-    """The log of rank 0 that was written last."""
-    return max(record.glob("*_0_log.out"), key=lambda p: p.stat().st_mtime, default=None)
+def newest_log(record: Path, ids: Collection[str] | None = None) -> Path | None:
+    """The log of rank 0 that was written last; of the jobs `ids` alone, where they are given."""
+    logs = [p for p in record.glob("*_0_log.out") if ids is None or p.name.removesuffix("_0_log.out") in ids]
+    return max(logs, key=lambda p: p.stat().st_mtime, default=None)
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -31,6 +32,9 @@ _AWAY = re.compile(
     r"temporarily unable|transport endpoint|resource temporarily unavailable|backup controller",
     re.IGNORECASE,
 )
+_NO_CONTROLLER = re.compile(
+    r"could not establish a configuration source|DNS SRV lookup failed|unable to process configuration", re.IGNORECASE
+)
 _LIMIT = re.compile(
     r"submit\w*limit|submitjob|accounting/qos policy|maxjob|job limit|too many jobs|limit of jobs", re.IGNORECASE
 )
@@ -43,7 +47,7 @@ class SlurmAway(UserError):
 
 
 class NoSlurm(SlurmAway):
-    """Slurm's commands are not on this machine."""
+    """Slurm's commands, or their configuration, are not on this machine."""
 
 
 class LimitReached(UserError):
@@ -58,7 +62,10 @@ def command(*argv: str, errors: bool = False) -> str:
         UserError: every other complaint of the command.
     """
     if shutil.which(argv[0]) is None:
-        raise NoSlurm(f"{argv[0]} is not on this machine: ask where Slurm is, on the cluster's login node.")
+        raise NoSlurm(
+            f"{argv[0]} is not on this machine ({socket.gethostname()}): type this on the cluster's login node, or use "
+            "cluster=local."
+        )
     env = {name: value for name, value in os.environ.items() if not name.startswith(_OF_COMMANDS)}
     try:
         limit = 5 * _SECONDS if argv[0] == "sbatch" else _SECONDS
@@ -67,9 +74,16 @@ def command(*argv: str, errors: bool = False) -> str:
         raise SlurmAway(f"{argv[0]} did not answer within {limit:.0f} s: the controller is busy or away.") from error
     if done.returncode == 0:
         return done.stdout + done.stderr * errors
-    said = f"{' '.join(argv)}: {done.stderr.strip() or f'exit code {done.returncode}'}"
+    nobody = f"no Slurm controller answers {argv[0]} on {socket.gethostname()}"
+    if _NO_CONTROLLER.search(done.stderr):
+        raise NoSlurm(
+            f"{nobody}, which has no configuration of a cluster: "
+            "type this on the cluster's login node, name the configuration with SLURM_CONF=FILE, or use cluster=local."
+        )
     if _AWAY.search(done.stderr):
-        raise SlurmAway(f"{said}. Is the cluster up, and SLURM_CONF right?")
+        last = done.stderr.strip().splitlines()[-1]
+        raise SlurmAway(f"{nobody} ({last}). Is the cluster up, and SLURM_CONF right?")
+    said = f"{' '.join(argv)}: {done.stderr.strip() or f'exit code {done.returncode}'}"
     if _LIMIT.search(done.stderr):
         raise LimitReached(said)
     raise UserError(said)

@@ -1,6 +1,6 @@
 """The scoring of two sets of images as a job: in the queue of a cluster, or here.
 
-    python -m slurm submit score A B cluster=NAME evaluate.inception.weights=FILE
+    mudi submit score A B cluster=NAME evaluate.inception.weights=FILE
 
 The job is `python -m pipeline score A B`, with the resources of `cluster.evaluate`: its tasks share the features, and a
 start that was cut leaves them to the next. It has a folder of its own beside the runs, with `score.json`, the ledger,
@@ -38,6 +38,9 @@ _SETTINGS = ("evaluate", "cluster", "runs_dir", "name")
 _DECIDES = ("samples", "data", "size", "settings")  # of a result: what it is of
 
 
+WEIGHTS = "evaluate.inception.weights"
+
+
 @dataclass(frozen=True)
 class ScoreLaunch(Launch):
     """The job of a scoring. `result`: where it is written. `asked`: what the result is to be of."""
@@ -65,7 +68,7 @@ def launch_for_score(
     """The launch of `A B [key=value ...]`, whose folder is made.
 
     Args:
-        size, result, table, cache: `--size`, `--json`, `--csv` and `--cache` of `pipeline score`.
+        size, result, table, cache: `--size`, `--json`, `--csv` and `--cache` of `mudi score`.
     Raises:
         UserError: for sets that are not there or cannot be read, unknown settings, weights that are not there.
     """
@@ -74,9 +77,12 @@ def launch_for_score(
     a, b, said = *(str(Path(word).resolve()) for word in words[:2]), list(words[2:])
     if wrong := [word for word in said if key_of(word).split(".")[0] not in _SETTINGS]:
         raise UserError(f"submit score: found {', '.join(wrong)}, expected settings of {', '.join(_SETTINGS)} alone.")
-    if problems := missing(_config("score", said), ["evaluate"]):  # mistakes in settings come before a look at images
+    cfg = _config("score", said)
+    if problems := missing(cfg, ["evaluate"]):  # mistakes in settings come before a look at images
         raise UserError(listed(problems))
     metrics = [word for word in said if key_of(word).startswith("evaluate.")]
+    if (weights := cfg.evaluate.inception.weights) is not None:  # also of the profile, or of this environment
+        metrics = [w for w in metrics if key_of(w) != WEIGHTS] + [f"{WEIGHTS}={weights.resolve()}"]
     sized = [] if size is None else [f"--size={size}"]
     asked = _checked(a, b, [*metrics, *sized])
     name = f"score-{_short(a)}-{_short(b)}-{content_hash([asked, a, b])[:6]}"
@@ -127,7 +133,7 @@ def _config(name: str, words: Sequence[str]) -> Config:
 
 
 def _checked(a: str, b: str, words: Sequence[str]) -> dict[str, Any]:
-    """What the result is to be of: `pipeline score --check` opens both sets. It has torch, and we have not.
+    """What the result is to be of: `mudi score --check` opens both sets. It has torch, and we have not.
 
     Raises:
         UserError: what it says.

@@ -1,5 +1,6 @@
 """What a person sees of runs: a table of every job, a job's log, and what a run has to show in the end."""
 
+import re
 import sys
 import time
 from collections import deque
@@ -13,8 +14,9 @@ from rich.text import Text
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.runtime.numbers_text import note, shown
+from pipeline.runtime.numbers_text import notes, shown
 from slurm import ledger
+from slurm.failures import CHANGE, POLICIES, RETRY
 from slurm.ledger import State, record_of, states_of, states_without_slurm
 from slurm.progress import COLOURS, last_line, newest_log, training_of
 from slurm.queue import SlurmAway
@@ -22,6 +24,7 @@ from slurm.score import ScoreLaunch
 from slurm.workflows import Launch, comparison, job_named, reconstruction_of, result_of, sample_set
 
 PICTURES = {"grid.png": "Picture", "strip.png": "Strip"}  # of a sample set: images, and how they came out of noise
+LAUNCHER = re.compile(r"^submitit INFO .*\n?", re.MULTILINE)
 POLL_SECONDS = 0.5
 ASK_SECONDS = 15.0  # how often the queue is asked whether the job still lasts
 
@@ -43,7 +46,7 @@ def show(runs: Sequence[Launch], console: Console) -> int:
         for state in states.values():
             told = explain(launch, state)
             if state.job == stopped:
-                told = f"nothing is under way that would submit it\n-> python -m slurm submit {launch.run.path}"
+                told = f"nothing is under way that would submit it\n-> mudi submit {launch.run.path}"
             table.add_row(
                 name,
                 state.job,
@@ -83,11 +86,11 @@ def explain(launch: Launch, state: State) -> str:
     training = training_of(trained) if trained is not None and state.word not in ("blocked", "not submitted") else None
     if training is not None:
         told += [training.words(running=state.word == "running")] if state.word != "complete" else []
-        told += [f"goodput {training.goodput:.0%}"] if training.goodput is not None else []
+        told += [goodput_of(training.goodput)] if training.goodput is not None else []
     told += ["cancelled: it saves and ends"] if state.leaving else []
-    told += [state.message] if state.word in ("running", "suspended") else []
+    told += [state.message] if state.word in ("running", "suspended") and state.message else []
     if state.word == "running":
-        log = None if told else newest_log(ledger.record_of(launch.run, state.job))
+        log = None if told else ledger.log_now(launch.run, state.job)
         told += [last_line(log)[:100]] if log is not None else []
         return " ".join(filter(None, [", ".join(filter(None, told)), state.nodes and f"on {state.nodes}"]))
     if state.word == "waiting":
@@ -99,8 +102,22 @@ def explain(launch: Launch, state: State) -> str:
         return line
     last = state.message.strip().splitlines()[-1:] or [""]
     why = last[0] if last[0].startswith(state.cause) else f"{state.cause}: {last[0]}"
-    command = "" if state.cause == "held_by_user" else f": python -m slurm retry {launch.run.path}"
-    return f"{line}{chr(10) if line else ''}{why[:300]}\n-> {state.advice}{command}"
+    return "\n".join(filter(None, [line, why[:300], what_to_do(launch, state)]))
+
+
+def goodput_of(share: float) -> str:
+    """Goodput in words."""
+    return f"goodput {share:.0%} (share of its time in steps that count)"
+
+
+def what_to_do(launch: Launch, state: State) -> str:
+    """The advice for a job that did not end well, and in a line each the commands that follow it."""
+    path = launch.run.path
+    commands = {RETRY: f"mudi retry {path}", CHANGE: f"mudi submit {path} key=value (changes a setting)"}
+    if isinstance(launch, ScoreLaunch):
+        commands[CHANGE] = "mudi submit score A B key=value (with other settings)"
+    wanted = POLICIES[state.cause].commands if state.cause else ()
+    return "\n   ".join([f"-> {state.advice}", *(commands[name] for name in wanted)])
 
 
 # A job's log
@@ -148,7 +165,7 @@ def show_log(launch: Launch, job: str | None, *, follow: bool, lines: int) -> No
     while log is not None:
         print(f"==> {log} <==", file=sys.stderr)
         with log.open(errors="replace") as file:
-            print("".join(deque(file, maxlen=first)), end="", flush=True)
+            print("".join(deque(filter(None, map(_of_job, file)), maxlen=first)), end="", flush=True)
             log = _followed(launch, name, file, log=log) if follow else None
         first = None
 
@@ -158,7 +175,7 @@ def _followed(launch: Launch, job: str, file: TextIO, *, log: Path) -> Path | No
     asked = 0.0
     while True:
         text = file.read()
-        print(text, end="", flush=True)
+        print(_of_job(text), end="", flush=True)
         newest = newest_log(record_of(launch.run, job))
         if not text and newest is not None and _submission_of(newest) != _submission_of(log):
             return newest
@@ -166,10 +183,15 @@ def _followed(launch: Launch, job: str, file: TextIO, *, log: Path) -> Path | No
             asked = time.monotonic()
             state = states_of([launch])[0][job]
             if not state.active:
-                print(file.read(), end="", flush=True)
+                print(_of_job(file.read()), end="", flush=True)
                 print(f"==> {job}: {state.word} {state.cause or ''}", file=sys.stderr)
                 return None
         time.sleep(POLL_SECONDS)
+
+
+def _of_job(text: str) -> str:
+    """The text without the launcher's lines, but for its warnings and errors."""
+    return LAUNCHER.sub("", text)
 
 
 def _submission_of(log: Path) -> str:
@@ -214,7 +236,9 @@ def _show_numbers(result: dict[str, Any], title: str, console: Console) -> None:
     table = Table()
     table.add_column("metric")
     table.add_column("value", justify="right")
-    table.add_column("note", overflow="fold")
-    for name, value in sorted(result["metrics"].items()):
-        table.add_row(name, shown(value, result.get("details", {}).get(name, {})), note(name, value))
+    metrics = dict(sorted(result["metrics"].items()))
+    for name, value in metrics.items():
+        table.add_row(name, shown(value, result.get("details", {}).get(name, {})))
     console.print(table)
+    for sentence in notes(metrics):
+        console.print(f"- {sentence}", highlight=False, markup=False)

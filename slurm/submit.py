@@ -32,10 +32,10 @@ from slurm.failures import retries_allowed
 from slurm.graph import Job, ancestors, ordered
 from slurm.ledger import State, Stray, adopt, as_submitted, in_turn, locked, states_of, strays, users_of
 from slurm.plan import beyond
-from slurm.progress import ProgressTable, last_line, newest_log, training_of
+from slurm.progress import ProgressTable, last_line, training_of
 from slurm.queue import limits, listed, patiently
 from slurm.rank import process_born
-from slurm.workflows import Launch, check_places, trained_autoencoder
+from slurm.workflows import Launch, account_missing, check_places, trained_autoencoder
 
 EARLIER = "earlier"  # a folder of what a run's starts with other settings left: curves, the settings themselves
 
@@ -88,8 +88,9 @@ def refuse_beyond_limits(launches: Sequence[Launch]) -> None:
     """
     if not launches:
         return
+    found = {problem for launch in launches for problem in account_missing(launch.cfg.cluster, _to_do(launch))}
     site = limits()
-    found = {problem for launch in launches for problem in beyond(launch.cfg, _to_do(launch), site)}
+    found |= {problem for launch in launches for problem in beyond(launch.cfg, _to_do(launch), site)}
     if found:
         raise UserError("\n".join(sorted(found)))
 
@@ -234,7 +235,7 @@ def _refuse_two_places(launch: Launch, state: State) -> None:
     if state.active and known is not None and known.executor != launch.cfg.cluster.executor:
         raise UserError(
             f"{state.job} of {launch.run.path} is under way with the {known.executor} executor (id {state.ids[0]}). "
-            f"Cancel it first (python -m slurm cancel {launch.run.path}), or wait for it."
+            f"Cancel it first (mudi cancel {launch.run.path}), or wait for it."
         )
 
 
@@ -337,7 +338,7 @@ def detail(launch: Launch, job: str) -> str:
     trained = launch.trains(job)
     if trained is not None and (training := training_of(trained)) is not None and training.images_per_second:
         return training.words()
-    log = newest_log(launch.run.jobs / job)
+    log = ledger.log_now(launch.run, job)
     return last_line(log)[:100] if log else ""
 
 
@@ -402,7 +403,7 @@ def _refuse_under_way(runs: list[RunDir]) -> None:
         if busy := [f"{name} ({', '.join(state.ids)})" for name, state in states.items() if state.active]:
             raise UserError(
                 f"{launch.run.path} is under way with other settings: {', '.join(busy)}. "
-                f"To change them, cancel it first: python -m slurm cancel {launch.run.path}"
+                f"To change them, cancel it first: mudi cancel {launch.run.path}"
             )
 
 

@@ -8,6 +8,7 @@
 Each is one command that a person can also type; each skips what it finds done.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -113,8 +114,20 @@ def _launch(cfg: Config) -> Launch:
 
 def missing_for(launch: Launch) -> list[str]:
     """What the jobs that are still to do will not find: images, weights; a sentence each."""
-    wanted = {job.name for job in launch.wanted()}
-    return missing(launch.cfg, [n for n, complete in launch.complete().items() if not complete and n in wanted])
+    to_do = [job for job in launch.wanted() if not launch.complete()[job.name]]
+    return [*missing(launch.cfg, [job.name for job in to_do]), *account_missing(launch.cfg.cluster, to_do)]
+
+
+def account_missing(cluster: ClusterConfig, jobs: Sequence[Job]) -> list[str]:
+    """A sentence where the cluster takes jobs with an account alone, and one of these has none; else []."""
+    if not cluster.account_required or "SBATCH_ACCOUNT" in os.environ:
+        return []
+    if all(job.resources.account or cluster.account for job in jobs):
+        return []
+    return [
+        f"cluster.account: found none, but cluster={cluster.name} charges each job to an account. Give yours: "
+        "cluster.account=NAME, or `account: NAME` in a copy of the profile (`sacctmgr show user $USER -s` lists them)."
+    ]
 
 
 def check_places(cfg: Config) -> None:

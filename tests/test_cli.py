@@ -17,7 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.config.listing import described
 from pipeline.config.load import config_from, groups
+from pipeline.config.schema import SampleConfig
+from pipeline.models.build import build_network, count_parameters
 from pipeline.runtime import cli
 from pipeline.runtime.errors import NonFiniteError, RendezvousError, UserError
 from pipeline.runtime.parts import Part
@@ -93,8 +96,8 @@ def test_the_console_command_has_every_command_once():
         ("mudi trian x", "error: no command 'trian'. Did you mean 'train'?"),
         ("mudi sweep sbumit x", "Did you mean 'sweep submit'? `mudi sweep --help` lists all."),
         ("mudi prepare shrad x", "Did you mean 'prepare shard'?"),
-        ("mudi shard x", "It is python -m data_prep shard"),
-        ("pipeline submit x", "It is python -m slurm submit"),
+        ("mudi shard x", "It is mudi prepare shard"),
+        ("pipeline submit x", "It is mudi submit"),
         ("slurm sbumit x", "Did you mean 'submit'?"),
         ("data_prep shrad x", "Did you mean 'shard'?"),
         ("slurm plan experiment=glyphs16 --sbtach x", "--sbtach: no such option of `python -m slurm plan`. Did"),
@@ -179,6 +182,30 @@ def test_every_experiment_is_listed_with_a_line(capsys):
     text = said(capsys, "mudi", "list", "experiments")
     for name in groups()["experiment"]:
         assert f"\n{name}  " in f"\n{text}", name
+
+
+def test_descriptions_are_whole_sentences_and_fit_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    text = said(capsys, "mudi", "list", "experiments")
+    whole = "what augmentation is worth where images are few, on one core"  # on the second line of its file's comment
+    assert whole in " ".join(text.split()) and max(map(len, text.splitlines())) <= 60
+    assert (
+        described("# @package _global_\n# One 1.7 M net\n# (Ho et al. 2020).\n# Run:     x\n")
+        == "One 1.7 M net (Ho et al. 2020)"
+    )
+    assert described("# From CIFAR-10. There more\n") == "From CIFAR-10"
+
+
+def test_sample_says_how_many_images_it_makes(capsys):
+    text = " ".join(said(capsys, "mudi", "sample", "--help").split())
+    assert f"sample.count says, by default {SampleConfig.model_fields['count'].default:,}; sample.count=64" in text
+
+
+def test_the_size_that_the_demo_s_files_tell_is_counted():
+    model = config_from(["experiment=glyphs16"]).model
+    told = f"{count_parameters(build_network(model, shape=(1, 16, 16), classes=26)) / 1e6:.1f} M"
+    for name in ("README.md", "configs/experiment/glyphs16.yaml", "configs/model/unet_glyphs16.yaml"):
+        assert f"{told} " in (ROOT / name).read_text(), (name, told)
 
 
 def test_settings_are_listed_with_type_default_and_comment(capsys):

@@ -169,31 +169,33 @@ EXPECTED = {
 }
 
 
+COMMAND = re.compile(r"`((?:mudi|python -m) [^`]+)`")
+
+
 def commands() -> list[str]:
-    return list(dict.fromkeys(re.findall(r"`(python -m [^`]+)`", "\n".join(" ".join(row) for row in ROWS))))
+    return list(dict.fromkeys(COMMAND.findall("\n".join(" ".join(row) for row in ROWS))))
 
 
 def test_every_row_of_the_reports_is_in_the_readme() -> None:
     assert [row[0] for row in ROWS] == [f"{report} {name}" for report, names in EXPECTED.items() for name in names]
     for row in ROWS:
         assert len(row) == 5, row
-        assert "`python -m " in row[2] or row[2].startswith("missing:"), row
+        assert COMMAND.search(row[2]) or row[2].startswith("missing:"), row
         assert all(cell for cell in row), row
 
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_of_the_readme_composes_and_plans_without_data(command: str) -> None:
-    module, *words = shlex.split(command)[2:]
-    if module == "slurm" and words[0] == "submit":
+    program, *words = shlex.split(command.removeprefix("python -m "))
+    if words[0] == "submit":
         plan.derived(config_from(words[1:]))
-    elif module == "slurm":
-        assert words[:2] == ["sweep", "submit"], command
+    elif words[:2] == ["sweep", "submit"]:
         settings = settings_from(words[2:])
         if settings.run is None:
             check(settings)
     else:  # on a run that is trained
         known = table_of("pipeline")
-        assert module == "pipeline" and words[0] in known, command
+        assert program in ("mudi", "pipeline") and words[0] in known, command
         known[words[0]].parser("pipeline").parse_known_args(words[1:])
         assert words[1] == "RUN", command  # a run stands first, whatever is asked of it
         assert words[0] != "visualize" or words[2] in get_args(Kind), command
@@ -206,8 +208,8 @@ def test_the_rows_of_tables_are_those_of_their_sweeps() -> None:
         if said is None:
             continue
         seen += 1
-        command = next(iter(re.findall(r"`(python -m [^`]+)`", row[2])))
-        params = settings_from(shlex.split(command)[5:]).combinations[int(said[6])]
+        command = COMMAND.findall(row[2])[0].partition("sweep submit ")[2]
+        params = settings_from(shlex.split(command)).combinations[int(said[6])]
         assert (params["train.global_batch"], params["model.embedding_width"]) == (said[1], said[4]), name
         assert params["train.duration"].strip('"') == f"{said[2]} epochs", name
         assert params["train.optim.kind"] == said[3].lower(), name

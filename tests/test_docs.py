@@ -55,3 +55,20 @@ def test_commands_are_there(page):
             and "--help" not in rest
         ):
             _found(program, shlex.split(rest.replace("...", "x=1")))
+
+
+def test_people_are_told_to_type_mudi():
+    """`python -m` is how jobs call the same commands: plan prints it, and docstrings of modules that are jobs."""
+    found = re.findall(r".*python -m (?:slurm|pipeline|data_prep) .*", messages(), re.IGNORECASE)
+    headers = [p for group in ("cluster", "data", "experiment", "model") for p in (ROOT / "configs" / group).glob("*")]
+    assert not found and not [p for p in headers if "python -m" in p.read_text()]
+
+
+def messages() -> str:
+    """Every text in the code that is no docstring."""
+    files = [p for package in ("pipeline", "slurm", "data_prep") for p in (ROOT / package).rglob("*.py")]
+    trees = [ast.parse(path.read_text()) for path in files]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    docs = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    texts = [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in docs]
+    return "\n".join(texts)

@@ -16,8 +16,9 @@ from slurm import plan
 
 TEXT = (Path(__file__).resolve().parent.parent / "docs" / "evaluation.md").read_text()
 BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL))
-COMMANDS = [line for line in BLOCKS.splitlines() if line.startswith("python -m ")]
-SHELL = [line for line in BLOCKS.splitlines() if line and not line.startswith("python -m ")]
+OURS = ("mudi ", "python -m ")
+COMMANDS = [line for line in BLOCKS.splitlines() if line.startswith(OURS)]
+SHELL = [line for line in BLOCKS.splitlines() if line and not line.startswith(OURS)]
 TABLE = re.findall(r"^\| (`.*?) \|", TEXT, re.MULTILINE)
 
 
@@ -27,15 +28,15 @@ def test_the_page_is_short() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_means_something(command: str) -> None:
-    module, *words = shlex.split(command)[2:]
-    found, words = _found(module, words)
+    program, *words = shlex.split(command.removeprefix("python -m "))
+    found, words = _found(program, words)
     job = found.name
     if job == "submit":
         plan.derived(config_from(words))
     elif job == "score":
         settings_from(words[2:])
     else:
-        found.parser(module).parse_known_args(words)
+        found.parser(program).parse_known_args(words)
 
 
 def test_the_shell_commands_are_those_of_every_system() -> None:

@@ -247,7 +247,7 @@ def test_images_that_changed_since_they_were_encoded(place):
 
 def test_latents_that_were_not_encoded_name_the_stage(place):
     cfg = tiny_latents.config(place, place / "runs" / "squares_f2", flip=True, latents={"batch": 3})
-    with pytest.raises(UserError, match="data_prep encode"):
+    with pytest.raises(UserError, match="mudi prepare encode"):
         train(cfg, create_run(cfg))
 
 

@@ -262,7 +262,7 @@ def test_an_autoencoder_of_diffusers_is_imported_and_measured(trained, tmp_path)
 def test_a_model_that_restores_nothing_is_refused(tmp_path):
     cfg = tiny.config(tmp_path, duration="1 steps")
     tiny.prepare(cfg)
-    with pytest.raises(UserError, match="pipeline sample"):
+    with pytest.raises(UserError, match="mudi sample"):
         reconstruct(tiny.revalidated(cfg, evaluate={"domain": {"enabled": False}}), tiny.run(cfg))
 
 

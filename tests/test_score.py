@@ -213,10 +213,19 @@ def test_what_would_make_a_wrong_number_is_refused(tmp_path, pixels):
     tar = keep(tmp_path / "a.tar", pixels[0], "tar")
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
     refused(tar, "cut short|cannot be read|unexpected end")
-    with pytest.raises(UserError, match="No network is given"):
+    with pytest.raises(UserError, match=r"No network is given.*MUDI_WEIGHTS"):
         scoring.settings_from([])
     with pytest.raises(UserError, match=r"evaluate\.kid_subset"):
         scoring.settings_from(["evaluate.inception.weights=x", "evaluate.kid_subset=3"])
+
+
+def test_the_folder_of_weights_that_the_environment_names_is_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("MUDI_WEIGHTS", str(tmp_path))
+    assert scoring.settings_from([]).inception.weights.is_relative_to(tmp_path)
+    named = scoring.settings_from(["evaluate.inception.weights=x.pth"])
+    assert named.inception.weights == Path("x.pth")
+    with pytest.raises(UserError, match="No network is given"):
+        scoring.settings_from(["evaluate.inception.weights=null"])
 
 
 @pytest.mark.usefixtures("small_network")

@@ -1,6 +1,6 @@
 """What a folder says of the autoencoder in it, before anything of it is loaded. Torch-free.
 
-A run directory has `config.yaml`, a folder of `pipeline export` has `settings.json`, diffusers' has `config.json`.
+A run directory has `config.yaml`, a folder of `mudi export` has `settings.json`, diffusers' has `config.json`.
 """
 
 from dataclasses import dataclass
@@ -79,15 +79,15 @@ def missing_autoencoder(cfg: Config) -> str | None:
     if latents is None or facts_in(latents.autoencoder) is not None:
         return None
     found = "which does not exist" if not latents.autoencoder.exists() else "which holds no autoencoder"
-    expected = "expected a run directory, or a folder written by `pipeline export` or by diffusers"
+    expected = "expected a run directory, or a folder written by `mudi export` or by diffusers"
     if latents.experiment is None:
         return (
-            f"latents.autoencoder: found {latents.autoencoder}, {found}; {expected}. Train one: python -m pipeline "
-            "train experiment=NAME, or name the experiment in latents.experiment and submit."
+            f"latents.autoencoder: found {latents.autoencoder}, {found}; {expected}. Train one: "
+            "mudi train experiment=NAME, or name the experiment in latents.experiment and submit."
         )
     return (
         f"latents.autoencoder: found {latents.autoencoder}, {found}; {expected}. Train it and encode the images by "
-        f"one command: python -m slurm submit {run_directory(cfg)}"
+        f"one command: mudi submit {run_directory(cfg)}"
     )
 
 
@@ -96,5 +96,5 @@ def require_latents(cfg: Config) -> None:
     if cfg.latents is not None and not (training_shards(cfg) / "train" / "manifest.json").is_file():
         raise Incomplete(
             f"{training_shards(cfg)}: the latents of {cfg.data.name} by {cfg.latents.autoencoder} are not there. Run: "
-            f"python -m data_prep encode {run_directory(cfg)} (or with the same words)"
+            f"mudi prepare encode {run_directory(cfg)} (or with the same words)"
         )

@@ -3,7 +3,9 @@
 import ast
 import inspect
 import io
+import itertools
 import json
+import re
 import shutil
 import textwrap
 import tokenize
@@ -43,23 +45,30 @@ class Setting(NamedTuple):
 
 
 def experiments(words: list[str]) -> None:
-    """Print each experiment with the first line of its file's comment."""
+    """Print each experiment with the first sentence of its file's comment."""
     _choices(words, "experiment")
-    print("\nOne of them: python -m slurm plan experiment=NAME\nthen: python -m slurm submit experiment=NAME")
+    print("\nOne of them: mudi plan experiment=NAME\nthen: mudi submit experiment=NAME")
 
 
 def models(words: list[str]) -> None:
-    """Print each model of configs/model with the first line of its file's comment."""
+    """Print each model of configs/model with the first sentence of its file's comment."""
     _choices(words, "model")
-    print("\nOne of them: model=NAME. Its settings: python -m pipeline list settings model")
+    print("\nOne of them: model=NAME. Its settings: mudi list settings model")
 
 
 def _choices(words: list[str], group: str) -> None:
     if words:
         raise UserError(f"list {group}s: found '{words[0]}', expected nothing: it lists all.")
     for path in sorted((CONFIG_ROOT / group).glob("*.yaml")):
-        comments = [line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
-        print(wrapped(f"{path.stem}  ", next((c for c in comments if not c.startswith("@")), "")))
+        print(wrapped(f"{path.stem}  ", described(path.read_text())))
+
+
+def described(text: str) -> str:
+    """What a config's comment says of it: the first sentence, at most up to a line that has a name, such as Cost."""
+    comments = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
+    told = [line for line in comments if not line.startswith("@")]
+    whole = " ".join(itertools.takewhile(lambda line: not re.match(r"[A-Z]\w+:  ?", line), told))
+    return re.split(r"(?<=[\w)\]])\. (?=[A-Z])", whole)[0].rstrip(".")
 
 
 def settings(words: list[str]) -> None:

@@ -17,7 +17,7 @@ from pipeline.runtime.files import read_json
 
 RECEIPT = Path("shards", "receipt.json")  # in the data directory: all shards are there
 _LIBRARY_FILES = ("model.safetensors", "pytorch_model.bin")
-_FETCH = "python -m data_prep fetch weights, on a login node,"
+_FETCH = "mudi prepare fetch weights, on a login node,"
 
 
 def missing(cfg: Config, jobs: Collection[str]) -> list[str]:

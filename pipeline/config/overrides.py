@@ -140,9 +140,7 @@ def _value(key: str, text: str) -> Any:
     read = _hydra(text)
     if isinstance(read, HydraOverride):
         if read.is_sweep_override():
-            raise UserError(
-                f"'{key}={text}' has several values, which only a sweep can try: python -m slurm sweep submit"
-            )
+            raise UserError(f"'{key}={text}' has several values, which only a sweep can try: mudi sweep submit")
         return read.value()
     if text[:1] in ("[", "{", "'", '"'):
         raise UserError(

@@ -145,9 +145,9 @@ class SampleConfig(Settings):
 
 
 class LatentsConfig(Settings):
-    """A diffusion model of an autoencoder's latents, which `data_prep encode` stores once."""
+    """A diffusion model of an autoencoder's latents, which `mudi prepare encode` stores once."""
 
-    autoencoder: Path  # a run directory, a folder written by `pipeline export`, or an AutoencoderKL of diffusers
+    autoencoder: Path  # a run directory, a folder written by `mudi export`, or an AutoencoderKL of diffusers
     experiment: str | None = None  # trains the autoencoder at that path, where a submission shall do so
     overrides: tuple[str, ...] = ()  # words for that experiment, such as train.duration=200 kimg
     name: str | None = Field(

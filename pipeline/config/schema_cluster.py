@@ -141,6 +141,7 @@ class ClusterConfig(Placement):
     runs_dir: Path | None = None  # such as /project/<project>/mudi/runs: seen by all nodes, kept
     weights: Path | None = None  # folder of the weights of evaluation's networks; None: the one of MUDI_WEIGHTS
     executor: Literal["local", "slurm"] = "local"
+    account_required: bool = False  # whether each job needs an account, here or from SBATCH_ACCOUNT
     inside: bool = False  # local jobs are steps of the allocation around us, as salloc makes it, started by srun
     gpu_option: Literal["gres", "gpus-per-node"] = "gres"
     gpu_type: str | None = None  # such as a100, where the cluster names its GPUs' types

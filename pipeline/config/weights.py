@@ -12,9 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 VARIABLE = "MUDI_WEIGHTS"
 NO_FOLDER = (
     f"Name the folder of the weights once: {VARIABLE}=/my/weights in the environment, or `weights:` in the "
-    "cluster's profile (python -m data_prep fetch weights inception --into /my/weights brings them)."
+    "cluster's profile (mudi prepare fetch weights inception --into /my/weights brings them)."
 )
-FILES = {  # by the names of `data_prep fetch weights`; the first that is there is taken
+FILES = {  # by the names of `mudi prepare fetch weights`; the first that is there is taken
     "inception": ("pt_inception-2015-12-05-6726825d.pth", "inception-2015-12-05.pt"),
     "cnniqa": ("CNNIQA-LIVE.pth",),
     "niqe": ("niqe_pris_params.npz",),
@@ -23,7 +23,7 @@ FILES = {  # by the names of `data_prep fetch weights`; the first that is there 
 
 
 def weights_file(name: str, folder: Path) -> Path:
-    """The file in `folder`, or in a folder of its own below it, as `data_prep fetch weights` makes it. Where none is
+    """The file in `folder`, or in a folder of its own below it, as `mudi prepare fetch weights` makes it. Where none is
     there: where that command would put it, so that an error names that place."""
     places = [base / file for file in FILES[name] for base in (folder / name, folder / f"{name}-nvidia", folder)]
     return next((place for place in places if place.is_file()), places[0])

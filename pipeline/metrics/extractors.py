@@ -37,7 +37,7 @@ def domain_extractor(reference: Path, cfg: DomainConfig, images: Mapping[str, st
     record_path = directory / "classifier.json"
     if not record_path.exists():
         raise Incomplete(
-            f"{record_path} does not exist: the domain classifier is not trained. Run data_prep reference."
+            f"{record_path} does not exist: the domain classifier is not trained. Run mudi prepare reference."
         )
     record, weights = read_json(record_path), directory / CLASSIFIER
     if sha256_file(weights) != record["sha256"]:

@@ -51,7 +51,7 @@ def checked_file(setting: str, path: Path | None, expected: str | None) -> Path:
     if path is None or not path.is_file():
         raise UserError(
             f"{setting}: found {path}, expected a local file. Compute nodes do not download: fetch it on a login node "
-            "(`python -m data_prep fetch weights` lists what there is), and give its path."
+            "(`mudi prepare fetch weights` lists what there is), and give its path."
         )
     if expected is not None and sha256_file(path) != expected:
         raise UserError(f"{setting}: {path} has sha256 {sha256_file(path)}, expected {expected}. It is another file.")

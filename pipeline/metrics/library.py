@@ -54,7 +54,7 @@ def _load(name: str, cfg: LibraryConfig, model: str, *, device: str) -> Any:
     if file is None:
         raise UserError(
             f"{setting}: found {cfg.weights}, expected a local folder with config.json and {' or '.join(FILES)}. "
-            f"`python -m data_prep fetch weights {name}` makes one on a login node."
+            f"`mudi prepare fetch weights {name}` makes one on a login node."
         )
     found = sha256_file(file)
     if cfg.sha256 is not None and found != cfg.sha256:

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pipeline.config.registry import METRICS, known_metric
 from pipeline.config.schema_metrics import ATTRIBUTE_ACCURACY, FRECHET
-from pipeline.runtime.numbers_text import note, shown
+from pipeline.runtime.numbers_text import notes, shown
 
 ENOUGH = 10_000  # images below which a Frechet distance says little across papers
 Row = tuple[str, ...]
@@ -58,12 +58,7 @@ def caution(count: int, metrics: Mapping[str, float], details: Mapping[str, Any]
             f"{', '.join(singular)}: fewer images than dimensions on one side, {facts[singular[0]]['dimensions']} or "
             "more. The covariance is then singular and the distance far too large."
         )
-    noted: dict[str, list[str]] = {}
-    for name, value in metrics.items():
-        if said := note(name, value):
-            noted.setdefault(said, []).append(name)
-    found += [f"{', '.join(names)}: {said}." for said, names in noted.items()]
-    return found
+    return found + notes(metrics)
 
 
 def blocks(result: Mapping[str, Any]) -> list[Block]:

@@ -72,7 +72,7 @@ def _of_run(run: RunDir, weights: str, step: int | None) -> Path:
     if step is None and not run.finished():
         raise UserError(
             f"{run.path}: this autoencoder's training has not ended (checkpoints of steps {run.steps() or 'none'}). "
-            f"Go on with it (python -m pipeline train {run.path}), or choose one of its steps by latents.step."
+            f"Go on with it (mudi train {run.path}), or choose one of its steps by latents.step."
         )
     found = run.latest_step() if step is None else step
     if found not in run.steps():

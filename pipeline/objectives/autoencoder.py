@@ -122,7 +122,7 @@ class Autoencoding:
     ) -> Tensor:
         """An autoencoder has no prior to draw from: an error that says what to do."""
         raise UserError(
-            "model.kind: an autoencoder restores images and makes none. Run python -m pipeline reconstruct RUN_DIR, or "
+            "model.kind: an autoencoder restores images and makes none. Run mudi reconstruct RUN_DIR, or "
             "train a diffusion model on its latents (latents.autoencoder)."
         )
 

@@ -2,7 +2,7 @@
 Effectiveness of Deep Features as a Perceptual Metric", equation 1).
 
 The network is SqueezeNet from a local file, with the published weights of single channels where they are given; or,
-without any file, the domain classifier that `data_prep reference` trains on the data set itself.
+without any file, the domain classifier that `mudi prepare reference` trains on the data set itself.
 """
 
 import functools
@@ -175,7 +175,7 @@ def _classifier(cfg: Config) -> Path:
     if not path.is_file() or read_json(directory / "classifier.json")["sha256"] != sha256_file(path):
         raise Incomplete(
             f"{path} is not finished: the perceptual distance is measured in the features of the data's own classifier "
-            f"({_SETTING}.weights is null). Run python -m data_prep reference with the same words, or give weights."
+            f"({_SETTING}.weights is null). Run mudi prepare reference with the same words, or give weights."
         )
     return path
 

@@ -267,7 +267,7 @@ def _found(program: str, words: list[str]) -> tuple[Command, list[str]]:
     group = _is_group(program, words[0])  # two words are a name
     name = " ".join(words[: 1 + group])
     elsewhere = [command for command in table_of("mudi").values() if command.name == name]
-    near = f" It is {elsewhere[0].called(elsewhere[0].program)}." if elsewhere else did_you_mean(name, table)
+    near = f" It is {elsewhere[0].called('mudi')}." if elsewhere else did_you_mean(name, table)
     raise UserError(f"no command '{name}'.{near} `{called(program)}{f' {words[0]}' * group} --help` lists all.")
 
 

@@ -136,6 +136,7 @@ JOBS = (
     Command(
         *("sample", "pipeline.sample:main", "make images from a checkpoint, each from its own seed"),
         words=_RUN,
+        more="It makes as many as the run's sample.count says, by default 1,024; sample.count=64 makes 64.",
         options=(
             _STEP,
             _PART,

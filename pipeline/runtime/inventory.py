@@ -1,4 +1,4 @@
-"""What there is: `python -m pipeline list runs|checkpoints|data|experiments|models|settings`. Torch-free.
+"""What there is: `mudi list runs|checkpoints|data|experiments|models|settings`. Torch-free.
 
 A path stands alone at the start of a line, so that it can be copied; what there is to say of it stands below.
 """

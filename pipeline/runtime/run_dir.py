@@ -224,7 +224,7 @@ def existing_run(words: Sequence[str]) -> tuple[RunDir, Config]:
     cfg = config_from(words)
     run = RunDir(run_named(words) or run_directory(cfg))
     if not run.config.is_file():
-        raise UserError(f"{run.path} is no run: it has no {CONFIG_FILE}. Train it first: python -m pipeline train ...")
+        raise UserError(f"{run.path} is no run: it has no {CONFIG_FILE}. Train it first: mudi train ...")
     others = f"Of a run, {', '.join(_FREE)} alone may be said differently, and {DURATION} by `train` and `submit`"
     _refuse(run, differences(run, cfg), f"{others}. Give a new run another name")
     return run, cfg

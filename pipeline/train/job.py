@@ -19,7 +19,7 @@ from pipeline.train.loop import train
 
 
 def main(words: list[str], *, dry_run: bool = False) -> int:
-    """`python -m pipeline train`; with `dry_run`, only say what it would do."""
+    """`mudi train`; with `dry_run`, only say what it would do."""
     cfg = config_from(words)
     if path := run_named(words):  # a run directory may have been moved since its config was written
         cfg = cfg.model_copy(update={"runs_dir": path.parent, "name": path.name})

@@ -1,4 +1,4 @@
-"""python -m slurm sweep <command>: grids and searches over experiments, each as one job array.
+"""mudi sweep <command>: grids and searches over experiments, each as one job array.
 
 submit  experiment=... name=NAME key=1,2 key=interval(0,1) [sweep.key=value ...]    or  sweep=NAME [key=value ...]
 submit  run=RUN_DIR name=NAME sample.sampler.guidance.scale=0,1,2                   over one run's checkpoint
@@ -17,7 +17,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.config.needs import require
+from pipeline.config.load import listed
+from pipeline.config.needs import missing
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from slurm import plan as planning
@@ -26,7 +27,7 @@ from slurm.sweep import submit as submitting
 from slurm.sweep.runs import STAGES, resources_of
 from slurm.sweep.settings import SweepDir, SweepSettings, dimension, extended, settings_from, shown
 from slurm.sweep.submit import Checked, check
-from slurm.workflows import launch_for
+from slurm.workflows import account_missing, launch_for
 
 MOST_ROWS = 24
 EXAMPLE = "experiment=glyphs16 name=lr train.optim.lr=1e-3,2e-3"
@@ -35,15 +36,15 @@ EXAMPLE = "experiment=glyphs16 name=lr train.optim.lr=1e-3,2e-3"
 def submit(words: list[str]) -> int:
     """Begin a sweep, or go on with one."""
     if not words:
-        raise UserError(f"submit what? For example: python -m slurm sweep submit {EXAMPLE}")
+        raise UserError(f"submit what? For example: mudi sweep submit {EXAMPLE}")
     if "=" not in words[0]:
         if len(words) > 1:
-            raise UserError(f"submit {words[0]} takes no more words. To change a sweep: python -m slurm sweep extend")
+            raise UserError(f"submit {words[0]} takes no more words. To change a sweep: mudi sweep extend")
         sweep = opened(words[0])
         return _go(sweep, sweep.settings(), check(sweep.settings()))
     settings = settings_from(words)
     checked = check(settings)
-    require(checked.first, *_needed(settings, checked.first))
+    _require(settings, checked.first)
     sweep = SweepDir(settings.path.resolve())
     if sweep.settings_file.is_file():
         _refuse_another(sweep, settings)
@@ -60,7 +61,7 @@ def _refuse_another(sweep: SweepDir, settings: SweepSettings) -> None:
     if differ:
         raise UserError(
             f"{sweep.path} is a sweep with other settings:\n" + "\n".join(differ) + "\n"
-            f"Choose another name, or change it: python -m slurm sweep extend {sweep.path} ..."
+            f"Choose another name, or change it: mudi sweep extend {sweep.path} ..."
         )
 
 
@@ -74,7 +75,7 @@ def _go(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> int:
         return code
     print(f"{sweep.path}: {many}, {settings.at_once} runs at once")
     print("\n".join(submitting.submit(sweep, settings, checked)))
-    print(f"Nothing needs to stay here. Later: python -m slurm sweep status {sweep.path}")
+    print(f"Nothing needs to stay here. Later: mudi sweep status {sweep.path}")
     return 0
 
 
@@ -85,6 +86,7 @@ def plan(words: list[str]) -> int:
     settings = settings_from(words)
     checked, console = check(settings), Console(width=None if sys.stdout.isatty() else 140)
     runs, cfg, launch = settings.size * settings.seeds, checked.first, launch_for(checked.first, make=False)
+    _require(settings, cfg)
     at_once = settings.at_once if cfg.cluster.executor == "slurm" else 1
     lines = [
         f"{settings.path}: {settings.strategy.kind} search, {settings.size} trials x {settings.seeds} seed(s) = {runs} "
@@ -104,7 +106,6 @@ def plan(words: list[str]) -> int:
     lines += [f"each run:     {', '.join(own)} in one job; {planning.asked(asks)}"]
     lines += [f"at most:      {most}{duration(60 * asks.minutes * waves)}, if every run took its time limit{limit}"]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
-    require(cfg, *_needed(settings, cfg))
     return 0
 
 
@@ -127,10 +128,18 @@ def _space(settings: SweepSettings) -> Table:
     return table
 
 
-def _needed(settings: SweepSettings, cfg: Config) -> list[str]:
-    """The jobs of a trial, and those that trials share, as far as they are still to do."""
-    open_jobs = [name for name, complete in launch_for(cfg, make=False).complete().items() if not complete]
-    return [name for name in open_jobs if settings.run is None or name != "train"] + ["sample", "evaluate"]
+def _require(settings: SweepSettings, cfg: Config) -> None:
+    """Refuse what the jobs of a trial, and those that trials share, will not find, as far as they are still to do.
+
+    Raises:
+        UserError: a sentence each.
+    """
+    launch = launch_for(cfg, make=False)
+    names = [name for name, complete in launch.complete().items() if not complete]
+    names = [name for name in names if settings.run is None or name != "train"] + ["sample", "evaluate"]
+    asked = [job for job in launch.jobs if job.name in names]
+    if problems := [*missing(cfg, names), *account_missing(cfg.cluster, asked)]:
+        raise UserError(listed(problems))
 
 
 def status(words: list[str]) -> int:
@@ -153,7 +162,7 @@ def report(words: list[str]) -> int:
 def extend(words: list[str]) -> int:
     """More trials or values, or another budget."""
     if len(words) < 2:
-        raise UserError("extend what by what? For example: python -m slurm sweep extend sweeps/lr sweep.trials=40")
+        raise UserError("extend what by what? For example: mudi sweep extend sweeps/lr sweep.trials=40")
     sweep = opened(words[0])
     with sweep.lock("submit"):
         settings = extended(sweep.settings(), words[1:])

@@ -178,8 +178,8 @@ def _totals(sweep: SweepDir, settings: SweepSettings, found: Sequence[Trial]) ->
         )
     if not words & {"running", "waiting"}:
         again = words - {"complete", "pruned"}
-        lines += [f"to queue what is not complete: python -m slurm sweep submit {sweep.path}"] if again else []
-        lines += [f"report and page: python -m slurm sweep report {sweep.path}"]
+        lines += [f"to queue what is not complete: mudi sweep submit {sweep.path}"] if again else []
+        lines += [f"report and page: mudi sweep report {sweep.path}"]
     return "\n".join(lines)
 
 

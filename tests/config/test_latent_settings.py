@@ -128,7 +128,7 @@ def test_an_autoencoder_that_is_not_there_names_the_command(tmp_path):
     assert "train experiment=NAME" in missing_autoencoder(config_from(words(tmp_path / "none")))
     planned = f"latents.overrides={json.dumps(OF_LETTERS)}"
     cfg = config_from(words(tmp_path / "none", "latents.experiment=glyphs16", planned))
-    assert f"slurm submit {cfg.runs_dir}/glyphs16" in missing_autoencoder(cfg)
+    assert f"mudi submit {cfg.runs_dir}/glyphs16" in missing_autoencoder(cfg)
     assert missing_autoencoder(config_from(words(of_diffusers(tmp_path / "vae")))) is None
     (tmp_path / "empty").mkdir()
     assert "holds no autoencoder" in missing_autoencoder(config_from(words(tmp_path / "empty")))

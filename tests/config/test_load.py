@@ -63,7 +63,7 @@ def test_what_is_put_into_a_composed_config_is_what_hydra_would_have_composed(na
 
 
 def test_several_values_are_for_a_sweep():
-    assert "python -m slurm sweep" in refused("train.optim.lr=1e-3,2e-3")
+    assert "mudi sweep" in refused("train.optim.lr=1e-3,2e-3")
 
 
 def test_a_misspelt_key_names_the_nearest():

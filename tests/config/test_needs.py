@@ -92,6 +92,21 @@ def test_what_a_run_would_fail_by_is_refused(words: list[str], said: str) -> Non
     assert said in refused("experiment=glyphs16", "sample.sampler.guidance.scale=1", "model.condition=none", *words)
 
 
+@pytest.mark.parametrize("command", ["plan", "submit", "preflight", "sweep plan", "sweep submit"])
+def test_an_account_that_the_cluster_needs_is_asked_for_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    words = ["experiment=glyphs16", "cluster=komondor", f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data"]
+    words += ["name=x", "seed=0,1", f"sweep.folder={tmp_path}/sweeps"] if "sweep" in command else []
+    monkeypatch.delenv("SBATCH_ACCOUNT", raising=False)
+    assert main([*command.split(), *words]) == 2
+    assert "cluster.account=" in capsys.readouterr().err and not list(tmp_path.rglob("*.sh"))
+    if "plan" in command:
+        assert main([*command.split(), *words, "cluster.account=p"]) == 0
+        monkeypatch.setenv("SBATCH_ACCOUNT", "p")
+        assert main([*command.split(), *words]) == 0
+
+
 def test_settings_of_a_finished_run_are_read_whatever_its_training_would_need_today(tmp_path: Path) -> None:
     words = ["experiment=glyphs16", f"runs_dir={tmp_path}", "train.optim.schedule=cosine_then_constant"]
     run = create_run(config_from([*words, "train.optim.decay_share=0.5", "train.optim.final_lr=0.1"]))

@@ -224,7 +224,7 @@ def test_shards_of_other_settings_are_never_mixed(images: Path, tmp_path: Path) 
 
 
 def test_shard_before_fetch_says_what_to_run(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(Incomplete, match="Run `python -m data_prep fetch`"):
+    with pytest.raises(Incomplete, match="Run `mudi prepare fetch`"):
         shard.run(of(images, tmp_path))
 
 

@@ -155,7 +155,7 @@ def test_a_vae_is_trained_on_its_elbo_and_samples_by_seed_and_class(tmp_path, re
 
 def test_an_autoencoder_does_not_sample(tmp_path, reader):
     objective = built(tiny.config(tmp_path, model=tiny.AUTOENCODER), reader)
-    with pytest.raises(UserError, match="pipeline reconstruct"):
+    with pytest.raises(UserError, match="mudi reconstruct"):
         objective.generate(objective.networks, torch.arange(2), torch.arange(2), sampler=None)
 
 
@@ -186,7 +186,7 @@ def test_a_late_start_in_epochs_is_found_when_the_data_is_known(tmp_path, reader
 def test_without_weights_the_datas_own_classifier_is_asked_for(tmp_path):
     cfg = changed(tiny.config(tmp_path, model=tiny.AUTOENCODER), perceptual={"weight": 1.0})
     tiny.prepare(cfg)
-    with pytest.raises(Incomplete, match="data_prep reference"):
+    with pytest.raises(Incomplete, match="mudi prepare reference"):
         build_objective(cfg, open_shards(data_directory(cfg) / "shards" / "train").manifest)
 
 

@@ -175,7 +175,7 @@ def test_shells_that_submit_at_once_all_succeed_and_what_is_cancelled_may_be_cor
     assert {s.id for s in listed() if s.active and str(one.run.path) in s.comment} <= {i for (i,) in ids.values()}
     slower = [*words, "name=one", "train.optim.lr=7e-4"]
     refused = slurm_words("submit", *slower)
-    assert refused.returncode == 2 and f"python -m slurm cancel {one.run.path}" in refused.stderr
+    assert refused.returncode == 2 and f"mudi cancel {one.run.path}" in refused.stderr
     cancel.cancel([one, two])
     wait_for(one, ended)
     done = slurm_words("submit", *slower)
@@ -241,7 +241,7 @@ os.kill(os.getpid(), 9)
     wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
     shell = slurm_words("status", str(launch.run.path))
     assert shell.returncode == 1 and shell.stdout.count("complete") >= 2  # nobody submitted its preparation
-    assert "-> python -m slurm submit" in shell.stdout
+    assert "-> mudi submit" in shell.stdout
 
 
 def test_cancel_then_retry_ends_where_it_would_have(tmp_path):

@@ -100,7 +100,7 @@ def test_a_controller_that_is_away_is_asked_again_and_in_the_end_said(tmp_path, 
         submit_graph(launch)
     state = states_of([launch])[0]["train"]
     assert state.stuck and (state.word, state.cause) == ("failed", "limit") and "Unable to contact" in state.message
-    assert f"python -m slurm retry {launch.run.path}" in explain(launch, state)
+    assert f"mudi retry {launch.run.path}" in explain(launch, state)
     assert slurm_words("status", str(launch.run.path)).returncode == 1
     patient = stand_in(tmp_path, profile("testbed", options=CALM, submit_patience_s=30), only=("train",))
     submit_graph(patient)

@@ -64,7 +64,7 @@ def test_gpu_options_and_site_options(tmp_path):
 
 
 def test_every_script_is_valid_bash_and_sets_its_rendezvous_only_for_several_ranks(tmp_path):
-    launch = real(tmp_path, profile("komondor", setup=("module load cuda",)))
+    launch = real(tmp_path, profile("komondor", account="proj", setup=("module load cuda",)))
     for path in plan.write(launch, tmp_path / "scripts"):
         assert subprocess.run(["bash", "-n", path], capture_output=True, check=False).returncode == 0, path
     scripts = {p.stem: p.read_text() for p in (tmp_path / "scripts").glob("*.sbatch")}

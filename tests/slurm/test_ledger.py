@@ -54,6 +54,16 @@ def test_who_cancelled_what_had_yet_to_start_is_told_apart(launch):
     assert words(launch, by_hand, by_slurm) == {"train": ("cancelled", "cancelled"), "sample": ("blocked", "upstream")}
 
 
+def test_what_ended_well_for_other_settings_waits_for_what_was_submitted_since(launch):
+    """Only the first job that failed has something to say; it is not the later ones' failure."""
+    note(launch.run, "submitted", job="train", ids=["9"], executor="slurm", born=[], snapshot="")
+    ended = Seen("8", "COMPLETED")
+    assert words(launch, ended, Seen("9", "FAILED", "2:0"))["sample"] == ("blocked", "upstream")
+    assert words(launch, ended, Seen("9", "RUNNING"))["sample"] == ("not submitted", None)
+    note(launch.run, "submitted", job="sample", ids=["10"], executor="slurm", born=[], snapshot="")
+    assert words(launch, Seen("10", "COMPLETED"), Seen("9", "COMPLETED"))["sample"] == ("failed", "error")
+
+
 def test_what_slurm_has_forgotten_is_explained_by_the_job_before_it(launch):
     """As on a cluster without accounting, some minutes later."""
     place = {"id": "7", "restart": 0, "rank": 0, "time": time.time()}

@@ -48,6 +48,18 @@ def seen(capfd, text: str) -> str:
     return said
 
 
+def test_what_the_launcher_says_of_itself_is_left_out_unless_it_is_a_trouble(tmp_path, capfd):
+    launch = stand_in(tmp_path, profile("local"), only=("train",))
+    record = launch.run.jobs / "train"
+    record.mkdir(parents=True)
+    told = ["submitit INFO (2026-01-01) - Starting with JobEnvironment(job_id=1)", "step 1", "step 2"]
+    told += ["submitit WARNING (2026-01-01) - Caught signal SIGUSR2", "submitit ERROR (2026-01-01) - it raised"]
+    told += ["submitit INFO (2026-01-01) - Job completed"]
+    (record / "1_0_log.out").write_text("\n".join(told) + "\n")
+    status.show_log(launch, "train", follow=False, lines=3)
+    assert capfd.readouterr().out.splitlines() == told[2:5]
+
+
 @pytest.mark.parametrize("words", [["logs", "runs/x", "-n", "many"], ["preflight", "cluster=local", "--wait", "-1"]])
 def test_a_number_that_is_none_is_said(words, capsys):
     assert main(words) == 2 and "expected a number" in capsys.readouterr().err

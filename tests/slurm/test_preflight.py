@@ -10,6 +10,7 @@ import tiny
 import tiny_latents
 from launching import SMALL, latent, profile
 
+from slurm.__main__ import main
 from slurm.preflight import judged, mount_type, needed, reaches, readable
 
 
@@ -117,3 +118,24 @@ def test_what_a_rank_finds_out_by_itself(tmp_path):
         assert reaches(f"127.0.0.1:{server.getsockname()[1]}")
     (tmp_path / "weights").touch()
     assert readable(tmp_path / "weights") and readable(tmp_path) and not readable(tmp_path / "none")
+
+
+WITHOUT_CLUSTER = """\
+sbatch: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host
+sbatch: error: fetch_config: DNS SRV lookup failed
+sbatch: error: _establish_config_source: failed to fetch config
+sbatch: fatal: Could not establish a configuration source
+"""
+
+
+def test_where_no_controller_answers_one_sentence_says_so(tmp_path, monkeypatch, capsys):
+    """An sbatch that says what Debian's says on a machine without a cluster: one may be up here."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "sbatch").write_text(f"#!/bin/bash\ncat >&2 <<'END'\n{WITHOUT_CLUSTER}END\nexit 1\n")
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    runs = tmp_path / "runs"
+    assert main(["preflight", "cluster=slurm_generic", f"runs_dir={runs}", f"data_dir={tmp_path}"]) == 2
+    said = capsys.readouterr().err
+    assert "no Slurm controller answers sbatch" in said and "login node" in said and said.count("\n") == 1
+    assert not list(runs.iterdir())

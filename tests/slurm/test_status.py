@@ -10,12 +10,14 @@ import tiny
 from launching import profile, real, stand_in, with_stand_ins
 
 from pipeline.config.paths import sample_set_name
-from pipeline.runtime.files import write_json
+from pipeline.runtime.files import append_line, write_json
 from pipeline.runtime.run_dir import create_run
 from slurm.__main__ import main
-from slurm.ledger import launches, note, submissions
+from slurm.commands import _run_here
+from slurm.ledger import State, launches, note, submissions
 from slurm.progress import ProgressTable
-from slurm.submit import run_here
+from slurm.status import explain
+from slurm.submit import detail, run_here
 from slurm.workflows import launch_for, meant
 
 
@@ -91,3 +93,60 @@ def test_a_copy_of_a_run_is_the_run_that_is_submitted(tmp_path):
     assert launch.run.path == copy and launch.words == () and not run.path.exists()
     assert all(str(copy) in job.argv for job in launch.jobs)
     assert submissions(launch.run) == {} and os.fspath(copy.parent) == str(launch.cfg.runs_dir)
+
+
+def test_the_progress_of_a_job_that_started_again_is_what_this_start_has_said(tmp_path):
+    """Its earlier starts, and submissions, left their errors in their logs."""
+    launch = stand_in(tmp_path, profile("testbed"), only=("train",))
+    record = launch.run.jobs / "train"
+    record.mkdir(parents=True)
+    (record / "7_0_log.out").write_text("error: the first try failed\n")
+    note(launch.run, "submitted", job="train", ids=["8"], executor="slurm", born=[], snapshot="")
+    running = State("train", "running", ids=("8",))
+    assert explain(launch, running) == "" and detail(launch, "train") == ""
+    log = record / "8_0_log.out"
+    log.write_text("error: a node was lost\nsubmitit INFO (2026-01-01) - Starting with JobEnvironment(job_id=8)\n")
+    assert explain(launch, running) == "" and detail(launch, "train") == ""
+    with log.open("a") as file:
+        file.write("compiling\n")
+    assert explain(launch, running) == "compiling" == detail(launch, "train")
+
+
+def test_a_training_that_started_again_has_no_pace_before_it_has_said_one(tmp_path):
+    launch = stand_in(tmp_path, profile("testbed"), only=("train",))
+    row = {"step": 4, "images": 32, "speed/images_per_second": 50.0, "speed/goodput": 0.5, "loss": 1.0, "start": 1}
+    append_line(launch.run.metrics, row)
+    append_line(launch.run.starts, {"plan": {"total_steps": 12}})
+    assert "50 images/s" in explain(launch, State("train", "running"))
+    assert "goodput 50% (share of its time in steps that count)" in explain(launch, State("train", "running"))
+    append_line(launch.run.starts, {"plan": {"total_steps": 12}})
+    said = explain(launch, State("train", "running"))
+    assert "step 4/12" in said and "images/s" not in said and "left" not in said
+
+
+@pytest.mark.parametrize(
+    ("cause", "commands"),
+    [
+        ("bad_config", ("mudi submit RUN key=value",)),
+        ("out_of_memory", ("mudi submit RUN key=value",)),
+        ("error", ("mudi retry RUN", "mudi submit RUN key=value")),
+        ("time_limit", ("mudi retry RUN", "mudi submit RUN key=value")),
+        ("cancelled", ("mudi retry RUN",)),
+        ("held_by_user", ()),
+        ("upstream", ()),
+    ],
+)
+def test_advice_ends_with_the_commands_that_follow_it(tmp_path, cause, commands):
+    launch = stand_in(tmp_path, profile("testbed"), only=("train",))
+    said = explain(launch, State("train", "failed", cause, "why", ids=("8",))).splitlines()
+    shown = [line.strip().partition(" (")[0] for line in said if line.strip().startswith("mudi ")]
+    assert shown == [command.replace("RUN", str(launch.run.path)) for command in commands]
+
+
+def test_a_run_that_failed_here_for_a_setting_says_how_to_change_it(tmp_path, capsys):
+    failing = {"prepare": "--fail bad_config"}
+    launch = stand_in(tmp_path, profile("local"), only=("prepare", "train"), options=failing)
+    assert _run_here(launch) == 1
+    said = capsys.readouterr().out
+    assert said.count("->") == 1 and "prepare: -> correct the setting" in said
+    assert f"mudi submit {launch.run.path} key=value" in said

@@ -30,7 +30,7 @@ def test_cancelled_from_another_shell_it_goes_on_where_it_was_and_a_bad_trial_fa
     assert "cancelled 0000-s0" in done.stdout, done.stdout + done.stderr
     assert shell.wait() == 130
     shown = slurm_words("sweep", "status", str(sweep.path)).stdout
-    assert "1 cancelled, 1 not begun" in shown and f"python -m slurm sweep submit {sweep.path}" in shown, shown
+    assert "1 cancelled, 1 not begun" in shown and f"mudi sweep submit {sweep.path}" in shown, shown
     monkeypatch.delenv("TOY_HOLD")
     assert slurm_words("sweep", "submit", str(sweep.path)).returncode == 1
     found, settings = trials_of(sweep, sweep.settings()), sweep.settings()

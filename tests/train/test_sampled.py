@@ -82,7 +82,7 @@ def test_training_ends_when_it_no_longer_improves(trained, tmp_path):
 def test_what_is_missing_is_said_before_training(tmp_path):
     cfg = config(tmp_path)
     tiny.prepare(cfg)
-    with pytest.raises(Incomplete, match=r"domain classifier is not trained\. Run data_prep reference"):
+    with pytest.raises(Incomplete, match=r"domain classifier is not trained\. Run mudi prepare reference"):
         train(cfg, create_run(cfg))
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))
     for word, said in {
