@@ -5,7 +5,7 @@ and `Exported.notes` says which.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -130,20 +130,9 @@ class Exported:
         """What stands in for the training data: names and sizes, and no image."""
         network, cfg = self.network, self.config()
         classes = list(network.class_names) or [f"class {k}" for k in range(network.classes)]
-        names = list(network.attribute_names)
-        images = {"kind": "images", "encoding": "png", "shape": network.shape, "dtype": "uint8", "made_from": {}}
-        sums: dict[str, Any] = {"mean": [], "std": []}
-        manifest = Manifest(
-            count=0,
-            shards=[],
-            sha256="",
-            classes=classes,
-            attributes=names,
-            class_counts=[1] * len(classes),
-            protocol={"name": cfg.data.name, "hash": protocol_hash(cfg.data)},
-            split="train",
-            **{**images, **sums, **self._of_latents(cfg)},
-        )
+        names, protocol = list(network.attribute_names), {"name": cfg.data.name, "hash": protocol_hash(cfg.data)}
+        images = Manifest.of_no_image(network.shape, classes=classes, attributes=names, protocol=protocol)
+        manifest = replace(images, **self._of_latents(cfg))
         unknown = np.full((1, len(names)), -1, np.int8) if names else None  # all that is not asked for
         return ShardDirectory(self.folder, manifest, np.zeros(0, INDEX), unknown)
 

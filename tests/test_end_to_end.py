@@ -103,6 +103,14 @@ def test_a_dry_run_says_what_follows_from_the_settings(submitted):
         assert word in said
 
 
+def test_a_dry_run_counts_parameters_before_there_is_data(submitted, tmp_path):
+    _, words, _ = submitted
+    nowhere = [word for word in words if not word.startswith("data_dir=")] + [f"data_dir={tmp_path}"]
+    before, after = (mudi("pipeline", "train", *given, "--dry-run").splitlines() for given in (nowhere, words))
+    sizes = [[line.split("│")[2].strip() for line in said if "│ parameters" in line] for said in (before, after)]
+    assert sizes[0] == sizes[1] and sizes[0][0].endswith(" M")
+
+
 def test_a_run_directory_made_with_other_settings_is_left_alone(submitted):
     _, words, _ = submitted
     said = mudi("slurm", "submit", *words, "train.optim.lr=1", code=2)

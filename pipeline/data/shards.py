@@ -8,7 +8,7 @@ writes them and when: tar metadata is fixed and sums are kept as integers. Torch
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -124,6 +124,29 @@ class Manifest:
     split: str
     made_from: dict[str, Any]
     format: int = FORMAT
+
+    @classmethod
+    def of_no_image(
+        cls, shape: tuple[int, int, int], *, classes: Sequence[str], attributes: Sequence[str], protocol: dict[str, str]
+    ) -> "Manifest":
+        """What networks are built from where there is no data: images of `shape`, names of classes and attributes."""
+        return cls(
+            kind="images",
+            count=0,
+            shards=[],
+            sha256="",
+            encoding="png",
+            shape=shape,
+            dtype="uint8",
+            classes=list(classes),
+            attributes=list(attributes),
+            class_counts=[1] * len(classes),
+            mean=[],
+            std=[],
+            protocol=protocol,
+            split="train",
+            made_from={},
+        )
 
     @property
     def layout(self) -> Layout:
