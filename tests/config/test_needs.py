@@ -131,6 +131,28 @@ def test_weights_that_are_not_there_are_said_by_plan_submit_and_the_jobs(
     assert not (tmp_path / "runs").exists()
 
 
+def test_images_without_labels_are_said_before_anything_is_queued(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").touch()
+    (images / "my labels.tsv").touch()
+    words = ["experiment=glyphs16", "data=folder", "data.image_size=16", "cluster=local", f"data.source.path={images}"]
+    words += [f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data"]
+    for command in ("plan", "submit"):
+        assert main([command, *words]) == 2
+        shown = capsys.readouterr().err
+        assert f"model.condition: found class, but the images of {images} have no labels. Set model.con" in shown
+        assert "my labels.tsv looks like one: data.source.table='my labels.tsv'" in shown
+    assert not (tmp_path / "runs").exists()
+    without = ["model.condition=none", "sample.sampler.guidance.scale=1"]
+    for other in (without, ["data.source.table=my labels.tsv"]):
+        assert missing(config_from([*words, *other]), ["prepare", "train"]) == []
+    (images / "cats").mkdir()
+    assert missing(config_from(words), ["prepare", "train"]) == []
+
+
 def test_a_weaker_model_that_is_not_there_is_said(tmp_path: Path) -> None:
     guide = "sample.sampler.guidance={kind: autoguidance, scale: 2, weak: %s}"
     words = ["experiment=glyphs16", f"runs_dir={tmp_path}"]
