@@ -353,7 +353,7 @@ def validated(values: Any) -> SweepSettings:
     try:
         return SweepSettings.model_validate(values)
     except ValidationError as error:
-        problems = [f"sweep.{p}" for p in explain(error, SweepSettings)]
+        problems = explain(error, SweepSettings, start="sweep.")
         raise UserError(problems[0] if len(problems) == 1 else "\n".join(f"  - {p}" for p in problems)) from error
 
 

@@ -88,7 +88,7 @@ def test_parts_compute_features_and_one_more_job_puts_them_together(sets, tmp_pa
     [
         (lambda w, root: [w[0], str(root / "absent"), *w[2:]], "absent does not exist. Expected a folder"),
         (lambda w, root: [w[0], str(root), *w[2:]], "has no images"),
-        (lambda w, root: [*w, "evaluate.kid_subset=3"], "Did you mean 'kid_subsets'?"),  # noqa: ARG005
+        (lambda w, root: [*w, "evaluate.kid_subset=3"], "Did you mean 'evaluate.kid_subsets'?"),  # noqa: ARG005
         (lambda w, root: w[:2], "No network is given to measure with"),  # noqa: ARG005
         (lambda w, root: [*w, "evaluate.inception.weights=none.pth"], "found no file 'none.pth'"),  # noqa: ARG005
         (lambda w, root: [*w, "train.global_batch=3"], "expected settings of evaluate, cluster"),  # noqa: ARG005

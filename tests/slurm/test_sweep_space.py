@@ -145,7 +145,7 @@ def test_an_existing_sweep_is_seen_from_where_it_was_submitted(tmp_path, monkeyp
     [
         ("sweep.strategy.kind=tpe", "goes on until told how many"),
         ("sweep.pruning.kind=medan", "medan"),
-        ("sweep.metrik=fid", "Did you mean 'metric'"),
+        ("sweep.metrik=fid", "Did you mean 'sweep.metric'"),
         ("sweep.seeds=0", "seeds"),
         ("sweep.direction=maximize", "of fd-domain the lower value is the better one"),
     ],
