@@ -28,8 +28,12 @@ from slurm.workflows import Launch, trained_autoencoder
 
 
 def show(launch: Launch, console: Console) -> None:
-    """Print the graph with what is complete already, then the derived quantities. Commands stay in one line."""
-    complete = launch.complete()
+    """Print the graph with what is complete already, then the derived quantities. Commands stay in one line.
+
+    Raises:
+        UserError: as `quantities`; before anything is printed, unless the site is in the way.
+    """
+    rows, complete = followed(launch), launch.complete()
     costs = estimates(launch.cfg, launch.jobs, train_images=train_images(launch.cfg))
     _say(console, f"{launch.run.path} on cluster={launch.cfg.cluster.name}", "")
     for job in ordered(launch.jobs):
@@ -37,7 +41,8 @@ def show(launch: Launch, console: Console) -> None:
         _say(console, f"{job.name}: {'complete: skipped' if complete[job.name] else 'to do'}{after}")
         _say(console, f"  {job.command()}", f"  {asked(job.resources)}")
         _say(console, "" if complete[job.name] else f"  estimate: {costs[job.name]}\n")
-    for name, value in (quantities(launch) | _limits(launch)).items():
+    check_gpus(launch.cfg, launch.jobs)
+    for name, value in (rows | _limits(launch)).items():
         _say(console, f"{name:14s} {value}")
     if objective_kind(launch.cfg).samples and launch.cfg.evaluate.inception.weights is None:
         _say(console, f"FID and IS     not measured: no weights. {NO_FOLDER}")
@@ -81,10 +86,15 @@ def quantities(launch: Launch) -> dict[str, str]:
         UserError: as `derived`, and as `check_gpus`.
     """
     check_gpus(launch.cfg, launch.jobs)
+    return followed(launch)
+
+
+def followed(launch: Launch) -> dict[str, str]:
+    """`quantities` without a look at this machine's GPUs."""
     if isinstance(launch, ScoreLaunch):
         return {}
     own = trained_autoencoder(launch.cfg)
-    theirs = {f"autoencoder: {k}": v for k, v in derived(own).items() if k != "samples"} if own is not None else {}
+    theirs = {f"autoencoder: {k}": v for k, v in derived(own).items()} if own is not None else {}
     return theirs | derived(launch.cfg)
 
 
@@ -121,16 +131,23 @@ def derived(cfg: Config) -> dict[str, str]:
     plan = plan_for(cfg, train_images=images or train.global_batch, world_size=ranks)
     share = f"{train.global_batch} = {ranks} process(es) x {plan.accumulate} micro-batch(es) x {plan.micro_batch}"
     rows = {"global batch": share}
-    samples = f"{cfg.sample.count}, {cfg.sample.sampler.steps} steps of {cfg.sample.sampler.kind}"
+    samples = {"samples": _samples(cfg)} if objective_kind(cfg).samples else {}
     if needs_images(train.duration) and images is None:
         waiting = f"{train.duration}; in steps once the data is prepared ({data_directory(cfg)})"
-        return rows | {"training": waiting, "samples": samples}
+        return rows | {"training": waiting} | samples
     seen = plan.total_steps * train.global_batch
     epochs = f", {seen / images:.1f} epochs of {images}" if images else ""
     rows["training"] = f"{plan.total_steps} steps, {seen / 1000:g} thousand images{epochs}"
     if images or not needs_images(train.checkpoint_every):
         rows["checkpoints"] = f"every {plan.checkpoint_every} steps, the last {train.keep_last} kept"
-    return rows | {"samples": samples}
+    return rows | samples
+
+
+def _samples(cfg: Config) -> str:
+    """How many, and how they are drawn where that takes more than one call of the network."""
+    sampler = cfg.sample.sampler
+    drawn = f", {sampler.steps} steps of {sampler.kind}" if objective_kind(cfg).diffusion else ""
+    return f"{cfg.sample.count}{drawn}"
 
 
 def train_images(cfg: Config) -> int | None:

@@ -85,6 +85,7 @@ def plan(words: list[str]) -> int:
     settings = settings_from(words)
     checked, console = check(settings), Console(width=None if sys.stdout.isatty() else 140)
     runs, cfg, launch = settings.size * settings.seeds, checked.first, launch_for(checked.first, make=False)
+    require(cfg, *_needed(settings, cfg))
     at_once = settings.at_once if cfg.cluster.executor == "slurm" else 1
     lines = [
         f"{settings.path}: {settings.strategy.kind} search, {settings.size} trials x {settings.seeds} seed(s) = {runs} "
@@ -104,7 +105,6 @@ def plan(words: list[str]) -> int:
     lines += [f"each run:     {', '.join(own)} in one job; {planning.asked(asks)}"]
     lines += [f"at most:      {most}{duration(60 * asks.minutes * waves)}, if every run took its time limit{limit}"]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
-    require(cfg, *_needed(settings, cfg))
     return 0
 
 

@@ -107,8 +107,17 @@ def test_a_kind_that_is_left_open_is_asked_for():
 
 
 def test_an_unknown_choice_names_the_nearest():
-    with pytest.raises(UserError, match="Did you mean 'glyphs16'"):
+    lists = "`mudi list experiments` lists all."
+    with pytest.raises(UserError, match=f"^experiment: found 'glyph16'. Did you mean 'glyphs16'\\? {lists}$"):
         config_from(["experiment=glyph16"])
+    with pytest.raises(UserError, match=f"^experiment: found 'mine', which is none. {lists}$"):
+        config_from(["experiment=mine"])
+    with pytest.raises(
+        UserError, match=r"^data: found 'glyph16'. Did you mean 'glyphs16'\? Expected one of celeba128, "
+    ):
+        config_from(["data=glyph16", "model=unet_tiny", "name=x"])
+    with pytest.raises(UserError, match=r"neither a run directory .* Did you mean experiment=glyphs16\?"):
+        config_from(["glyphs16"])
 
 
 def test_a_word_that_is_no_override():
