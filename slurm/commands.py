@@ -111,7 +111,7 @@ def plan_(words: list[str], *, sbatch: Path | None = None) -> None:
     launch = launch_for(meant(words), make=False) if sbatch is None else _made(words)
     if problems := missing_for(launch):
         raise UserError(f"submit would refuse this:\n{listed(problems)}")
-    plan.show(launch, _console())
+    plan.show(launch, _console(), words=words)
     for path in plan.write(launch, sbatch) if sbatch is not None else ():
         print(path)
 

@@ -18,7 +18,7 @@ from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import read_json, write_text
 from slurm import ledger, snapshot
 from slurm.access import check_file, check_folder
-from slurm.costs import estimates
+from slurm.costs import estimates, shipped_cost
 from slurm.executor import allocation, batch_script, notice_of, python_of, sbatch_options, variables_over
 from slurm.graph import Job, ordered
 from slurm.progress import duration
@@ -27,8 +27,9 @@ from slurm.score import ScoreLaunch
 from slurm.workflows import Launch, trained_autoencoder
 
 
-def show(launch: Launch, console: Console) -> None:
-    """Print the graph with what is complete already, then the derived quantities. Commands stay in one line.
+def show(launch: Launch, console: Console, *, words: Sequence[str] = ()) -> None:
+    """Print the graph with what is complete already, then the derived quantities. Commands stay in one line. `words`
+    may name an experiment.
 
     Raises:
         UserError: as `quantities`; before anything is printed, unless the site is in the way.
@@ -40,9 +41,10 @@ def show(launch: Launch, console: Console) -> None:
         after = f", after {', '.join(job.parents)}" if job.parents else ""
         _say(console, f"{job.name}: {'complete: skipped' if complete[job.name] else 'to do'}{after}")
         _say(console, f"  {job.command()}", f"  {asked(job.resources)}")
-        _say(console, "" if complete[job.name] else f"  estimate: {costs[job.name]}\n")
+        _say(console, "" if complete[job.name] or job.name not in costs else f"  estimate: {costs[job.name]}\n")
     check_gpus(launch.cfg, launch.jobs)
-    for name, value in (rows | _limits(launch)).items():
+    unknown = _unknown(launch.cfg, words) if not costs and not all(complete.values()) else {}
+    for name, value in (rows | unknown | _limits(launch)).items():
         _say(console, f"{name:14s} {value}")
     if objective_kind(launch.cfg).samples and launch.cfg.evaluate.inception.weights is None:
         _say(console, f"FID and IS     not measured: no weights. {NO_FOLDER}")
@@ -52,6 +54,13 @@ def show(launch: Launch, console: Console) -> None:
 def _say(console: Console, *lines: str) -> None:
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _unknown(cfg: Config, words: Sequence[str]) -> dict[str, str]:
+    """Said where nothing like any job was measured."""
+    cost = shipped_cost(words)
+    said = f"nothing like these jobs was measured; they come from runs in {cfg.runs_dir}"
+    return {"estimates": said} | ({"cost": cost} if cost else {})
 
 
 def _limits(launch: Launch) -> dict[str, str]:
