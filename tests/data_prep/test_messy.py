@@ -415,6 +415,19 @@ def test_tables_of_any_delimiter_encoding_and_quoting_are_read(tmp_path: Path) -
         listing.run(config(tmp_path / "byte", *words))
 
 
+def test_splits_of_a_table_that_no_rule_uses_are_said(tmp_path: Path, capsys: Capture) -> None:
+    root = flat(tmp_path / "images")
+    words = [f"data.source.path={root}", "data.source.table=labels.csv"]
+    for splits, there in (("ab" * 4, "a 4, b 4"), ("a" * 3 + " " * 5, "a 3, none 5")):
+        rows = [f"{name},x,{split}" for name, split in zip(NAMED, splits, strict=True)]
+        (root / "labels.csv").write_text("\n".join(["file,label,Split", *rows]))
+        for rule, does in (("hash", "mixes"), ("all", "ignores"), ("official", "")):
+            data = tmp_path / f"data{there}{rule}"
+            said = prepared(capsys, data, *words, f"data.split.rule={rule}", stages=["fetch"])[1]
+            line = f"fetch: the source has splits ({there}), which split.rule={rule} {does}: data.split.rule=official"
+            assert (line in said) == (rule != "official") and said.count("has splits") == (rule != "official"), said
+
+
 def attributes_of(tmp_path: Path, root: Path, name: str, content: str) -> list[tuple[int, ...]]:
     (tmp_path / name).write_text(content)
     words = [f"data.source.path={root}", f"data.source.table={tmp_path / name}", *SIZE]
