@@ -33,8 +33,9 @@ def label_problems(cfg: Config) -> Iterator[str]:
     if found is None or found.labelled:
         return
     where = getattr(source, "path", None) or f"'{cfg.data.name}'"
-    said = f"model.condition: found {asked}, but {found.which} of {where} have no "
-    said += f"{'labels' if asked == 'class' else asked}. Set model.condition=none{_with_it(cfg)}"
+    lack = "have no labels" if asked == "class" else "have no attributes"
+    said = f"model.condition: found {asked}, but {found.which} of {where} {lack}. "
+    said += f"Set model.condition=none{_with_it(cfg)}"
     if not isinstance(source, FolderSource):
         yield f"{said}."
         return

@@ -256,12 +256,12 @@ def _check_choices(words: Sequence[str]) -> None:
             problems.append(str(error))
             continue
         if key in known and value not in known[key] and not _is_mapping(word):
-            problems.append(_unknown(key, value, known[key]))
+            problems.append(unknown_choice(key, value, known[key]))
     if problems:
         raise UserError(listed(problems))
 
 
-def _unknown(group: str, name: str, known: Sequence[str]) -> str:
+def unknown_choice(group: str, name: str, known: Sequence[str]) -> str:
     """Of a choice that there is not: what was meant comes before what there is."""
     near = did_you_mean(name, known)
     there = f"`mudi list {group}s` lists all." if group in _LISTED else f"Expected one of {', '.join(known)}."
