@@ -11,10 +11,12 @@ from data_prep import listing, shard, verify
 from data_prep.fetch import fetch_weights
 from data_prep.items import KINDS
 from data_prep.stage import denied
-from pipeline.config.load import config_from, run_named
+from pipeline.config.labels import label_problems
+from pipeline.config.load import config_from, listed, run_named
 from pipeline.config.needs import require
 from pipeline.config.paths import data_directory, latents_directory
 from pipeline.config.schema import Config
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.parts import WHOLE, Part
 
 CONSOLE = Console(stderr=True, soft_wrap=True)
@@ -32,11 +34,17 @@ def prepare(words: Sequence[str], *, workers: int | None = None) -> None:
 
 
 def fetch(words: Sequence[str]) -> None:
-    """The source and its list of images."""
+    """The source and its list of images.
+
+    Raises:
+        UserError: where the network is told classes or attributes that the images turn out not to have.
+    """
     with _settings(words) as cfg:
         receipt = listing.run(cfg)
         CONSOLE.print(f"fetch: {receipt['items']} images listed in {listing.source_directory(cfg)}")
         _say_listed(receipt)
+        if problems := list(label_problems(cfg)):
+            raise UserError(listed(problems))
 
 
 def make_shards(words: Sequence[str], *, workers: int | None = None, part: Part = WHOLE) -> None:

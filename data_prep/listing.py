@@ -92,11 +92,16 @@ def _classes(cfg: Config, listing: Listing, written: Written) -> list[tuple[str,
 
 
 def _split_notes(cfg: Config, written: Written) -> list[str]:
+    """Splits of a person's own source that the rule does not use."""
+    rule, kind = cfg.data.split.rule, cfg.data.source.kind
     named = {name: count for name, count in sorted(written.splits.items()) if name}
-    if len(named) < 2 or cfg.data.split.rule != "hash" or cfg.data.source.kind not in ("folder", "hub"):
+    if rule == "official" or kind not in ("folder", "hub") or len(named) < (2 if kind == "hub" else 1):
         return []
+    if unnamed := written.splits[""]:
+        named["none"] = unnamed
     there = ", ".join(f"{name} {count}" for name, count in named.items())
-    return [f"the source has splits ({there}), which split.rule=hash mixes: split.rule=official keeps them"]
+    does = "mixes" if rule == "hash" else "ignores"
+    return [f"the source has splits ({there}), which split.rule={rule} {does}: data.split.rule=official keeps them"]
 
 
 def find(cfg: Config, directory: Path) -> Listing:

@@ -55,6 +55,8 @@ def each_experiment(words: list[str]) -> list[list[str]]:
 
 def _made(words: list[str], *, until: str | None = None, only: str | None = None) -> Launch:
     cfg = meant(words)
+    if problems := missing_for(launch_for(cfg, make=False, until=until, only=only)):  # before settings of a run change
+        raise UserError(listed(problems))
     for line in correct(cfg):
         print(line)
     return launch_for(cfg, make=True, until=until, only=only)
@@ -105,13 +107,17 @@ def _queue(launches: list[Launch]) -> None:
 
 
 def plan_(words: list[str], *, sbatch: Path | None = None) -> None:
-    """Print what `submit` would do; write it as scripts into the folder `sbatch`."""
+    """Print what `submit` would do; write it as scripts into the folder `sbatch`.
+
+    Raises:
+        UserError: what `submit` would refuse, in place of the plan.
+    """
     launch = launch_for(meant(words), make=False) if sbatch is None else _made(words)
-    plan.show(launch, _console())
-    for path in plan.write(launch, sbatch) if sbatch is not None else ():
-        print(path)
     if problems := missing_for(launch):
         raise UserError(f"submit would refuse this:\n{listed(problems)}")
+    plan.show(launch, _console(), words=words)
+    for path in plan.write(launch, sbatch) if sbatch is not None else ():
+        print(path)
 
 
 def status_(words: list[str]) -> int:

@@ -1,11 +1,12 @@
 """What the jobs of a run will cost, estimated from speeds that were measured: those of earlier runs, or on an H100.
 
 Every start of training writes its network, device and plan into `starts.jsonl`, and its speed and memory into
-`metrics.jsonl` (`speed/...`). Here they are read from the runs of one folder. Nothing is guessed: where nothing like a
-job was measured, that is said.
+`metrics.jsonl` (`speed/...`). Here they are read from the runs of one folder. Nothing is guessed: what is like nothing
+that was measured has no estimate.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from pipeline.runtime.run_dir import RunDir
 from slurm.graph import Job
 from slurm.progress import duration, tail_rows
 
-UNKNOWN = "nothing like it was measured"
+WAITS = "known once the data is prepared"
 H100 = "NVIDIA H100 80GB HBM3"
 # Network of configs/model, px, images a second, GiB, parameters: bf16, 256 images on one GPU (docs/performance.md).
 _SHIPPED = (
@@ -117,17 +118,28 @@ def _ranks(cfg: Config) -> int:
 
 
 def estimates(cfg: Config, jobs: tuple[Job, ...], *, train_images: int | None) -> dict[str, str]:
-    """What each job will cost, in words: time, GPU hours, memory, disk; all of it marked as an estimate."""
+    """What jobs will cost, in words: time, GPU hours, memory, disk; all of it marked as an estimate. Without those of
+    which nothing is known."""
+    said: dict[str, str] = {}
     found = like(cfg, list(measured_in(cfg.runs_dir)))
-    said = {job.name: UNKNOWN for job in jobs}
-    if found is None or (needs_images(cfg.train.duration) and train_images is None):
+    if found is None:
         return said
     for job in jobs:
         if job.name == "train":
-            said["train"] = _training(cfg, job, found, train_images)
+            waits = train_images is None and needs_images(cfg.train.duration)
+            said["train"] = WAITS if waits else _training(cfg, job, found, train_images)
         elif job.name == "sample" and objective_kind(cfg).diffusion:
             said["sample"] = _sampling(cfg, job, found)
     return said
+
+
+def shipped_cost(words: Sequence[str]) -> str | None:
+    """What the header of the chosen experiment says of its cost, in a line; None where it says nothing."""
+    name = next((word.partition("=")[2] for word in words if word.startswith("experiment=")), "")
+    path = CONFIG_ROOT / "experiment" / f"{name}.yaml"
+    found = re.search(r"^# Cost: +(.*(?:\n#  +.*)*)", path.read_text(), re.MULTILINE) if path.is_file() else None
+    said = "" if found is None else re.sub(r"\n#  +", " ", found[1]).strip()
+    return None if said in ("", "not measured") else f"{name} as shipped: {said}"
 
 
 def _training(cfg: Config, job: Job, found: Measured, train_images: int | None) -> str:

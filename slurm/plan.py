@@ -19,7 +19,7 @@ from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import read_json, write_text
 from slurm import ledger, snapshot
 from slurm.access import check_file, check_folder
-from slurm.costs import estimates
+from slurm.costs import estimates, shipped_cost
 from slurm.executor import allocation, batch_script, notice_of, python_of, sbatch_options, variables_over
 from slurm.graph import Job, ordered
 from slurm.progress import duration
@@ -30,17 +30,24 @@ from slurm.workflows import Launch, trained_autoencoder
 BRIGHTNESS = 0.2  # standard deviation of whole images' means, in [-1, 1]; of Oxford Flowers 0.17
 
 
-def show(launch: Launch, console: Console) -> None:
-    """Print the graph with what is complete already, then the derived quantities. Commands stay in one line."""
-    complete = launch.complete()
+def show(launch: Launch, console: Console, *, words: Sequence[str] = ()) -> None:
+    """Print the graph with what is complete already, then the derived quantities. Commands stay in one line. `words`
+    may name an experiment.
+
+    Raises:
+        UserError: as `quantities`; before anything is printed, unless the site is in the way.
+    """
+    rows, complete = followed(launch), launch.complete()
     costs = estimates(launch.cfg, launch.jobs, train_images=train_images(launch.cfg))
     _say(console, f"{launch.run.path} on cluster={launch.cfg.cluster.name}", "")
     for job in ordered(launch.jobs):
         after = f", after {', '.join(job.parents)}" if job.parents else ""
         _say(console, f"{job.name}: {'complete: skipped' if complete[job.name] else 'to do'}{after}")
         _say(console, f"  {job.command()}", f"  {asked(job.resources)}")
-        _say(console, "" if complete[job.name] else f"  estimate: {costs[job.name]}\n")
-    for name, value in (quantities(launch) | _limits(launch)).items():
+        _say(console, "" if complete[job.name] or job.name not in costs else f"  estimate: {costs[job.name]}\n")
+    check_gpus(launch.cfg, launch.jobs)
+    unknown = _unknown(launch.cfg, words) if not costs and not all(complete.values()) else {}
+    for name, value in (rows | unknown | _limits(launch)).items():
         _say(console, f"{name:14s} {value}")
     if objective_kind(launch.cfg).samples and launch.cfg.evaluate.inception.weights is None:
         _say(console, f"FID and IS     not measured: no weights. {NO_FOLDER}")
@@ -50,6 +57,13 @@ def show(launch: Launch, console: Console) -> None:
 def _say(console: Console, *lines: str) -> None:
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _unknown(cfg: Config, words: Sequence[str]) -> dict[str, str]:
+    """Said where nothing like any job was measured."""
+    cost = shipped_cost(words)
+    said = f"nothing like these jobs was measured; they come from runs in {cfg.runs_dir}"
+    return {"estimates": said} | ({"cost": cost} if cost else {})
 
 
 def _limits(launch: Launch) -> dict[str, str]:
@@ -84,10 +98,15 @@ def quantities(launch: Launch) -> dict[str, str]:
         UserError: as `derived`, and as `check_gpus`.
     """
     check_gpus(launch.cfg, launch.jobs)
+    return followed(launch)
+
+
+def followed(launch: Launch) -> dict[str, str]:
+    """`quantities` without a look at this machine's GPUs."""
     if isinstance(launch, ScoreLaunch):
         return {}
     own = trained_autoencoder(launch.cfg)
-    theirs = {f"autoencoder: {k}": v for k, v in derived(own).items() if k != "samples"} if own is not None else {}
+    theirs = {f"autoencoder: {k}": v for k, v in derived(own).items()} if own is not None else {}
     return theirs | derived(launch.cfg)
 
 
@@ -124,29 +143,36 @@ def derived(cfg: Config) -> dict[str, str]:
     plan = plan_for(cfg, train_images=images or train.global_batch, world_size=ranks)
     share = f"{train.global_batch} = {ranks} process(es) x {plan.accumulate} micro-batch(es) x {plan.micro_batch}"
     rows = {"global batch": share}
-    samples = f"{cfg.sample.count}, {cfg.sample.sampler.steps} steps of {cfg.sample.sampler.kind}"
     if left := image_left(cfg):
         rows["noise"] = (
             f"after the last time step {left:.0%} of the image is left, but samples begin from noise alone: all will "
             "be about equally bright. diffusion.levels.rescale_betas=true, or more timesteps, leave less"
         )
+    samples = {"samples": _samples(cfg)} if objective_kind(cfg).samples else {}
     if needs_images(train.duration) and images is None:
         waiting = f"{train.duration}; in steps once the data is prepared ({data_directory(cfg)})"
-        return rows | {"training": waiting, "samples": samples}
+        return rows | {"training": waiting} | samples
     seen = plan.total_steps * train.global_batch
     epochs = f", {seen / images:.1f} epochs of {images}" if images else ""
     rows["training"] = f"{plan.total_steps} steps, {seen / 1000:g} thousand images{epochs}"
     if images or not needs_images(train.checkpoint_every):
         rows["checkpoints"] = f"every {plan.checkpoint_every} steps, the last {train.keep_last} kept"
-    return rows | {"samples": samples}
+    return rows | samples
+
+
+def _samples(cfg: Config) -> str:
+    """How many, and how they are drawn where that takes more than one call of the network."""
+    sampler = cfg.sample.sampler
+    drawn = f", {sampler.steps} steps of {sampler.kind}" if objective_kind(cfg).diffusion else ""
+    return f"{cfg.sample.count}{drawn}"
 
 
 def image_left(cfg: Config) -> float:
     """Share of an image that is left after a DDPM's last time step, sqrt(alpha bar); 0 where it does not matter.
 
     It matters where a network can tell how bright the image is: what is left of its brightness stands out from the
-    average of the noise over all pixels (Lin et al. 2024, "Common diffusion noise schedules
-    and sample steps are flawed").
+    average of the noise over all pixels (Lin et al. 2024, "Common diffusion noise schedules and
+    sample steps are flawed").
     """
     levels, side = cfg.diffusion.levels, cfg.data.image_size
     if not objective_kind(cfg).diffusion or levels.kind != "ddpm" or cfg.latents is not None:

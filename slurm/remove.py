@@ -1,4 +1,4 @@
-"""`python -m slurm rm`: remove runs and prepared data, unless something runs there or something else needs them."""
+"""`python -m slurm rm`: remove runs, scorings and prepared data, unless something runs there or else needs them."""
 
 import contextlib
 import shutil
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.config.load import CONFIG_FILE, listed
-from pipeline.config.paths import data_directory
+from pipeline.config.paths import data_directory, is_data_directory
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import temporary_name
@@ -15,6 +15,7 @@ from pipeline.runtime.inventory import DATA, size_in_words, size_of
 from pipeline.runtime.run_dir import RunDir
 from pipeline.runtime.run_lock import only_trainer
 from slurm.ledger import RUNS, as_submitted, launches, states_of
+from slurm.score import SCORE, ScoreLaunch
 from slurm.sweep.settings import SETTINGS, SweepDir
 from slurm.workflows import Launch
 
@@ -24,21 +25,25 @@ SWEEPS = Path("sweeps")
 def main(
     words: Sequence[str], *, yes: bool = False, unused: bool = False, runs: Sequence[Path] = (), data: Path = DATA
 ) -> int:
-    """Remove runs and directories of data; with `unused`, all data below `data` that no run uses.
+    """Remove runs, scorings and directories of data; with `unused`, all data below `data` that no run uses.
 
     Raises:
         UserError: before anything is removed, with every reason why something has to stay.
     """
     if bool(words) == unused:
-        raise UserError("rm: give run directories or directories of prepared data, or --unused alone for data.")
+        raise UserError("rm: give directories of runs, scorings or prepared data, or --unused alone for data.")
     paths = [Path(word) for word in words]
     for path in paths:
-        if not (path / CONFIG_FILE).is_file() and not (path / "shards").is_dir():
-            raise UserError(f"{path} is neither a run (with {CONFIG_FILE}) nor prepared data (with shards).")
+        if not _has_jobs(path) and not is_data_directory(path):
+            raise UserError(
+                f"{path} is neither a run (with {CONFIG_FILE}) nor a scoring (with {SCORE}) nor prepared data (with "
+                "shards, or named NAME-HASH with nothing but what preparing makes)."
+            )
     known = _known([*runs, *(path.resolve().parent for path in paths)])
     if unused:
         used = {data_directory(launch.cfg).resolve() for launch in known}
-        paths = [p for p in sorted(data.glob("*")) if (p / "shards").is_dir() and p.resolve() not in used]
+        paths = [p for p in sorted(data.glob("*")) if is_data_directory(p) and p.resolve() not in used]
+        paths = [p for p in paths if not any(_scores(launch, p.resolve()) for launch in known)]
         looked = ", ".join(sorted({str(launch.run.path.parent) for launch in known})) or "none found"
         print(f"runs were looked for in: {looked}")
     others = [launch for launch in known if launch.run.path not in [path.resolve() for path in paths]]
@@ -47,14 +52,18 @@ def main(
     return _remove(paths, yes=yes)
 
 
+def _has_jobs(path: Path) -> bool:
+    return any((path / mark).is_file() for mark in (CONFIG_FILE, SCORE))
+
+
 def _known(folders: Sequence[Path]) -> list[Launch]:
-    """Every run of these folders, of ./runs and of the sweeps in ./sweeps.
+    """Every run and scoring of these folders, of ./runs and of the sweeps in ./sweeps.
 
     Raises:
         UserError: where one cannot be read: it may need what is to be removed.
     """
     places = {place.resolve() for place in (*folders, RUNS, *SWEEPS.glob("*/trials"), *SWEEPS.glob("*/shared"))}
-    paths = sorted({config.parent for place in places for config in place.glob(f"*/{CONFIG_FILE}")})
+    paths = sorted(path for place in places for path in place.glob("*") if _has_jobs(path))
     found, unread = launches(paths) if paths else ([], [])
     if unread:
         raise UserError("A run that cannot be read may need what is to be removed: " + listed(unread))
@@ -63,7 +72,8 @@ def _known(folders: Sequence[Path]) -> list[Launch]:
 
 def _needed(path: Path, known: Sequence[Launch], others: Sequence[Launch]) -> Iterator[str]:
     """Why a directory has to stay, a sentence each."""
-    if (path / CONFIG_FILE).is_file():
+    yield from (f"{path}: {other.run.path} scores it." for other in others if _scores(other, path))
+    if _has_jobs(path):
         launch = as_submitted(path)
         (states,) = states_of([launch])
         if busy := [f"{job} ({state.word})" for job, state in states.items() if state.active]:
@@ -94,6 +104,14 @@ def _uses(launch: Launch, path: Path) -> Iterator[str]:
     weak = cfg.sample.sampler.guidance.weak
     if weak is not None and (launch.cwd / weak).resolve().is_relative_to(path):
         yield "the weaker model of its guidance (sample.sampler.guidance.weak)"
+
+
+def _scores(launch: Launch, path: Path) -> bool:
+    """Whether a scoring that is under way reads images there."""
+    if not isinstance(launch, ScoreLaunch) or not any(Path(one).is_relative_to(path) for one in launch.sets):
+        return False
+    (states,) = states_of([launch])
+    return any(state.active for state in states.values())
 
 
 def _remove(paths: Sequence[Path], *, yes: bool) -> int:

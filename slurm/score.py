@@ -48,6 +48,11 @@ class ScoreLaunch(Launch):
     result: Path = Path(RESULT)
     asked: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """Where the two sets of images lie."""
+        return self.jobs[0].argv[2:4]
+
     def complete(self) -> dict[str, bool]:
         """Whether the result is there, of these images and settings."""
         try:

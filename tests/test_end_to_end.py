@@ -122,7 +122,7 @@ def test_a_run_directory_made_with_other_settings_is_left_alone(submitted):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["train.globl_batch=3"], "Did you mean 'global_batch'"),
+        (["train.globl_batch=3"], "Did you mean 'train.global_batch'"),
         (["train.global_batch=many"], "train.global_batch: found 'many'"),
         (["data.source.fonts=/no/such/folder"], "/no/such/folder"),
     ],

@@ -106,7 +106,7 @@ def test_mistakes_in_a_plugins_settings_are_said_as_those_of_the_package(folder)
     said = python(folder, *plan, "model.kind=plian", code=2)
     assert "model.kind: found 'plian', expected one of" in said and "Did you mean 'plain'?" in said
     said = python(folder, *plan, "model.widht=4", "model.width=5", "objective.limit=-1", code=2)
-    assert "model.widht: no such setting. Did you mean 'width'?" in said and "objective.limit: found -1" in said
+    assert "model.widht: no such setting. Did you mean 'model.width'?" in said and "objective.limit: found -1" in said
     said = python(folder, *plan, "model.width=5", code=2)
     assert "model.width: found 5, expected an even number" in said
     assert "torch" not in python(folder, "-X", "importtime", *plan).replace("torch-", "")

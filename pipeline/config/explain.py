@@ -1,17 +1,26 @@
 """Pydantic's findings in words: which setting, what was found, what was expected, what was probably meant."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.registry import is_choice, tag
-from pipeline.runtime.errors import did_you_mean
+from pipeline.runtime.errors import did_you_mean, nearest
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """One sentence for each problem, in the order of the schema."""
-    return [_sentence(item, model) for item in error.errors()]
+def explain(error: ValidationError, model: type[BaseModel], *, start: str = "") -> list[str]:
+    """One sentence for each problem, in the order of the schema. `start`: what stands before each setting, "sweep.".
+
+    A setting that is missing because its name was misspelt is one problem.
+    """
+    found = [(item, *_walk(item["loc"], model)) for item in error.errors()]
+    meant = {_meant(place, holders) for item, place, holders in found if item["type"] == "extra_forbidden"}
+    return [
+        start + _sentence(item, place, holders, start=start)
+        for item, place, holders in found
+        if item["type"] != "missing" or _name(place) not in meant
+    ]
 
 
 def own_settings(settings: type[BaseModel], values: Any) -> dict[str, Any]:
@@ -22,15 +31,30 @@ def own_settings(settings: type[BaseModel], values: Any) -> dict[str, Any]:
         raise ValueError(" ".join(explain(error, settings))) from error
 
 
-def _sentence(item: Any, model: type[BaseModel]) -> str:
-    place, holders = _walk(item["loc"], model)
-    name, found = ".".join(map(str, place)), item["input"]
+def _name(place: Sequence[int | str]) -> str:
+    return ".".join(map(str, place))
+
+
+def _fields(holders: Sequence[type[BaseModel]]) -> list[str]:
+    return sorted({field for m in holders for field in m.model_fields})
+
+
+def _meant(place: Sequence[int | str], holders: Sequence[type[BaseModel]]) -> str | None:
+    """The full name of the setting that a misspelt one is near to."""
+    near = nearest(str(place[-1]), _fields(holders))
+    return None if near is None else _name([*place[:-1], near])
+
+
+def _sentence(item: Any, place: Sequence[int | str], holders: Sequence[type[BaseModel]], *, start: str) -> str:
+    name, found = _name(place), item["input"]
     if item["type"] == "extra_forbidden":
-        known = sorted({field for m in holders for field in m.model_fields})
-        hint = did_you_mean(str(place[-1]), known) or f" Known here: {', '.join(known)}."
-        return f"{name}: no such setting.{hint}"
+        near = _meant(place, holders)
+        hint = f"Did you mean '{start}{near}'?" if near else f"Known here: {', '.join(_fields(holders))}."
+        return f"{name}: no such setting. {hint}"
     if item["type"] == "missing":
-        return f"{name}: missing. Set {name}=..., or choose a config group that does (such as experiment=glyphs16)."
+        return (
+            f"{name}: missing. Set {start}{name}=..., or choose a config group that does (such as experiment=glyphs16)."
+        )
     if item["type"] == "union_tag_invalid":
         expected = str(item["ctx"]["expected_tags"]).replace("'", "")
         found = item["ctx"]["tag"]

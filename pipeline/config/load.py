@@ -27,13 +27,15 @@ from pipeline.config.overrides import key_of, literal, put
 from pipeline.config.registry import import_plugins
 from pipeline.config.schema import Config
 from pipeline.config.weights import register
-from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.errors import UserError, did_you_mean, nearest
 
 CONFIG_ROOT = Path(__file__).resolve().parents[2] / "configs"
 CONFIG_FILE = "config.yaml"  # the resolved config inside a run directory
 FINISHED = "finished.json"  # in its checkpoints/, written when the last step's checkpoint is committed
 # The same in C takes a sixth of the time.
 _Loader, _Dumper = (getattr(yaml, f"C{name}", getattr(yaml, name)) for name in ("SafeLoader", "SafeDumper"))
+_FIRST = "Give a run directory, or a choice such as experiment=glyphs16 followed by key=value overrides."
+_LISTED = ("experiment", "model")  # groups that `mudi list` shows
 _GIVEN = ("name", "runs_dir", "data_dir", "data", "experiment", "latents")  # of an autoencoder: not to be overridden
 
 logging.getLogger("hydra").setLevel(logging.WARNING)
@@ -145,10 +147,9 @@ def to_yaml(cfg: Config) -> str:
 def _stored(directory: Path) -> Any:
     path = directory / CONFIG_FILE
     if not path.is_file():
-        raise UserError(
-            f"'{directory}' is neither a run directory (it has no {CONFIG_FILE}) nor key=value. "
-            "Give a run directory, or a choice such as experiment=glyphs16 followed by key=value overrides."
-        )
+        near = nearest(directory.name, groups()["experiment"]) if directory.name == str(directory) else None
+        hint = f"Did you mean experiment={near}?" if near else _FIRST
+        raise UserError(f"'{directory}' is neither a run directory (it has no {CONFIG_FILE}) nor key=value. {hint}")
     try:
         return yaml.load(path.read_text(), Loader=_Loader)
     except yaml.YAMLError as error:
@@ -255,11 +256,16 @@ def _check_choices(words: Sequence[str]) -> None:
             problems.append(str(error))
             continue
         if key in known and value not in known[key] and not _is_mapping(word):
-            problems.append(
-                f"{key}: found '{value}', expected one of {', '.join(known[key])}.{did_you_mean(value, known[key])}"
-            )
+            problems.append(unknown_choice(key, value, known[key]))
     if problems:
         raise UserError(listed(problems))
+
+
+def unknown_choice(group: str, name: str, known: Sequence[str]) -> str:
+    """Of a choice that there is not: what was meant comes before what there is."""
+    near = did_you_mean(name, known)
+    there = f"`mudi list {group}s` lists all." if group in _LISTED else f"Expected one of {', '.join(known)}."
+    return f"{group}: found '{name}'{'.' if near else ', which is none.'}{near} {there}"
 
 
 def listed(problems: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pipeline.config.check import classes_problems
+from pipeline.config.labels import label_problems
 from pipeline.config.load import autoencoder_config, listed
 from pipeline.config.paths import data_directory, run_directory, training_shards
 from pipeline.config.schema import Config
@@ -146,10 +147,12 @@ def _trackers(cfg: Config) -> Iterator[str]:
 
 NEEDS = (
     ("prepare", _images),
+    ("prepare", label_problems),
     ("prepare", _features),
     ("autoencoder", _autoencoder),
     ("train", _trainable),
     ("train", _start),
+    ("train", label_problems),
     ("train", _trackers),
     ("train", _objective),
     ("reconstruct", _objective),

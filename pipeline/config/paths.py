@@ -1,10 +1,13 @@
 """Where things lie, as a function of the config."""
 
+import re
 from pathlib import Path
 
 from pipeline.config.schema import Config
 from pipeline.config.schema_data import DataConfig
-from pipeline.runtime.files import content_hash
+from pipeline.runtime.files import TEMPORARY, content_hash
+
+_STAGES = {"source", "shards", "reference", "latents"}  # folders of a data directory
 
 
 def protocol_hash(data: DataConfig) -> str:
@@ -15,6 +18,16 @@ def protocol_hash(data: DataConfig) -> str:
 def data_directory(cfg: Config) -> Path:
     """`<data_dir>/<protocol name>-<first 8 digits of its hash>`: other settings are another directory."""
     return cfg.data_dir / f"{cfg.data.name}-{protocol_hash(cfg.data)[:8]}"
+
+
+def is_data_directory(path: Path) -> bool:
+    """Whether data were prepared there. Of a preparation that failed early there is the list of the source, or nothing:
+    then the name counts, and that there is nothing else.
+    """
+    if (path / "shards").is_dir():
+        return True
+    named = path.is_dir() and re.search("-[0-9a-f]{8}$", path.name) is not None
+    return named and {entry.name.partition(TEMPORARY)[0] for entry in path.iterdir()} <= _STAGES
 
 
 def latents_directory(cfg: Config) -> Path:

@@ -124,6 +124,10 @@ class FolderSource(Source):
     label_column: str | None = None  # None: label or class, where there is one
     attribute_columns: tuple[str, ...] = ()  # columns of 0 and 1 (-1 and 1, no and yes), or values of the label column
 
+    def class_count(self) -> int | None:
+        """None where nobody wants labels."""
+        return 0 if self.labels == "none" and self.label_column is None else None
+
     def attribute_names(self) -> tuple[str, ...] | None:
         """Which attributes there will be."""
         return self.attribute_columns

@@ -23,7 +23,12 @@ class Incomplete(UserError):
     """A file or directory that is not finished, or is damaged: it names what is missing or wrong."""
 
 
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The one of `known` that a misspelt word is near to."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ " Did you mean 'batch'?" with the nearest of `known`, or "" where nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean '{near[0]}'?" if near else ""
+    near = nearest(word, known)
+    return f" Did you mean '{near}'?" if near else ""

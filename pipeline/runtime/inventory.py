@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.config import listing
 from pipeline.config.load import CONFIG_FILE, config_from
-from pipeline.config.paths import data_directory
+from pipeline.config.paths import data_directory, is_data_directory
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import lines_backwards, read_json, read_lines
 from pipeline.runtime.run_dir import RunDir
@@ -83,7 +83,7 @@ def _data(words: list[str]) -> None:
     """Prepared data: images of each split, size, and the runs in ./runs that use it."""
     users = data_users(RUNS)
     for folder in _folders(words, DATA):
-        found = sorted(p for p in folder.glob("*") if (p / "shards").is_dir())
+        found = sorted(filter(is_data_directory, folder.glob("*")))
         for path in found:
             counts = []
             for split in sorted(path.glob("shards/*/manifest.json")):

@@ -26,7 +26,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from pipeline.config.base import Settings
 from pipeline.config.explain import explain
-from pipeline.config.load import CONFIG_ROOT
+from pipeline.config.load import CONFIG_ROOT, unknown_choice
 from pipeline.config.overrides import is_sweep, parse, word_for
 from pipeline.config.registry import higher_is_better
 from pipeline.config.weights import weights_folder
@@ -353,7 +353,7 @@ def validated(values: Any) -> SweepSettings:
     try:
         return SweepSettings.model_validate(values)
     except ValidationError as error:
-        problems = [f"sweep.{p}" for p in explain(error, SweepSettings)]
+        problems = explain(error, SweepSettings, start="sweep.")
         raise UserError(problems[0] if len(problems) == 1 else "\n".join(f"  - {p}" for p in problems)) from error
 
 
@@ -393,7 +393,7 @@ def _named(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name = word.partition("=")[2]
         if name not in known:
-            raise UserError(f"sweep: found '{name}', expected one of {', '.join(known)}.{did_you_mean(name, known)}")
+            raise UserError(unknown_choice("sweep", name, known))
         values = yaml.safe_load((CONFIG_ROOT / "sweep" / f"{name}.yaml").read_text())
         return {"name": name} | dict(values)
     return {}

@@ -68,7 +68,15 @@ def test_several_values_are_for_a_sweep():
 
 def test_a_misspelt_key_names_the_nearest():
     message = refused("train.globl_batch=64")
-    assert "train.globl_batch: no such setting. Did you mean 'global_batch'?" in message
+    assert "train.globl_batch: no such setting. Did you mean 'train.global_batch'?" in message
+
+
+def test_a_misspelt_key_that_had_to_be_set_is_one_problem():
+    with pytest.raises(UserError) as caught:
+        config_from(["experiment=photos16", "data.source.pth=x"])
+    assert str(caught.value) == "data.source.pth: no such setting. Did you mean 'data.source.path'?"
+    with pytest.raises(UserError, match=r"^2 problems.*\n.*path: missing(.|\n)*globl_batch: no such setting"):
+        config_from(["experiment=photos16", "train.globl_batch=3"])
 
 
 def test_a_key_of_another_kind_is_not_offered():
@@ -99,8 +107,17 @@ def test_a_kind_that_is_left_open_is_asked_for():
 
 
 def test_an_unknown_choice_names_the_nearest():
-    with pytest.raises(UserError, match="Did you mean 'glyphs16'"):
+    lists = "`mudi list experiments` lists all."
+    with pytest.raises(UserError, match=f"^experiment: found 'glyph16'. Did you mean 'glyphs16'\\? {lists}$"):
         config_from(["experiment=glyph16"])
+    with pytest.raises(UserError, match=f"^experiment: found 'mine', which is none. {lists}$"):
+        config_from(["experiment=mine"])
+    with pytest.raises(
+        UserError, match=r"^data: found 'glyph16'. Did you mean 'glyphs16'\? Expected one of celeba128, "
+    ):
+        config_from(["data=glyph16", "model=unet_tiny", "name=x"])
+    with pytest.raises(UserError, match=r"neither a run directory .* Did you mean experiment=glyphs16\?"):
+        config_from(["glyphs16"])
 
 
 def test_a_word_that_is_no_override():

@@ -11,6 +11,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json, write_text
 from pipeline.runtime.run_dir import create_run
 from slurm.__main__ import main
+from slurm.plan import derived
 from slurm.sweep.settings import settings_from
 from slurm.sweep.submit import check
 from slurm.workflows import launch_for
@@ -143,7 +144,30 @@ def test_weights_that_are_not_there_are_said_by_plan_submit_and_the_jobs(
         assert main(command) == 2
         shown = capsys.readouterr()
         assert f"evaluate.{setting}" in shown.err and ("submit would refuse" in shown.err) == (command[0] == "plan")
+        assert shown.out == ""  # what is wrong stands alone, not below a plan
     assert not (tmp_path / "runs").exists()
+
+
+def test_images_without_labels_are_said_before_anything_is_queued(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").touch()
+    (images / "my labels.tsv").touch()
+    words = ["experiment=glyphs16", "data=folder", "data.image_size=16", "cluster=local", f"data.source.path={images}"]
+    words += [f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data"]
+    for command in ("plan", "submit"):
+        assert main([command, *words]) == 2
+        shown = capsys.readouterr().err
+        assert f"model.condition: found class, but the images of {images} have no labels. Set model.con" in shown
+        assert "my labels.tsv looks like one: data.source.table='my labels.tsv'" in shown
+    assert not (tmp_path / "runs").exists()
+    without = ["model.condition=none", "sample.sampler.guidance.scale=1"]
+    for other in (without, ["data.source.table=my labels.tsv"]):
+        assert missing(config_from([*words, *other]), ["prepare", "train"]) == []
+    (images / "cats").mkdir()
+    assert missing(config_from(words), ["prepare", "train"]) == []
 
 
 def test_a_weaker_model_that_is_not_there_is_said(tmp_path: Path) -> None:
@@ -177,6 +201,31 @@ def test_one_folder_of_weights_serves_every_experiment(tmp_path: Path, monkeypat
     named = config_from([*words, "cluster=komondor", f"cluster.weights={tmp_path}"])
     assert named.evaluate.inception.weights == file
     assert "found no file" in missing(config_from([*words, "cluster.weights=/nowhere"]), ["evaluate"])[0]
+
+
+def test_a_plan_is_shown_where_the_site_is_in_its_way_and_not_where_a_setting_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["plan", "experiment=glyphs16", f"runs_dir={tmp_path}", f"data_dir={tmp_path}", "cluster=local"]
+    assert main([*words, "cluster.train.tasks=3"]) == 2
+    shown = capsys.readouterr()
+    assert "train.global_batch" in shown.err and shown.out == ""
+    assert main([*words, "cluster.train.gpus=64"]) == 2
+    shown = capsys.readouterr()
+    assert "cluster.train.gpus=64: found " in shown.err and "train: to do, after prepare" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("experiment", "said"),
+    [
+        ("glyphs16", "1040, 12 steps of heun"),
+        ("glyphs16_gan", "1040"),
+        ("glyphs16_vae", "1040"),
+        ("celeba64_kl_f4", ""),
+    ],
+)
+def test_a_plan_names_a_sampler_only_where_one_is_used(experiment: str, said: str) -> None:
+    assert derived(config_from([f"experiment={experiment}"])).get("samples", "") == said
 
 
 def test_plan_says_that_fid_is_not_measured(

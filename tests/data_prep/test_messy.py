@@ -256,6 +256,29 @@ def test_every_file_that_is_passed_over_is_listed_with_its_kind(tmp_path: Path, 
     assert code == 2 and "found.files: was 23, now 24" in said, said
 
 
+def test_a_model_of_classes_is_refused_where_images_without_labels_are_listed(tmp_path: Path, capsys: Capture) -> None:
+    root = flat(tmp_path / "images")
+    words = [f"data.source.path={root}", "experiment=glyphs16", "name=x"]
+    expected = f"model.condition: found class, but the 8 images of {root} have no labels. Set model.condition=none "
+    expected += "with sample.sampler.guidance.scale=1, or put each class"
+    for _ in range(2):  # listed anew, and listed before
+        code, said = prepared(capsys, tmp_path / "data", *words, stages=["fetch"])
+        assert code == 2 and "fetch: 8 images listed" in said and expected in said and "looks like" not in said, said
+    without = [*words, "model.condition=none", "sample.sampler.guidance.scale=1"]
+    assert prepared(capsys, tmp_path / "data", *without, stages=["fetch"])[0] == 0
+    (root / "labels.csv").write_text("file_name,label\n" + "".join(f"{name},{name[3]}\n" for name in NAMED))
+    code, said = prepared(capsys, tmp_path / "more", *words, stages=["fetch"])
+    assert code == 2 and "labels.csv looks like one: data.source.table=labels.csv" in said, said
+    labelled = [*words, "data.source.table=labels.csv"]
+    assert prepared(capsys, tmp_path / "more", *labelled, stages=["fetch"])[0] == 0
+    asked = [*words[:1], "model=unet_tiny", "name=x", "data.source.labels=none", "model.condition=class"]
+    assert "the data set has no labels" in prepared(capsys, tmp_path / "more", *asked, stages=["fetch"])[1]
+    tar = wds(tmp_path / "a.tar", [{}, {}])
+    told = ["model=unet_tiny", "name=x", "model.condition=attributes"]
+    code, said = prepared(capsys, tmp_path / "tar", *tar, *told, data="webdataset", stages=["fetch"])
+    assert code == 2 and "model.condition: found attributes, but the 2 images of" in said, said
+
+
 def packed(root: Path, kind: str) -> Path:
     """A folder's files in an archive of some kind, with hidden ones, and links where it knows any."""
     path = root.with_name(f"{root.name}.{kind}")
@@ -390,6 +413,19 @@ def test_tables_of_any_delimiter_encoding_and_quoting_are_read(tmp_path: Path) -
     (tmp_path / "t.csv").write_bytes(b"file,label\np000.png,\x81\n")
     with pytest.raises(UserError, match="line 2: found the byte 0x81, expected text in UTF-8, UTF-16 or Windows-1252"):
         listing.run(config(tmp_path / "byte", *words))
+
+
+def test_splits_of_a_table_that_no_rule_uses_are_said(tmp_path: Path, capsys: Capture) -> None:
+    root = flat(tmp_path / "images")
+    words = [f"data.source.path={root}", "data.source.table=labels.csv"]
+    for splits, there in (("ab" * 4, "a 4, b 4"), ("a" * 3 + " " * 5, "a 3, none 5")):
+        rows = [f"{name},x,{split}" for name, split in zip(NAMED, splits, strict=True)]
+        (root / "labels.csv").write_text("\n".join(["file,label,Split", *rows]))
+        for rule, does in (("hash", "mixes"), ("all", "ignores"), ("official", "")):
+            data = tmp_path / f"data{there}{rule}"
+            said = prepared(capsys, data, *words, f"data.split.rule={rule}", stages=["fetch"])[1]
+            line = f"fetch: the source has splits ({there}), which split.rule={rule} {does}: data.split.rule=official"
+            assert (line in said) == (rule != "official") and said.count("has splits") == (rule != "official"), said
 
 
 def attributes_of(tmp_path: Path, root: Path, name: str, content: str) -> list[tuple[int, ...]]:

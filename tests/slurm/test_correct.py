@@ -7,6 +7,7 @@ from launching import SMALL, latent, profile, stand_in, with_stand_ins
 from pipeline.config.load import autoencoder_config, config_from
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import create_run
+from slurm.__main__ import main
 from slurm.progress import ProgressTable
 from slurm.submit import EARLIER, correct, run_here
 from slurm.workflows import launch_for
@@ -44,6 +45,15 @@ def test_a_run_that_failed_before_it_trained_takes_the_setting_that_is_right(tmp
     with pytest.raises(UserError, match=r"train\.optim\.lr"):
         launch_for(worse, make=True)
     assert config_from([str(launch.run.path)]).train.optim.lr == 1e-4
+
+
+def test_a_submission_that_is_refused_changes_no_settings(tmp_path, capsys):
+    words = ["experiment=glyphs16", f"runs_dir={tmp_path}", f"data_dir={tmp_path}/data", "cluster=local"]
+    run = launch_for(config_from(words), make=True).run
+    assert main(["submit", *words, "train.optim.lr=1e-4", f"train.start_from={tmp_path}/none"]) == 2
+    shown = capsys.readouterr()
+    assert "train.start_from: found" in shown.err and shown.out == ""
+    assert config_from([str(run.path)]).train.optim.lr == 2e-3
 
 
 def test_less_memory_at_once_is_no_other_setting(tmp_path):

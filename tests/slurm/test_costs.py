@@ -8,7 +8,7 @@ from pipeline.config.load import config_from
 from pipeline.runtime import cli
 from pipeline.runtime.files import read_lines
 from pipeline.runtime.run_dir import create_run
-from slurm.costs import H100, UNKNOWN, estimates, like, measured_in
+from slurm.costs import H100, estimates, like, measured_in
 from slurm.plan import derived
 from slurm.workflows import launch_for
 
@@ -16,7 +16,7 @@ from slurm.workflows import launch_for
 def test_a_run_adds_its_speed_to_what_plans_know(tmp_path, capsys):
     cfg = tiny.config(tmp_path)
     tiny.prepare(cfg)
-    assert set(estimates(cfg, launch_for(cfg, make=False).jobs, train_images=60).values()) == {UNKNOWN}
+    assert estimates(cfg, launch_for(cfg, make=False).jobs, train_images=60) == {}
     run = tiny.run(cfg)
     (found,) = measured_in(cfg.runs_dir)
     rates = [row["speed/images_per_second"] for row in read_lines(run.metrics) if "speed/images_per_second" in row]
@@ -25,10 +25,30 @@ def test_a_run_adds_its_speed_to_what_plans_know(tmp_path, capsys):
     longer = tiny.revalidated(cfg, name="longer", train={"duration": "1000000 steps"})
     said = estimates(longer, launch_for(longer, make=False).jobs, train_images=60)
     assert said["train"].startswith("about ") and "GPU" not in said["train"] and str(run.path) in said["train"]
-    assert "from the speed of training" in said["sample"] and said["evaluate"] == UNKNOWN
+    assert "from the speed of training" in said["sample"] and set(said) == {"train", "sample"}
     create_run(longer)
     assert cli.main("slurm", ["plan", str(cfg.runs_dir / "longer")]) == 0
-    assert f"  estimate: {said['train']}\n" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"  estimate: {said['train']}\n" in shown and "nothing like" not in shown
+    epochs = tiny.revalidated(cfg, name="epochs", train={"duration": "3 epochs"})
+    said = estimates(epochs, launch_for(epochs, make=False).jobs, train_images=None)
+    assert said["train"] == "known once the data is prepared" and "from the speed of training" in said["sample"]
+
+
+def test_a_plan_says_once_that_nothing_was_measured_and_what_the_experiment_says(tmp_path, capsys):
+    there = [f"runs_dir={tmp_path}", f"data_dir={tmp_path}/data", "cluster=local"]
+    says = {  # as it stands in the header: of several lines, or nothing but that it is not measured
+        "glyphs16": "minutes of two CPU cores",
+        "bedrooms64_ddpm": "300 thousand images. Estimate, not measured: 8 minutes of one A100 at 600 images/s; "
+        "31 x 1,000 samples of 1,000 steps are more: half an hour each",
+        "glyphs32": "",
+    }
+    for name, cost in says.items():
+        assert cli.main("slurm", ["plan", f"experiment={name}", *there]) == 0
+        shown = capsys.readouterr().out
+        unknown = f"estimates      nothing like these jobs was measured; they come from runs in {tmp_path}\n"
+        assert shown.count("nothing like") == 1 and unknown in shown and "  estimate:" not in shown
+        assert (f"cost           {name} as shipped: {cost}\n" in shown) == bool(cost), shown
 
 
 def test_another_network_size_or_precision_is_not_alike(tmp_path):

@@ -76,9 +76,10 @@ def test_one_whose_training_has_not_ended_is_refused_unless_a_step_is_chosen(tmp
 @pytest.mark.parametrize("name", ["weights", "heads"])
 def test_weights_of_a_loss_that_are_not_there_are_said_before_anything_is_made(tmp_path, name):
     (tmp_path / "there").touch()
+    (tmp_path / "images" / "cats").mkdir(parents=True)
     files = {"weights": tmp_path / "there", "heads": tmp_path / "there"} | {name: tmp_path / "none"}
     overrides = json.dumps([f"autoencoder.perceptual.{key}={path}" for key, path in files.items()])
-    words = [f"data.source.path={tmp_path}", f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
+    words = [f"data.source.path={tmp_path}/images", f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
     cfg = config_from(["experiment=photos32_ldm_f4", "cluster=local", *words, f"latents.overrides={overrides}"])
     with pytest.raises(UserError, match=rf"autoencoder\.perceptual\.{name}: found no file .*none"):
         launch_for(cfg, make=True)

@@ -166,7 +166,7 @@ def test_plan_prints_and_does_nothing(tmp_path, words):
 
 def test_bad_input_says_what_and_what_to_do(tmp_path):
     done = slurm_words("submit", "experiment=glyphs16", "train.durations=3 steps", f"runs_dir={tmp_path}")
-    assert done.returncode == 2 and "Did you mean 'duration'" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "Did you mean 'train.duration'" in done.stderr and "Traceback" not in done.stderr
     assert slurm_words("sumbit").stderr.startswith("error: no command 'sumbit'. Did you mean 'submit'?")
     done = slurm_words("status", str(tmp_path / "nothing"))
     assert done.returncode == 2 and "is not a directory" in done.stderr

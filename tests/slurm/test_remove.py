@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import tiny
+from PIL import Image
 
+from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
 from pipeline.runtime import cli
 from pipeline.runtime.files import append_line
@@ -79,3 +81,35 @@ def test_what_trains_or_is_needed_stays(here, tmp_path, capsys):
     assert (run.path / "config.yaml").is_file() and (data / "shards").is_dir()
     said(capsys, "rm", "runs/tiny", "runs/student", "--yes")
     assert str(data.name) in said(capsys, "rm", "--unused", "--yes") and not data.exists()
+
+
+def test_what_a_failed_preparation_left_is_removed_as_data_is(here, tmp_path, capsys):
+    cfg, _ = here
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "a.png")
+    words = ["data=folder", "data.image_size=16", "model=unet_tiny", "name=mine", f"data_dir={tmp_path}/data"]
+    words.append("model.condition=class")
+    for name in ("images", "nowhere"):  # one has no labels, which its list shows; the other cannot be listed
+        assert cli.main("data_prep", ["fetch", *words, f"data.source.path={tmp_path}/{name}"]) == 2
+    used = data_directory(cfg)
+    left = sorted(path for path in used.parent.iterdir() if path != used)
+    assert sorted([entry.name for entry in path.iterdir()] for path in left) == [[], ["source"]]
+    other = [tmp_path / "data" / name for name in ("downloads", "holiday-0123abcd")]
+    for path in other:
+        (path / "source").mkdir(parents=True)
+        (path / "notes.txt").touch()
+    capsys.readouterr()
+    assert "nobody can be asked" in said(capsys, "rm", str(left[0]), code=2)
+    assert all(path.name in said(capsys, "list", "data") for path in left)
+    assert f"removed {left[0]}" in said(capsys, "rm", str(left[0]), "--yes") and not left[0].exists()
+    text = said(capsys, "rm", "--unused", "--yes")
+    assert f"removed data/{left[1].name}" in text and not left[1].exists()
+    for path in other:
+        assert "is neither a run" in said(capsys, "rm", str(path), "--yes", code=2) and path.is_dir()
+    run = create_run(config_from([*words, f"data.source.path={tmp_path}/nowhere", f"runs_dir={tmp_path}/runs"]))
+    data = data_directory(config_from([str(run.path)]))
+    (data / "source").mkdir(parents=True)
+    assert f"{run.path} uses it" in said(capsys, "rm", str(data), "--yes", code=2)
+    assert "nothing to remove" in said(capsys, "rm", "--unused", "--yes")
+    said(capsys, "rm", str(run.path), str(data), "--yes")
+    assert not data.exists()

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -12,10 +14,12 @@ from launching import LIMIT, PROFILE, slurm_words
 from PIL import Image
 
 from pipeline import score as scoring
+from pipeline.runtime import cli
 from pipeline.runtime.errors import UserError
 from slurm import ledger
 from slurm.ledger import as_submitted
 from slurm.progress import newest_log
+from slurm.rank import process_born
 from slurm.score import launch_for_score
 
 SIDE, COUNT = 112, 256  # four pieces of work in each set
@@ -76,6 +80,23 @@ def test_other_images_under_the_same_paths_are_another_scoring(sets, tmp_path):
         picture.write_bytes(kept)
 
 
+def test_a_scoring_is_removed_and_its_images_stay_while_it_is_under_way(sets, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "fakes-0123abcd"
+    shutil.copytree(sets / "fakes", data / "source")
+    launch = launch_for_score([str(data / "source"), *words(sets, f"runs_dir={tmp_path}/runs")[1:]])
+    folder = launch.run.path
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as job:  # stands in for what was started; ends with the block
+        began = {"ids": [str(job.pid)], "born": [process_born(job.pid)], "executor": "local", "snapshot": ""}
+        ledger.note(launch.run, "submitted", job="evaluate", **began)
+        for path, said in ((folder, f"{folder}: under way: evaluate"), (data, f"{data}: {folder} scores it")):
+            assert cli.main("mudi", ["rm", str(path), "--yes"]) == 2
+            assert said in capsys.readouterr().err and path.is_dir()
+    assert cli.main("mudi", ["rm", str(folder)]) == 2 and "nobody can be asked" in capsys.readouterr().err
+    assert cli.main("mudi", ["rm", str(data), str(folder), "--yes"]) == 0
+    assert not data.exists() and list(folder.parent.iterdir()) == []
+
+
 def test_parts_compute_features_and_one_more_job_puts_them_together(sets, tmp_path):
     asked = ["cluster=slurm_generic", "cluster.evaluate.parts=3", "cluster.evaluate.gpus=2", f"runs_dir={tmp_path}"]
     features, evaluate = launch_for_score(words(sets, *asked)).jobs
@@ -88,7 +109,7 @@ def test_parts_compute_features_and_one_more_job_puts_them_together(sets, tmp_pa
     [
         (lambda w, root: [w[0], str(root / "absent"), *w[2:]], "absent does not exist. Expected a folder"),
         (lambda w, root: [w[0], str(root), *w[2:]], "has no images"),
-        (lambda w, root: [*w, "evaluate.kid_subset=3"], "Did you mean 'kid_subsets'?"),  # noqa: ARG005
+        (lambda w, root: [*w, "evaluate.kid_subset=3"], "Did you mean 'evaluate.kid_subsets'?"),  # noqa: ARG005
         (lambda w, root: w[:2], "No network is given to measure with"),  # noqa: ARG005
         (lambda w, root: [*w, "evaluate.inception.weights=none.pth"], "found no file 'none.pth'"),  # noqa: ARG005
         (lambda w, root: [*w, "train.global_batch=3"], "expected settings of evaluate, cluster"),  # noqa: ARG005

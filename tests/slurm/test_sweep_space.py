@@ -65,7 +65,7 @@ def test_words_of_the_command_line_replace_those_of_a_file():
     assert (fewer.space, fewer.metric, fewer.seeds, fewer.name) == ({key: "1,2"}, "fid", 3, "guidance")
     with pytest.raises(UserError, match="nothing is varied"):
         settings_from(["sweep=guidance", "run=runs/x", f"{key}=1"])
-    with pytest.raises(UserError, match="Did you mean 'guidance'"):
+    with pytest.raises(UserError, match=r"^sweep: found 'guidence'\. Did you mean 'guidance'"):
         settings_from(["sweep=guidence"])
 
 
@@ -145,7 +145,7 @@ def test_an_existing_sweep_is_seen_from_where_it_was_submitted(tmp_path, monkeyp
     [
         ("sweep.strategy.kind=tpe", "goes on until told how many"),
         ("sweep.pruning.kind=medan", "medan"),
-        ("sweep.metrik=fid", "Did you mean 'metric'"),
+        ("sweep.metrik=fid", "Did you mean 'sweep.metric'"),
         ("sweep.seeds=0", "seeds"),
         ("sweep.direction=maximize", "of fd-domain the lower value is the better one"),
     ],
