@@ -52,7 +52,7 @@ def _with_it(cfg: Config) -> str:
     guidance = cfg.sample.sampler.guidance
     if guidance.kind != "classifier_free" or not guidance.active:
         return ""
-    return f" with sample.sampler.guidance.scale={0 if guidance.convention == 'ho' else 1}"
+    return f" with sample.sampler.guidance.scale={guidance.off}"
 
 
 def _listed(cfg: Config) -> _Found | None:

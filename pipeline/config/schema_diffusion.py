@@ -250,9 +250,14 @@ class GuidanceConfig(Settings):
         return self.scale + 1 if self.convention == "ho" else self.scale
 
     @property
+    def off(self) -> int:
+        """The scale that guides nothing."""
+        return 0 if self.convention == "ho" else 1
+
+    @property
     def active(self) -> bool:
         """Whether a second prediction is needed."""
-        return self.factor != 1
+        return self.scale != self.off
 
     @model_validator(mode="after")
     def _complete(self) -> "GuidanceConfig":
@@ -484,10 +489,10 @@ def _guidance_problems(guidance: GuidanceConfig, diffusion: DiffusionConfig, *, 
     if not conditional:
         yield (
             f"sampler.guidance.scale: found {guidance.scale}, but the model is unconditional, so there is nothing to"
-            " guide. Set model.condition, or guidance.kind=autoguidance, or leave the scale out."
+            f" guide. Set it to {guidance.off}, or set model.condition, or guidance.kind=autoguidance."
         )
     elif diffusion.label_dropout == 0:
         yield (
             f"sampler.guidance.scale: found {guidance.scale}, but diffusion.label_dropout is 0: the model has never"
-            " seen an image without its label. Train with label_dropout=0.1, or leave the scale out."
+            f" seen an image without its label. Set it to {guidance.off}, or train with label_dropout=0.1."
         )

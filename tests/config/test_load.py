@@ -165,7 +165,12 @@ def test_fourier_features_that_could_not_tell_noise_levels_apart_are_refused():
 
 
 def test_guiding_an_unconditional_model_is_refused():
-    assert "guidance" in refused("model.condition=none", "sample.sampler.guidance.scale=2")
+    plain, words = "model.condition=none", ["experiment=glyphs16"]  # which guides
+    assert "sample.sampler.guidance.scale: found 1.5" in (said := refused(plain)) and "Set it to 1" in said
+    config_from([*words, plain, "sample.sampler.guidance.scale=1"])
+    ho = [plain, "sample.sampler.guidance.convention=ho"]
+    assert "Set it to 0" in refused(*ho)
+    config_from([*words, *ho, "sample.sampler.guidance.scale=0"])
 
 
 def test_scientific_notation_that_yaml_takes_for_text_is_a_number():
