@@ -23,7 +23,7 @@ from pipeline.config.explain import explain
 from pipeline.config.load import listed
 from pipeline.config.overrides import put
 from pipeline.config.schema_metrics import EvaluateConfig
-from pipeline.config.weights import NO_FOLDER, weights_file, weights_folder
+from pipeline.config.weights import FILES, NO_FOLDER, VARIABLE, weights_file, weights_folder
 from pipeline.image_sets import ImageSet, Statistics, open_set
 from pipeline.metrics.extraction import Work, default_device, extract
 from pipeline.metrics.extractors import build_extractors
@@ -66,8 +66,15 @@ def settings_from(words: list[str]) -> EvaluateConfig:
     Inception's weights are looked for where MUDI_WEIGHTS says, unless a word says otherwise.
     """
     values = OmegaConf.create({"evaluate": {"domain": {"enabled": False}}})
-    if (folder := weights_folder()) is not None:
-        put(values, f"evaluate.inception.weights={weights_file('inception', folder)}")
+    named = any(word.startswith("evaluate.inception.weights=") for word in words)
+    if (folder := weights_folder()) is not None and not named:
+        if not (path := weights_file("inception", folder)).is_file():
+            raise UserError(
+                f"{VARIABLE}: found none of {', '.join(FILES['inception'])} in '{folder}' or its folder inception. "
+                f"`mudi prepare fetch weights inception --into {folder}` brings one; or name yours: "
+                "evaluate.inception.weights=FILE."
+            )
+        put(values, f"evaluate.inception.weights={path}")
     for word in words:
         put(values, word)
     try:

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from pipeline.config.load import listed, run_named
 from pipeline.runtime.errors import UserError
+from pipeline.runtime.run_dir import refuse_others
 from slurm import cancel, ledger, plan, preflight, status
 from slurm.progress import ProgressTable
 from slurm.score import launch_for_score
@@ -115,6 +116,7 @@ def plan_(words: list[str], *, sbatch: Path | None = None) -> None:
     launch = launch_for(meant(words), make=False) if sbatch is None else _made(words)
     if problems := missing_for(launch):
         raise UserError(f"submit would refuse this:\n{listed(problems)}")
+    refuse_others(launch.cfg)
     plan.show(launch, _console(), words=words)
     for path in plan.write(launch, sbatch) if sbatch is not None else ():
         print(path)

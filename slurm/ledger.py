@@ -201,6 +201,8 @@ def runs_under(paths: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
+            if path == RUNS:
+                raise UserError(f"There is no folder '{RUNS}' here: no run yet. mudi submit experiment=NAME makes one.")
             near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
             near = f" Did you mean {RUNS / path}?" if (RUNS / path).is_dir() else near
             raise UserError(f"{path} is not a directory. Give a run directory or a folder of them.{near}")

@@ -117,6 +117,7 @@ def test_a_run_directory_made_with_other_settings_is_left_alone(submitted):
     assert "was made with other settings" in said
     assert "train.optim.lr: the run has 0.002, this call has 1.0" in said
     assert "name=glyphs16-2" in said
+    assert "was made with other settings" in mudi("slurm", "plan", *words, "train.optim.lr=1", code=2)
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,17 @@ def require(cfg: Config, *jobs: str) -> None:
 
 
 def _images(cfg: Config) -> Iterator[str]:
-    path = getattr(cfg.data.source, "path", None)
-    if path is not None and not path.exists() and not (data_directory(cfg) / RECEIPT).is_file():
+    path, table = (getattr(cfg.data.source, name, None) for name in ("path", "table"))
+    if path is None or (data_directory(cfg) / RECEIPT).is_file():
+        return
+    if not path.exists():
         yield (
             f"data.source.path: '{path}' does not exist on this machine (looked at {path.resolve()}), and "
             f"{data_directory(cfg)} holds nothing prepared from it. Give the folder or archive of the images, on a "
             "file system that the nodes see too: data.source.path=/path/to/images."
         )
+    if table and path.is_dir() and not (path / table).is_file() and not Path(table).expanduser().is_file():
+        yield f"data.source.table: '{table}' is neither in '{path}' nor a file. Give a .csv, .tsv or .jsonl."
 
 
 def _features(cfg: Config) -> Iterator[str]:

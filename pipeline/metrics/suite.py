@@ -236,7 +236,9 @@ def kernel(view: View) -> Measured:
     """KID."""
     out, cfg = Measured(), view.cfg
     found = kid(view.samples, view.others, subsets=cfg.kid_subsets, size=cfg.kid_subset_size, seed=cfg.seed)
-    out.add(f"kid{view.ending}", found.mean, std=found.std, subsets=found.subsets, size=found.size, **view.facts)
+    whole = found.size == len(view.samples) == len(view.others)  # then all subsets are the same
+    spread = {} if whole else {"std": found.std}
+    out.add(f"kid{view.ending}", found.mean, subsets=found.subsets, size=found.size, **spread, **view.facts)
     return out
 
 

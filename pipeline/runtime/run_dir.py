@@ -164,7 +164,7 @@ def create_run(cfg: Config, *, goes_on: bool = True) -> RunDir:
     if run.config.is_file():
         goes_on = goes_on and run.latest_step() is not None
         found = [line for line in differences(run, cfg) if not (goes_on and line.startswith(f"{DURATION}: "))]
-        _refuse(run, found, f"Give this experiment another name (name={cfg.name}-2)")
+        _refuse(run, found, _another_name(cfg))
         if goes_on:
             _go_on(run, cfg)
         return run
@@ -172,6 +172,22 @@ def create_run(cfg: Config, *, goes_on: bool = True) -> RunDir:
         raise UserError(f"{run.path} has checkpoints but no {CONFIG_FILE}. Restore that file, or choose another name.")
     write_text(run.config, to_yaml(cfg))
     return run
+
+
+def refuse_others(cfg: Config) -> None:
+    """What `create_run` would refuse of a run that has trained, without touching it.
+
+    Raises:
+        UserError: where the run was made with other settings; it lists every difference.
+    """
+    run = RunDir(run_directory(cfg))
+    if run.config.is_file() and run.latest_step() is not None:
+        found = [line for line in differences(run, cfg) if not line.startswith(f"{DURATION}: ")]
+        _refuse(run, found, _another_name(cfg))
+
+
+def _another_name(cfg: Config) -> str:
+    return f"Give this experiment another name: the words that made it, not its directory, and name={cfg.name}-2"
 
 
 def grows(run: RunDir, cfg: Config) -> bool:

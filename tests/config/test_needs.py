@@ -162,6 +162,8 @@ def test_images_without_labels_are_said_before_anything_is_queued(
         shown = capsys.readouterr().err
         assert f"model.condition: found class, but the images of {images} have no labels. Set model.con" in shown
         assert "my labels.tsv looks like one: data.source.table='my labels.tsv'" in shown
+        assert main([command, *words, "data.source.table=labels.csv"]) == 2
+        assert f"data.source.table: 'labels.csv' is neither in '{images}' nor a file" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
     without = ["model.condition=none", "sample.sampler.guidance.scale=1"]
     for other in (without, ["data.source.table=my labels.tsv"]):

@@ -10,6 +10,7 @@ import tiny
 from launching import profile, real, stand_in, with_stand_ins
 
 from pipeline.config.paths import sample_set_name
+from pipeline.runtime import cli
 from pipeline.runtime.files import append_line, write_json
 from pipeline.runtime.run_dir import create_run
 from slurm.__main__ import main
@@ -150,3 +151,9 @@ def test_a_run_that_failed_here_for_a_setting_says_how_to_change_it(tmp_path, ca
     said = capsys.readouterr().out
     assert said.count("->") == 1 and "prepare: -> correct the setting" in said
     assert f"mudi submit {launch.run.path} key=value" in said
+
+
+def test_before_the_first_run_it_says_how_to_make_one(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main("slurm", ["status"]) == 2
+    assert "no folder 'runs' here: no run yet. mudi submit experiment=NAME" in capsys.readouterr().err
