@@ -102,7 +102,8 @@ def test_an_exported_network_names_the_plugins_that_it_needs(folder):
 
 
 def test_mistakes_in_a_plugins_settings_are_said_as_those_of_the_package(folder):
-    plan = ["-m", "slurm", "plan", *SUBMIT[2:]]
+    words = [word for word in SUBMIT[2:] if not word.startswith("name=")]  # there is a run of that name
+    plan = ["-m", "slurm", "plan", *words, "name=another"]
     said = python(folder, *plan, "model.kind=plian", code=2)
     assert "model.kind: found 'plian', expected one of" in said and "Did you mean 'plain'?" in said
     said = python(folder, *plan, "model.widht=4", "model.width=5", "objective.limit=-1", code=2)
