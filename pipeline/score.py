@@ -63,18 +63,17 @@ class Published(Reference):
 def settings_from(words: list[str]) -> EvaluateConfig:
     """`evaluate.key=value` words as settings. The domain classifier, which belongs to a prepared data set, is off.
 
-    Inception's weights are looked for where MUDI_WEIGHTS says, unless a word says otherwise.
+    Inception's weights are taken from where MUDI_WEIGHTS says, if they are there, unless a word says otherwise.
     """
     values = OmegaConf.create({"evaluate": {"domain": {"enabled": False}}})
-    named = any(word.startswith("evaluate.inception.weights=") for word in words)
-    if (folder := weights_folder()) is not None and not named:
-        if not (path := weights_file("inception", folder)).is_file():
-            raise UserError(
-                f"{VARIABLE}: found none of {', '.join(FILES['inception'])} in '{folder}' or its folder inception. "
-                f"`mudi prepare fetch weights inception --into {folder}` brings one; or name yours: "
-                "evaluate.inception.weights=FILE."
-            )
-        put(values, f"evaluate.inception.weights={path}")
+    where = NO_FOLDER
+    if (folder := weights_folder()) is not None:
+        where = (
+            f"{VARIABLE}: found none of {', '.join(FILES['inception'])} in '{folder}' or its folder inception. "
+            f"`mudi prepare fetch weights inception --into {folder}` brings one."
+        )
+        if (path := weights_file("inception", folder)).is_file():
+            put(values, f"evaluate.inception.weights={path}")
     for word in words:
         put(values, word)
     try:
@@ -87,7 +86,7 @@ def settings_from(words: list[str]) -> EvaluateConfig:
         raise UserError(
             "No network is given to measure with. Say evaluate.inception.weights=FILE for FID, KID, IS, precision and "
             "recall, or evaluate.dinov2.weights, evaluate.clip.weights, or evaluate.quality.niqe, .brisque or .cnniqa. "
-            f"{NO_FOLDER}"
+            f"{where}"
         )
     return cfg
 

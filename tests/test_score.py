@@ -221,8 +221,9 @@ def test_what_would_make_a_wrong_number_is_refused(tmp_path, pixels):
 
 def test_the_folder_of_weights_that_the_environment_names_is_used(tmp_path, monkeypatch):
     monkeypatch.setenv("MUDI_WEIGHTS", str(tmp_path))
-    with pytest.raises(UserError, match=r"MUDI_WEIGHTS: found none of .*evaluate.inception.weights=FILE"):
+    with pytest.raises(UserError, match=r"Say evaluate.inception.weights=FILE .*MUDI_WEIGHTS: found none of "):
         scoring.settings_from([])
+    assert scoring.settings_from(["evaluate.quality.niqe=x.npz"]).inception.weights is None
     (tmp_path / "inception-2015-12-05.pt").touch()
     assert scoring.settings_from([]).inception.weights.is_relative_to(tmp_path)
     named = scoring.settings_from(["evaluate.inception.weights=x.pth"])

@@ -163,8 +163,7 @@ def create_run(cfg: Config, *, goes_on: bool = True) -> RunDir:
     run = RunDir(run_directory(cfg))
     if run.config.is_file():
         goes_on = goes_on and run.latest_step() is not None
-        found = [line for line in differences(run, cfg) if not (goes_on and line.startswith(f"{DURATION}: "))]
-        _refuse(run, found, _another_name(cfg))
+        _refuse_others(run, cfg, goes_on=goes_on)
         if goes_on:
             _go_on(run, cfg)
         return run
@@ -182,12 +181,13 @@ def refuse_others(cfg: Config) -> None:
     """
     run = RunDir(run_directory(cfg))
     if run.config.is_file() and run.latest_step() is not None:
-        found = [line for line in differences(run, cfg) if not line.startswith(f"{DURATION}: ")]
-        _refuse(run, found, _another_name(cfg))
+        _refuse_others(run, cfg, goes_on=True)
 
 
-def _another_name(cfg: Config) -> str:
-    return f"Give this experiment another name: the words that made it, not its directory, and name={cfg.name}-2"
+def _refuse_others(run: RunDir, cfg: Config, *, goes_on: bool) -> None:
+    found = [line for line in differences(run, cfg) if not (goes_on and line.startswith(f"{DURATION}: "))]
+    named = f"Give this experiment another name: the words that made it, not its directory, and name={cfg.name}-2"
+    _refuse(run, found, named)
 
 
 def grows(run: RunDir, cfg: Config) -> bool:
