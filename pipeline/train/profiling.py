@@ -101,18 +101,25 @@ class Profiler:
 
 
 def table(trace: profile, *, steps: int, cuda: bool) -> str:
-    """The OPERATIONS operations with most time of their own, on the GPU where `cuda`, else on the CPU, as text."""
+    """The OPERATIONS operations with most time of their own, on the GPU where `cuda`, else on the CPU, as text.
+
+    The replay of a CUDA graph starts kernels of which no operation is known: where these are most of the GPU's time,
+    kernels are listed.
+    """
+    rows = list(trace.key_averages())
+    operations = [row for row in rows if row.device_type.name == "CPU"]
+    kernels = [row for row in rows if row.device_type.name != "CPU" and not _SPAN.fullmatch(row.key)]
+    known, whole = (sum(row.self_device_time_total for row in some) for some in (operations, kernels))
+    by_kernel = cuda and 2 * known < whole
     spent: dict[str, float] = defaultdict(float)  # milliseconds of a step
     calls: dict[str, float] = defaultdict(float)
-    for row in trace.key_averages():
-        if row.device_type.name != "CPU":  # a kernel, whose time its operation has too
-            continue
+    for row in kernels if by_kernel else operations:
         name = OUTSIDE if _SPAN.fullmatch(row.key) else row.key
         spent[name] += (row.self_device_time_total if cuda else row.self_cpu_time_total) / 1e3 / steps
         calls[name] += row.count / steps
     total = sum(spent.values()) or 1.0
     most = sorted(spent, key=lambda name: -spent[name])[:OPERATIONS]
-    lines = [f"{'operation':<{NAME_WIDTH}} {'calls/step':>10} {'ms/step':>10} {'share':>6}"]
+    lines = [f"{'kernel' if by_kernel else 'operation':<{NAME_WIDTH}} {'calls/step':>10} {'ms/step':>10} {'share':>6}"]
     lines += [
         f"{name[:NAME_WIDTH]:<{NAME_WIDTH}} {calls[name]:>10.1f} {spent[name]:>10.3f} {spent[name] / total:>6.1%}"
         for name in most

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from torch.autograd.profiler_util import DeviceType, FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile
 
 from pipeline.runtime.distributed import World
@@ -72,6 +73,29 @@ def test_an_error_leaves_no_recording_running(tmp_path):
     with profile(activities=[ProfilerActivity.CPU]) as again:  # torch records once at a time
         torch.ones(3).add(1)
     assert "aten::add" in table(again, steps=1, cuda=False)
+
+
+def device_times(**microseconds):
+    """Rows of a profile as torch makes them: operations on the host, the kernels on the device."""
+    rows = []
+    for key, time in microseconds.items():
+        row = FunctionEventAvg()
+        row.key, row.count = key, 2
+        row.device_type = DeviceType.CUDA if key.startswith("kernel") else DeviceType.CPU
+        row.self_device_time_total = time
+        rows.append(row)
+    return SimpleNamespace(key_averages=lambda: rows)
+
+
+def test_a_gpus_time_is_told_by_operation_and_that_of_a_graph_by_kernel():
+    eager = table(device_times(conv=3000, silu=1000, kernel_a=3000, kernel_b=1000), steps=2, cuda=True)
+    assert [line.split()[0] for line in eager.splitlines()[1:]] == ["operation", "conv", "silu"]
+    graph = table(device_times(fill=20, kernel_a=3000, kernel_b=980), steps=2, cuda=True)
+    assert [line.split() for line in graph.splitlines()[1:]] == [
+        ["kernel", "calls/step", "ms/step", "share"],
+        ["kernel_a", "1.0", "1.500", "75.4%"],
+        ["kernel_b", "1.0", "0.490", "24.6%"],
+    ]
 
 
 def test_it_may_be_asked_of_a_run_that_was_made_without(tmp_path):
