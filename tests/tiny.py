@@ -138,7 +138,7 @@ def prepare(cfg: Config, *, count: int = 60, attributes: bool = False) -> None:
 def processes() -> ForkServerContext:
     """Processes forked from a server that has torch loaded and nothing else: quick to start, with no history.
 
-    Torch loads its compiler where algorithms are to be deterministic, which would take each of them more than a second.
+    Torch loads its compiler with the first optimiser, which would take each of them more than a second.
     """
     context = multiprocessing.get_context("forkserver")
     torch_parts = ["torch._inductor", "torch.distributed.nn", "torch.distributed.fsdp"]

@@ -24,8 +24,11 @@ def set_numerics(*, tf32: bool = False) -> dict[str, Any]:
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    # With `warn_only` attention would warn and keep its algorithm that sums in any order.
-    torch.use_deterministic_algorithms(torch.cuda.is_available())
+    if torch.cuda.is_available():
+        # With `warn_only` attention would warn and keep its algorithm that sums in any order.
+        torch.use_deterministic_algorithms(True)
+    else:  # the same setting, without the import of the compiler, which is most of a short start
+        torch.set_deterministic_debug_mode("default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that writes all new memory
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]  # torch has no types here
     return {"tf32": tf32, "cudnn": cudnn, "deterministic": torch.cuda.is_available()}
