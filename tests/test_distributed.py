@@ -57,10 +57,9 @@ def test_the_balance_of_losses_is_learned_by_all_ranks(tmp_path):
     assert load_file(one.checkpoint(STEPS) / "network.denoiser.safetensors")["balance.head.weight"].abs().max() > 0
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_float32_losses_are_those_of_one_process(tmp_path, single, world_size):
+def test_float32_losses_are_those_of_one_process(tmp_path, single):
     expected = tiny.history(single(log_every="1 steps"))
-    found = tiny.history(tiny.run(tiny.config(tmp_path, name="several", log_every="1 steps"), world_size=world_size))
+    found = tiny.history(tiny.run(tiny.config(tmp_path, name="several", log_every="1 steps"), world_size=2))
     assert [row["step"] for row in found] == [row["step"] for row in expected]
     assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
 
@@ -162,13 +161,15 @@ def graphed(cfg, rank):
 def test_a_graphs_gradients_are_accumulated_and_averaged_over_ranks(tmp_path, single):
     """The one network in it has no DDP wrapper. That a real graph computes what eager code does: tests/gpu."""
     expected = single(precision="fp64")
-    for world_size, micro_batch in ((1, 2), (2, None), (2, 2)):
-        cfg = tiny.config(tmp_path, name=f"g{world_size}{micro_batch}", precision="fp64", micro_batch=micro_batch)
-        assert largest_difference(expected, tiny.run(cfg, world_size=world_size, change=graphed)) < 1e-9
+    cfg = tiny.config(tmp_path, name="graph", precision="fp64", micro_batch=2)
+    assert largest_difference(expected, tiny.run(cfg, world_size=2, change=graphed)) < 1e-9
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-@pytest.mark.parametrize("model", [tiny.GAME, tiny.AUTOENCODER, tiny.VAE], ids=["game", "autoencoder", "vae"])
+@pytest.mark.parametrize(
+    ("model", "world_size"),
+    [(tiny.GAME, 4), (tiny.AUTOENCODER, 2), (tiny.VAE, 2)],
+    ids=["game", "autoencoder", "vae"],
+)
 def test_other_objectives_on_several_ranks(tmp_path, model, world_size):
     """The game's critic sees how images of a group differ: groups follow image numbers, not ranks. What is compared
     has augmentation's p, the mean path length and the average style in it. An autoencoder's critic counts as much as
@@ -193,7 +194,7 @@ def end(root, number):
 def test_ranks_end_cleanly(tmp_path):
     """Every run of these tests ends as an interpreter does, and its exit code is looked at; here it is provoked."""
     tiny.prepare(tiny.config(tmp_path))
-    for number in range(3):
+    for number in range(2):
         end(tmp_path, number)
 
 
