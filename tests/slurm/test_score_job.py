@@ -22,7 +22,7 @@ from slurm.progress import newest_log
 from slurm.rank import process_born
 from slurm.score import launch_for_score
 
-SIDE, COUNT = 112, 256  # four pieces of work in each set
+SIDE, COUNT = 112, 130  # three pieces of work in each set
 
 
 @pytest.fixture(scope="module")
