@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.config.prepared import prepared_notes
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.numbers_text import notes, shown
@@ -220,6 +221,8 @@ def summary(launch: Launch, console: Console) -> None:
             console.print(f"{what + ':':12} {samples / name}", highlight=False, soft_wrap=True)
     if comparison(launch).is_file():
         console.print(f"Comparison:  {comparison(launch)}", highlight=False, soft_wrap=True)
+    for said in prepared_notes(launch.cfg):
+        console.print(f"Data:        {said}", highlight=False, markup=False, soft_wrap=True)
     if launch.run.tensorboard.is_dir():
         command = f"{sys.executable} -m tensorboard.main --logdir {launch.run.tensorboard}"
         console.print(f"TensorBoard: {command}", highlight=False, soft_wrap=True)

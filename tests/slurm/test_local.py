@@ -13,14 +13,17 @@ from pathlib import Path
 import pytest
 import tiny
 from launching import HERE, LIMIT, kept_steps, profile, real, result, slurm_words, stand_in, states, uninterrupted
+from rich.console import Console
 
 from pipeline.config.load import config_from
+from pipeline.config.paths import data_directory
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import read_lines
+from pipeline.runtime.files import read_lines, write_json
 from slurm import ledger
 from slurm.__main__ import main
 from slurm.progress import ProgressTable
 from slurm.rank import ATTEMPTS
+from slurm.status import summary
 from slurm.submit import run_here
 from slurm.workflows import launch_for
 
@@ -73,6 +76,22 @@ def test_graph_runs_in_order_with_a_log_each_and_then_there_is_nothing_to_do(tmp
     code, board = run(launch)
     assert code == 0 and all("skipped" in row.detail for row in board.rows.values())
     assert {name: s.ids for name, s in ledger.submissions(launch.run).items()} == ids
+
+
+def test_what_prepare_passed_over_is_said_at_once_and_at_the_end(tmp_path, capfd):
+    launch = stand_in(tmp_path, profile("local"), only=("prepare",))
+    data = data_directory(launch.cfg)
+    write_json(data / "source" / "receipt.json", {"rejected": {"empty": 2}})
+    manifest = {"classes": ["a", "b", "c"], "class_counts": [5, 0, 0]}
+    write_json(data / "shards" / "train" / "manifest.json", manifest)
+    for _ in range(2):  # also where it was there already
+        code, _ = run(launch)
+        summary(launch, Console(width=200))
+        said = capfd.readouterr()
+        assert code == 0
+        for told in (said.err, said.out):
+            assert "2 of 3 classes have no image in train: b, c" in told, told
+            assert "passed over 2 x empty (the file has no bytes)" in told, told
 
 
 def test_images_that_are_not_there_are_said_before_anything_is_queued(tmp_path):
