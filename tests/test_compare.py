@@ -75,6 +75,16 @@ def test_one_table_with_every_set_and_the_best_value_in_bold(runs: list[Path], t
     assert table[2]["guidance"] == "2.0" and table[5]["weights"] == "power:0.1"
 
 
+def test_the_tables_have_the_legend_of_evaluation(runs: list[Path], tmp_path: Path) -> None:
+    text = compare(runs, tmp_path / "out")[0].read_text()
+    for told in (
+        "Lower is better: fd-domain, fd-domain-infinity.",
+        "Higher is better: accuracy-domain.",
+        "-domain: in a ",
+    ):
+        assert text.count(told) == 1, (told, text)
+
+
 def test_plots_for_what_varies_and_no_others(runs: list[Path], tmp_path: Path) -> None:
     names = {path.name for path in compare(runs, tmp_path / "out")}
     drawn = {"step.png", "guidance.png", "weights.png", "number-of-samples.png"}

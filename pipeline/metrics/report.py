@@ -11,7 +11,7 @@ from rich.text import Text
 
 from pipeline.config.registry import METRICS, known_metric
 from pipeline.config.schema_metrics import ATTRIBUTE_ACCURACY, FRECHET
-from pipeline.runtime.numbers_text import notes, shown
+from pipeline.runtime.numbers_text import legend, notes, shown
 
 ENOUGH = 10_000  # images below which a Frechet distance says little across papers
 Row = tuple[str, ...]
@@ -147,6 +147,7 @@ def show(result: Mapping[str, Any]) -> None:
     for block in blocks(result):
         console.print(_table(block, justify="right"))
     console.print(_table(meanings(result["metrics"])))
-    console.print("In brackets: 95% intervals. ±: standard deviation over subsets, splits or images.", highlight=False)
+    for sentence in legend(result["metrics"], result["details"]):
+        console.print(sentence, highlight=False, markup=False)
     for sentence in result["words"]:
         console.print(f"- {sentence}", highlight=False, markup=False)
