@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 from rich.console import Console
@@ -67,7 +68,8 @@ def blocks(result: Mapping[str, Any]) -> list[Block]:
     splits = [*result["data"]]
     compared = usual_first({n.partition("@")[0] for n in metrics if "@" in n or "reference" in details.get(n, {})})
     alone = [n for n in usual_first(metrics) if "@" not in n and n not in compared]
-    heads = [f"against {split}, {result['data'][split]['count']} images" for split in splits]
+    counts = [f", {count} images" if (count := result["data"][split]["count"]) else "" for split in splits]
+    heads = [f"against {_called(result, split)}{count}" for split, count in zip(splits, counts, strict=True)]
     found = [
         Block(("metric", *heads), tuple((n, *_against(result, n, splits)) for n in compared)),
         Block(
@@ -81,6 +83,14 @@ def blocks(result: Mapping[str, Any]) -> list[Block]:
             Block(("attribute", "seen as asked", "samples asked", "classifier on held-out images"), tuple(rows))
         )
     return [block for block in found if block.rows]
+
+
+def _called(result: Mapping[str, Any], split: str) -> str:
+    """What a reference is called: its split; the last part of its path, where it is a set that somebody gave."""
+    if (given := result["data"][split].get("set")) is None:
+        return split
+    path, scored = PurePath(given), PurePath(result["samples"]["set"])
+    return path.name if path.name != scored.name else "/".join(path.parts[-2:])
 
 
 def _against(result: Mapping[str, Any], name: str, splits: Sequence[str]) -> list[str]:
