@@ -10,6 +10,7 @@ import fcntl
 import grp
 import os
 import pwd
+import socket
 import stat
 import tempfile
 import time
@@ -40,13 +41,23 @@ def held(path: Path, *, refusal: str, seconds: float = 0.0) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() >= end:
-                    raise UserError(refusal) from error
+                    holder = path.read_text().strip()
+                    raise UserError(f"{refusal}{holder and f' It is {holder}.'}") from error
                 time.sleep(0.1)
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
                 break
+        _name_holder(file)
         yield
+
+
+def _name_holder(file: TextIO) -> None:
+    """Write into a lock who holds it, for whoever is refused. A colleague's file stays as it is."""
+    if file.writable():
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
 
 
 def _opened(path: Path) -> TextIO:

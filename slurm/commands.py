@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.config.load import listed, run_named
+from pipeline.config.load import config_from, listed, run_named
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import refuse_others
 from slurm import cancel, ledger, plan, preflight, status
@@ -80,12 +80,22 @@ def _run_here(launch: Launch) -> int:
     console.print(table.table())
     summary(launch, console)
     if code:
-        console.print(f"Logs: {launch.run.jobs}. Submit again to go on from here.", soft_wrap=True)
+        console.print(f"Logs: {launch.run.jobs}. {_goes_on(launch)}", highlight=False, soft_wrap=True)
         for state in ledger.states(launch.run, launch.complete()).values():
             if table.rows[state.job].word == "failed":  # in this call: others may have ended for other settings
                 advice = f"{state.job}: {status.what_to_do(launch, state)}"
                 console.print(advice, highlight=False, markup=False, soft_wrap=True)
     return code
+
+
+def _goes_on(launch: Launch) -> str:
+    """From where the same command goes on."""
+    jobs = [job.name for job in launch.jobs if launch.trains(job.name) and not launch.complete()[job.name]]
+    run = launch.trains(jobs[0]) if jobs else None
+    if run is None or (step := run.latest_step()) is None:
+        return "The same command goes on from here."
+    batch = config_from([str(run.path)]).train.global_batch
+    return f"{jobs[0]}: saved at step {step} ({step * batch / 1000:g} kimg). The same command goes on from there."
 
 
 def _queue(launches: list[Launch]) -> None:

@@ -179,7 +179,10 @@ def context_of(launch: Launch, job: Job, *, code: Path, dependency: str | None =
 
 def locked(run: RunDir) -> AbstractContextManager[None]:
     """One at work on a run at a time. Raises `UserError` where somebody runs it in the foreground."""
-    refusal = f"Another command is at work on {run.path}. Wait for it, or end it."
+    refusal = (
+        f"Another command is at work on {run.path}. Wait for it, or end it with its jobs, which save first: "
+        f"mudi cancel {run.path}."
+    )
     return held(run.jobs / ".lock", refusal=refusal)
 
 

@@ -25,6 +25,7 @@ from slurm.score import ScoreLaunch
 from slurm.workflows import Launch, comparison, job_named, reconstruction_of, result_of, sample_set
 
 PICTURES = {"grid.png": "Picture", "strip.png": "Strip"}  # of a sample set: images, and how they came out of noise
+RESOURCES = {"reconstruct": "sample", "features": "evaluate"}  # jobs that are given those of another
 LAUNCHER = re.compile(r"^submitit INFO .*\n?", re.MULTILINE)
 POLL_SECONDS = 0.5
 ASK_SECONDS = 15.0  # how often the queue is asked whether the job still lasts
@@ -113,11 +114,15 @@ def goodput_of(share: float) -> str:
 
 def what_to_do(launch: Launch, state: State) -> str:
     """The advice for a job that did not end well, and in a line each the commands that follow it."""
-    path = launch.run.path
-    commands = {RETRY: f"mudi retry {path}", CHANGE: f"mudi submit {path} key=value (changes a setting)"}
+    if state.cause is None:
+        return f"-> {state.advice}"
+    wanted, example = POLICIES[state.cause].commands, POLICIES[state.cause].example
+    what, group = str(launch.run.path), RESOURCES.get(state.job, state.job)
     if isinstance(launch, ScoreLaunch):
-        commands[CHANGE] = "mudi submit score A B key=value (with other settings)"
-    wanted = POLICIES[state.cause].commands if state.cause else ()
+        what = " ".join(("score", *launch.sets))
+        example = example if example.startswith("cluster.") else "evaluate.batch=64"
+    commands = {RETRY: f"mudi retry {launch.run.path}"}
+    commands[CHANGE] = f"mudi submit {what} {example.format(group=group)} (an example)"
     return "\n   ".join([f"-> {state.advice}", *(commands[name] for name in wanted)])
 
 

@@ -5,8 +5,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,8 +21,11 @@ from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_lines, write_json
+from pipeline.runtime.run_dir import COMMIT
 from slurm import ledger
 from slurm.__main__ import main
+from slurm.commands import _run_here
+from slurm.ledger import locked
 from slurm.progress import ProgressTable
 from slurm.rank import ATTEMPTS
 from slurm.status import summary
@@ -139,6 +144,31 @@ def test_ctrl_c_saves_ends_everything_and_the_next_call_goes_on(tmp_path):
     assert again.wait() == 0
     assert kept_steps(launch) == list(range(1, 101))  # nothing was lost, nothing was done twice
     assert result(launch) == uninterrupted(100)
+
+
+def test_ctrl_c_says_what_is_saved_and_that_the_same_command_goes_on(tmp_path, capsys):
+    options = {"train": "--steps 1000 --pace 0.01"}
+    launch = stand_in(tmp_path, profile("local"), only=("train", "sample"), options=options)
+    write_json(launch.run.checkpoint(3) / COMMIT, {"step": 3})
+
+    def interrupt():
+        wait(lambda: trained(launch) >= 5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    code = _run_here(launch)
+    thread.join()
+    said = " ".join(capsys.readouterr().out.split())
+    assert code == 130 and said.count("saved at step 3 (0.024 kimg). The same command goes on from there.") == 1, said
+
+
+def test_a_second_submitter_is_told_how_to_end_the_first(tmp_path):
+    launch = stand_in(tmp_path, profile("local"), only=("train",))
+    with locked(launch.run), pytest.raises(UserError) as caught:
+        run(launch)
+    said = str(caught.value)
+    assert f"mudi cancel {launch.run.path}" in said and f"process {os.getpid()} on {socket.gethostname()}" in said
 
 
 def test_a_submitter_that_is_killed_leaves_its_job_which_the_next_one_adopts(tmp_path):
