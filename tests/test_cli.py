@@ -110,6 +110,7 @@ def test_the_console_command_has_every_command_once():
         ("mudi cancel", "cancel what? For example: mudi cancel runs/glyphs16"),
         ("mudi train --dry-run", "train what? For example: mudi train runs/glyphs16"),
         ("mudi list settings trian.optim", "Did you mean 'train.optim'?"),
+        ("mudi list settings train.lr", "Did you mean 'train.optim.lr'?"),
     ],
 )
 def test_mistakes_are_answered_with_what_was_meant(capsys, words, hint):
