@@ -10,16 +10,18 @@ import fcntl
 import grp
 import os
 import pwd
+import shutil
 import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 from pipeline.runtime.errors import UserError
 
+TURNS = ".submitting"  # the lock of a folder of runs
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of some shared file systems
 
 
@@ -50,6 +52,29 @@ def held(path: Path, *, refusal: str, seconds: float = 0.0) -> Iterator[None]:
                 break
         _name_holder(file)
         yield
+
+
+@contextlib.contextmanager
+def taken_back(folders: Iterable[Path], *, keep: Callable[[Path], bool]) -> Iterator[None]:
+    """Where a `UserError` refuses what is done here, remove those of these folders that were not there before.
+
+    Folders above them that were made for them, and are empty then, go too. `keep`: whether something was submitted
+    from a folder, which stays then.
+    """
+    new = [folder for folder in folders if not _is_there(folder)]
+    above = {folder: [p for p in folder.parents if not _is_there(p)] for folder in new}
+    try:
+        yield
+    except UserError:
+        for folder in new:
+            if not folder.is_dir() or keep(folder):
+                continue
+            shutil.rmtree(folder)
+            for parent in above[folder]:
+                (parent / TURNS).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # others have begun something there since
+                    parent.rmdir()
+        raise
 
 
 def _name_holder(file: TextIO) -> None:

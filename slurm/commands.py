@@ -7,22 +7,31 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.config.load import config_from, listed, run_named
+from pipeline.config.paths import run_directory
+from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import refuse_others
 from slurm import cancel, ledger, plan, preflight, status
+from slurm.access import taken_back
 from slurm.progress import ProgressTable
 from slurm.score import launch_for_score
 from slurm.status import summary
 from slurm.submit import correct, run_here, submit_all
-from slurm.workflows import Launch, launch_for, meant, missing_for
+from slurm.workflows import Launch, launch_for, meant, missing_for, trained_autoencoder
 
 
 def submit(words: list[str], *, until: str | None = None, only: str | None = None) -> int:
     """Submit experiments, or a run directory again; or some of its jobs."""
     every = each_experiment(words)
-    for one in every[1:]:  # of several, none is submitted where one has a mistake
-        meant(one)
-    return _submit([_made(one, until=until, only=only) for one in every])
+    meanings = [meant(one) for one in every]  # of several, none is submitted where one has a mistake
+    with taken_back(_places(meanings), keep=lambda run: (run / "jobs" / ledger.LEDGER).is_file()):
+        return _submit([_made(one, until=until, only=only) for one in every])
+
+
+def _places(every: list[Config]) -> list[Path]:
+    """The run directories that submitting makes where they are not there."""
+    owns = [own for cfg in every if (own := trained_autoencoder(cfg)) is not None]
+    return [run_directory(cfg).resolve() for cfg in (*every, *owns)]
 
 
 def submit_score(

@@ -18,7 +18,7 @@ from pipeline.config.load import CONFIG_FILE
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import append_line, read_lines
 from pipeline.runtime.run_dir import RunDir
-from slurm.access import held, name_of, number_of
+from slurm.access import TURNS, held, name_of, number_of
 from slurm.executor import SubmitContext
 from slurm.failures import POLICIES, class_of_exit, lost_rank, outgrown, own_error, root_cause
 from slurm.graph import Job
@@ -189,7 +189,7 @@ def locked(run: RunDir) -> AbstractContextManager[None]:
 def in_turn(folder: Path) -> AbstractContextManager[None]:
     """One submitter of a folder of runs after the other: else two would both queue what their runs share."""
     refusal = f"Others have been submitting to {folder} for {TURN_SECONDS:.0f} s. Try again."
-    return held(folder / ".submitting", refusal=refusal, seconds=TURN_SECONDS)
+    return held(folder / TURNS, refusal=refusal, seconds=TURN_SECONDS)
 
 
 # Runs, as they were submitted

@@ -22,6 +22,7 @@ from pipeline.config.needs import missing
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from slurm import plan as planning
+from slurm.access import taken_back
 from slurm.progress import duration
 from slurm.sweep import submit as submitting
 from slurm.sweep.runs import STAGES, resources_of
@@ -46,11 +47,12 @@ def submit(words: list[str]) -> int:
     checked = check(settings)
     _require(settings, checked.first)
     sweep = SweepDir(settings.path.resolve())
-    if sweep.settings_file.is_file():
-        _refuse_another(sweep, settings)
-    else:
-        sweep.write(settings)
-    return _go(sweep, settings, checked)
+    with taken_back([sweep.path], keep=submitting.anything_submitted):
+        if sweep.settings_file.is_file():
+            _refuse_another(sweep, settings)
+        else:
+            sweep.write(settings)
+        return _go(sweep, settings, checked)
 
 
 def _refuse_another(sweep: SweepDir, settings: SweepSettings) -> None:

@@ -281,6 +281,11 @@ def over_budget(sweep: SweepDir, settings: SweepSettings) -> str:
 # Submit
 
 
+def anything_submitted(folder: Path) -> bool:
+    """Whether a job was submitted from the folder of a sweep: of trials, or of what they share."""
+    return any(folder.glob(f"jobs/array-*/{SUBMITTED}")) or any(folder.glob(f"shared/*/jobs/{ledger.LEDGER}"))
+
+
 def submit(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> list[str]:
     """Queue every run that is neither complete, pruned, nor under way; lines that say what was done."""
     with sweep.lock("submit"):

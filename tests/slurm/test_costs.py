@@ -3,12 +3,13 @@
 import math
 
 import tiny
+from launching import profile
 
 from pipeline.config.load import config_from
 from pipeline.runtime import cli
 from pipeline.runtime.files import read_lines
 from pipeline.runtime.run_dir import create_run
-from slurm.costs import H100, estimates, like, measured_in
+from slurm.costs import H100, estimates, in_all, like, measured_in
 from slurm.plan import derived
 from slurm.workflows import launch_for
 
@@ -49,6 +50,21 @@ def test_a_plan_says_once_that_nothing_was_measured_and_what_the_experiment_says
         unknown = f"estimates      nothing like these jobs was measured; they come from runs in {tmp_path}\n"
         assert shown.count("nothing like") == 1 and unknown in shown and "  estimate:" not in shown
         assert (f"cost           {name} as shipped: {cost}\n" in shown) == bool(cost), shown
+
+
+def test_a_plan_adds_up_gpu_hours_and_the_longest_chain(tmp_path):
+    cfg = tiny.config(tmp_path)
+    tiny.prepare(cfg)
+    minutes = {"prepare": 60, "train": 120, "sample": 30, "evaluate": 20, "compare": 10}
+    cluster = profile("slurm_generic", **{name: {"minutes": m} for name, m in minutes.items()})
+    asks = {"train": {"gpus": 4, "nodes": 2, "starts": 3}, "sample": {"gpus": 1, "parts": 6, "at_once": 3}}
+    changed = {k: getattr(cluster, k).model_copy(update=v | {"tasks": None}) for k, v in asks.items()}
+    jobs = launch_for(cfg.model_copy(update={"cluster": cluster.model_copy(update=changed)}), make=False).jobs
+    said = in_all(cfg, jobs, train_images=60)
+    # Three starts of 8 GPUs for 2 hours; six parts of one GPU for half an hour, three at a time: twice as long.
+    assert "at most 51 GPU hours and 8 h 30 min" in said, said
+    assert "4 h" not in in_all(cfg, jobs[:1], train_images=60) and "GPU" not in in_all(cfg, jobs[:1], train_images=60)
+    assert in_all(cfg, (), train_images=60) == ""
 
 
 def test_another_network_size_or_precision_is_not_alike(tmp_path):

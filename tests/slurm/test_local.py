@@ -203,6 +203,34 @@ def test_two_processes_train_the_real_thing(tmp_path):
     assert len(list((launch.run.jobs / "train").glob("*_log.out"))) == 2
 
 
+@pytest.fixture
+def no_slurm(tmp_path, monkeypatch):
+    """A machine without Slurm's commands."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_a_plan_says_where_slurm_is_not_there_to_tell_its_limits(tmp_path, capsys):
+    where = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
+    assert main(["plan", "experiment=glyphs16", "cluster=slurm_generic", *where]) == 0
+    said = capsys.readouterr().out
+    assert "limits         not known: Slurm is not on this machine" in said and "in all         at most " in said, said
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_what_is_refused_leaves_nothing_of_its_own_and_all_of_others(tmp_path, capsys):
+    where = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs", "cluster=slurm_generic"]
+    assert main(["submit", "experiment=glyphs16", *where]) == 2
+    assert "is not on this machine" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    older = launch_for(config_from(["experiment=glyphs16", "name=older", *where]), make=True).run
+    for name in ("older", "newer"):
+        assert main(["submit", "experiment=glyphs16", f"name={name}", *where]) == 2
+    assert older.config.is_file() and not (tmp_path / "runs" / "newer").exists()
+    sweep = ["sweep", "submit", "experiment=glyphs16", "name=s", "train.optim.lr=1e-3,1e-4"]
+    assert main([*sweep, *where, f"sweep.folder={tmp_path}/sweeps"]) == 2
+    assert "is not on this machine" in capsys.readouterr().err and not (tmp_path / "sweeps").exists()
+
+
 @pytest.mark.parametrize("words", [["experiment=glyphs16", "cluster=testbed"], ["experiment=glyphs16"]], ids=str)
 def test_plan_prints_and_does_nothing(tmp_path, words):
     where = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
