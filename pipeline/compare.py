@@ -83,7 +83,8 @@ def _row(run: Path, result: Mapping[str, Any]) -> Row:
         "convention": sample.pop("sampler.guidance.convention", ""),
         "images": result["samples"]["count"],
     }
-    sample.pop("images_per_shard", None)  # decides no image
+    for decides_no_image in ("images_per_shard", "step"):  # which step it was is known
+        sample.pop(decides_no_image, None)
     others = {**sample, "seed": made_from.get("seed", "")}
     details = result["details"]
     first = next((d["reference"] for n, d in sorted(details.items()) if "@" not in n and "reference" in d), "")
@@ -207,7 +208,8 @@ def _table(rows: Sequence[Row], names: Sequence[str], columns: Sequence[str]) ->
 
 
 def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return "-" if text == "None" else text
 
 
 def _among_best(row: Row, name: str, best: float | None) -> bool:

@@ -133,23 +133,22 @@ def estimates(cfg: Config, jobs: tuple[Job, ...], *, train_images: int | None) -
     return said
 
 
-def in_all(cfg: Config, jobs: Sequence[Job], *, train_images: int | None) -> str:
-    """The most that jobs can hold and last by their time limits, and the part of it that is estimated; "" of none."""
+def in_all(cfg: Config, jobs: Sequence[Job], *, train_images: int | None) -> dict[str, str]:
+    """What jobs can hold and last at most by their time limits, along their longest chain and without waiting in the
+    queue; and the GPU hours of it that are estimated. {} of no job."""
     if not jobs:
-        return ""
+        return {}
     hours = {job.name: job.resources.minutes * job.resources.starts / 60 for job in jobs}
     ends: dict[str, float] = {}
     for job in ordered(jobs):
         waves = -(-job.resources.parts // min(job.resources.at_once, job.resources.parts))
         ends[job.name] = hours[job.name] * waves + max((ends.get(name, 0.0) for name in job.parents), default=0.0)
     held = sum(hours[job.name] * _gpus(job) for job in jobs)
-    most = f"{held:.3g} GPU hours and " if held else ""
-    said = f"at most {most}{duration(3600 * max(ends.values()))} from the first job to the last, by their time limits"
+    most = f"{held:.3g} GPU hours, " if held else ""
+    rows = {"in all": f"at most {most}{duration(3600 * max(ends.values()))} (time limits)"}
     known = seconds_of(cfg, jobs, train_images=train_images)
-    if any(_gpus(job) for job in jobs if job.name in known):
-        likely = sum(known[job.name] / 3600 * _gpus(job) for job in jobs if job.name in known)
-        said += f"; estimate of {' and '.join(known)}: {likely:.2g} GPU hours"
-    return f"{said}. Waiting in the queue is not in it" if cfg.cluster.executor == "slurm" else said
+    likely = sum(known[job.name] / 3600 * _gpus(job) for job in jobs if job.name in known)
+    return rows | ({"estimate": f"{likely:.2g} GPU hours of {' and '.join(known)}"} if likely else {})
 
 
 def seconds_of(cfg: Config, jobs: Sequence[Job], *, train_images: int | None) -> dict[str, float]:

@@ -49,7 +49,7 @@ def show(launch: Launch, console: Console, *, words: Sequence[str] = ()) -> None
     unknown = _unknown(launch.cfg, words) if not costs and not all(complete.values()) else {}
     to_do = [job for job in launch.jobs if not complete[job.name]]
     total = in_all(launch.cfg, to_do, train_images=train_images(launch.cfg))
-    for name, value in (rows | unknown | ({"in all": total} if total else {}) | _limits(launch)).items():
+    for name, value in (rows | unknown | total | _limits(launch)).items():
         _say(console, f"{name:14s} {value}")
     if objective_kind(launch.cfg).samples and launch.cfg.evaluate.inception.weights is None:
         _say(console, f"FID and IS     not measured: no weights. {NO_FOLDER}")

@@ -59,8 +59,16 @@ def models(words: list[str]) -> None:
 def _choices(words: list[str], group: str) -> None:
     if words:
         raise UserError(f"list {group}s: found '{words[0]}', expected nothing: it lists all.")
-    for path in sorted((CONFIG_ROOT / group).glob("*.yaml")):
+    heading = ""
+    for path in sorted((CONFIG_ROOT / group).glob("*.yaml"), key=lambda path: (_subject(path), path.stem)):
+        if group == "experiment" and heading != (heading := _subject(path)):
+            print(f"\n{heading}:")
         print(wrapped(f"{path.stem}  ", described(path.read_text())))
+
+
+def _subject(path: Path) -> str:
+    """What a name begins with: the images that an experiment is about, flowers of flowers64_ddpm."""
+    return re.split(r"[\d_]", path.stem)[0]
 
 
 def described(text: str) -> str:

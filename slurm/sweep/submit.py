@@ -326,7 +326,7 @@ def _settle(sweep: SweepDir) -> None:
 def _record(sweep: SweepDir, settings: SweepSettings, runs: Sequence[int], cfg: Config) -> Array:
     number = max((int(a.folder.name.removeprefix("array-")) for a in arrays_of(sweep)), default=-1) + 1
     launch = Launch(cfg, RunDir(run_directory(cfg)), tuple(graph_of(cfg, RunDir(run_directory(cfg)), ())), ())
-    asks = resources_of(launch).model_copy(update={"parts": len(runs), "at_once": settings.at_once})
+    asks = resources_of(launch, settings).model_copy(update={"parts": len(runs), "at_once": settings.at_once})
     array = Array(sweep.jobs / f"array-{number:04d}", tuple(runs), asks, time.time())
     note = {"runs": array.runs, "asks": asks.model_dump(mode="json"), "time": array.made}
     write_json(array.folder / ARRAY, note)

@@ -62,9 +62,9 @@ def test_a_plan_adds_up_gpu_hours_and_the_longest_chain(tmp_path):
     jobs = launch_for(cfg.model_copy(update={"cluster": cluster.model_copy(update=changed)}), make=False).jobs
     said = in_all(cfg, jobs, train_images=60)
     # Three starts of 8 GPUs for 2 hours; six parts of one GPU for half an hour, three at a time: twice as long.
-    assert "at most 51 GPU hours and 8 h 30 min" in said, said
-    assert "4 h" not in in_all(cfg, jobs[:1], train_images=60) and "GPU" not in in_all(cfg, jobs[:1], train_images=60)
-    assert in_all(cfg, (), train_images=60) == ""
+    assert said == {"in all": "at most 51 GPU hours, 8 h 30 min (time limits)"}
+    assert in_all(cfg, jobs[:1], train_images=60) == {"in all": "at most 1 h 0 min (time limits)"}
+    assert in_all(cfg, (), train_images=60) == {}
 
 
 def test_another_network_size_or_precision_is_not_alike(tmp_path):
@@ -94,6 +94,8 @@ def test_the_figures_of_an_h100_are_known(tmp_path):
     train = estimates(cfg, launch_for(cfg, make=False).jobs, train_images=None)["train"]
     seconds = 10000 * 512 / (2 * 9723)  # 263 s on both: 0.15 GPU hours
     assert train.startswith(f"about 4 min {seconds - 240:.0f} s, 0.15 GPU hours, 2.7 GiB of GPU memory, ")
+    whole = in_all(cfg, launch_for(cfg, make=False).jobs, train_images=None)
+    assert whole["estimate"] == "0.15 GPU hours of train and sample"  # 1,000 samples are next to nothing
     assert train.endswith("docs/performance.md; as if 2 processes were 2 times as fast)")
 
 
