@@ -154,6 +154,17 @@ def test_the_numbers_are_those_of_torchmetrics_and_of_published_statistics(tmp_p
     assert "kid" not in published["metrics"]
 
 
+@pytest.mark.usefixtures("small_network")
+def test_kid_over_whole_sets_has_no_spread(tmp_path, pixels, capsys):
+    """Where a subset is the whole of both sets, all subsets are the same: what they differ by is a rounding."""
+    equal = keep(tmp_path / "a", pixels[0], "folder"), keep(tmp_path / "b", pixels[1][: COUNTS[0]], "folder")
+    larger = equal[0], keep(tmp_path / "c", pixels[1], "folder")
+    for sets, size, spread in ((equal, 1000, False), (equal, 20, True), (larger, 1000, True)):
+        found = scores(*sets, tmp_path, f"evaluate.kid_subset_size={size}")["details"]["kid"]
+        row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ kid "))
+        assert ("std" in found, "±" in row) == (spread, spread) and found["size"] == min(size, COUNTS[0]), row
+
+
 def test_features_are_computed_once_and_in_parts(tmp_path, pixels, small_network, monkeypatch):
     a, b = (keep(tmp_path / name, images, "folder") for name, images in zip("ab", pixels, strict=True))
     words = ["evaluate.block=16"]
