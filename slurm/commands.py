@@ -19,6 +19,8 @@ from slurm.status import summary
 from slurm.submit import correct, run_here, submit_all
 from slurm.workflows import Launch, launch_for, meant, missing_for, trained_autoencoder
 
+INTERRUPTED = 130  # of `run_here`: by Ctrl-C or SIGTERM
+
 
 def submit(words: list[str], *, until: str | None = None, only: str | None = None) -> int:
     """Submit experiments, or a run directory again; or some of its jobs."""
@@ -89,7 +91,8 @@ def _run_here(launch: Launch) -> int:
     console.print(table.table())
     summary(launch, console)
     if code:
-        console.print(f"Logs: {launch.run.jobs}. {_goes_on(launch)}", highlight=False, soft_wrap=True)
+        then = _goes_on(launch) if code == INTERRUPTED else "Submit again to go on from here."
+        console.print(f"Logs: {launch.run.jobs}. {then}", highlight=False, soft_wrap=True)
         for state in ledger.states(launch.run, launch.complete()).values():
             if table.rows[state.job].word == "failed":  # in this call: others may have ended for other settings
                 advice = f"{state.job}: {status.what_to_do(launch, state)}"

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.config.prepared import prepared_notes
+from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.numbers_text import directions, legend, notes, shown
@@ -26,6 +27,7 @@ from slurm.workflows import Launch, comparison, job_named, reconstruction_of, re
 
 PICTURES = {"grid.png": "Picture", "strip.png": "Strip"}  # of a sample set: images, and how they came out of noise
 RESOURCES = {"reconstruct": "sample", "features": "evaluate"}  # jobs that are given those of another
+SETTING = re.compile(rf"\b((?:{'|'.join(Config.model_fields)})(?:\.\w+)+)(?:=|: found)")  # that a message names
 LAUNCHER = re.compile(r"^submitit INFO .*\n?", re.MULTILINE)
 POLL_SECONDS = 0.5
 ASK_SECONDS = 15.0  # how often the queue is asked whether the job still lasts
@@ -123,6 +125,8 @@ def what_to_do(launch: Launch, state: State) -> str:
         example = example if example.startswith("cluster.") else "evaluate.batch=64"
     commands = {RETRY: f"mudi retry {launch.run.path}"}
     commands[CHANGE] = f"mudi submit {what} {example.format(group=group)} (an example)"
+    if state.cause in ("bad_config", "error") and (named := SETTING.search(state.message)):
+        commands[CHANGE] = f"mudi submit {what} (followed by {named[1]}= and another value)"
     return "\n   ".join([f"-> {state.advice}", *(commands[name] for name in wanted)])
 
 

@@ -92,7 +92,7 @@ def test_the_tables_have_the_legend_of_evaluation(runs: list[Path], tmp_path: Pa
     for told in (
         "Lower is better: fd-domain, fd-domain-infinity.",
         "Higher is better: accuracy-domain.",
-        "-domain: in a ",
+        "-domain: in the features of a ",
     ):
         assert text.count(told) == 1, (told, text)
 

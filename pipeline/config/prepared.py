@@ -58,8 +58,8 @@ def classes_without_images(counts: Iterable[tuple[str, int]], split: str = "") -
     empty = [name for name, count in counts if not count]
     if not empty:
         return ""
-    names = ", ".join(empty[:3]) + (", ..." if len(empty) > 3 else "")
-    return f"{len(empty)} of {len(counts)} classes have no image{split and f' in {split}'}: {names}"
+    names = (", such as " if len(empty) > 3 else ": ") + ", ".join(empty[:3])
+    return f"{len(empty)} of {len(counts)} classes have no image{split and f' in {split}'}{names}"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from pipeline.config.registry import known_metric
 
 ENDINGS = {  # what a part of a metric's name says
-    "domain": "in a classifier trained on this data: not comparable with FID, IS or KID of papers",
+    "domain": "in the features of a classifier trained on this data; papers use Inception",
     "pixel": "by the pixels alone",
     "dinov2": "in the features of DINOv2",
     "clip": "in the features of CLIP",

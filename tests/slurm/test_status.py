@@ -150,7 +150,7 @@ def test_a_run_that_failed_here_for_a_setting_says_how_to_change_it(tmp_path, ca
     assert _run_here(launch) == 1
     said = capsys.readouterr().out
     assert said.count("->") == 1 and "prepare: -> correct the setting" in said
-    assert f"mudi submit {launch.run.path} train.optim.lr=1e-4 (an example)" in said
+    assert f"mudi submit {launch.run.path} (followed by train.optim.lr= and another value)" in said
 
 
 def test_before_the_first_run_it_says_how_to_make_one(tmp_path, monkeypatch, capsys):

@@ -54,7 +54,7 @@ def test_the_last_table_is_explained_on_a_narrow_terminal(tmp_path):
         "Lower is better: fd-domain. Higher is better: accuracy-domain, density-domain.",
         "In brackets: the 95% interval",
         "@valid: ",
-        "-domain: in a ",
+        "-domain: in the features of a ",
         "measured on 5 images",
     ):
         assert said.count(told) == 1, (told, said)
