@@ -80,9 +80,10 @@ def taken_back(folders: Iterable[Path], *, keep: Callable[[Path], bool]) -> Iter
 def _name_holder(file: TextIO) -> None:
     """Write into a lock who holds it, for whoever is refused. A colleague's file stays as it is."""
     if file.writable():
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
 
 
 def _opened(path: Path) -> TextIO:

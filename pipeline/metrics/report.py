@@ -1,5 +1,6 @@
 """Numbers in words and rows, for people."""
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ def caution(count: int, metrics: Mapping[str, float], details: Mapping[str, Any]
     if singular := [n for n, d in facts.items() if "dimensions" in d and min(d["images"]) <= d["dimensions"]]:
         found.append(
             f"{', '.join(singular)}: fewer images than dimensions on one side, {facts[singular[0]]['dimensions']} or "
-            "more. The covariance is then singular and the distance far too large."
+            "more. The covariance is then singular and the distance far too large, which its interval does not show."
         )
     return found + notes(metrics)
 
@@ -147,7 +148,7 @@ def _table(block: Block, *, justify: Literal["left", "right"] = "left") -> Table
 
 def show(result: Mapping[str, Any]) -> None:
     """Print a result as tables, and below them what a reader should know."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
     console.print(
         f"{result['run']}, {result['samples']['set']}, {result['samples']['count']} images",
         style="bold",
