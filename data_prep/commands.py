@@ -9,12 +9,12 @@ from rich.console import Console
 
 from data_prep import listing, shard, verify
 from data_prep.fetch import fetch_weights
-from data_prep.items import KINDS
 from data_prep.stage import denied
 from pipeline.config.labels import label_problems
 from pipeline.config.load import config_from, listed, run_named
 from pipeline.config.needs import require
 from pipeline.config.paths import data_directory, latents_directory
+from pipeline.config.prepared import KINDS, classes_without_images
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.parts import WHOLE, Part
@@ -130,6 +130,8 @@ def _say_listed(receipt: Mapping[str, Any]) -> None:
         unlabelled = f", {receipt['unlabelled']} images without label" if receipt["unlabelled"] else ""
         CONSOLE.print(f"fetch: {len(receipt['classes']) or 'no'} classes{unlabelled}", highlight=False)
         verify.print_classes(receipt["classes"], CONSOLE, "fetch:")
+        if said := classes_without_images(receipt["classes"]):
+            CONSOLE.print(f"fetch: {said}", highlight=False, markup=False)
         for kind, count in receipt["rejected"].items():
             CONSOLE.print(f"fetch: passed over {count} x {kind}: {KINDS[kind]}", highlight=False)
     for note in receipt.get("notes", ()):

@@ -388,15 +388,20 @@ def _write_rejected(cfg: Config, directory: Path, plan: Plan, records: dict[str,
 
 
 def check_rejected(data: DataConfig, rejected: list[Rejected], *, kept: int, path: Path) -> None:
-    """A `UserError` where more than `max_rejected` of the images are unusable, with the reasons counted."""
+    """A `UserError` where more than `max_rejected` of the images are unusable, with the reasons counted.
+
+    Rows of a table of labels whose image is not there count as well.
+    """
     counted = Counter(row.kind for row in rejected if row.kind not in BY_RULE)
     number = sum(counted.values())
     if kept and number <= data.max_rejected * (number + kept):
         return
     first = next((row for row in rejected if row.kind not in BY_RULE), None)
     kinds = ", ".join(f"{kind}: {count}" for kind, count in counted.most_common()) or "none"
+    rows = counted["label_without_image"]
+    what = "images" if not rows else "rows of the table" if rows == number else "images and rows of the table"
     raise UserError(
-        f"{number} of {number + kept} images of '{data.name}' are unusable ({kinds}), "
+        f"{number} of {number + kept} {what} of '{data.name}' are unusable ({kinds}), "
         f"allowed is data.max_rejected={data.max_rejected:g}. "
         f"{f'First: {first.key}: {first.reason}. ' if first else ''}All are listed in {path}. "
         "Repair the source, or allow more."

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.items import KINDS
 from data_prep.shard import shards_directory
 from data_prep.stage import cores, finished, run_parallel
+from pipeline.config.prepared import KINDS
 from pipeline.config.schema import Config
 from pipeline.data.shards import INDEX, ShardDirectory, open_shards
 from pipeline.runtime.errors import Incomplete, UserError

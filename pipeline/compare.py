@@ -17,7 +17,7 @@ from pipeline.metrics.plots import Line, Point, draw_lines
 from pipeline.metrics.report import ENOUGH, usual, usual_first
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, read_lines, write_text
-from pipeline.runtime.numbers_text import note, shown
+from pipeline.runtime.numbers_text import directions, legend, note, shown
 
 PANELS = 8  # metrics in a plot, at most
 CURVES = 10  # sets whose distances are drawn against the number of samples, at most
@@ -83,7 +83,8 @@ def _row(run: Path, result: Mapping[str, Any]) -> Row:
         "convention": sample.pop("sampler.guidance.convention", ""),
         "images": result["samples"]["count"],
     }
-    sample.pop("images_per_shard", None)  # decides no image
+    for decides_no_image in ("images_per_shard", "step"):  # which step it was is known
+        sample.pop(decides_no_image, None)
     others = {**sample, "seed": made_from.get("seed", "")}
     details = result["details"]
     first = next((d["reference"] for n, d in sorted(details.items()) if "@" not in n and "reference" in d), "")
@@ -145,8 +146,8 @@ def chosen(rows: Sequence[Row], asked: Sequence[str]) -> list[str]:
 def markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Tables for each standard of measurement, the best of a column in bold, and what a reader should know."""
     parts = [
-        "# Comparison\n\nBold: the best, and what its 95% interval does not tell from the best. In brackets: that "
-        "interval. ±: standard deviation over subsets, splits or images.\n"
+        "# Comparison\n\nBold: the best, and what its 95% interval does not tell from the best. The legend stands "
+        "below.\n"
     ]
     standards = list(dict.fromkeys(row.standard for row in rows))
     for standard in standards:
@@ -163,12 +164,13 @@ def markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
         columns = [*(s for s in SETTINGS if s not in same or len(group) == 1), *_differing(group)]
         parts.append(_table(group, shown_first, columns))
         if other := [n for n in known if n not in shown_first]:
-            parts.append("Other metrics (`@valid`: against the validation images)\n\n" + _table(group, other, columns))
+            parts.append("Other metrics\n\n" + _table(group, other, columns))
     return "\n".join([*parts, *_remarks(rows, standards, names)])
 
 
 def _remarks(rows: Sequence[Row], standards: Sequence[str], names: Sequence[str]) -> list[str]:
-    parts = []
+    details = {n: facts for row in rows for n, facts in row.details.items()}
+    parts = ["".join(f"- {said}\n" for said in (*directions(names), *legend(names, details)))]
     if len(standards) > 1:
         parts.append(
             f"The {len(standards)} standards are other reference images or other features: their numbers do not "
@@ -206,7 +208,8 @@ def _table(rows: Sequence[Row], names: Sequence[str], columns: Sequence[str]) ->
 
 
 def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return "-" if text == "None" else text
 
 
 def _among_best(row: Row, name: str, best: float | None) -> bool:

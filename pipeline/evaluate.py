@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config.needs import require
+from pipeline.config.prepared import classes_without_images
 from pipeline.config.registry import METRICS
 from pipeline.config.schema import Config
+from pipeline.config.schema_metrics import CLASS_ACCURACY
 from pipeline.data.reader import Reader
 from pipeline.data.shards import Manifest, ShardDirectory, open_shards
 from pipeline.metrics.board import write_board
@@ -223,7 +225,7 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, *, work:
         "metrics": measured.metrics,
         "details": measured.details,
         "nearest_training_images": [asdict(w) for w in worst],
-        "words": [*_partial(manifest), *cautions, *measured.words],
+        "words": [*_partial(manifest), *_never_seen(standards, measured), *cautions, *measured.words],
         "settings": cfg.evaluate.model_dump(mode="json"),
         "seed": cfg.evaluate.seed,
         "versions": versions(),
@@ -275,6 +277,16 @@ def _partial(manifest: Manifest) -> list[str]:
     if manifest.count >= wanted:
         return []
     return [f"the sample set holds {manifest.count} of the {wanted} images asked for: some of its shards are missing"]
+
+
+def _never_seen(standards: Standards, measured: Measured) -> list[str]:
+    """A sentence where samples of classes were asked for of which the classifier never saw an image."""
+    split, train = next((name, shards.manifest) for name, shards in standards.splits.items())
+    seen = measured.details.get(CLASS_ACCURACY, {}).get("by_class", ())
+    if not any(share is not None and not count for share, count in zip(seen, train.class_counts, strict=False)):
+        return []
+    said = classes_without_images(zip(train.classes, train.class_counts, strict=True), split)
+    return [f"{CLASS_ACCURACY}: {said}. Samples that were asked for one of these count as wrong"]
 
 
 def main(words: list[str], *, part: Part | None = None) -> None:

@@ -11,6 +11,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +85,33 @@ def open_set(path: Path, *, size: int | None = None) -> ImageSet | Statistics:
     Raises:
         UserError: a path that is none of KINDS, images of several sizes without `size`, an image that does not open.
     """
+    return _looked_at(path)(size)
+
+
+def open_sets(*paths: Path, size: int | None = None) -> list[ImageSet | Statistics]:
+    """What the paths hold, as `open_set` says it. All are looked at before the images of one are opened, which for many
+    images takes minutes.
+    """
+    return [opened(size) for opened in [_looked_at(path) for path in paths]]
+
+
+def _looked_at(path: Path) -> Callable[[int | None], ImageSet | Statistics]:
+    """What a path is, as a function of the size that opens it; of its images the first alone is opened."""
     if not path.exists():
         raise UserError(f"{path} does not exist. Expected {KINDS}.")
-    if path.suffix in (".npz", ".npy") and path.is_file():
-        return _array(path, size)
-    if path.is_dir() and (shards := _shards(path)) is not None:
-        return _prepared(path, shards, size)
-    listing = _listed(path)
+    try:
+        if path.suffix in (".npz", ".npy") and path.is_file():
+            return _array(path)
+        if path.is_dir() and (shards := _shards(path)) is not None:
+            return partial(_prepared, path, shards)
+        listing = _listed(path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}). Expected {KINDS}.") from error
     if not listing.files:
         there = ", ".join(f"{count} x {ending}" for ending, count in listing.passed_over.most_common(5)) or "nothing"
         raise UserError(f"{path} has no images. It has {there}. Expected {KINDS}.")
-    return _files(path, listing, size)
+    _opened(path, listing.files[0]).close()
+    return partial(_files, path, listing)
 
 
 def _shards(path: Path) -> Path | None:
@@ -122,7 +139,7 @@ def _prepared(path: Path, shards: Path, size: int | None) -> ImageSet:
     return ImageSet(str(path), manifest.count, cut, identity, read, notes)
 
 
-def _array(path: Path, size: int | None) -> ImageSet | Statistics:
+def _array(path: Path) -> Callable[[int | None], ImageSet | Statistics]:
     stat = path.stat()
     stamp = [path.name, stat.st_size, stat.st_mtime_ns]
     images: npt.NDArray[Any]
@@ -130,7 +147,8 @@ def _array(path: Path, size: int | None) -> ImageSet | Statistics:
         with np.load(path) as file:
             names = file.files
             if "arr_0" not in names and {"mu", "sigma"} <= set(names):
-                return _statistics(path, file["mu"], file["sigma"])
+                found = _statistics(path, file["mu"], file["sigma"])
+                return lambda size: found  # noqa: ARG005
         name = "arr_0" if "arr_0" in names else names[0] if len(names) == 1 else None
         if name is None:
             raise UserError(f"{path} has arrays {names}, expected images in arr_0, or mu and sigma.")
@@ -141,8 +159,12 @@ def _array(path: Path, size: int | None) -> ImageSet | Statistics:
         images = images.transpose(0, 2, 3, 1)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise UserError(f"{path} has {images.dtype} of shape {images.shape}, expected uint8 [N, H, W, 1 or 3].")
-    read, cut = _resized(lambda numbers: np.asarray(images[numbers]), size, images.shape[1:3])
-    return ImageSet(str(path), len(images), cut, content_hash([stamp, cut]), read)
+
+    def opened(size: int | None) -> ImageSet:
+        read, cut = _resized(lambda numbers: np.asarray(images[numbers]), size, images.shape[1:3])
+        return ImageSet(str(path), len(images), cut, content_hash([stamp, cut]), read)
+
+    return opened
 
 
 def _member(path: Path, name: str) -> npt.NDArray[Any]:
@@ -176,7 +198,7 @@ def _listed(path: Path) -> _Listing:
     """Every file below a folder or in an archive, in the order of their names."""
     found = _Listing()
     if path.is_dir():
-        for folder, folders, names in os.walk(path, followlinks=True):
+        for folder, folders, names in os.walk(path, followlinks=True, onerror=_raise):
             folders.sort()
             for name in sorted(names):
                 file = Path(folder) / name
@@ -198,6 +220,11 @@ def _listed(path: Path) -> _Listing:
     else:
         raise UserError(f"{path} is not {KINDS}.")
     return found
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be read is not passed over: the set would be another."""
+    raise error
 
 
 def _tar(path: Path, found: _Listing, prefix: str) -> None:

@@ -9,6 +9,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from pipeline.config.load import listed
 from pipeline.config.overrides import put
 from pipeline.config.schema_metrics import EvaluateConfig
 from pipeline.config.weights import FILES, NO_FOLDER, VARIABLE, weights_file, weights_folder
-from pipeline.image_sets import ImageSet, Statistics, open_set
+from pipeline.image_sets import ImageSet, Statistics, open_sets
 from pipeline.metrics.extraction import Work, default_device, extract
 from pipeline.metrics.extractors import build_extractors
 from pipeline.metrics.features import Extractor
@@ -40,7 +41,7 @@ from pipeline.runtime.numerics import set_numerics
 from pipeline.runtime.parts import WHOLE, Part, parse_part, this_world
 from pipeline.runtime.progress import progress
 
-SPLIT = "B"  # what the second set is called in tables
+SPLIT = "B"  # what the second set is called in files; tables have its name
 
 
 class ScoreSettings(Settings):
@@ -134,7 +135,7 @@ def score(
             measured.update(_against_statistics(extractor, work, second, asked, cfg))
             continue
         reference = _reference(second, extractor, works[second.identity, extractor.key], cfg)
-        measured.update(measure(extractor, work, {SPLIT: reference}, asked=asked, cfg=cfg))
+        measured.update(measure(extractor, work, {reference.split: reference}, asked=asked, cfg=cfg))
     if scorers:
         held_out = quality.get(second.identity)
         measured.update(measure_quality(quality[first.identity], held_out, scorers, size=first.size))
@@ -163,7 +164,7 @@ def _reference(images: ImageSet, extractor: Extractor, work: Work, cfg: Evaluate
     if not path.with_suffix(".json").exists():
         words = {"keep": cfg.reference_features, "seed": cfg.seed}
         save_reference(path, work, extractor, split=SPLIT, images=images.identity, **words)
-    return Reference(path, read_json(path.with_suffix(".json")))
+    return Reference(path, {**read_json(path.with_suffix(".json")), "split": Path(images.name).name})
 
 
 def _against_statistics(
@@ -171,7 +172,9 @@ def _against_statistics(
 ) -> Measured:
     """Frechet distances in the spaces that have as many dimensions as the statistics."""
     out, width = Measured(), len(second.moments.mean)
-    reference = Published(Path(second.name), {"split": SPLIT, "count": second.moments.count}, second.moments)
+    reference = Published(
+        Path(second.name), {"split": Path(second.name).name, "count": second.moments.count}, second.moments
+    )
     for output, space in spaces_of(extractor).items():
         view = View(extractor, output, space.ending, work, asked, cfg, reference=reference, frechet=space.frechet)
         if output not in CLASS_SPACES and view.samples.shape[1] == width:
@@ -252,10 +255,9 @@ def main(words: list[str]) -> int:
     parser.add_argument("--part", metavar="k/n", help="compute this share of the features alone, and write no result")
     options, rest = parser.parse_known_args(words)
     cfg = settings_from(rest)
-    first = open_set(options.a, size=options.size)
+    first, second = open_sets(options.a, options.b, size=options.size)
     if isinstance(first, Statistics):
         raise UserError(f"{options.a} has statistics, not images. A is what is scored; B may be statistics.")
-    second = open_set(options.b, size=options.size)
     _refuse_two_sizes(first, second)
     if options.check:
         json.dump(_asked(first, second, cfg), sys.stdout)
@@ -273,10 +275,14 @@ def main(words: list[str]) -> int:
         write_json(options.json, result)
     if options.csv is not None:
         write_csv(options.csv, result)
+    for path in filter(None, (options.json, options.csv)):
+        print(f"written: {path}")
+    print(f"kept for the next call: {options.cache} (features of both sets; --cache=FOLDER puts them elsewhere)")
     sys.stdout.flush()
     return 0
 
 
 def _protocol(facts: Any) -> str:
-    """What decides the numbers, in one line."""
-    return ", ".join(f"{key} {str(value)[:12]}" for key, value in facts.items() if isinstance(value, str | int))
+    """What decides the numbers, in one line. Of a hash, the first digits do."""
+    known = {key: str(value) for key, value in facts.items() if isinstance(value, str | int)}
+    return ", ".join(f"{key} {v[:12] if re.fullmatch('[0-9a-f]{40,}', v) else v}" for key, v in known.items())

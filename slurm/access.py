@@ -10,15 +10,18 @@ import fcntl
 import grp
 import os
 import pwd
+import shutil
+import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 from pipeline.runtime.errors import UserError
 
+TURNS = ".submitting"  # the lock of a folder of runs
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)  # of some shared file systems
 
 
@@ -40,13 +43,47 @@ def held(path: Path, *, refusal: str, seconds: float = 0.0) -> Iterator[None]:
                 break
             except BlockingIOError as error:
                 if time.monotonic() >= end:
-                    raise UserError(refusal) from error
+                    holder = path.read_text().strip()
+                    raise UserError(f"{refusal}{holder and f' It is {holder}.'}") from error
                 time.sleep(0.1)
             except OSError as error:
                 if error.errno not in _NO_LOCKS:
                     raise
                 break
+        _name_holder(file)
         yield
+
+
+@contextlib.contextmanager
+def taken_back(folders: Iterable[Path], *, keep: Callable[[Path], bool]) -> Iterator[None]:
+    """Where a `UserError` refuses what is done here, remove those of these folders that were not there before.
+
+    Folders above them that were made for them, and are empty then, go too. `keep`: whether something was submitted
+    from a folder, which stays then.
+    """
+    new = [folder for folder in folders if not _is_there(folder)]
+    above = {folder: [p for p in folder.parents if not _is_there(p)] for folder in new}
+    try:
+        yield
+    except UserError:
+        for folder in new:
+            if not folder.is_dir() or keep(folder):
+                continue
+            shutil.rmtree(folder)
+            for parent in above[folder]:
+                (parent / TURNS).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # others have begun something there since
+                    parent.rmdir()
+        raise
+
+
+def _name_holder(file: TextIO) -> None:
+    """Write into a lock who holds it, for whoever is refused. A colleague's file stays as it is."""
+    if file.writable():
+        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
 
 
 def _opened(path: Path) -> TextIO:

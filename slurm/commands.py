@@ -6,23 +6,34 @@ from pathlib import Path
 
 from rich.console import Console
 
-from pipeline.config.load import listed, run_named
+from pipeline.config.load import config_from, listed, run_named
+from pipeline.config.paths import run_directory
+from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import refuse_others
 from slurm import cancel, ledger, plan, preflight, status
+from slurm.access import taken_back
 from slurm.progress import ProgressTable
 from slurm.score import launch_for_score
 from slurm.status import summary
 from slurm.submit import correct, run_here, submit_all
-from slurm.workflows import Launch, launch_for, meant, missing_for
+from slurm.workflows import Launch, launch_for, meant, missing_for, trained_autoencoder
+
+INTERRUPTED = 130  # of `run_here`: by Ctrl-C or SIGTERM
 
 
 def submit(words: list[str], *, until: str | None = None, only: str | None = None) -> int:
     """Submit experiments, or a run directory again; or some of its jobs."""
     every = each_experiment(words)
-    for one in every[1:]:  # of several, none is submitted where one has a mistake
-        meant(one)
-    return _submit([_made(one, until=until, only=only) for one in every])
+    meanings = [meant(one) for one in every]  # of several, none is submitted where one has a mistake
+    with taken_back(_places(meanings), keep=lambda run: (run / "jobs" / ledger.LEDGER).is_file()):
+        return _submit([_made(one, until=until, only=only) for one in every])
+
+
+def _places(every: list[Config]) -> list[Path]:
+    """The run directories that submitting makes where they are not there."""
+    owns = [own for cfg in every if (own := trained_autoencoder(cfg)) is not None]
+    return [run_directory(cfg).resolve() for cfg in (*every, *owns)]
 
 
 def submit_score(
@@ -80,12 +91,23 @@ def _run_here(launch: Launch) -> int:
     console.print(table.table())
     summary(launch, console)
     if code:
-        console.print(f"Logs: {launch.run.jobs}. Submit again to go on from here.", soft_wrap=True)
+        then = _goes_on(launch) if code == INTERRUPTED else "Submit again to go on from here."
+        console.print(f"Logs: {launch.run.jobs}. {then}", highlight=False, soft_wrap=True)
         for state in ledger.states(launch.run, launch.complete()).values():
             if table.rows[state.job].word == "failed":  # in this call: others may have ended for other settings
                 advice = f"{state.job}: {status.what_to_do(launch, state)}"
                 console.print(advice, highlight=False, markup=False, soft_wrap=True)
     return code
+
+
+def _goes_on(launch: Launch) -> str:
+    """From where the same command goes on."""
+    jobs = [job.name for job in launch.jobs if launch.trains(job.name) and not launch.complete()[job.name]]
+    run = launch.trains(jobs[0]) if jobs else None
+    if run is None or (step := run.latest_step()) is None:
+        return "The same command goes on from here."
+    batch = config_from([str(run.path)]).train.global_batch
+    return f"{jobs[0]}: saved at step {step} ({step * batch / 1000:g} kimg). The same command goes on from there."
 
 
 def _queue(launches: list[Launch]) -> None:

@@ -23,7 +23,7 @@ from pipeline.config.schema_objectives import objective_kind
 from pipeline.runtime.files import read_lines
 from pipeline.runtime.inventory import size_in_words
 from pipeline.runtime.run_dir import RunDir
-from slurm.graph import Job
+from slurm.graph import Job, ordered
 from slurm.progress import duration, tail_rows
 
 WAITS = "known once the data is prepared"
@@ -133,6 +133,38 @@ def estimates(cfg: Config, jobs: tuple[Job, ...], *, train_images: int | None) -
     return said
 
 
+def in_all(cfg: Config, jobs: Sequence[Job], *, train_images: int | None) -> dict[str, str]:
+    """What jobs can hold and last at most by their time limits, along their longest chain and without waiting in the
+    queue; and the GPU hours of it that are estimated. {} of no job."""
+    if not jobs:
+        return {}
+    hours = {job.name: job.resources.minutes * job.resources.starts / 60 for job in jobs}
+    ends: dict[str, float] = {}
+    for job in ordered(jobs):
+        waves = -(-job.resources.parts // min(job.resources.at_once, job.resources.parts))
+        ends[job.name] = hours[job.name] * waves + max((ends.get(name, 0.0) for name in job.parents), default=0.0)
+    held = sum(hours[job.name] * _gpus(job) for job in jobs)
+    most = f"{held:.3g} GPU hours, " if held else ""
+    rows = {"in all": f"at most {most}{duration(3600 * max(ends.values()))} (time limits)"}
+    known = seconds_of(cfg, jobs, train_images=train_images)
+    likely = sum(known[job.name] / 3600 * _gpus(job) for job in jobs if job.name in known)
+    return rows | ({"estimate": f"{likely:.2g} GPU hours of {' and '.join(known)}"} if likely else {})
+
+
+def seconds_of(cfg: Config, jobs: Sequence[Job], *, train_images: int | None) -> dict[str, float]:
+    """Estimated seconds of training and sampling, as far as something like them was measured."""
+    found = like(cfg, list(measured_in(cfg.runs_dir)))
+    if found is None:
+        return {}
+    waits = train_images is None and needs_images(cfg.train.duration)
+    seconds = {job.name: _sampling_seconds(cfg, job, found) for job in jobs if job.name == "sample"}
+    if not objective_kind(cfg).diffusion:
+        seconds = {}
+    if not waits and any(job.name == "train" for job in jobs):
+        seconds = {"train": _training_seconds(cfg, found, train_images)} | seconds
+    return seconds
+
+
 def shipped_cost(words: Sequence[str]) -> str | None:
     """What the header of the chosen experiment says of its cost, in a line; None where it says nothing."""
     name = next((word.partition("=")[2] for word in words if word.startswith("experiment=")), "")
@@ -145,7 +177,7 @@ def shipped_cost(words: Sequence[str]) -> str | None:
 def _training(cfg: Config, job: Job, found: Measured, train_images: int | None) -> str:
     train, ranks = cfg.train, _ranks(cfg)
     plan = plan_for(cfg, train_images=train_images or train.global_batch, world_size=ranks)
-    seconds = plan.total_steps * train.global_batch / (found.images_per_second * ranks)
+    seconds = _training_seconds(cfg, found, train_images)
     copies = 1 + bool(train.average.half_life) + len(train.average.power_widths)
     moments = {"sgd": 1, "muon": 1}.get(train.optim.kind, 2)
     kept = train.keep_last + (plan.total_steps // plan.keep_every if plan.keep_every else 0)
@@ -156,16 +188,31 @@ def _training(cfg: Config, job: Job, found: Measured, train_images: int | None) 
     return f"{_time(seconds, job)}{memory}{size_in_words(disk)} of checkpoints ({'; '.join(notes)})"
 
 
-def _sampling(cfg: Config, job: Job, found: Measured) -> str:
+def _training_seconds(cfg: Config, found: Measured, train_images: int | None) -> float:
+    train, ranks = cfg.train, _ranks(cfg)
+    plan = plan_for(cfg, train_images=train_images or train.global_batch, world_size=ranks)
+    return plan.total_steps * train.global_batch / (found.images_per_second * ranks)
+
+
+def _sampling_seconds(cfg: Config, job: Job, found: Measured) -> float:
     sampler, processes = cfg.sample.sampler, job.resources.nodes * job.resources.tasks_per_node * job.resources.parts
     calls = cfg.sample.count * sampler.calls * (2 if sampler.guidance.active else 1)
-    seconds = calls / (_BACKWARD * found.images_per_second * processes)
+    return calls / (_BACKWARD * found.images_per_second * processes)
+
+
+def _sampling(cfg: Config, job: Job, found: Measured) -> str:
+    seconds = _sampling_seconds(cfg, job, found)
     disk = cfg.sample.count * cfg.data.channels * cfg.data.image_size**2
     return f"{_time(seconds, job)}{size_in_words(disk)} of images at most (from the speed of training: {found.source})"
 
 
+def _gpus(job: Job) -> int:
+    """Of all nodes and parts."""
+    return job.resources.nodes * job.resources.gpus * job.resources.parts
+
+
 def _time(seconds: float, job: Job) -> str:
     """Time, and GPU hours where there are GPUs."""
-    gpus = job.resources.nodes * job.resources.gpus * job.resources.parts
+    gpus = _gpus(job)
     hours = f"{seconds / 3600 * gpus:.2g} GPU hours, " if gpus else ""
     return f"about {duration(seconds)}, {hours}"

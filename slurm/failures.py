@@ -22,16 +22,19 @@ class Policy:
     again: str  # "slurm" queues it again itself, "limited": by cluster.retry, "never"
     advice: str
     commands: tuple[str, ...] = (RETRY,)  # that follow the advice
+    example: str = ""  # of a setting that CHANGE may change; {group}: of the job's resources, such as train
 
 
+_RATE = "train.optim.lr=1e-4"
 _NOT_AGAIN = "Slurm was not to queue it again (cluster.requeue is off): retry goes on from what was saved"
 POLICIES = {
-    "bad_config": Policy("never", "correct the setting that the message names and submit again", (CHANGE,)),
+    "bad_config": Policy("never", "correct the setting that the message names and submit again", (CHANGE,), _RATE),
     "out_of_memory": Policy(
         "never",
         "submit the run again with a smaller train.micro_batch (results stay the same), sample.batch or "
         "evaluate.batch, or with more cluster.<job>.memory_gb",
         (CHANGE,),
+        "train.micro_batch=16",
     ),
     "non_finite": Policy(
         "never",
@@ -40,18 +43,23 @@ POLICIES = {
         (),
     ),
     "disk_full": Policy(
-        "never", "free space, then retry; or submit it with runs_dir and data_dir on another disk", (RETRY, CHANGE)
+        "never",
+        "free space, then retry; or submit it with runs_dir and data_dir on another disk",
+        (RETRY, CHANGE),
+        "data_dir=/other/disk/data",
     ),
     "rendezvous": Policy(
         "limited",
         "every attempt of cluster.retry.rendezvous failed: look at the named nodes, then retry, or submit the run "
         "again without them: cluster.exclude=NODE",
         (RETRY, CHANGE),
+        "cluster.exclude=node07",
     ),
     "error": Policy(
         "limited",
         "read the log; if it was the file system or the network, retry; if it was a setting, submit with another one",
         (RETRY, CHANGE),
+        _RATE,
     ),
     "killed": Policy("limited", "something killed the process from outside; read the log, then retry"),
     "time_limit": Policy(
@@ -59,6 +67,7 @@ POLICIES = {
         "retry goes on from what was saved; where nothing was, submit the run again with more cluster.<job>.minutes or "
         "more cluster.signal_lead_s to save in",
         (RETRY, CHANGE),
+        "cluster.{group}.minutes=24:00:00",
     ),
     "preempted": Policy("slurm", _NOT_AGAIN),
     "node_failure": Policy("slurm", _NOT_AGAIN),
@@ -68,6 +77,7 @@ POLICIES = {
         "never",
         "Slurm will never start it as it is: change what cluster.<job> asks for, and submit the run again with that",
         (CHANGE,),
+        "cluster.{group}.gpus=1",
     ),
     "limit": Policy("never", "a limit of the site, or Slurm was away: retry later, which queues what is missing"),
     "cancelled": Policy("never", "retry queues it again; training continues from its last checkpoint"),

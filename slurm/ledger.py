@@ -18,7 +18,7 @@ from pipeline.config.load import CONFIG_FILE
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import append_line, read_lines
 from pipeline.runtime.run_dir import RunDir
-from slurm.access import held, name_of, number_of
+from slurm.access import TURNS, held, name_of, number_of
 from slurm.executor import SubmitContext
 from slurm.failures import POLICIES, class_of_exit, lost_rank, outgrown, own_error, root_cause
 from slurm.graph import Job
@@ -179,14 +179,17 @@ def context_of(launch: Launch, job: Job, *, code: Path, dependency: str | None =
 
 def locked(run: RunDir) -> AbstractContextManager[None]:
     """One at work on a run at a time. Raises `UserError` where somebody runs it in the foreground."""
-    refusal = f"Another command is at work on {run.path}. Wait for it, or end it."
+    refusal = (
+        f"Another command is at work on {run.path}. Wait for it, or end it with its jobs, which save first: "
+        f"mudi cancel {run.path}."
+    )
     return held(run.jobs / ".lock", refusal=refusal)
 
 
 def in_turn(folder: Path) -> AbstractContextManager[None]:
     """One submitter of a folder of runs after the other: else two would both queue what their runs share."""
     refusal = f"Others have been submitting to {folder} for {TURN_SECONDS:.0f} s. Try again."
-    return held(folder / ".submitting", refusal=refusal, seconds=TURN_SECONDS)
+    return held(folder / TURNS, refusal=refusal, seconds=TURN_SECONDS)
 
 
 # Runs, as they were submitted

@@ -19,7 +19,7 @@ from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import read_json, write_text
 from slurm import ledger, snapshot
 from slurm.access import check_file, check_folder
-from slurm.costs import estimates, shipped_cost
+from slurm.costs import estimates, in_all, shipped_cost
 from slurm.executor import allocation, batch_script, notice_of, python_of, sbatch_options, variables_over
 from slurm.graph import Job, ordered
 from slurm.progress import duration
@@ -47,7 +47,9 @@ def show(launch: Launch, console: Console, *, words: Sequence[str] = ()) -> None
         _say(console, "" if complete[job.name] or job.name not in costs else f"  estimate: {costs[job.name]}\n")
     check_gpus(launch.cfg, launch.jobs)
     unknown = _unknown(launch.cfg, words) if not costs and not all(complete.values()) else {}
-    for name, value in (rows | unknown | _limits(launch)).items():
+    to_do = [job for job in launch.jobs if not complete[job.name]]
+    total = in_all(launch.cfg, to_do, train_images=train_images(launch.cfg))
+    for name, value in (rows | unknown | total | _limits(launch)).items():
         _say(console, f"{name:14s} {value}")
     if objective_kind(launch.cfg).samples and launch.cfg.evaluate.inception.weights is None:
         _say(console, f"FID and IS     not measured: no weights. {NO_FOLDER}")

@@ -221,8 +221,11 @@ class Limits:
     array_size: int | None = None  # tasks of one array (MaxArraySize)
     submitted: int | None = None  # jobs in the queue, of this user: the least of all limits of association and QOS
     longest: Mapping[str, int] | None = None  # minutes of one start, by partition; "" is the default partition
+    silent: str = ""  # why nothing is known, where Slurm was not there to tell
 
     def __str__(self) -> str:
+        if self.silent:
+            return f"not known: {self.silent}"
         said = [f"arrays of {self.array_size} tasks"] * (self.array_size is not None)
         said += [f"{self.submitted} jobs in the queue"] * (self.submitted is not None)
         said += [f"{minutes} min in partition {name}" for name, minutes in (self.longest or {}).items() if name]
@@ -231,7 +234,13 @@ class Limits:
 
 def limits() -> Limits:
     """The site's limits, from scontrol and sacctmgr, as far as they are here and answer."""
-    size = re.search(r"MaxArraySize\s*=\s*(\d+)", _said("scontrol", "show", "config"))
+    try:
+        config = command("scontrol", "show", "config")
+    except NoSlurm:
+        return Limits(silent=f"Slurm is not on this machine ({socket.gethostname()})")
+    except UserError:
+        return Limits(silent=f"Slurm did not answer on {socket.gethostname()}")
+    size = re.search(r"MaxArraySize\s*=\s*(\d+)", config)
     longest: dict[str, int] = {}
     for line in _said("scontrol", "show", "partition", "-o").splitlines():
         fields = dict(word.partition("=")[::2] for word in line.split())

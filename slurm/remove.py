@@ -48,7 +48,7 @@ def main(
         print(f"runs were looked for in: {looked}")
     others = [launch for launch in known if launch.run.path not in [path.resolve() for path in paths]]
     if problems := [problem for path in paths for problem in _needed(path.resolve(), known, others)]:
-        raise UserError(listed(problems))
+        raise UserError(listed(problems, "reasons to remove nothing"))
     return _remove(paths, yes=yes)
 
 
@@ -66,7 +66,7 @@ def _known(folders: Sequence[Path]) -> list[Launch]:
     paths = sorted(path for place in places for path in place.glob("*") if _has_jobs(path))
     found, unread = launches(paths) if paths else ([], [])
     if unread:
-        raise UserError("A run that cannot be read may need what is to be removed: " + listed(unread))
+        raise UserError("A run that cannot be read may need what is to be removed: " + listed(unread, "such runs"))
     return found
 
 

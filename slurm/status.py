@@ -12,9 +12,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.config.prepared import prepared_notes
+from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.runtime.numbers_text import notes, shown
+from pipeline.runtime.numbers_text import directions, legend, notes, shown
 from slurm import ledger
 from slurm.failures import CHANGE, POLICIES, RETRY
 from slurm.ledger import State, record_of, states_of, states_without_slurm
@@ -24,6 +26,8 @@ from slurm.score import ScoreLaunch
 from slurm.workflows import Launch, comparison, job_named, reconstruction_of, result_of, sample_set
 
 PICTURES = {"grid.png": "Picture", "strip.png": "Strip"}  # of a sample set: images, and how they came out of noise
+RESOURCES = {"reconstruct": "sample", "features": "evaluate"}  # jobs that are given those of another
+SETTING = re.compile(rf"\b((?:{'|'.join(Config.model_fields)})(?:\.\w+)+)(?:=|: found)")  # that a message names
 LAUNCHER = re.compile(r"^submitit INFO .*\n?", re.MULTILINE)
 POLL_SECONDS = 0.5
 ASK_SECONDS = 15.0  # how often the queue is asked whether the job still lasts
@@ -112,11 +116,17 @@ def goodput_of(share: float) -> str:
 
 def what_to_do(launch: Launch, state: State) -> str:
     """The advice for a job that did not end well, and in a line each the commands that follow it."""
-    path = launch.run.path
-    commands = {RETRY: f"mudi retry {path}", CHANGE: f"mudi submit {path} key=value (changes a setting)"}
+    if state.cause is None:
+        return f"-> {state.advice}"
+    wanted, example = POLICIES[state.cause].commands, POLICIES[state.cause].example
+    what, group = str(launch.run.path), RESOURCES.get(state.job, state.job)
     if isinstance(launch, ScoreLaunch):
-        commands[CHANGE] = "mudi submit score A B key=value (with other settings)"
-    wanted = POLICIES[state.cause].commands if state.cause else ()
+        what = " ".join(("score", *launch.sets))
+        example = example if example.startswith("cluster.") else "evaluate.batch=64"
+    commands = {RETRY: f"mudi retry {launch.run.path}"}
+    commands[CHANGE] = f"mudi submit {what} {example.format(group=group)} (an example)"
+    if state.cause in ("bad_config", "error") and (named := SETTING.search(state.message)):
+        commands[CHANGE] = f"mudi submit {what} (followed by {named[1]}= and another value)"
     return "\n   ".join([f"-> {state.advice}", *(commands[name] for name in wanted)])
 
 
@@ -206,39 +216,53 @@ def summary(launch: Launch, console: Console) -> None:
     """Print results as a table, the pictures' paths, and the TensorBoard command."""
     if isinstance(launch, ScoreLaunch):
         if all(launch.complete().values()):
-            _show_numbers(read_json(launch.result), str(launch.result), console)
+            result = read_json(launch.result)
+            _show_numbers(result, str(launch.result), console)
+            explain_numbers([result], console)
         return
+    results: list[dict[str, Any]] = []
     samples = sample_set(launch)
     restored = reconstruction_of(launch.autoencoder)
     if any(job.name == "reconstruct" for job in launch.jobs) and restored.is_file():
-        show_result(restored, "reconstructions", console)
+        results.append(show_result(restored, "reconstructions", console))
         console.print(f"Picture:     {restored.with_suffix('.png')}", highlight=False, soft_wrap=True)
     if samples is not None and (path := result_of(launch, samples)).is_file():
-        show_result(path, "samples", console)
+        results.append(show_result(path, "samples", console))
+    explain_numbers(results, console)
     for name, what in PICTURES.items():
         if samples is not None and (samples / name).is_file():
             console.print(f"{what + ':':12} {samples / name}", highlight=False, soft_wrap=True)
     if comparison(launch).is_file():
         console.print(f"Comparison:  {comparison(launch)}", highlight=False, soft_wrap=True)
+    for said in prepared_notes(launch.cfg):
+        console.print(f"Data:        {said}", highlight=False, markup=False, soft_wrap=True)
     if launch.run.tensorboard.is_dir():
         command = f"{sys.executable} -m tensorboard.main --logdir {launch.run.tensorboard}"
         console.print(f"TensorBoard: {command}", highlight=False, soft_wrap=True)
 
 
-def show_result(path: Path, what: str, console: Console) -> None:
-    """Print the numbers of a result file as a table below a line that says what they are of."""
-    result = read_json(path)
+def show_result(path: Path, what: str, console: Console) -> dict[str, Any]:
+    """Print the numbers of a result file, which it returns, as a table below a line that says what they are of."""
+    result: dict[str, Any] = read_json(path)
     _show_numbers(result, f"{result['samples']['count']} {what} of step {result['step']} ({path})", console)
+    return result
 
 
 def _show_numbers(result: dict[str, Any], title: str, console: Console) -> None:
     console.print(title, highlight=False, markup=False, soft_wrap=True)
     table = Table()
-    table.add_column("metric")
+    table.add_column("metric", overflow="fold")
     table.add_column("value", justify="right")
     metrics = dict(sorted(result["metrics"].items()))
     for name, value in metrics.items():
         table.add_row(name, shown(value, result.get("details", {}).get(name, {})))
     console.print(table)
-    for sentence in notes(metrics):
-        console.print(f"- {sentence}", highlight=False, markup=False)
+
+
+def explain_numbers(results: Sequence[dict[str, Any]], console: Console) -> None:
+    """Print once what the tables above mean, and what a reader of them should know."""
+    metrics = {name: value for result in results for name, value in sorted(result["metrics"].items())}
+    details = {name: facts for result in results for name, facts in result.get("details", {}).items()}
+    words = [said for result in results for said in result.get("words", notes(result["metrics"]))]
+    for line in [*directions(metrics), *legend(metrics, details), *(f"- {said}" for said in dict.fromkeys(words))]:
+        console.print(line, highlight=False, markup=False)

@@ -20,6 +20,7 @@ import yaml
 
 from pipeline.config.load import CONFIG_FILE, to_yaml
 from pipeline.config.paths import run_directory
+from pipeline.config.prepared import prepared_notes
 from pipeline.config.schema import Config
 from pipeline.runtime.commit import commit_of
 from pipeline.runtime.errors import UserError
@@ -270,7 +271,7 @@ def run_here(launch: Launch, table: ProgressTable) -> int:
         failed: set[str] = set()
         for job in ordered(launch.jobs):
             if launch.complete()[job.name]:
-                table.show(job.name, "complete", "it was there already: skipped")
+                table.show(job.name, "complete", "; ".join(["it was there already: skipped", *_found(launch, job)]))
                 continue
             if job.name not in wanted:
                 table.show(job.name, "not asked")
@@ -292,8 +293,13 @@ def run_here(launch: Launch, table: ProgressTable) -> int:
                 state = _watch(launch, job, table=table, interrupt=interrupt)
             if state.word != "complete":
                 failed.add(job.name)
-            table.show(job.name, state.word, _said(state))
+            table.show(job.name, state.word, "; ".join(_found(launch, job)) or _said(state))
         return 130 if interrupt.asked else int(bool(failed))
+
+
+def _found(launch: Launch, job: Job) -> list[str]:
+    """What preparing passed over: it is said before training begins."""
+    return prepared_notes(launch.cfg) if job.name == "prepare" and launch.complete()[job.name] else []
 
 
 def _again(

@@ -110,6 +110,7 @@ def test_the_console_command_has_every_command_once():
         ("mudi cancel", "cancel what? For example: mudi cancel runs/glyphs16"),
         ("mudi train --dry-run", "train what? For example: mudi train runs/glyphs16"),
         ("mudi list settings trian.optim", "Did you mean 'train.optim'?"),
+        ("mudi list settings train.lr", "Did you mean 'train.optim.lr'?"),
     ],
 )
 def test_mistakes_are_answered_with_what_was_meant(capsys, words, hint):
@@ -182,6 +183,9 @@ def test_every_experiment_is_listed_with_a_line(capsys):
     text = said(capsys, "mudi", "list", "experiments")
     for name in groups()["experiment"]:
         assert f"\n{name}  " in f"\n{text}", name
+    headings = [line for line in text.splitlines() if line.endswith(":") and " " not in line]
+    assert headings == sorted(set(headings)) and {"flowers:", "glyphs:", "photos:"} <= set(headings)
+    assert text.index("flowers:") < text.index("flowers32  ") < text.index("glyphs:") < text.index("glyphs16  ")
 
 
 def test_descriptions_are_whole_sentences_and_fit_a_narrow_terminal(capsys, monkeypatch):

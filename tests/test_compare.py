@@ -75,6 +75,28 @@ def test_one_table_with_every_set_and_the_best_value_in_bold(runs: list[Path], t
     assert table[2]["guidance"] == "2.0" and table[5]["weights"] == "power:0.1"
 
 
+def test_the_step_is_that_of_the_samples_also_where_sampling_was_told_none(runs: list[Path], tmp_path: Path) -> None:
+    """`sample.step` is null where the newest checkpoint is taken: it is no setting of the table."""
+    for path in sorted((runs[0] / "results").glob("*.json")):
+        found = read_json(path)
+        found["samples"]["made_from"]["sample"] |= {"step": None, "first_seed": None if "w1" in path.name else 4}
+        write_json(path, found)
+    rows = read_rows(runs[0])
+    assert [row.settings["step"] for row in rows] == [1000, 2000, 2000, 2000]
+    text = compare(runs[:1], tmp_path / "out")[0].read_text()
+    assert "None" not in text and " - |" in text and "| 1000 |" in text, text
+
+
+def test_the_tables_have_the_legend_of_evaluation(runs: list[Path], tmp_path: Path) -> None:
+    text = compare(runs, tmp_path / "out")[0].read_text()
+    for told in (
+        "Lower is better: fd-domain, fd-domain-infinity.",
+        "Higher is better: accuracy-domain.",
+        "-domain: in the features of a ",
+    ):
+        assert text.count(told) == 1, (told, text)
+
+
 def test_plots_for_what_varies_and_no_others(runs: list[Path], tmp_path: Path) -> None:
     names = {path.name for path in compare(runs, tmp_path / "out")}
     drawn = {"step.png", "guidance.png", "weights.png", "number-of-samples.png"}

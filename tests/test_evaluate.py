@@ -136,6 +136,18 @@ def test_the_copy_check_can_be_switched_off(scored, tmp_path) -> None:
     assert json.loads(again.read_text())["metrics"] == scored[2]["metrics"]
 
 
+def test_an_accuracy_over_classes_without_images_says_so(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(globals(), "CLASSES", [*CLASSES, "never"])
+    cfg, run = make(tmp_path, "evaluate.domain.max_images=64", "evaluate.copies=false", share=5)
+    images, _ = drawings(12, 2)
+    write_set(run.samples(120) / "asked", images, np.full(12, 3), "samples")
+    reference.run(cfg)
+    for name, says in {"heun": False, "asked": True}.items():
+        assert main(["evaluate", str(run.path), f"evaluate.samples=step-000000120/{name}"]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert ("accuracy-domain: 1 of 4 classes have no image in train: never" in said) == says, said
+
+
 def test_evaluating_again_does_nothing_and_says_the_same(scored) -> None:
     cfg, run, _ = scored
     (path,) = run.results.glob("*.json")

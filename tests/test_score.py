@@ -139,15 +139,30 @@ def test_the_numbers_are_those_of_torchmetrics_and_of_published_statistics(tmp_p
     metric.update(torch.from_numpy(pixels[0]).permute(0, 3, 1, 2), real=False)
     assert found["metrics"]["fid"] == pytest.approx(float(metric.compute()), rel=1e-3)
     assert {"kid", "precision", "recall", "density", "coverage"} <= found["metrics"].keys()
-    assert "against B, 50 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "against b.npz, 50 images" in said
+    for path in ("out.json", "out.csv", "cache"):  # everything that it leaves
+        assert str(tmp_path / path) in said, path
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
     assert {row["metric"]: float(row["value"]) for row in rows} == found["metrics"]
 
     features = Projected()(torch.from_numpy(pixels[1]).permute(0, 3, 1, 2)).numpy().astype(np.float64)
     np.savez(tmp_path / "stats.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
     published = scores(a, tmp_path / "stats.npz", tmp_path)
+    assert "against stats.npz " in capsys.readouterr().out  # of how many images is not known
     assert published["metrics"]["fid"] == pytest.approx(found["metrics"]["fid"], rel=1e-9)
     assert "kid" not in published["metrics"]
+
+
+@pytest.mark.usefixtures("small_network")
+def test_kid_over_whole_sets_has_no_spread(tmp_path, pixels, capsys):
+    """Where a subset is the whole of both sets, all subsets are the same: what they differ by is a rounding."""
+    equal = keep(tmp_path / "a", pixels[0], "folder"), keep(tmp_path / "b", pixels[1][: COUNTS[0]], "folder")
+    larger = equal[0], keep(tmp_path / "c", pixels[1], "folder")
+    for sets, size, spread in ((equal, 1000, False), (equal, 20, True), (larger, 1000, True)):
+        found = scores(*sets, tmp_path, f"evaluate.kid_subset_size={size}")["details"]["kid"]
+        row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("│ kid "))
+        assert ("std" in found, "±" in row) == (spread, spread) and found["size"] == min(size, COUNTS[0]), row
 
 
 def test_features_are_computed_once_and_in_parts(tmp_path, pixels, small_network, monkeypatch):
@@ -264,8 +279,40 @@ def test_real_features_give_the_distance_of_an_independent_implementation(tmp_pa
     assert found["fid-64"] == pytest.approx(frechet_distance(moments(expected[:32]), moments(expected[32:])), rel=1e-3)
 
 
+def test_both_sets_are_looked_at_before_images_of_one_are_opened(tmp_path, pixels):
+    """Where the images of A are many, what is wrong with B is said first."""
+    a = keep(tmp_path / "a", pixels[0], "folder")
+    (a / "0" / "000.png").write_bytes(png(np.zeros((9, 8, 3), np.uint8)))  # of another size: seen when all are opened
+    (tmp_path / "empty").mkdir()
+    for name in ("junk.npz", "junk.npy", "junk.zip", "short.zip", "text.txt"):
+        (tmp_path / name).write_bytes(b"junk")
+    whole = keep(tmp_path / "whole.zip", pixels[1], "zip").read_bytes()
+    (tmp_path / "short.zip").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "first.png").write_bytes(b"junk")
+    for name in ("absent", "empty", "junk.npz", "junk.npy", "junk.zip", "short.zip", "text.txt", "broken"):
+        with pytest.raises(UserError, match=rf"^{tmp_path / name}"):
+            scoring.main([str(a), str(tmp_path / name), "evaluate.inception.weights=unused"])
+    with pytest.raises(UserError, match="images of 2 sizes"):
+        scoring.main([str(a), str(tmp_path / "whole.zip"), "evaluate.inception.weights=unused"])
+
+
+def test_sets_of_one_name_are_told_apart_and_names_of_networks_are_whole(tmp_path, pixels, monkeypatch, capsys):
+    network, facts = (
+        Projected(),
+        {"resize": "tf1", "network": "inception-2015-12-05", "weights": "0123456789abcdef" * 4},
+    )
+    extractor = Extractor("inception", facts, ("2048",), lambda images: {"2048": network(images)})
+    monkeypatch.setattr(scoring, "build_extractors", lambda *_, **__: [extractor])
+    a, b = (tmp_path / name / "images" for name in ("mine", "theirs"))
+    scores(keep(a, pixels[0], "folder"), keep(b, pixels[1], "folder"), tmp_path)
+    said = capsys.readouterr().out
+    assert "against theirs/images, 50 images" in said
+    assert "inception-2015-12-05" in said and "0123456789ab" in said and facts["weights"] not in said
+
+
 def test_statistics_are_no_images(tmp_path):
     np.savez(tmp_path / "stats.npz", mu=np.zeros(4), sigma=np.eye(4))
     assert isinstance(open_set(tmp_path / "stats.npz"), Statistics)
     with pytest.raises(UserError, match="A is what is scored"):
-        scoring.main([str(tmp_path / "stats.npz"), str(tmp_path), "evaluate.inception.weights=x"])
+        scoring.main([str(tmp_path / "stats.npz"), str(tmp_path / "stats.npz"), "evaluate.inception.weights=x"])

@@ -6,7 +6,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from pipeline.config.registry import is_choice, tag
-from pipeline.runtime.errors import did_you_mean, nearest
+from pipeline.runtime.errors import did_you_mean, meant, nearest
 
 
 def explain(error: ValidationError, model: type[BaseModel], *, start: str = "") -> list[str]:
@@ -15,11 +15,12 @@ def explain(error: ValidationError, model: type[BaseModel], *, start: str = "") 
     A setting that is missing because its name was misspelt is one problem.
     """
     found = [(item, *_walk(item["loc"], model)) for item in error.errors()]
-    meant = {_meant(place, holders) for item, place, holders in found if item["type"] == "extra_forbidden"}
+    unknown = [(place, holders) for item, place, holders in found if item["type"] == "extra_forbidden"]
+    known = {name for place, holders in unknown for name in _meant(place, holders)}
     return [
         start + _sentence(item, place, holders, start=start)
         for item, place, holders in found
-        if item["type"] != "missing" or _name(place) not in meant
+        if item["type"] != "missing" or _name(place) not in known
     ]
 
 
@@ -39,18 +40,32 @@ def _fields(holders: Sequence[type[BaseModel]]) -> list[str]:
     return sorted({field for m in holders for field in m.model_fields})
 
 
-def _meant(place: Sequence[int | str], holders: Sequence[type[BaseModel]]) -> str | None:
-    """The full name of the setting that a misspelt one is near to."""
-    near = nearest(str(place[-1]), _fields(holders))
-    return None if near is None else _name([*place[:-1], near])
+def _meant(place: Sequence[int | str], holders: Sequence[type[BaseModel]]) -> list[str]:
+    """Full names of settings that are probably meant: those of that very name further down, or the nearest here."""
+    found = sorted(set(_below(str(place[-1]), holders)))
+    if not found:
+        near = nearest(str(place[-1]), _fields(holders))
+        found = [] if near is None else [near]
+    return [_name([*place[:-1], name]) for name in found]
+
+
+def _below(name: str, holders: Sequence[type[BaseModel]], depth: int = 4) -> list[str]:
+    """Where a setting of this name stands below some classes: the places of the fewest parts."""
+    inner = [(field, list(_classes(m.model_fields[field].annotation))) for m in holders for field in m.model_fields]
+    found = [f"{field}.{name}" for field, classes in inner if any(name in c.model_fields for c in classes)]
+    if found or depth == 0:
+        return found
+    deeper = [f"{field}.{place}" for field, classes in inner if classes for place in _below(name, classes, depth - 1)]
+    least = min((place.count(".") for place in deeper), default=0)
+    return [place for place in deeper if place.count(".") == least]
 
 
 def _sentence(item: Any, place: Sequence[int | str], holders: Sequence[type[BaseModel]], *, start: str) -> str:
     name, found = _name(place), item["input"]
     if item["type"] == "extra_forbidden":
-        near = _meant(place, holders)
-        hint = f"Did you mean '{start}{near}'?" if near else f"Known here: {', '.join(_fields(holders))}."
-        return f"{name}: no such setting. {hint}"
+        near = [f"{start}{known}" for known in _meant(place, holders)[:3]]
+        hint = meant(near) if near else f" Known here: {', '.join(_fields(holders))}."
+        return f"{name}: no such setting.{hint}"
     if item["type"] == "missing":
         return (
             f"{name}: missing. Set {start}{name}=..., or choose a config group that does (such as experiment=glyphs16)."

@@ -25,7 +25,7 @@ from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import Minutes
 from pipeline.config.schema_diffusion import SamplerConfig
 from pipeline.config.schema_metrics import EvaluateConfig
-from pipeline.runtime.errors import UserError, did_you_mean
+from pipeline.runtime.errors import UserError, did_you_mean, meant
 
 _NAMES = {bool: "true | false", int: "whole number", float: "number", types.NoneType: "null", str: "text", Path: "path"}
 _MARKED = (
@@ -59,8 +59,16 @@ def models(words: list[str]) -> None:
 def _choices(words: list[str], group: str) -> None:
     if words:
         raise UserError(f"list {group}s: found '{words[0]}', expected nothing: it lists all.")
-    for path in sorted((CONFIG_ROOT / group).glob("*.yaml")):
+    heading = ""
+    for path in sorted((CONFIG_ROOT / group).glob("*.yaml"), key=lambda path: (_subject(path), path.stem)):
+        if group == "experiment" and heading != (heading := _subject(path)):
+            print(f"\n{heading}:")
         print(wrapped(f"{path.stem}  ", described(path.read_text())))
+
+
+def _subject(path: Path) -> str:
+    """What a name begins with: the images that an experiment is about, flowers of flowers64_ddpm."""
+    return re.split(r"[\d_]", path.stem)[0]
 
 
 def described(text: str) -> str:
@@ -82,7 +90,10 @@ def settings(words: list[str]) -> None:
     shown = {s: kinds for s, kinds in found.items() if not prefix or f"{s.key}.".startswith(f"{prefix}.")}
     if not shown:
         known = {".".join(parts[:n]) for parts in (s.key.split(".") for s in found) for n in range(1, len(parts) + 1)}
-        raise UserError(f"list settings: found no setting '{prefix}'.{did_you_mean(prefix, sorted(known))}")
+        above, _, last = prefix.rpartition(".")
+        deeper = sorted((k for k in known if k.startswith(f"{above}.") and k.endswith(f".{last}")), key=len)[:3]
+        hint = meant(deeper) if deeper else did_you_mean(prefix, sorted(known))
+        raise UserError(f"list settings: found no setting '{prefix}'.{hint}")
     for setting, kinds in shown.items():
         facts = [setting.type, f"default {setting.default}" if setting.default else "no default"]
         facts += [f"of {', '.join(dict.fromkeys(kinds))}"] if any(kinds) else []

@@ -268,8 +268,8 @@ def unknown_choice(group: str, name: str, known: Sequence[str]) -> str:
     return f"{group}: found '{name}'{'.' if near else ', which is none.'}{near} {there}"
 
 
-def listed(problems: Sequence[str]) -> str:
-    """All problems in one message."""
+def listed(problems: Sequence[str], what: str = "problems in the settings") -> str:
+    """All problems in one message. `what`: what they are called where they are several."""
     if len(problems) == 1:
         return problems[0]
-    return f"{len(problems)} problems in the settings:\n" + "\n".join(f"  - {p}" for p in problems)
+    return f"{len(problems)} {what}:\n" + "\n".join(f"  - {p}" for p in problems)

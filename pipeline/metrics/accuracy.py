@@ -85,4 +85,5 @@ def wilson(right: float, count: int) -> tuple[float, float]:
     z, p = 1.959963984540054, right / count
     centre = (p + z * z / (2 * count)) / (1 + z * z / count)
     half = z / (1 + z * z / count) * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    # At a share of 0 or 1 the interval ends there, but for a rounding that would leave the share outside.
+    return max(min(centre - half, p), 0.0), min(max(centre + half, p), 1.0)

@@ -1,8 +1,10 @@
 """Numbers in words and rows, for people."""
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 from rich.console import Console
@@ -11,7 +13,7 @@ from rich.text import Text
 
 from pipeline.config.registry import METRICS, known_metric
 from pipeline.config.schema_metrics import ATTRIBUTE_ACCURACY, FRECHET
-from pipeline.runtime.numbers_text import notes, shown
+from pipeline.runtime.numbers_text import legend, notes, shown
 
 ENOUGH = 10_000  # images below which a Frechet distance says little across papers
 Row = tuple[str, ...]
@@ -56,7 +58,7 @@ def caution(count: int, metrics: Mapping[str, float], details: Mapping[str, Any]
     if singular := [n for n, d in facts.items() if "dimensions" in d and min(d["images"]) <= d["dimensions"]]:
         found.append(
             f"{', '.join(singular)}: fewer images than dimensions on one side, {facts[singular[0]]['dimensions']} or "
-            "more. The covariance is then singular and the distance far too large."
+            "more. The covariance is then singular and the distance far too large, which its interval does not show."
         )
     return found + notes(metrics)
 
@@ -67,7 +69,8 @@ def blocks(result: Mapping[str, Any]) -> list[Block]:
     splits = [*result["data"]]
     compared = usual_first({n.partition("@")[0] for n in metrics if "@" in n or "reference" in details.get(n, {})})
     alone = [n for n in usual_first(metrics) if "@" not in n and n not in compared]
-    heads = [f"against {split}, {result['data'][split]['count']} images" for split in splits]
+    counts = [f", {count} images" if (count := result["data"][split]["count"]) else "" for split in splits]
+    heads = [f"against {_called(result, split)}{count}" for split, count in zip(splits, counts, strict=True)]
     found = [
         Block(("metric", *heads), tuple((n, *_against(result, n, splits)) for n in compared)),
         Block(
@@ -81,6 +84,14 @@ def blocks(result: Mapping[str, Any]) -> list[Block]:
             Block(("attribute", "seen as asked", "samples asked", "classifier on held-out images"), tuple(rows))
         )
     return [block for block in found if block.rows]
+
+
+def _called(result: Mapping[str, Any], split: str) -> str:
+    """What a reference is called: its split; the last part of its path, where it is a set that somebody gave."""
+    if (given := result["data"][split].get("set")) is None:
+        return split
+    path, scored = PurePath(given), PurePath(result["samples"]["set"])
+    return path.name if path.name != scored.name else "/".join(path.parts[-2:])
 
 
 def _against(result: Mapping[str, Any], name: str, splits: Sequence[str]) -> list[str]:
@@ -137,7 +148,7 @@ def _table(block: Block, *, justify: Literal["left", "right"] = "left") -> Table
 
 def show(result: Mapping[str, Any]) -> None:
     """Print a result as tables, and below them what a reader should know."""
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
     console.print(
         f"{result['run']}, {result['samples']['set']}, {result['samples']['count']} images",
         style="bold",
@@ -147,6 +158,7 @@ def show(result: Mapping[str, Any]) -> None:
     for block in blocks(result):
         console.print(_table(block, justify="right"))
     console.print(_table(meanings(result["metrics"])))
-    console.print("In brackets: 95% intervals. ±: standard deviation over subsets, splits or images.", highlight=False)
+    for sentence in legend(result["metrics"], result["details"]):
+        console.print(sentence, highlight=False, markup=False)
     for sentence in result["words"]:
         console.print(f"- {sentence}", highlight=False, markup=False)

@@ -1,7 +1,7 @@
 """What can go wrong in a way that a person can act on."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -25,10 +25,16 @@ class Incomplete(UserError):
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The one of `known` that a misspelt word is near to."""
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)), None)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """ " Did you mean 'batch'?" with the nearest of `known`, or "" where nothing is near."""
     near = nearest(word, known)
-    return f" Did you mean '{near}'?" if near else ""
+    return meant([near]) if near else ""
+
+
+def meant(names: Sequence[str]) -> str:
+    """ " Did you mean 'a' or 'b'?" of one name or several."""
+    *first, last = [f"'{name}'" for name in names]
+    return f" Did you mean {', '.join(first)}{' or ' if first else ''}{last}?"

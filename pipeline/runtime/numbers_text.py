@@ -1,9 +1,21 @@
 """A measured number as people read it: with its uncertainty, and with what would mislead without a word. Torch-free."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipeline.config.registry import known_metric
+
+ENDINGS = {  # what a part of a metric's name says
+    "domain": "in the features of a classifier trained on this data; papers use Inception",
+    "pixel": "by the pixels alone",
+    "dinov2": "in the features of DINOv2",
+    "clip": "in the features of CLIP",
+    "spatial": "in features of Inception that know where things are (sFID)",
+    "clean": "resized for Inception as clean-fid does",
+    "torchmetrics": "resized for Inception as torchmetrics does",
+    "infinity": "extrapolated to infinitely many images",
+}
+WIDTHS = ("64", "192", "768")
 
 
 def shown(value: float, details: Mapping[str, Any]) -> str:
@@ -12,6 +24,37 @@ def shown(value: float, details: Mapping[str, Any]) -> str:
         return f"{value:.4g} ({details['low']:.4g} to {details['high']:.4g})"
     spread = "std" in details and details.get("splits") != 1
     return f"{value:.4g} ± {details['std']:.2g}" if spread else f"{value:.4g}"
+
+
+def directions(names: Iterable[str]) -> list[str]:
+    """Which of these numbers are better when they are lower, and which when they are higher."""
+    bases = dict.fromkeys(name.partition("@")[0] for name in names)
+    kinds = {name: kind for name in bases if (kind := known_metric(name))}
+    lines = []
+    for word, which in (("Lower", "minimize"), ("Higher", "maximize")):
+        if those := [name for name, kind in kinds.items() if kind.direction == which]:
+            lines.append(f"{word} is better: {', '.join(those)}.")
+    return lines
+
+
+def legend(metrics: Iterable[str], details: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the signs beside these numbers and the endings of their names mean; a line each, of those that are there."""
+    names, lines = list(metrics), []
+    told = [shown(0.0, details.get(name, {})) for name in names]
+    if any("(" in text for text in told):
+        lines.append(
+            "In brackets: the 95% interval, where other samples of the same number would fall. It leaves out that "
+            "few images make a Frechet distance larger."
+        )
+    if any("±" in text for text in told):
+        lines.append("±: the standard deviation over subsets, splits or images.")
+    for split in sorted({name.partition("@")[2] for name in names} - {""}):
+        lines.append(f"@{split}: against the images of {split}; names without @ are of the first reference.")
+    parts = {part for name in names for part in name.partition("@")[0].split("-")[1:]}
+    lines += [f"-{ending}: {said}." for ending, said in ENDINGS.items() if ending in parts]
+    if widths := [f"-{width}" for width in WIDTHS if width in parts]:
+        lines.append(f"{', '.join(widths)}: in so many features of an earlier layer of Inception; FID itself has 2048.")
+    return lines
 
 
 def notes(metrics: Mapping[str, float]) -> list[str]:

@@ -166,9 +166,13 @@ def _touch(path: Path, done: threading.Event, beat: float) -> None:
 
 
 def _refusal(path: Path, holder: dict[str, Any] | None) -> str:
+    how = f"mudi cancel {path.parent}"
+    if holder and not holder["job"]:
+        how = f"kill {holder['pid']} on {holder['host']}"
     return (
         f"{path.parent} is being trained by {_name(holder) if holder else 'another process'}. A run has one trainer at "
-        "a time: wait until it has ended, or stop it, and start again. To train beside it, choose another name."
+        f"a time: wait until it has ended, or end it, which saves its state ({how}), and start again. To train beside "
+        "it, choose another name."
     )
 
 

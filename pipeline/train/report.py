@@ -100,7 +100,12 @@ class Reporter:
         distributed.barrier()
         waited = time.time() - asked_at if asked_at else math.nan
         self._values_if_finite("save/seconds_from_signal", waited)
-        self._say(f"asked to stop; saved at step {self._s.state.progress.step}, {waited:.1f} s after the signal")
+        step = self._s.state.progress.step
+        kimg = step * self._s.cfg.train.global_batch / 1000
+        self._say(
+            f"asked to stop: saved at step {step} ({kimg:g} kimg), {waited:.1f} s after the signal. The same command "
+            "goes on from there."
+        )
 
     def rolled_back(self, failed_step: int) -> None:
         """Returned to an earlier checkpoint."""

@@ -22,9 +22,11 @@ from pipeline.config.needs import missing
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from slurm import plan as planning
+from slurm.access import taken_back
+from slurm.costs import estimates
 from slurm.progress import duration
 from slurm.sweep import submit as submitting
-from slurm.sweep.runs import STAGES, resources_of
+from slurm.sweep.runs import STAGES, own_stages, resources_of
 from slurm.sweep.settings import SweepDir, SweepSettings, dimension, extended, settings_from, shown
 from slurm.sweep.submit import Checked, check
 from slurm.workflows import account_missing, launch_for
@@ -46,11 +48,12 @@ def submit(words: list[str]) -> int:
     checked = check(settings)
     _require(settings, checked.first)
     sweep = SweepDir(settings.path.resolve())
-    if sweep.settings_file.is_file():
-        _refuse_another(sweep, settings)
-    else:
-        sweep.write(settings)
-    return _go(sweep, settings, checked)
+    with taken_back([sweep.path], keep=submitting.anything_submitted):
+        if sweep.settings_file.is_file():
+            _refuse_another(sweep, settings)
+        else:
+            sweep.write(settings)
+        return _go(sweep, settings, checked)
 
 
 def _refuse_another(sweep: SweepDir, settings: SweepSettings) -> None:
@@ -94,16 +97,18 @@ def plan(words: list[str]) -> int:
     ]
     console.print(lines.pop(), highlight=False, soft_wrap=True)
     console.print(_configurations(settings) if settings.strategy.kind == "grid" else _space(settings))
-    own = [j.name for j in launch.jobs if j.name in STAGES]
+    own = [job.name for job in own_stages(launch, settings)]
     if settings.run is None:
         complete = launch.complete()
         before = [n for n in complete if n not in (*STAGES, "compare", "features")]
         lines += ["once for all: " + ", ".join(f"{n} ({'complete' if complete[n] else 'to do'})" for n in before)]
-    asks = resources_of(launch)
+    asks = resources_of(launch, settings)
     gpus, waves = asks.nodes * asks.gpus, -(-runs // at_once)
     most = f"{runs * gpus * asks.minutes / 60:g} GPU hours, " if gpus else ""
     limit = f"; sweep.gpu_hours={settings.gpu_hours:g} ends it before" if settings.gpu_hours is not None else ""
     lines += [f"each run:     {', '.join(own)} in one job; {planning.asked(asks)}"]
+    known = estimates(cfg, tuple(own_stages(launch, settings)), train_images=planning.train_images(cfg))
+    lines += [f"estimate:     {name} of each run: {said}" for name, said in known.items()]
     lines += [f"at most:      {most}{duration(60 * asks.minutes * waves)}, if every run took its time limit{limit}"]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
     return 0

@@ -15,6 +15,7 @@ from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import Resources
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, read_lines, write_json
+from slurm.graph import Job
 from slurm.sweep.settings import Params, SweepDir, SweepSettings, words_of
 from slurm.workflows import Launch, launch_for, launch_of_run, result_of, sample_set
 
@@ -157,12 +158,17 @@ def stages(launch: Launch) -> dict[str, bool]:
     return {name: done for name, done in launch.complete().items() if name in STAGES}
 
 
-def resources_of(launch: Launch) -> Resources:
+def own_stages(launch: Launch, settings: SweepSettings) -> list[Job]:
+    """The jobs that a trial goes through. One that is about a run's checkpoint trains nothing."""
+    return [j for j in launch.jobs if j.name in STAGES and (settings.run is None or j.name != "train")]
+
+
+def resources_of(launch: Launch, settings: SweepSettings) -> Resources:
     """What the one job that goes through a trial's stages asks for: of each resource the most of any stage.
 
     Every rank takes part in each stage, so GPUs that train also sample and evaluate.
     """
-    asked = [job.resources for job in launch.jobs if job.name in STAGES]
+    asked = [job.resources for job in own_stages(launch, settings)]
     first = max(asked, key=lambda r: r.nodes * r.tasks_per_node)
     most = {
         "cpus": max((r.cpus for r in asked if r.cpus), default=None),

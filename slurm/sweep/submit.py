@@ -281,6 +281,11 @@ def over_budget(sweep: SweepDir, settings: SweepSettings) -> str:
 # Submit
 
 
+def anything_submitted(folder: Path) -> bool:
+    """Whether a job was submitted from the folder of a sweep: of trials, or of what they share."""
+    return any(folder.glob(f"jobs/array-*/{SUBMITTED}")) or any(folder.glob(f"shared/*/jobs/{ledger.LEDGER}"))
+
+
 def submit(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> list[str]:
     """Queue every run that is neither complete, pruned, nor under way; lines that say what was done."""
     with sweep.lock("submit"):
@@ -321,7 +326,7 @@ def _settle(sweep: SweepDir) -> None:
 def _record(sweep: SweepDir, settings: SweepSettings, runs: Sequence[int], cfg: Config) -> Array:
     number = max((int(a.folder.name.removeprefix("array-")) for a in arrays_of(sweep)), default=-1) + 1
     launch = Launch(cfg, RunDir(run_directory(cfg)), tuple(graph_of(cfg, RunDir(run_directory(cfg)), ())), ())
-    asks = resources_of(launch).model_copy(update={"parts": len(runs), "at_once": settings.at_once})
+    asks = resources_of(launch, settings).model_copy(update={"parts": len(runs), "at_once": settings.at_once})
     array = Array(sweep.jobs / f"array-{number:04d}", tuple(runs), asks, time.time())
     note = {"runs": array.runs, "asks": asks.model_dump(mode="json"), "time": array.made}
     write_json(array.folder / ARRAY, note)

@@ -71,6 +71,21 @@ def test_a_misspelt_key_names_the_nearest():
     assert "train.globl_batch: no such setting. Did you mean 'train.global_batch'?" in message
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("train.lr=1", "train.lr: no such setting. Did you mean 'train.optim.lr'?"),
+        ("data.path=x", "data.path: no such setting. Did you mean 'data.source.path'?"),
+        ("train.kind=sgd", "train.kind: no such setting. Did you mean 'train.optim.kind'?"),
+        ("evaluate.weights=x", "Did you mean 'evaluate.clip.weights', 'evaluate.dinov2.weights' or 'evaluate.incep"),
+        ("lr=1", "lr: no such setting. Did you mean 'evaluate.domain.lr' or 'train.optim.lr'?"),
+        ("evaluate.nope=1", "evaluate.nope: no such setting. Known here: batch, block, clip, "),
+    ],
+)
+def test_a_word_that_stands_deeper_comes_before_one_that_is_spelt_alike(word, said):
+    assert said in refused(word)
+
+
 def test_a_misspelt_key_that_had_to_be_set_is_one_problem():
     with pytest.raises(UserError) as caught:
         config_from(["experiment=photos16", "data.source.pth=x"])

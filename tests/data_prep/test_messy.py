@@ -24,6 +24,7 @@ from data_prep import listing
 from data_prep.__main__ import main
 from data_prep.items import Items, in_order
 from pipeline.config.paths import protocol_hash
+from pipeline.config.prepared import prepared_notes
 from pipeline.runtime.errors import Incomplete, UserError
 
 Capture = pytest.CaptureFixture[str]
@@ -522,3 +523,16 @@ def test_what_is_rejected_or_converted_is_said_with_counts_and_examples(tmp_path
         "1 x alpha": "palette.png",
     }.items():
         assert f"converted: {kind}: {names}" in said, (kind, said)
+
+
+def test_classes_without_images_are_counted_in_the_log_and_after_it(tmp_path: Path, capsys: Capture) -> None:
+    """A table may have more classes than there are images of: a model of them learns nothing of the others."""
+    root = flat(tmp_path / "images")
+    rows = [f"{path.name},cat" for path in sorted(root.iterdir())] + [f"gone{n}.png,class{n}" for n in range(5)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    words = [f"data.source.path={root}", f"data.source.table={tmp_path / 'labels.csv'}", "data.max_rejected=0.9"]
+    code, said = prepared(capsys, tmp_path / "data", *words)
+    assert code == 0 and "5 of 6 classes have no image, such as class0, class1, class2" in said, said
+    classes, passed = prepared_notes(config(tmp_path / "data", *SIZE, *words))
+    assert classes == "5 of 6 classes have no image in train, such as class0, class1, class2"
+    assert "passed over 5 x label_without_image (the labels name an image" in passed and "rejected.jsonl" in passed

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from prepared import config, folder_of_pictures, picture, prepare, rejected_of, split_of
 
-from data_prep.items import KINDS
 from data_prep.stage import finished
 from pipeline.config.paths import data_directory
+from pipeline.config.prepared import KINDS
 from pipeline.runtime.errors import UserError
 
 SIZE = ["data.image_size=16", "data.split.valid=0", "data.max_rejected=0.5"]
@@ -83,10 +83,10 @@ def test_an_image_of_this_kind_is_listed_and_the_others_are_kept(tmp_path: Path,
     assert finished(data_directory(cfg) / "shards")["rejected"] == {kind: 1}
 
 
-def by_table(tmp_path: Path, rows: list[dict[str, object]]) -> dict[str, str]:
+def by_table(tmp_path: Path, rows: list[dict[str, object]], *words: str) -> dict[str, str]:
     root = folder_of_pictures(tmp_path / "images", 4, classes=1)
     (root / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    cfg = config(tmp_path / "data", f"data.source.path={root}", "data.source.table=labels.jsonl", *SIZE)
+    cfg = config(tmp_path / "data", f"data.source.path={root}", "data.source.table=labels.jsonl", *SIZE, *words)
     prepare(cfg)
     return {key: row.kind for key, row in rejected_of(cfg).items()}
 
@@ -228,6 +228,14 @@ def test_more_than_the_allowed_share_is_an_error_that_counts_them(tmp_path: Path
         prepare(cfg)
     assert set(rejected_of(cfg)) == {"class0/bad0.png", "class0/bad1.png"}  # listed all the same
     prepare(config(tmp_path / "data", *words, "data.max_rejected=0.2"))
+
+
+def test_rows_of_a_table_without_an_image_are_not_called_images(tmp_path: Path) -> None:
+    rows = [*named(4), *({"file": f"gone{number}.png", "label": "dog"} for number in range(3))]
+    with pytest.raises(UserError, match=r"3 of 7 rows of the table .*label_without_image: 3.*First: gone0.png"):
+        by_table(tmp_path / "rows", rows, "data.max_rejected=0.1")
+    with pytest.raises(UserError, match=r"4 of 7 images and rows of the table .*image_without_label: 1"):
+        by_table(tmp_path / "both", rows[1:], "data.max_rejected=0.1")
 
 
 def test_a_data_set_of_nothing_but_junk_is_an_error(tmp_path: Path) -> None:

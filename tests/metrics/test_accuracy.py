@@ -20,6 +20,14 @@ def test_the_interval_contains_the_truth_as_often_as_it_says() -> None:
         assert 0.92 < np.mean(inside) < 0.985
 
 
+def test_the_interval_contains_the_share_itself_also_where_it_rounds() -> None:
+    """Wilson's interval ends at the share where that is 0 or 1."""
+    for count in range(1, 300):
+        for right in (0, 1, count):
+            low, high = wilson(float(right), count)
+            assert 0 <= low <= right / count <= high <= 1, (right, count)
+
+
 def test_no_class_asked_for_is_an_error() -> None:
     with pytest.raises(ValueError, match="no sample"):
         conditional_accuracy(np.zeros((2, 3)), np.array([-1, -1]))

@@ -2,6 +2,7 @@
 
 from pipeline.config.registry import METRICS as REGISTERED
 from pipeline.metrics.report import blocks, caution, meanings, usual_first
+from pipeline.runtime.numbers_text import directions, legend
 
 METRICS = {
     "fd-domain": 1.5,
@@ -50,6 +51,17 @@ def test_every_caution_comes_once_and_names_its_metrics() -> None:
     (noise,) = caution(10_000, {"precision-domain": 0.9, "precision": 0.9}, {})
     assert noise.startswith("precision-domain: the domain classifier never saw noise: pure noise may get 0.7")
     assert caution(10_000, {"fid": 3.0}, {"fid": {"images": [10_000, 50_000], "dimensions": 2048}}) == []
+
+
+def test_the_legend_explains_what_a_table_has_and_nothing_else() -> None:
+    metrics = {"fid": 3.0, "fid-768@valid": 2.0, "kid-domain": 0.1, "accuracy-domain": 0.9, "fd-domain-infinity": 1.0}
+    lower, higher = directions(metrics)
+    assert lower == "Lower is better: fid, fid-768, kid-domain, fd-domain-infinity."
+    assert higher == "Higher is better: accuracy-domain."
+    lines = legend(metrics, {"fid": {"low": 1.0, "high": 4.0}, "kid-domain": {"std": 0.1}})
+    for word in ("In brackets: the 95% interval", "±: ", "@valid: ", "-domain: ", "-infinity: ", "-768: "):
+        assert any(line.startswith(word) for line in lines), (word, lines)
+    assert directions(["psnr"]) == ["Higher is better: psnr."] and legend(["psnr"], {}) == []
 
 
 def test_the_usual_ones_come_first_then_distances() -> None:

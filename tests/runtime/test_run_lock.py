@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -42,7 +43,8 @@ def test_a_second_trainer_is_told_who_trains_and_touches_nothing(tmp_path):
     tiny.prepare(cfg)
     (first,), run = training(cfg)
     with pytest.raises(
-        UserError, match=rf"{run.path} is being trained by process {first.pid} on {socket.gethostname()}"
+        UserError,
+        match=rf"{run.path} is being trained by process {first.pid} on {socket.gethostname()}.*kill {first.pid}",
     ):
         loop.train(cfg, run)
     second = tiny.start(cfg, world_size=2)
@@ -58,6 +60,9 @@ def test_a_second_trainer_is_told_who_trains_and_touches_nothing(tmp_path):
         time.sleep(0.01)
     ended([again], signal.SIGTERM)
     assert again.exitcode == 75 and run.lock.read_text() == ""
+    stopped = (cfg.runs_dir / f"{cfg.name}.log").read_text()
+    (step,) = re.findall(r"asked to stop: saved at step (\d+)", stopped)
+    assert f"saved at step {step} ({int(step) * 8 / 1000:g} kimg)" in stopped and "same command goes on" in stopped
 
 
 def named(path, **changes):

@@ -87,3 +87,16 @@ def test_an_autoencoder_takes_other_settings_until_somebody_else_uses_it(tmp_pat
 def others(cfg, overrides):
     """The same, of an autoencoder with other settings."""
     return cfg.model_copy(update={"latents": cfg.latents.model_copy(update={"overrides": tuple(overrides)})})
+
+
+def test_a_name_that_is_taken_is_answered_with_one_that_is_free(tmp_path):
+    """The advice can be followed: with that name the same words make a run, and the first one stays as it was."""
+    first = create_run(settings(tmp_path, 1e-3))
+    first.checkpoint(3).mkdir(parents=True)
+    before = first.config.read_text()
+    for refusing in (create_run, lambda cfg: launch_for(cfg, make=True)):
+        with pytest.raises(UserError, match=r"the words that made it, not its directory, and name=run-2, or take"):
+            refusing(settings(tmp_path, 1e-4))
+    other = create_run(settings(tmp_path, 1e-4).model_copy(update={"name": "run-2"}))
+    assert other.path != first.path and config_from([str(other.path)]).train.optim.lr == 1e-4
+    assert first.config.read_text() == before

@@ -3,12 +3,13 @@
 import math
 
 import tiny
+from launching import profile
 
 from pipeline.config.load import config_from
 from pipeline.runtime import cli
 from pipeline.runtime.files import read_lines
 from pipeline.runtime.run_dir import create_run
-from slurm.costs import H100, estimates, like, measured_in
+from slurm.costs import H100, estimates, in_all, like, measured_in
 from slurm.plan import derived
 from slurm.workflows import launch_for
 
@@ -51,6 +52,21 @@ def test_a_plan_says_once_that_nothing_was_measured_and_what_the_experiment_says
         assert (f"cost           {name} as shipped: {cost}\n" in shown) == bool(cost), shown
 
 
+def test_a_plan_adds_up_gpu_hours_and_the_longest_chain(tmp_path):
+    cfg = tiny.config(tmp_path)
+    tiny.prepare(cfg)
+    minutes = {"prepare": 60, "train": 120, "sample": 30, "evaluate": 20, "compare": 10}
+    cluster = profile("slurm_generic", **{name: {"minutes": m} for name, m in minutes.items()})
+    asks = {"train": {"gpus": 4, "nodes": 2, "starts": 3}, "sample": {"gpus": 1, "parts": 6, "at_once": 3}}
+    changed = {k: getattr(cluster, k).model_copy(update=v | {"tasks": None}) for k, v in asks.items()}
+    jobs = launch_for(cfg.model_copy(update={"cluster": cluster.model_copy(update=changed)}), make=False).jobs
+    said = in_all(cfg, jobs, train_images=60)
+    # Three starts of 8 GPUs for 2 hours; six parts of one GPU for half an hour, three at a time: twice as long.
+    assert said == {"in all": "at most 51 GPU hours, 8 h 30 min (time limits)"}
+    assert in_all(cfg, jobs[:1], train_images=60) == {"in all": "at most 1 h 0 min (time limits)"}
+    assert in_all(cfg, (), train_images=60) == {}
+
+
 def test_another_network_size_or_precision_is_not_alike(tmp_path):
     cfg = tiny.config(tmp_path)
     tiny.prepare(cfg)
@@ -78,6 +94,8 @@ def test_the_figures_of_an_h100_are_known(tmp_path):
     train = estimates(cfg, launch_for(cfg, make=False).jobs, train_images=None)["train"]
     seconds = 10000 * 512 / (2 * 9723)  # 263 s on both: 0.15 GPU hours
     assert train.startswith(f"about 4 min {seconds - 240:.0f} s, 0.15 GPU hours, 2.7 GiB of GPU memory, ")
+    whole = in_all(cfg, launch_for(cfg, make=False).jobs, train_images=None)
+    assert whole["estimate"] == "0.15 GPU hours of train and sample"  # 1,000 samples are next to nothing
     assert train.endswith("docs/performance.md; as if 2 processes were 2 times as fast)")
 
 

@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 
+from pipeline.config.load import config_from
 from pipeline.config.schema_cluster import RetryConfig
 from pipeline.runtime.errors import Incomplete, NonFiniteError, RendezvousError, UserError
-from slurm.failures import POLICIES, class_of, class_of_exit, last_words, retries_allowed, root_cause
+from slurm.failures import CHANGE, POLICIES, class_of, class_of_exit, last_words, retries_allowed, root_cause
 
 
 def raised(act) -> BaseException:
@@ -64,6 +65,13 @@ def test_advice_can_be_followed():
         assert "by itself" not in policy.advice, name
         if re.search(r"(smaller|lower|more|fewer) \w+\.|=", policy.advice):
             assert "submit" in policy.advice, name
+
+
+def test_the_setting_of_an_example_is_there():
+    for name, policy in POLICIES.items():
+        assert (CHANGE in policy.commands) == bool(policy.example), name
+        if policy.example:
+            config_from(["experiment=glyphs16", policy.example.format(group="train")])
 
 
 def test_last_words_are_the_end_of_a_log_of_any_size(tmp_path):

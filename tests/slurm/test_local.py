@@ -5,22 +5,30 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import tiny
 from launching import HERE, LIMIT, kept_steps, profile, real, result, slurm_words, stand_in, states, uninterrupted
+from rich.console import Console
 
 from pipeline.config.load import config_from
+from pipeline.config.paths import data_directory
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import read_lines
+from pipeline.runtime.files import read_lines, write_json
+from pipeline.runtime.run_dir import COMMIT
 from slurm import ledger
 from slurm.__main__ import main
+from slurm.commands import _run_here
+from slurm.ledger import locked
 from slurm.progress import ProgressTable
 from slurm.rank import ATTEMPTS
+from slurm.status import summary
 from slurm.submit import run_here
 from slurm.workflows import launch_for
 
@@ -75,6 +83,22 @@ def test_graph_runs_in_order_with_a_log_each_and_then_there_is_nothing_to_do(tmp
     assert {name: s.ids for name, s in ledger.submissions(launch.run).items()} == ids
 
 
+def test_what_prepare_passed_over_is_said_at_once_and_at_the_end(tmp_path, capfd):
+    launch = stand_in(tmp_path, profile("local"), only=("prepare",))
+    data = data_directory(launch.cfg)
+    write_json(data / "source" / "receipt.json", {"rejected": {"empty": 2}})
+    manifest = {"classes": ["a", "b", "c"], "class_counts": [5, 0, 0]}
+    write_json(data / "shards" / "train" / "manifest.json", manifest)
+    for _ in range(2):  # also where it was there already
+        code, _ = run(launch)
+        summary(launch, Console(width=200))
+        said = capfd.readouterr()
+        assert code == 0
+        for told in (said.err, said.out):
+            assert "2 of 3 classes have no image in train: b, c" in told, told
+            assert "passed over 2 x empty (the file has no bytes)" in told, told
+
+
 def test_images_that_are_not_there_are_said_before_anything_is_queued(tmp_path):
     there = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs", f"data.source.path={tmp_path}/images"]
     cfg = config_from(["experiment=photos16", *there])
@@ -122,6 +146,31 @@ def test_ctrl_c_saves_ends_everything_and_the_next_call_goes_on(tmp_path):
     assert result(launch) == uninterrupted(100)
 
 
+def test_ctrl_c_says_what_is_saved_and_that_the_same_command_goes_on(tmp_path, capsys):
+    options = {"train": "--steps 1000 --pace 0.01"}
+    launch = stand_in(tmp_path, profile("local"), only=("train", "sample"), options=options)
+    write_json(launch.run.checkpoint(3) / COMMIT, {"step": 3})
+
+    def interrupt():
+        wait(lambda: trained(launch) >= 5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    code = _run_here(launch)
+    thread.join()
+    said = " ".join(capsys.readouterr().out.split())
+    assert code == 130 and said.count("saved at step 3 (0.024 kimg). The same command goes on from there.") == 1, said
+
+
+def test_a_second_submitter_is_told_how_to_end_the_first(tmp_path):
+    launch = stand_in(tmp_path, profile("local"), only=("train",))
+    with locked(launch.run), pytest.raises(UserError) as caught:
+        run(launch)
+    said = str(caught.value)
+    assert f"mudi cancel {launch.run.path}" in said and f"process {os.getpid()} on {socket.gethostname()}" in said
+
+
 def test_a_submitter_that_is_killed_leaves_its_job_which_the_next_one_adopts(tmp_path):
     launch = stand_in(tmp_path, profile("local"), only=("train", "sample"))
     shell = in_a_terminal(tmp_path, words="--steps 100 --pace 0.05")
@@ -152,6 +201,34 @@ def test_two_processes_train_the_real_thing(tmp_path):
     assert start["world_size"] == 2 and start["commit"] not in ("", "unknown")
     # Each process has its own log, and an even share of the cores.
     assert len(list((launch.run.jobs / "train").glob("*_log.out"))) == 2
+
+
+@pytest.fixture
+def no_slurm(tmp_path, monkeypatch):
+    """A machine without Slurm's commands."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_a_plan_says_where_slurm_is_not_there_to_tell_its_limits(tmp_path, capsys):
+    where = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
+    assert main(["plan", "experiment=glyphs16", "cluster=slurm_generic", *where]) == 0
+    said = capsys.readouterr().out
+    assert "limits         not known: Slurm is not on this machine" in said and "in all         at most " in said, said
+
+
+@pytest.mark.usefixtures("no_slurm")
+def test_what_is_refused_leaves_nothing_of_its_own_and_all_of_others(tmp_path, capsys):
+    where = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs", "cluster=slurm_generic"]
+    assert main(["submit", "experiment=glyphs16", *where]) == 2
+    assert "is not on this machine" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+    older = launch_for(config_from(["experiment=glyphs16", "name=older", *where]), make=True).run
+    for name in ("older", "newer"):
+        assert main(["submit", "experiment=glyphs16", f"name={name}", *where]) == 2
+    assert older.config.is_file() and not (tmp_path / "runs" / "newer").exists()
+    sweep = ["sweep", "submit", "experiment=glyphs16", "name=s", "train.optim.lr=1e-3,1e-4"]
+    assert main([*sweep, *where, f"sweep.folder={tmp_path}/sweeps"]) == 2
+    assert "is not on this machine" in capsys.readouterr().err and not (tmp_path / "sweeps").exists()
 
 
 @pytest.mark.parametrize("words", [["experiment=glyphs16", "cluster=testbed"], ["experiment=glyphs16"]], ids=str)

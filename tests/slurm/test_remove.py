@@ -78,6 +78,8 @@ def test_what_trains_or_is_needed_stays(here, tmp_path, capsys):
     create_run(student)
     text = said(capsys, "rm", "runs/tiny", "--yes", code=2)
     assert f"{tmp_path}/runs/student needs it as the weights that its training begins with" in text
+    text = said(capsys, "rm", str(data), "runs/tiny", "--yes", code=2)
+    assert "2 reasons to remove nothing:" in text and "settings" not in text
     assert (run.path / "config.yaml").is_file() and (data / "shards").is_dir()
     said(capsys, "rm", "runs/tiny", "runs/student", "--yes")
     assert str(data.name) in said(capsys, "rm", "--unused", "--yes") and not data.exists()

@@ -128,10 +128,10 @@ def test_a_training_that_started_again_has_no_pace_before_it_has_said_one(tmp_pa
 @pytest.mark.parametrize(
     ("cause", "commands"),
     [
-        ("bad_config", ("mudi submit RUN key=value",)),
-        ("out_of_memory", ("mudi submit RUN key=value",)),
-        ("error", ("mudi retry RUN", "mudi submit RUN key=value")),
-        ("time_limit", ("mudi retry RUN", "mudi submit RUN key=value")),
+        ("bad_config", ("mudi submit RUN train.optim.lr=1e-4",)),
+        ("out_of_memory", ("mudi submit RUN train.micro_batch=16",)),
+        ("error", ("mudi retry RUN", "mudi submit RUN train.optim.lr=1e-4")),
+        ("time_limit", ("mudi retry RUN", "mudi submit RUN cluster.train.minutes=24:00:00")),
         ("cancelled", ("mudi retry RUN",)),
         ("held_by_user", ()),
         ("upstream", ()),
@@ -150,7 +150,7 @@ def test_a_run_that_failed_here_for_a_setting_says_how_to_change_it(tmp_path, ca
     assert _run_here(launch) == 1
     said = capsys.readouterr().out
     assert said.count("->") == 1 and "prepare: -> correct the setting" in said
-    assert f"mudi submit {launch.run.path} key=value" in said
+    assert f"mudi submit {launch.run.path} (followed by train.optim.lr= and another value)" in said
 
 
 def test_before_the_first_run_it_says_how_to_make_one(tmp_path, monkeypatch, capsys):

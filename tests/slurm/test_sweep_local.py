@@ -106,12 +106,19 @@ def test_no_task_starts_after_its_time_or_beyond_the_gpu_hours(tmp_path, monkeyp
     assert "of which 8 are spent" in over_budget(sweep, enough)
 
 
+LIMITS = [f"cluster.{job}.minutes={m}" for job, m in {"train": 10080, "sample": 30, "evaluate": 20}.items()]
+
+
 def test_a_sweep_over_one_runs_checkpoint_trains_nothing_and_has_a_sample_set_for_each_trial(tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_PACE", "0")
     trained = finished_sweep(tmp_path, "name=trained", "train.optim.lr=1e-3,1e-4", "train.global_batch=64")
     run = Run(trained, 0, 0).path
     before = len((run / "steps.txt").read_text().split())
     words = ["sweep.program=toy", f"sweep.folder={tmp_path / 'sweeps'}", f"run={run}", "name=guided", "cluster=local"]
+    planned = slurm_words("sweep", "plan", *words, "sample.sampler.guidance.scale=0,1", *LIMITS)
+    told = next(line for line in planned.stdout.splitlines() if line.startswith("each run:"))
+    assert "sample, evaluate in one job" in told and "train" not in told and "30 min" in told, planned.stdout
+    assert "at most:      1 h 0 min, if every run took its time limit" in planned.stdout
     done = slurm_words("sweep", "submit", *words, "sample.sampler.guidance.scale=0,1")
     assert done.returncode == 0, done.stdout + done.stderr
     sweep = SweepDir(tmp_path / "sweeps" / "guided")
