@@ -2,7 +2,7 @@
 
     python benchmarks/steps.py [--rounds 7] [--case unet_small:32:16] [--precision fp32] [--profile FILE]
 
-Ours is the step of a real session, with its data, noise and random draws, clipping, AdamW, average and bookkeeping.
+Ours is the step of a real session, with its data, noise and random draws, clipping, AdamW, EMA and bookkeeping.
 Theirs has its batch ready. Rounds alternate, so that whatever else the machine does meets both; the figure is the
 median of the rounds' ratios. `benchmarks/gpu.py` measures the same on a GPU.
 """

@@ -332,7 +332,7 @@ def training_curves(runs: Sequence[Path]) -> Iterator[tuple[str, str, dict[str, 
 
 
 def _place(value: Any) -> float | None:
-    """Where a setting stands on an axis. An average's relative width is in its name; other weights have no place."""
+    """Where a setting stands on an axis. An EMA's relative width is in its name; other weights have no place."""
     try:
         return float(value.rpartition(":")[2]) if isinstance(value, str) else float(value)
     except ValueError:

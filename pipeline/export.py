@@ -1,6 +1,6 @@
 """The export job: a checkpoint's weights as a folder that diffusers loads, or as one safetensors file with settings.
 
-mudi export RUN_DIR                       RUN_DIR/exports/step-000012000-average-diffusers/
+mudi export RUN_DIR                       RUN_DIR/exports/step-000012000-ema-diffusers/
 mudi export RUN_DIR --format safetensors --to FOLDER sample.weights=network
 """
 
@@ -129,8 +129,8 @@ def _latents(cfg: Config, manifest: Manifest) -> Latents | None:
 
 
 def _network_name(directory: Path) -> str:
-    """The network that makes images: one that is known by its name, or the only one of which averages are kept."""
-    for kind in ("average", "network"):
+    """The network that makes images: one that is known by its name, or the only one of which an EMA is kept."""
+    for kind in ("ema", "network"):
         names = sorted(path.name.split(".")[1] for path in directory.glob(f"{kind}.*.safetensors"))
         known = [name for name in NETWORKS if name in names]
         if known or len(names) == 1:

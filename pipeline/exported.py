@@ -196,7 +196,7 @@ class Exported:
 
 def load_network(objective: Objective, network: Network) -> None:
     """Put the weights of a network at rest into the objective's own; what only training needs stays as it is."""
-    first = objective.averaged[0]
+    first = objective.ema_networks[0]
     fresh = objective.networks[first].state_dict()
     training_only = {name: tensor for name, tensor in fresh.items() if name.startswith(TRAINING_ONLY)}
     checkpoint.load_strictly(

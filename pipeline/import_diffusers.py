@@ -98,14 +98,14 @@ def _with_no_label(network: Network, manifest: Manifest) -> Network:
 
 
 def _snapshot(cfg: Config, manifest: Manifest, network: Network) -> checkpoint.Snapshot:
-    """A training state before its first step: the imported weights, averages equal to them, no moments."""
+    """A training state before its first step: the imported weights, EMAs equal to them, no moments."""
     objective = build_objective(cfg, manifest)
     load_network(objective, network)
     states = {name: module.state_dict() for name, module in objective.networks.items()}
-    kinds = ["average"] if cfg.train.average.half_life else []
-    kinds += [f"power-{width:g}" for width in cfg.train.average.power_widths]
+    kinds = ["ema"] if cfg.train.ema.half_life else []
+    kinds += [f"power-{width:g}" for width in cfg.train.ema.power_widths]
     tensors: dict[str, Any] = {f"network.{name}": state for name, state in states.items()}
-    tensors |= {f"{kind}.{name}": states[name] for kind in kinds for name in objective.averaged}
+    tensors |= {f"{kind}.{name}": states[name] for kind in kinds for name in objective.ema_networks}
     tensors |= {f"optimizer.{name}": {} for name in objective.trained}
     return checkpoint.Snapshot(tensors, {"step": 0})
 

@@ -88,7 +88,7 @@ def loaded_objective(cfg: Config, run: RunDir, train: Manifest, *, step: int | N
     """The objective of a run with the weights that `cfg.sample.weights` names, for inference."""
     objective = build_objective(cfg, train)
     remember(run, train, write=False)
-    for name in objective.averaged:
+    for name in objective.ema_networks:
         tensors, found = checkpoint.load_weights(run, which=cfg.sample.weights, network=name, step=step)
         checkpoint.load_strictly(objective.networks[name], tensors, what=f"{cfg.sample.weights} of step {found}")
     for network in objective.networks.values():

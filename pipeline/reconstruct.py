@@ -87,7 +87,7 @@ def reconstruct(cfg: Config, run: RunDir, *, step: Step = None, part: Part | Non
     originals = open_shards(_split(cfg))
     objective = _objective(cfg, run, originals, step=found)
     standards = open_standards(cfg)
-    name = originals.path.name + ("" if cfg.sample.weights == "average" else f"-{cfg.sample.weights.replace(':', '')}")
+    name = originals.path.name + ("" if cfg.sample.weights == "ema" else f"-{cfg.sample.weights.replace(':', '')}")
     directory = run.path / "reconstructions" / step_name(found) / name
     mine = (part or WHOLE).for_task(this_world())
     restored = _restored(cfg, run, objective, originals=originals, directory=directory, part=mine)

@@ -146,7 +146,7 @@ def _training(cfg: Config, job: Job, found: Measured, train_images: int | None) 
     train, ranks = cfg.train, _ranks(cfg)
     plan = plan_for(cfg, train_images=train_images or train.global_batch, world_size=ranks)
     seconds = plan.total_steps * train.global_batch / (found.images_per_second * ranks)
-    copies = 1 + bool(train.average.half_life) + len(train.average.power_widths)
+    copies = 1 + bool(train.ema.half_life) + len(train.ema.power_widths)
     moments = {"sgd": 1, "muon": 1}.get(train.optim.kind, 2)
     kept = train.keep_last + (plan.total_steps // plan.keep_every if plan.keep_every else 0)
     disk = 4 * found.parameters * (copies + moments) * kept

@@ -105,7 +105,7 @@ def with_latents(cfg: Config, root: Path) -> Config:
     prepare(its)
     network = build_network(its.model, shape=(its.data.channels, its.data.image_size, its.data.image_size))
     run = create_run(its)
-    tensors = {f"{kind}.autoencoder": network.state_dict() for kind in ("network", "average")}
+    tensors = {f"{kind}.autoencoder": network.state_dict() for kind in ("network", "ema")}
     checkpoint.write(run.checkpoint(1), checkpoint.Snapshot(tensors, {"step": 1}))
     write_json(run.checkpoints / FINISHED, {"step": 1})
     made = validated({**small, "latents": {**small["latents"], "autoencoder": str(run.path), "experiment": None}})

@@ -17,7 +17,7 @@ STEPS = 12
 
 
 def largest_difference(one: RunDir, other: RunDir, *, step: int = STEPS) -> float:
-    """Over all tensors of the last checkpoints: weights, averages, moments."""
+    """Over all tensors of the last checkpoints: weights, EMAs, moments."""
     worst = 0.0
     for path in sorted(one.checkpoint(step).glob("*.safetensors")):
         a, b = load_file(path), load_file(other.checkpoint(step) / path.name)

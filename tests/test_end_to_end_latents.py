@@ -34,7 +34,7 @@ AUTOENCODER = [
     "train.validate_every=40 steps",
     "train.preview_every=40 steps",
     "train.checkpoint_every=40 steps",
-    "train.average.half_life=100 images",
+    "train.ema.half_life=100 images",
 ]
 
 

@@ -261,7 +261,7 @@ def test_a_run_is_exported_imported_and_trained_further(trained, tmp_path):
     folder, _ = export(cfg, run, to=tmp_path / "out")
     of_diffusers = diffusers.UNet2DModel.from_pretrained(folder / "unet").eval()
     ours = build_network(cfg.model, shape=(1, 8, 8), classes=3).eval()
-    weights, step = checkpoint.load_weights(run, which="average", network="denoiser")
+    weights, step = checkpoint.load_weights(run, which="ema", network="denoiser")
     ours.load_state_dict(weights)
     x, noise_cond, labels = torch.randn(3, 1, 8, 8), torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0, 2, 3])
     with torch.no_grad():
@@ -270,7 +270,7 @@ def test_a_run_is_exported_imported_and_trained_further(trained, tmp_path):
 
     again = cfg.model_copy(update={"name": "imported"})
     imported = import_diffusers(folder, again)
-    for which in ("network", "average"):
+    for which in ("network", "ema"):
         loaded, step = checkpoint.load_weights(imported, which=which, network="denoiser")
         assert step == 0 and all(torch.equal(loaded[name], weights[name]) for name in weights)
     tiny.run(again)

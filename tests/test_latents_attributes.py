@@ -18,7 +18,7 @@ ALL = {"Large": 0, "Left": 0, "Top": 0}
 def trained(tmp_path_factory):
     """Squares with attributes, their latents, and a denoiser that was told which are large, left and at the top."""
     model = {**tiny.UNET, "condition": "attributes", "width": 16, "attention": []}
-    often = {"checkpoint_every": "250 steps", "log_every": "100 steps", "average": {"half_life": "200 images"}}
+    often = {"checkpoint_every": "250 steps", "log_every": "100 steps", "ema": {"half_life": "200 images"}}
     steps = {"duration": "250 steps", "global_batch": 16, **often}
     root = tmp_path_factory.mktemp("latents-attributes")
     plain = tiny.config(root, name="told", model=model, **steps)

@@ -206,7 +206,7 @@ def test_a_refused_call_leaves_everything_as_it_was(trained, capsys):
 def test_weights_that_are_not_finite_are_named(trained):
     cfg, run = trained
     snapshot = checkpoint.read(run.checkpoint(STEPS))
-    snapshot.tensors["average.autoencoder"]["to_moments.bias"].fill_(float("nan"))
+    snapshot.tensors["ema.autoencoder"]["to_moments.bias"].fill_(float("nan"))
     snapshot.numbers["step"] = 99
     checkpoint.write(run.checkpoint(99), snapshot)
     try:

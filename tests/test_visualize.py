@@ -132,7 +132,7 @@ def test_commands_write_the_same_bytes_again(trained, picture, capsys):
             path = capsys.readouterr().out.strip()
             found.add((path, Path(path).read_bytes()))
         assert len(found) == 1
-        assert f"visualizations/step-000000012/{kind}-heun4-w1-average-" in path
+        assert f"visualizations/step-000000012/{kind}-heun4-w1-ema-" in path
     assert visualize(cfg, run, Request("strip", [0])) != visualize(cfg, run, Request("strip", [1]))
 
 

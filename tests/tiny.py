@@ -91,7 +91,7 @@ def config(root: Path, *, name: str = "tiny", model: dict[str, Any] = UNET, **tr
                 "duration": "12 steps",
                 "global_batch": 8,
                 "optim": {"lr": 3e-3, "warmup": "4 steps"},
-                "average": {"half_life": "1 kimg", "power_widths": [0.1]},
+                "ema": {"half_life": "1 kimg", "power_widths": [0.1]},
                 "log_every": "2 steps",
                 "checkpoint_every": "3 steps",
                 **train,
@@ -211,7 +211,7 @@ def run(cfg: Config, *, world_size: int = 1, change: Change | None = None) -> Ru
 
 
 def fingerprint(run: RunDir, step: int) -> dict[str, str]:
-    """sha256 of every tensor file of a checkpoint: weights, averages, optimiser."""
+    """sha256 of every tensor file of a checkpoint: weights, EMAs, optimiser."""
     files = json.loads((run.checkpoint(step) / COMMIT).read_text())["files"]
     return {name: record["sha256"] for name, record in files.items() if name.endswith(".safetensors")}
 

@@ -61,7 +61,7 @@ def save(cfg: Config, network: torch.nn.Module, *, step: int = 5) -> RunDir:
     """Weights as the last checkpoint of a finished run."""
     run = create_run(cfg)
     weights = network.state_dict()
-    tensors = {"network.autoencoder": weights, "average.autoencoder": weights}
+    tensors = {"network.autoencoder": weights, "ema.autoencoder": weights}
     checkpoint.write(run.checkpoint(step), checkpoint.Snapshot(tensors, {"step": step}))
     write_json(run.checkpoints / FINISHED, {"step": step})
     return run

@@ -69,7 +69,7 @@ def config(
                 "duration": "100000 steps",
                 "global_batch": batch,
                 "optim": {"lr": 1e-4, "warmup": "0 steps"},
-                "average": {"half_life": "10 kimg"},
+                "ema": {"half_life": "10 kimg"},
                 "log_every": "1 steps",
                 "checkpoint_every": "100000 steps",
                 **train,
@@ -258,5 +258,5 @@ def update_weights(s: Session) -> None:
 
 
 def update_ema(s: Session) -> None:
-    """The averages' update alone."""
+    """The update of the EMA alone."""
     s.state.update_ema(batch=s.cfg.train.global_batch, half_life=s.plan.half_life_images)

@@ -154,7 +154,7 @@ def training_words(job: Job, mode: str, rate: float) -> list[str]:
     """A recipe as long as the time allows: 70 % of what is left, less the start; a tenth in reserve."""
     if job.device == "cpu":
         words = ["train.duration=6 steps", "train.global_batch=8", "train.checkpoint_every=3 steps"]
-        return [*words, "train.log_every=1 steps", "train.average.half_life=16 images", "train.workers=1"]
+        return [*words, "train.log_every=1 steps", "train.ema.half_life=16 images", "train.workers=1"]
     kimg = max(rate * (job.clock.left() * 0.7 - STARTUP_SECONDS[mode]) * 0.9 / 1000, 20.0)
     job.report.say(f"training for {kimg:.0f} kimg: {rate:.0f} images per second are expected ({mode})")
     return [
@@ -166,7 +166,7 @@ def training_words(job: Job, mode: str, rate: float) -> list[str]:
         "train.optim.lr=5e-4",
         "train.optim.schedule=cosine",
         f"train.optim.warmup={kimg / 20:.0f} kimg",
-        f"train.average.half_life={max(kimg / 15, 1):.0f} kimg",
+        f"train.ema.half_life={max(kimg / 15, 1):.0f} kimg",
         "train.log_every=10 steps",
         f"train.validate_every={max(kimg / 8, 1):.0f} kimg",
         f"train.checkpoint_every={max(kimg / 3, 1):.0f} kimg",

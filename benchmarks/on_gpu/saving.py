@@ -43,7 +43,7 @@ def run(report: Report, clock: Clock, place: checks.Place) -> None:
                     report.add("saves", row)
                 release()
     finally:
-        report.say("training stands still for a checkpoint (weights, average, two moments)")
+        report.say("training stands still for a checkpoint (weights, EMA, two moments)")
         report.table(
             ("network", "M", "MiB", "save", "stall s", "worst s"),
             [[r["network"], r["parameters"], r["mib"], r["save"], r["stall"], r["worst"]] for r in rows],

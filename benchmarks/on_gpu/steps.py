@@ -301,7 +301,7 @@ def speeds(case: Case, times: dict[str, float], *, peak: float | None) -> dict[s
 def shares(
     s: Any, times: dict[str, float], *, network: torch.nn.Module, inputs: tuple[Tensor, ...], device: str
 ) -> dict[str, float]:
-    """Percent of our step: the bare network's time, optimiser and averages timed alone, a wait for data, the rest."""
+    """Percent of our step: the bare network's time, optimiser and EMA timed alone, a wait for data, the rest."""
     forward_backward(network, inputs, keep=True)
     parts = {"fwd+bwd": times["bare"]}
     for name, work in (("optim", adapter.update_weights), ("ema", adapter.update_ema)):

@@ -33,7 +33,7 @@ class Facts:
     factor: int
     latent_channels: int
     settings: str  # hash of the network's settings
-    averaged: bool = True  # whether there are averaged weights
+    has_ema: bool = True  # whether there is an EMA of the weights
 
 
 def facts_of(cfg: Config) -> Facts:
@@ -68,9 +68,9 @@ def _facts(values: dict[str, Any]) -> Facts:
     channels, hashed = values["data"]["channels"], content_hash(values["model"])
     if model.is_a != "autoencoder":
         return Facts(model.kind, channels, 1, 0, hashed)
-    averaged = values.get("train", {}).get("average", {}).get("half_life", "") is not None
+    has_ema = values.get("train", {}).get("ema", {}).get("half_life", "") is not None
     latent, side, _ = model.latent_shape((channels, _LARGE, _LARGE))
-    return Facts(model.kind, channels, _LARGE // side, latent, hashed, averaged)
+    return Facts(model.kind, channels, _LARGE // side, latent, hashed, has_ema)
 
 
 def missing_autoencoder(cfg: Config) -> str | None:

@@ -176,16 +176,16 @@ def _embedding(cfg: Config) -> Iterator[str]:
         )
 
 
-def _average(cfg: Config) -> Iterator[str]:
-    average, weights = cfg.train.average, cfg.sample.weights
-    if weights == "average" and average.half_life is None:
-        yield "sample.weights: found 'average', but train.average.half_life is null. Use sample.weights=network."
-    elif weights.startswith("power:") and not average.power_widths:
-        yield f"sample.weights: found '{weights}', but train.average.power_widths is empty: train with two widths."
+def _ema(cfg: Config) -> Iterator[str]:
+    ema, weights = cfg.train.ema, cfg.sample.weights
+    if weights == "ema" and ema.half_life is None:
+        yield "sample.weights: found 'ema', but train.ema.half_life is null. Use sample.weights=network."
+    elif weights.startswith("power:") and not ema.power_widths:
+        yield f"sample.weights: found '{weights}', but train.ema.power_widths is empty: train with two widths."
     elif weights.startswith("power:"):
         yield from _power(weights)
-    elif weights not in ("average", "network"):
-        yield f"sample.weights: found '{weights}', expected average, network or power:<relative width>."
+    elif weights not in ("ema", "network"):
+        yield f"sample.weights: found '{weights}', expected ema, network or power:<relative width>."
 
 
 def _power(weights: str) -> Iterator[str]:
@@ -264,10 +264,10 @@ def _first_stage(cfg: Config, known: Facts) -> Iterator[str]:
             f"data.image_size: found {size}, but the autoencoder {latents.autoencoder} shrinks images {known.factor} "
             f"times, and {size} is not a multiple of {known.factor}. Use {near}."
         )
-    if latents.weights == "average" and not known.averaged:
+    if latents.weights == "ema" and not known.has_ema:
         yield (
-            f"latents.weights: found 'average', but {latents.autoencoder} keeps no averages "
-            "(train.average.half_life=null). Use latents.weights=network."
+            f"latents.weights: found 'ema', but {latents.autoencoder} keeps no EMA "
+            "(train.ema.half_life=null). Use latents.weights=network."
         )
 
 
@@ -293,7 +293,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _attributes,
     _sampler,
     _embedding,
-    _average,
+    _ema,
     check_objective,
     check_training,
     _tasks,

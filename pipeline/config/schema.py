@@ -38,12 +38,12 @@ class OptimConfig(Settings):
     clip: float | None = Field(1.0, gt=0)  # largest gradient norm; None: no clipping
 
 
-class AverageConfig(Settings):
-    """Averages of the weights, in fp32, as functions of images seen."""
+class EMAConfig(Settings):
+    """EMAs of the weights, in fp32, as functions of images seen."""
 
-    half_life: Duration | None = "500 kimg"  # of the exponential average; None: no such average
+    half_life: Duration | None = "500 kimg"  # None: no EMA
     ramp_up: float | None = Field(0.05, gt=0)  # half-life is at most this share of images seen (EDM's ramp-up)
-    # EDM2 power-function averages, as relative widths, such as (0.05, 0.1). Beyond 0.288 they would grow backwards.
+    # EDM2's power-function EMAs, as relative widths, such as (0.05, 0.1). Beyond 0.288 they would grow backwards.
     power_widths: tuple[Annotated[float, Field(gt=0, le=0.288)], ...] = ()
 
 
@@ -100,7 +100,7 @@ class TrainConfig(Settings):
     sharding: Literal["none", "fsdp"] = "none"
     activation_checkpointing: bool = False  # less memory, a forward pass more: blocks keep their inputs alone
     optim: OptimConfig = OptimConfig()
-    average: AverageConfig = AverageConfig()
+    ema: EMAConfig = EMAConfig()
     flip: bool = False  # mirror half of the images, keyed by image number
     augmentation: AugmentConfig = AugmentConfig()  # colour jitter, sharpness, rotation and shift, keyed likewise
     workers: int | None = Field(
@@ -135,7 +135,7 @@ class SampleConfig(Settings):
     first_seed: int = Field(0, ge=0)
     batch: int = Field(256, ge=1)
     step: Annotated[int, Field(ge=0)] | Literal["best"] | None = None  # of the checkpoint; best: train.early_stop's
-    weights: str = "average"  # "average", "network", or "power:0.05": a relative width of the EDM2 averages
+    weights: str = "ema"  # "ema", "network", or "power:0.05": a relative width of EDM2's power-function EMA
     # uniform: all in turn; training: as often as in training; or chosen ones in turn, by name or number: [rose, 3]
     classes: Literal["uniform", "training"] | tuple[int | str, ...] = "uniform"
     # training: those of training images, drawn by seed; or chosen ones as {name: 0 or 1}, all others unknown
@@ -153,7 +153,7 @@ class LatentsConfig(Settings):
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
     )  # of what is stored; None: the path's last part
-    weights: Literal["average", "network"] = "average"  # of an autoencoder's run
+    weights: Literal["ema", "network"] = "ema"  # of an autoencoder's run
     step: int | None = Field(None, ge=0)  # of its checkpoint; None: the last one of a finished run
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"  # as stored
     batch: int = Field(32, ge=1)  # images encoded at once: part of the protocol, as sums round differently in others

@@ -60,7 +60,7 @@ class Adversarial:
         self._layers = self._generator.layer_count
         seed_noise(self.networks["generator"], seed=cfg.seed)
         self.trained: tuple[str, ...] = ("critic", "generator")
-        self.averaged: tuple[str, ...] = ("generator",)
+        self.ema_networks: tuple[str, ...] = ("generator",)
 
     def draws(self, visits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """None: every draw of this objective has the size of an image or a latent, and is made on the device."""

@@ -47,7 +47,7 @@ class Autoencoding:
         self._start = to_images(self._cfg.adversarial_start, batch=cfg.train.global_batch, train_images=manifest.count)
         self.networks: dict[str, nn.Module] = {"autoencoder": build_network(cfg.model, shape=shape)}
         self.trained: tuple[str, ...] = ("autoencoder",)
-        self.averaged: tuple[str, ...] = ("autoencoder",)
+        self.ema_networks: tuple[str, ...] = ("autoencoder",)
         if self._cfg.adversarial_weight:
             for problem in late_start(cfg, train_images=manifest.count):
                 raise UserError(problem)

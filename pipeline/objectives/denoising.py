@@ -52,10 +52,10 @@ class Denoising:
         self.process = build_process(cfg.diffusion)
         self._balance = build_balance(cfg.diffusion)
         if cfg.diffusion.learned_uncertainty:
-            network.add_module("balance", self._balance)  # trained, saved and averaged with the network
+            network.add_module("balance", self._balance)  # trained and saved with the network, and part of its EMA
         self.networks: dict[str, nn.Module] = {"denoiser": network}
         self.trained: tuple[str, ...] = ("denoiser",)
-        self.averaged: tuple[str, ...] = ("denoiser",)
+        self.ema_networks: tuple[str, ...] = ("denoiser",)
 
     def draws(self, visits: Tensor) -> dict[str, Tensor]:
         """Noise levels [B], and uniform numbers that decide what of the condition is hidden: [B], and [B, A]."""

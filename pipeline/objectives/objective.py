@@ -16,13 +16,13 @@ class Objective(Protocol):
     """Something to optimise.
 
     `networks` are all modules with weights, by name. `trained` are names of networks that are optimised one after the
-    other within a step, each with an optimiser of its own. `averaged` are those of which averages are kept and from
+    other within a step, each with an optimiser of its own. `ema_networks` are those of which an EMA is kept and from
     which images are made.
     """
 
     networks: dict[str, nn.Module]
     trained: tuple[str, ...]
-    averaged: tuple[str, ...]
+    ema_networks: tuple[str, ...]
 
     def draws(self, visits: Tensor) -> dict[str, Tensor]:
         """Random numbers of whole images [B, ...] by name, for image numbers [B] on the CPU.

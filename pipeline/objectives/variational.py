@@ -39,7 +39,7 @@ class Variational:
             "autoencoder": build_network(cfg.model, shape=manifest.layout.shape, **counts)
         }
         self.trained: tuple[str, ...] = ("autoencoder",)
-        self.averaged: tuple[str, ...] = ("autoencoder",)
+        self.ema_networks: tuple[str, ...] = ("autoencoder",)
 
     def draws(self, visits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """None: every draw of this objective has the size of an image or a latent, and is made on the device."""

@@ -41,7 +41,7 @@ def validate(s: Session) -> dict[str, float]:
     count = min(s.cfg.train.validate_images, s.valid_data.count)
     divided = count >= s.world.size  # fewer images than ranks: every rank does them all
     part = {"rank": s.world.rank, "world_size": s.world.size} if divided else {}
-    with averaged(s) as networks:
+    with ema_weights(s) as networks:
         for batch in validation_batches(s.valid_data, count=count, batch=s.plan.micro_batch, **part):
             for name, value in s.objective.validate(networks, batch.to(s.device, s.dtype)).items():
                 sums[name] = sums[name] + value.double().sum() if name in sums else value.double().sum()
@@ -81,18 +81,18 @@ def preview(s: Session) -> tuple[str, npt.NDArray[np.uint8]]:
 @torch.no_grad()
 def _restorations(s: Session, objective: Restores) -> npt.NDArray[np.uint8]:
     """A picture of images of the validation split, or of the training split where there is none, each beside what is
-    made of it by the averaged weights; [H, W, C]."""
+    made of it by the EMA weights; [H, W, C]."""
     reader = s.valid_data or s.train_data
     count = min(RESTORED_IMAGES, reader.count)
     (batch,) = validation_batches(reader, count=count, batch=count)  # few images: every rank does them all
-    with averaged(s) as networks:
+    with ema_weights(s) as networks:
         shown = torch.stack(objective.restorations(networks, batch.to(s.device, s.dtype)), dim=1)
     return tile(to_uint8(shown.flatten(0, 1)), columns=4 * shown.shape[1])
 
 
 @torch.no_grad()
 def _samples(s: Session) -> npt.NDArray[np.uint8]:
-    """A picture of samples of fixed seeds from the averaged weights; classes in turn, attributes of training images."""
+    """A picture of samples of fixed seeds from the EMA weights; classes in turn, attributes of training images."""
     seeds = torch.arange(PREVIEW_IMAGES)
     classes = len(s.train_data.manifest.classes)
     labels = seeds % classes if classes else torch.full_like(seeds, -1)
@@ -101,7 +101,7 @@ def _samples(s: Session) -> npt.NDArray[np.uint8]:
     sampler = s.cfg.sample.sampler.alone
     rows = s.train_data.attributes(seeds.numpy() % s.train_data.count)
     attributes = None if rows is None else torch.from_numpy(rows[mine]).to(device)
-    with averaged(s) as networks:
+    with ema_weights(s) as networks:
         numbers, shown = seeds[mine].to(device), labels[mine].to(device)
         part = s.objective.generate(networks, numbers, shown, attributes=attributes, sampler=sampler)
     images = torch.zeros(PREVIEW_IMAGES, *part.shape[1:])
@@ -117,15 +117,15 @@ def preview_part(rank: int, size: int) -> slice:
 
 
 @contextlib.contextmanager
-def averaged(s: Session) -> Iterator[dict[str, Callable[..., Tensor]]]:
-    """The networks with their exponential averages, where there are any, without touching the training weights.
+def ema_weights(s: Session) -> Iterator[dict[str, Callable[..., Tensor]]]:
+    """The networks with their EMA weights, where there are any, without touching the training weights.
 
     A collective where they are sharded. Ranks may call the networks as often as they like, and unequally often.
     """
     networks: dict[str, Callable[..., Tensor]] = dict(s.objective.networks)
     for name, network in s.objective.networks.items():
         network.eval()
-        weights = s.state.averages.get(f"average.{name}")
+        weights = s.state.emas.get(f"ema.{name}")
         if name in s.hollow:  # sharded: every rank has the whole network for as long as this lasts
             sharded = network.state_dict() if weights is None else weights
             network, weights = s.hollow[name], {key: whole(tensor) for key, tensor in sharded.items()}
@@ -175,11 +175,11 @@ class InLoopMetric:
 
     @torch.no_grad()
     def values(self, s: Session) -> dict[str, float]:
-        """`sampled/fd-domain` of `train.metric_images` samples of the averaged weights, and, where the model is told
+        """`sampled/fd-domain` of `train.metric_images` samples of the EMA weights, and, where the model is told
         classes or attributes, `sampled/accuracy-domain` or `-attributes`. A collective."""
         count = s.cfg.train.metric_images
         rows = torch.zeros(count, len(self._target.mean) + 2, dtype=torch.float64)
-        with averaged(s) as networks:
+        with ema_weights(s) as networks:
             for first in range(s.world.rank * BLOCK, count, s.world.size * BLOCK):
                 seeds = torch.arange(first, min(first + BLOCK, count))
                 rows[first : first + len(seeds)] = self._block(s, networks, seeds)

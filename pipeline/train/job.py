@@ -66,7 +66,7 @@ def sizes(cfg: Config, manifest: Manifest) -> dict[str, str]:
     with torch.device("meta"):
         networks = build_objective(cfg, manifest).networks
     parameters = sum(p.numel() for network in networks.values() for p in network.parameters())
-    copies = 1 + bool(cfg.train.average.half_life) + len(cfg.train.average.power_widths)
+    copies = 1 + bool(cfg.train.ema.half_life) + len(cfg.train.ema.power_widths)
     moments = 1 if cfg.train.optim.kind in ("sgd", "muon") else 2
     checkpoint = f"{parameters * 4 * (copies + moments) / 2**20:.1f} MiB each"
     return {"parameters": f"{parameters / 1e6:.2f} M", "checkpoint": checkpoint}

@@ -164,7 +164,7 @@ def begin_with(place: Path, objective: Objective, *, say: bool) -> None:
     step = step_of(place.name)
     run, its = open_run(place if step is None else place.parent.parent)
     for name, network in objective.networks.items():
-        which = "average" if name in objective.averaged and its.train.average.half_life else "network"
+        which = "ema" if name in objective.ema_networks and its.train.ema.half_life else "network"
         tensors, _ = checkpoint.load_weights(run, which=which, network=name, step=step)
         own = network.state_dict()
         anew = {
@@ -234,8 +234,8 @@ def _state(cfg: Config, objective: Objective, accelerator: Accelerator) -> State
     return State(
         objective.networks,
         optimizers,
-        averaged=objective.averaged,
-        cfg=cfg.train.average,
+        ema_networks=objective.ema_networks,
+        cfg=cfg.train.ema,
         loss_scale=LossScale(accelerator.device) if cfg.train.precision == "fp16" else None,
     )
 

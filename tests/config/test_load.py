@@ -136,15 +136,15 @@ def test_a_batch_that_does_not_divide_lists_what_would():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("train.average.power_widths=[0.5]", r"power_widths\.0: found 0\.5; .*less than or equal to 0\.288"),
+        ("train.ema.power_widths=[0.5]", r"power_widths\.0: found 0\.5; .*less than or equal to 0\.288"),
         ("train.optim.betas=[0.9,1.5]", r"betas\.1: found 1\.5; .*less than 1"),
         ("train.optim.schedule=inverse_sqrt", r"warmup: found none.*Set a warm-up"),
-        ("train.average.power_widths=[0.05,0.1] sample.weights=power:0.9", r"found 'power:0\.9', expected a relative"),
-        ("train.average.power_widths=[0.05,0.1] sample.weights=power:wide", r"found 'power:wide', expected a relative"),
+        ("train.ema.power_widths=[0.05,0.1] sample.weights=power:0.9", r"found 'power:0\.9', expected a relative"),
+        ("train.ema.power_widths=[0.05,0.1] sample.weights=power:wide", r"found 'power:wide', expected a relative"),
         ("sample.weights=power:0.1", r"power_widths is empty"),
     ],
 )
-def test_averages_and_schedules_that_cannot_be(words, message):
+def test_emas_and_schedules_that_cannot_be(words, message):
     with pytest.raises(UserError, match=message):
         config_from(["experiment=glyphs16", "train.optim.warmup=0 kimg", *words.split()])
 

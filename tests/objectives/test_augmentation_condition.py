@@ -40,7 +40,7 @@ def test_the_share_that_is_left_unchanged_is_told_so():
 
 def test_it_is_told_in_training_and_samples_are_of_images_as_they_are(tmp_path):
     augmentation = {**ALL, "condition": True}
-    cfg = tiny.config(tmp_path, duration="4 steps", augmentation=augmentation, average={"half_life": "8 images"})
+    cfg = tiny.config(tmp_path, duration="4 steps", augmentation=augmentation, ema={"half_life": "8 images"})
     tiny.prepare(cfg)
     run = create_run(cfg)
     assert loop.train(cfg, run) == 0

@@ -43,7 +43,7 @@ def batch_at(reader, step, *, size=8, precision=torch.float32):
 
 def test_the_critic_plays_from_its_start_on_image_by_image(tmp_path, reader):
     objective = built(tiny.config(tmp_path, model=tiny.AUTOENCODER), reader)  # it begins with visit 20
-    assert objective.trained == ("autoencoder", "critic") and objective.averaged == ("autoencoder",)
+    assert objective.trained == ("autoencoder", "critic") and objective.ema_networks == ("autoencoder",)
     for step, playing in ((1, 0), (2, 4), (3, 8)):
         batch = batch_at(reader, step)
         values = objective.loss("autoencoder", objective.networks, batch)

@@ -53,8 +53,8 @@ def held(s, gradients):
     found = {
         "weights": list(network.parameters()),
         "gradients": gradients,
-        "ema": [s.state.averages["average.denoiser"][name] for name in names],
-        "power": [s.state.averages["power-0.1.denoiser"][name] for name in names],
+        "ema": [s.state.emas["ema.denoiser"][name] for name in names],
+        "power": [s.state.emas["power-0.1.denoiser"][name] for name in names],
         "first": [state["exp_avg"] for state in moments],
         "second": [state["exp_avg_sq"] for state in moments],
     }
@@ -170,7 +170,7 @@ def test_another_number_of_ranks_goes_on(single, killed, sharding, world_size):
 
 
 def in_bf16(root, sharding):
-    """A transformer under autocast, without averages."""
+    """A transformer under autocast, without an EMA."""
     cfg = tiny.config(
         root,
         name=sharding,
@@ -181,7 +181,7 @@ def in_bf16(root, sharding):
         duration="4 steps",
         validate_every="2 steps",
     )
-    return tiny.revalidated(cfg, sample={"weights": "network"}, train={"average": {"half_life": None}})
+    return tiny.revalidated(cfg, sample={"weights": "network"}, train={"ema": {"half_life": None}})
 
 
 def test_float32_weights_are_rounded_where_they_are_used(root):

@@ -76,7 +76,9 @@ def session_of(cfg):
         for name, optimizer in made.items()
     }
     scale = LossScale(META) if cfg.train.precision == "fp16" else None
-    state = State(objective.networks, optimizers, averaged=objective.averaged, cfg=cfg.train.average, loss_scale=scale)
+    state = State(
+        objective.networks, optimizers, ema_networks=objective.ema_networks, cfg=cfg.train.ema, loss_scale=scale
+    )
     accelerator = SimpleNamespace(no_sync=lambda _: contextlib.nullcontext(), backward=lambda loss: loss.backward())
     return Session(
         cfg=cfg,

@@ -1,4 +1,4 @@
-"""Mixed precision: networks run narrow, losses and averages do not."""
+"""Mixed precision: networks run narrow, losses and EMAs do not."""
 
 import shutil
 
@@ -22,7 +22,7 @@ def test_bf16_trains_to_about_the_same_loss(tmp_path):
         run = tiny.run(cfg)
         losses[precision] = next(row["loss"] for row in tiny.history(run) if "loss" in row)
         found = read(newest_valid(run)[0])
-        assert {t.dtype for t in found.tensors["average.denoiser"].values()} == {torch.float32}
+        assert {t.dtype for t in found.tensors["ema.denoiser"].values()} == {torch.float32}
         assert {t.dtype for t in found.tensors["network.denoiser"].values()} == {torch.float32}
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
     assert losses["bf16"] != losses["fp32"]  # it really was narrower

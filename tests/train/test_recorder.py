@@ -89,7 +89,7 @@ def test_tensorboard_opens_on_loss_and_rate_and_shows_single_points_after_the_cu
     recorder.add(2, row)
     recorder.add(2, {"valid/loss": 1.0})
     recorder.close()
-    name = "step-000000002/heun12-w1.5-average-0a2fe7"
+    name = "step-000000002/heun12-w1.5-ema-0a2fe7"
     result = {"step": 2, "samples": {"set": name, "count": 8}, "metrics": {"fd-domain": 1.0, "accuracy-domain": 0.5}}
     write_board(run.tensorboard / "eval", result, {"train": {"lr": 0.1}})
     tags = {
