@@ -45,12 +45,12 @@ DIT = DiTConfig(kind="dit", width=32, depth=2, heads=2, qk_norm=False)
 DDPM = {"kind": "ddpm"}
 CASES = {
     "edm euler": (UNET, {}, {"kind": "euler", "steps": 8, "guidance": {"scale": 2.0}}),
-    "edm dpm++": (UNET, {"sigma_data": 0.6}, {"kind": "dpmpp_2m", "steps": 8, "grid": {"kind": "exponential"}}),
+    "edm dpm++": (UNET, {"sigma_data": 0.6}, {"kind": "dpmpp_2m", "steps": 8, "sigmas": {"kind": "exponential"}}),
     "v continuous": (UNET, {"parametrisation": "v"}, {"kind": "euler", "steps": 8}),
     "eps ddim": (
         UNET.model_copy(update={"condition": "none"}),
         {"parametrisation": "eps", "levels": DDPM},
-        {"kind": "ddim", "steps": 10, "grid": {"kind": "ddpm", "spacing": "leading"}, "clip": 1.0},
+        {"kind": "ddim", "steps": 10, "sigmas": {"kind": "ddpm", "spacing": "leading"}, "clip": 1.0},
     ),
     "x0 ddim cosine": (
         UNET,
@@ -59,7 +59,7 @@ CASES = {
             "kind": "ddim",
             "steps": 10,
             "clip": 1,
-            "grid": {"kind": "ddpm", "spacing": "leading"},
+            "sigmas": {"kind": "ddpm", "spacing": "leading"},
             "guidance": {"scale": 2},
         },
     ),
@@ -68,22 +68,22 @@ CASES = {
     "v dpm++ timesteps": (
         UNET,
         {"parametrisation": "v", "levels": DDPM},
-        {"kind": "dpmpp_2m", "steps": 8, "grid": {"kind": "ddpm"}},
+        {"kind": "dpmpp_2m", "steps": 8, "sigmas": {"kind": "ddpm"}},
     ),
     "v euler exponential": (
         UNET,
         {"parametrisation": "v", "levels": DDPM},
-        {"kind": "euler", "steps": 8, "grid": {"kind": "exponential"}},
+        {"kind": "euler", "steps": 8, "sigmas": {"kind": "exponential"}},
     ),
     "x0 unipc timesteps": (
         UNET,
         {"parametrisation": "x0", "levels": DDPM},
-        {"kind": "unipc", "steps": 8, "grid": {"kind": "ddpm"}},
+        {"kind": "unipc", "steps": 8, "sigmas": {"kind": "ddpm"}},
     ),
     "v dpm++ sde": (
         UNET,
         {"parametrisation": "v", "levels": DDPM},
-        {"kind": "dpmpp_2m_sde", "steps": 8, "grid": {"kind": "ddpm"}},
+        {"kind": "dpmpp_2m_sde", "steps": 8, "sigmas": {"kind": "ddpm"}},
     ),
     "v ddpm learned variance guided": (
         UNET,
@@ -93,19 +93,19 @@ CASES = {
             "variance": "learned",
             "steps": 8,
             "clip": 1.0,
-            "grid": {"kind": "ddpm", "spacing": "leading"},
+            "sigmas": {"kind": "ddpm", "spacing": "leading"},
             "guidance": {"scale": 3.0},
         },
     ),
     "v ddim eta": (
         UNET,
         {"parametrisation": "v", "levels": DDPM},
-        {"kind": "ddim", "eta": 0.7, "steps": 8, "clip": 1.0, "grid": {"kind": "ddpm", "spacing": "leading"}},
+        {"kind": "ddim", "eta": 0.7, "steps": 8, "clip": 1.0, "sigmas": {"kind": "ddpm", "spacing": "leading"}},
     ),
     "flow transformer": (
         DIT,
         {"parametrisation": "flow", "levels": {"kind": "uniform_flow"}},
-        {"kind": "euler", "steps": 8, "grid": {"kind": "flow", "shift": 2.0}, "guidance": {"scale": 3.0}},
+        {"kind": "euler", "steps": 8, "sigmas": {"kind": "flow", "shift": 2.0}, "guidance": {"scale": 3.0}},
     ),
 }
 
@@ -437,7 +437,7 @@ def test_a_folder_of_diffusers_alone_says_model_and_process(kind, tmp_path, caps
         **sizes, layers_per_block=1, norm_num_groups=4, attention_head_dim=None, **UNETS[kind]
     ).eval()
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "its")
-    sampler = ["kind=ddim", "steps=10", "grid.kind=ddpm", "grid.spacing=leading", "clip=1"]
+    sampler = ["kind=ddim", "steps=10", "sigmas.kind=ddpm", "sigmas.spacing=leading", "clip=1"]
     ddim = [f"sample.sampler.{word}" for word in sampler]
     assert main(["import", str(tmp_path / "its"), *words, *ddim]) == 0
     captured = capsys.readouterr()
@@ -470,7 +470,7 @@ def test_what_diffusers_cannot_do_is_said():
         learned = DiffusionConfig.model_validate({"parametrisation": row, "levels": DDPM, "learned_variance": True})
         for kind in ("ddpm", "euler"):
             with pytest.raises(UserError, match="cannot read the variance channels"):
-                scheduling(learned, SamplerConfig.model_validate({"kind": kind, "grid": {"kind": "ddpm"}}))
+                scheduling(learned, SamplerConfig.model_validate({"kind": kind, "sigmas": {"kind": "ddpm"}}))
     notes = scheduling(DiffusionConfig(), SamplerConfig(kind="heun", clip=1.0)).notes
     assert any("no heun" in note for note in notes) and any("not clipped" in note for note in notes)
 
@@ -480,16 +480,19 @@ def test_what_diffusers_cannot_do_is_said():
     [
         ({"kind": "dpmpp_2m"}, "DPMSolverMultistepScheduler rounds the timesteps"),
         (
-            {"kind": "unipc", "grid": {"kind": "ddpm", "spacing": "leading"}},
-            "understands grid.spacing=leading otherwise",
+            {"kind": "unipc", "sigmas": {"kind": "ddpm", "spacing": "leading"}},
+            "understands sigmas.spacing=leading otherwise",
         ),
-        ({"kind": "dpmpp_2m_sde", "eta": 0.5, "grid": {"kind": "ddpm"}}, "eta=1, not 0.5"),
-        ({"kind": "heun", "grid": {"sigma_max": 20.0}}, "its own sigma_max"),
-        ({"kind": "heun", "grid": {"kind": "uniform_t"}}, "not uniform_t"),
-        ({"kind": "ddpm", "variance": "large", "grid": {"kind": "ddpm"}}, "adds noise to the finished image"),
-        ({"kind": "langevin", "grid": {"kind": "ddpm"}, "steps": 20}, "no langevin sampler"),
-        ({"kind": "ddim", "grid": {"kind": "ddpm", "spacing": "linspace"}, "steps": 20}, "steps back by 50 timesteps"),
-        ({"kind": "ddim", "grid": {"kind": "ddpm"}, "steps": 12}, "steps back by 83 timesteps"),
+        ({"kind": "dpmpp_2m_sde", "eta": 0.5, "sigmas": {"kind": "ddpm"}}, "eta=1, not 0.5"),
+        ({"kind": "heun", "sigmas": {"sigma_max": 20.0}}, "its own sigma_max"),
+        ({"kind": "heun", "sigmas": {"kind": "uniform_t"}}, "not uniform_t"),
+        ({"kind": "ddpm", "variance": "large", "sigmas": {"kind": "ddpm"}}, "adds noise to the finished image"),
+        ({"kind": "langevin", "sigmas": {"kind": "ddpm"}, "steps": 20}, "no langevin sampler"),
+        (
+            {"kind": "ddim", "sigmas": {"kind": "ddpm", "spacing": "linspace"}, "steps": 20},
+            "steps back by 50 timesteps",
+        ),
+        ({"kind": "ddim", "sigmas": {"kind": "ddpm"}, "steps": 12}, "steps back by 83 timesteps"),
         ({"kind": "euler", "steps": 1}, "begins at timestep 0"),
         ({"kind": "heun", "churn": {"amount": 3.0}}, "churn is left out"),
     ],

@@ -95,7 +95,7 @@ def _kwargs(parametrisation: str, schedule: str = "linear", spacing: str = "trai
 
 def _ours(network: Network, x: Tensor, noise: Tensor, **settings: Any) -> Tensor:
     """x: standard normal. Ends in x0."""
-    cfg = SamplerConfig.model_validate({"grid": {"kind": "ddpm"}} | settings)
+    cfg = SamplerConfig.model_validate({"sigmas": {"kind": "ddpm"}} | settings)
     return build_generator(cfg, network.process, network)(x, lambda k: noise[k])
 
 
@@ -112,7 +112,7 @@ def _theirs(network: Network, scheduler: Any, x: Tensor, steps: int, **step: Cal
 @pytest.mark.parametrize(("parametrisation", "schedule", "spacing"), [
     *product(("eps", "x0", "v"), ("linear",), ("trailing", "leading")),
     *product(("x0", "v"), ("cosine",), ("trailing",)),
-    # on this grid without sigma 20291, where x0 from the noise has two decimals in float32, in either library
+    # on this schedule without sigma 20291, where x0 from the noise has two decimals in float32, in either library
     *product(("eps", "x0", "v"), ("cosine",), ("leading",)),
 ])  # fmt: skip
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
@@ -120,9 +120,9 @@ def test_ddim(parametrisation: str, schedule: str, spacing: str, eta: float) -> 
     process, noise = _process(parametrisation, schedule), _noise(21)
     ours, theirs = Network(process), Network(process)
     scheduler = diffusers.DDIMScheduler(**_kwargs(parametrisation, schedule, spacing), clip_sample=False)
-    grid = {"kind": "ddpm", "spacing": spacing}
+    sigmas = {"kind": "ddpm", "spacing": spacing}
     results = (
-        _ours(ours, noise[20], noise, kind="ddim", steps=20, eta=eta, grid=grid),
+        _ours(ours, noise[20], noise, kind="ddim", steps=20, eta=eta, sigmas=sigmas),
         _theirs(theirs, scheduler, noise[20], 20, eta=eta, variance_noise=lambda k: noise[k]),
     )
     _agree(ours, theirs, results, calls=20)
@@ -133,7 +133,7 @@ def test_ddim(parametrisation: str, schedule: str, spacing: str, eta: float) -> 
 ])  # fmt: skip
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_ddpm(variance: str, theirs_name: str, clip: float | None) -> None:
-    """On the leading grid: on others theirs adds noise to the finished image, unless the last timestep is 0."""
+    """With leading spacing: with others theirs adds noise to the finished image, unless the last timestep is 0."""
     learned = variance == "learned"
     process = _process("eps", learned_variance=learned)
     ours, theirs = Network(process, learned), Network(process, learned)
@@ -141,9 +141,9 @@ def test_ddpm(variance: str, theirs_name: str, clip: float | None) -> None:
     noise = torch.stack([torch.randn(SHAPE, generator=generator) for _ in range(25)])
     kwargs = _kwargs("eps", spacing="leading")
     scheduler = diffusers.DDPMScheduler(**kwargs, variance_type=theirs_name, clip_sample=clip is not None)
-    grid = {"kind": "ddpm", "spacing": "leading"}
+    sigmas = {"kind": "ddpm", "spacing": "leading"}
     results = (
-        _ours(ours, start, noise, kind="ddpm", steps=25, variance=variance, clip=clip, grid=grid),
+        _ours(ours, start, noise, kind="ddpm", steps=25, variance=variance, clip=clip, sigmas=sigmas),
         _theirs(theirs, scheduler, start, 25, generator=torch.Generator().manual_seed(9)),
     )
     _agree(ours, theirs, results, calls=25)
@@ -182,7 +182,7 @@ def test_unipc(order: int, steps: int) -> None:
     _agree(ours, theirs, results, calls=steps)
 
 
-def _on_karras_grid(process: Process, **settings: Any) -> Sampler:
+def _with_karras_sigmas(process: Process, **settings: Any) -> Sampler:
     return build_sampler(SamplerConfig.model_validate(settings), process)
 
 
@@ -194,7 +194,7 @@ def test_heun_on_karras_levels_of_a_ddpm_process(parametrisation: str) -> None:
     scheduler = diffusers.HeunDiscreteScheduler(
         **(_kwargs(parametrisation) | {"timestep_spacing": "linspace"}), use_karras_sigmas=True
     )
-    sampler = _on_karras_grid(process, kind="heun", steps=12)
+    sampler = _with_karras_sigmas(process, kind="heun", steps=12)
     x = noise[0] * float(sampler.sigmas[0])
     results = (sampler(denoiser(ours, process.scales), x), _theirs(theirs, scheduler, x, 12))
     _agree(ours, theirs, results, calls=23)
@@ -207,7 +207,7 @@ def test_euler_ancestral_is_ancestral_sampling() -> None:
     noise = torch.stack([torch.randn(SHAPE, generator=generator) for _ in range(20)])
     scheduler = diffusers.EulerAncestralDiscreteScheduler(**_kwargs("eps"))
     sampler = build_sampler(
-        SamplerConfig.model_validate({"kind": "ddpm", "steps": 20, "grid": {"kind": "ddpm"}}), process
+        SamplerConfig.model_validate({"kind": "ddpm", "steps": 20, "sigmas": {"kind": "ddpm"}}), process
     )
     x = _noise(1)[0] * float(sampler.sigmas[0])
     results = (
@@ -217,12 +217,12 @@ def test_euler_ancestral_is_ancestral_sampling() -> None:
     _agree(ours, theirs, results, calls=20)
 
 
-@pytest.mark.parametrize("grid", ["karras", "exponential"])
+@pytest.mark.parametrize("sigmas", ["karras", "exponential"])
 @pytest.mark.parametrize("kind", ["euler", "dpmpp_2m", "dpmpp_2m_sde"])
-def test_edm(kind: str, grid: str) -> None:
+def test_edm(kind: str, sigmas: str) -> None:
     process = build_process(DiffusionConfig())
     ours, theirs = Network(process), Network(process)
-    settings = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "sigma_schedule": grid}
+    settings = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "sigma_schedule": sigmas}
     generator = torch.Generator().manual_seed(9)
     noise = torch.stack([torch.randn(SHAPE, generator=generator) for _ in range(18)])
     if kind == "euler":
@@ -230,7 +230,7 @@ def test_edm(kind: str, grid: str) -> None:
     else:
         algorithm = "dpmsolver++" if kind == "dpmpp_2m" else "sde-dpmsolver++"
         scheduler = diffusers.EDMDPMSolverMultistepScheduler(**settings, algorithm_type=algorithm)
-    sampler = _on_karras_grid(process, kind=kind, steps=18, grid={"kind": grid})
+    sampler = _with_karras_sigmas(process, kind=kind, steps=18, sigmas={"kind": sigmas})
     x = _noise(1)[0] * 80
     results = (
         sampler(denoiser(ours, process.scales), x, lambda k: noise[k]),
@@ -244,7 +244,7 @@ def test_flow_euler_with_shift(shift: float) -> None:
     levels = UniformFlowLevels(kind="uniform_flow")
     process, noise = build_process(DiffusionConfig(parametrisation="flow", levels=levels)), _noise(1)
     ours, theirs = Network(process), Network(process)
-    cfg = SamplerConfig.model_validate({"kind": "euler", "steps": 20, "grid": {"kind": "flow", "shift": shift}})
+    cfg = SamplerConfig.model_validate({"kind": "euler", "steps": 20, "sigmas": {"kind": "flow", "shift": shift}})
     sampler = build_sampler(cfg, process)
     times = sampler.sigmas / (1 + sampler.sigmas)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
@@ -278,7 +278,7 @@ def test_predictor_corrector_for_one_image(corrector_steps: int) -> None:
         score = (DATA.denoise(z, sigma) - z) / sigma**2
         step = scheduler.step_pred(score, t, z, generator=generator)
         z = step.prev_sample
-    cfg = {"kind": "langevin", "steps": steps, "corrector_steps": corrector_steps, "grid": {"kind": "exponential"}}
+    cfg = {"kind": "langevin", "steps": steps, "corrector_steps": corrector_steps, "sigmas": {"kind": "exponential"}}
     levels = {"kind": "geometric"}
     sampler = build_sampler(
         SamplerConfig.model_validate(cfg), build_process(DiffusionConfig.model_validate({"levels": levels}))

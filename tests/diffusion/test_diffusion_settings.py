@@ -9,13 +9,13 @@ from pydantic import ValidationError
 
 from pipeline.config.schema_diffusion import (
     DiffusionConfig,
-    GridConfig,
     LogNormalLevels,
     SamplerConfig,
+    SigmaSchedule,
     sampling_problems,
 )
 from pipeline.diffusion.build import build_process
-from pipeline.diffusion.build_sampler import build_grid, build_sampler
+from pipeline.diffusion.build_sampler import build_sampler, build_sigmas
 from pipeline.runtime.errors import UserError
 
 DDPM = {"kind": "ddpm"}
@@ -68,10 +68,10 @@ def test_every_published_table_fits(timesteps: int, schedule: str) -> None:
     ({"kind": "heun", "eta": 0.5}, "eta is set"),
     ({"kind": "heun", "variance": "large"}, "variance is set"),
     ({"kind": "ddim", "eta": 1.5}, "0 <= eta <= 1"),
-    ({"grid": {"kind": "karras", "shift": 2.0}}, "shift is set, but kind=karras"),
-    ({"grid": {"kind": "ddpm", "sigma_max": 2.0}}, "sigma_max is set, but kind=ddpm"),
-    ({"grid": {"kind": "flow", "sigma_min": 0.1}}, "sigma_min is set, but kind=flow"),
-    ({"grid": {"sigma_min": 2.0, "sigma_max": 1.0}}, "expected min < max"),
+    ({"sigmas": {"kind": "karras", "shift": 2.0}}, "shift is set, but kind=karras"),
+    ({"sigmas": {"kind": "ddpm", "sigma_max": 2.0}}, "sigma_max is set, but kind=ddpm"),
+    ({"sigmas": {"kind": "flow", "sigma_min": 0.1}}, "sigma_min is set, but kind=flow"),
+    ({"sigmas": {"sigma_min": 2.0, "sigma_max": 1.0}}, "expected min < max"),
     ({"churn": {"amount": 9.0, "sigma_min": 3.0, "sigma_max": 1.0}}, "no noise level lies between"),
     ({"guidance": {"scale": 2.0, "interval": [3.0, 1.0]}}, "low < high"),
     ({"guidance": {"kind": "autoguidance", "scale": 2.0}}, "set weak"),
@@ -87,13 +87,13 @@ def test_a_sampler_that_cannot_be(settings: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(("sampler", "process", "conditional", "message"), [
     ({"kind": "ddpm", "variance": "learned"}, {"levels": DDPM}, True, "learned_variance=true"),
     ({"kind": "ddpm", "variance": "large"}, {}, True, "beta of a DDPM process"),
-    ({"kind": "ddpm", "grid": {"kind": "ddpm"}}, {"parametrisation": "flow"}, True, "found ddpm, but .* is log_normal"),
-    ({"steps": 400, "grid": {"kind": "ddpm"}}, {"levels": DDPM | {"timesteps": 300}}, True, "more than the process's"),
-    ({"grid": {"sigma_max": 500.0}}, {}, True, r"outside the trained range \[0.002, 80\]"),
-    ({"grid": {"sigma_min": 1e-4}}, {}, True, "sigma_min: found 0.0001"),
-    ({"grid": {"sigma_min": 80.0}}, {}, True, "found levels from 80 down to 80, expected sigma_min < sigma_max"),
+    ({"kind": "ddpm", "sigmas": {"kind": "ddpm"}}, {"parametrisation": "flow"}, True, "ddpm, but .* is log_normal"),
+    ({"steps": 400, "sigmas": {"kind": "ddpm"}}, {"levels": DDPM | {"timesteps": 300}}, True, "than the process's 300"),
+    ({"sigmas": {"sigma_max": 500.0}}, {}, True, r"within the trained range \[0.002, 80\]"),
+    ({"sigmas": {"sigma_min": 1e-4}}, {}, True, "sigma_min: found 0.0001"),
+    ({"sigmas": {"sigma_min": 80.0}}, {}, True, "found levels from 80 down to 80, expected sigma_min < sigma_max"),
     ({"guidance": {"scale": 2.0, "interval": [90.0, 99.0]}}, {}, True, r"\[0.002, 80\]: guidance would never occur"),
-    ({"steps": 40, "grid": {"kind": "uniform_t"}}, {"levels": DDPM | {"timesteps": 30}}, True, "than the process's 30"),
+    ({"steps": 40, "sigmas": {"kind": "uniform_t"}}, {"levels": DDPM | {"timesteps": 30}}, True, "the process's 30"),
     ({"guidance": {"scale": 2.0}}, {}, False, "unconditional"),
     ({"guidance": {"scale": 2.0}}, {"label_dropout": 0.0}, True, "label_dropout is 0"),
 ])  # fmt: skip
@@ -128,8 +128,8 @@ def test_both_conventions_name_the_same_factor() -> None:
         lambda: build_process(DiffusionConfig().model_copy(update={"clock": "timestep"})),
         lambda: build_process(DiffusionConfig().model_copy(update={"levels": OTHER})),
         lambda: build_sampler(SamplerConfig().model_copy(update={"kind": "other"}), build_process(DiffusionConfig())),
-        lambda: build_grid(
-            GridConfig().model_copy(update={"kind": "other"}), build_process(DiffusionConfig(levels=DDPM)), steps=2
+        lambda: build_sigmas(
+            SigmaSchedule().model_copy(update={"kind": "other"}), build_process(DiffusionConfig(levels=DDPM)), steps=2
         ),
     ],
 )

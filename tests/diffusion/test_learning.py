@@ -73,7 +73,7 @@ def _distance(network: PixelNetwork, process: Process, **sampler: Any) -> float:
 ], ids=["edm", "edm-uncertainty", "v-min_snr", "flow", "x0", "eps-ddpm"])  # fmt: skip
 def test_every_parametrisation_learns_the_data(settings: dict[str, Any], steps: int) -> None:
     network, process = _trained(DiffusionConfig.model_validate(settings), steps=steps)
-    assert _distance(network, process, kind="heun", steps=32, grid={"kind": "exponential"}) < 0.08
+    assert _distance(network, process, kind="heun", steps=32, sigmas={"kind": "exponential"}) < 0.08
 
 
 def test_a_learned_variance_shortens_the_code() -> None:
@@ -98,4 +98,4 @@ def test_a_learned_variance_shortens_the_code() -> None:
         }
         best = variational.bits_per_dimension(learned.denoise, x0, process.table, noise=noise, place=learned.place)
     assert best.total.mean() < min(bits.values())
-    assert _distance(network, process, kind="ddpm", variance="learned", steps=100, grid={"kind": "ddpm"}) < 0.06
+    assert _distance(network, process, kind="ddpm", variance="learned", steps=100, sigmas={"kind": "ddpm"}) < 0.06

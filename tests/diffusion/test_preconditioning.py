@@ -86,7 +86,7 @@ def test_flow_time_is_a_thousandth_of_the_clock() -> None:
     torch.testing.assert_close(pre.flow_time(torch.tensor([0.25, 1.0, 3.0])), torch.tensor([200.0, 500.0, 750.0]))
 
 
-def test_a_float64_grid_leaves_images_in_float32_and_extra_channels_out() -> None:
+def test_float64_sigmas_leave_images_in_float32_and_extra_channels_out() -> None:
     def network(x: Tensor, cond: Tensor, _: Tensor | None) -> Tensor:
         assert x.dtype == cond.dtype == torch.float32 and cond.shape == (3,)
         return torch.cat([x, x], dim=1).bfloat16()
