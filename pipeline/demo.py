@@ -36,7 +36,7 @@ from pipeline.data.reader import Reader
 from pipeline.data.shards import ShardDirectory, open_shards
 from pipeline.diffusion.build_sampler import Generator
 from pipeline.exported import Exported, export_named
-from pipeline.inference import asked_for, autocast, loaded_objective, weak_model
+from pipeline.inference import asked_for, autocast, guide_model, loaded_objective
 from pipeline.metrics.memorisation import pixels as vectors
 from pipeline.metrics.nearest import nearest_streamed
 from pipeline.objectives.denoising import Denoising
@@ -142,7 +142,7 @@ class Studio:
             self.objective = loaded_objective(
                 self.cfg, self.run, self.train.manifest, step=self.step, device=self.device
             )
-        self._weak = weak_model(self.cfg, self.train.manifest, self.device)
+        self._guide = guide_model(self.cfg, self.train.manifest, self.device)
         self._reader = Reader(self.train, keep_bytes=2**29)
         asked_for(self.cfg, torch.tensor([0]), self.train)  # raises for what the data has not
 
@@ -244,7 +244,7 @@ class Studio:
         """The model as `visualize` has it."""
         if not isinstance(self.objective, Denoising):
             raise UserError(f"model.kind={cfg.model.kind} makes images in one step: there is no way to change.")
-        return visualize.Model(cfg, self.objective, self._weak, self.train, self.device)
+        return visualize.Model(cfg, self.objective, self._guide, self.train, self.device)
 
     @torch.inference_mode()
     def _diffused(self, cfg: Config, seeds: Tensor, show: Callable[[Pixels], None]) -> None:

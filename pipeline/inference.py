@@ -96,17 +96,17 @@ def loaded_objective(cfg: Config, run: RunDir, train: Manifest, *, step: int | N
     return objective
 
 
-def weak_model(cfg: Config, train: Manifest, device: torch.device) -> Denoising | None:
+def guide_model(cfg: Config, train: Manifest, device: torch.device) -> Denoising | None:
     """The worse model that autoguidance leads away from: a run directory, or one of its checkpoints."""
     guidance = cfg.sample.sampler.guidance
-    if guidance.kind != "autoguidance" or not guidance.active or guidance.weak is None:
+    if guidance.kind != "autoguidance" or not guidance.active or guidance.guide_model is None:
         return None
-    place = Path(guidance.weak)
+    place = Path(guidance.guide_model)
     step = step_of(place.name)
     run, its = open_run(place if step is None else place.parent.parent)
     found = loaded_objective(its, run, train, step=step, device=device)
     if not isinstance(found, Denoising):
-        raise UserError(f"sample.sampler.guidance.weak: {place} must be a diffusion model.")
+        raise UserError(f"sample.sampler.guidance.guide_model: {place} must be a diffusion model.")
     return found
 
 
@@ -115,21 +115,21 @@ def image_maker(cfg: Config, run: RunDir, train: Manifest, *, step: int) -> Make
     set_numerics(tf32=cfg.train.precision == "tf32")
     device = distributed.own_device(gpus=cfg.cluster.sample.gpus, setting="cluster.sample.gpus")
     objective = loaded_objective(cfg, run, train, step=step, device=device)
-    weak = weak_model(cfg, train, device)
-    networks, of_weak = quick_networks(objective, device), {} if weak is None else quick_networks(weak, device)
+    guide = guide_model(cfg, train, device)
+    networks, of_guide = quick_networks(objective, device), {} if guide is None else quick_networks(guide, device)
 
     @torch.inference_mode()
     def make(seeds: Tensor, asked: Asked) -> Tensor:
         told, seeds = asked.to(device), seeds.to(device)
         with autocast(cfg, device):
-            led = None if weak is None else weak.denoise(of_weak, told.labels, told.attributes)
+            led = None if guide is None else guide.denoise(of_guide, told.labels, told.attributes)
             return objective.generate(
                 networks,
                 seeds,
                 told.labels,
                 attributes=told.attributes,
                 sampler=cfg.sample.sampler,
-                weak=led,
+                guide=led,
             )
 
     return make

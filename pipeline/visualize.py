@@ -29,7 +29,7 @@ from pipeline.data.shards import ShardDirectory, open_shards
 from pipeline.diffusion import editing
 from pipeline.diffusion.build_sampler import Generator
 from pipeline.diffusion.samplers import Noise
-from pipeline.inference import asked_for, autocast, loaded_objective, weak_model
+from pipeline.inference import asked_for, autocast, guide_model, loaded_objective
 from pipeline.objectives.denoising import Denoising
 from pipeline.objectives.objective import FromLatents
 from pipeline.runtime import distributed
@@ -190,7 +190,7 @@ class Model:
 
     cfg: Config
     objective: Denoising
-    weak: Denoising | None
+    guide: Denoising | None
     train: ShardDirectory
     device: torch.device
 
@@ -207,9 +207,9 @@ class Model:
         """The sampler and the denoiser under the condition of each seed."""
         condition = asked_for(self.cfg, seeds, self.train).to(self.device)
         labels, attributes = condition.labels, condition.attributes
-        weak = None if self.weak is None else self.weak.denoise(self.weak.networks, labels, attributes)
+        guide = None if self.guide is None else self.guide.denoise(self.guide.networks, labels, attributes)
         networks, sampler = self.objective.networks, self.cfg.sample.sampler
-        return self.objective.generator(networks, labels, attributes=attributes, sampler=sampler, weak=weak)
+        return self.objective.generator(networks, labels, attributes=attributes, sampler=sampler, guide=guide)
 
     def pixels(self, x0: Tensor) -> Pixels:
         """uint8 [B, H, W, C] of what the network makes."""
@@ -236,7 +236,7 @@ def load_any(cfg: Config, run: RunDir, *, step: int) -> Model | AtOnce:
     train = open_shards(training_shards(cfg) / "train")
     objective = loaded_objective(cfg, run, train.manifest, step=step, device=device)
     if isinstance(objective, Denoising):
-        return Model(cfg, objective, weak_model(cfg, train.manifest, device), train, device)
+        return Model(cfg, objective, guide_model(cfg, train.manifest, device), train, device)
     if isinstance(objective, FromLatents):
         return AtOnce(cfg, objective, train, device)
     raise UserError(

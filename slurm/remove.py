@@ -101,9 +101,9 @@ def _uses(launch: Launch, path: Path) -> Iterator[str]:
     start = cfg.train.start_from
     if start is not None and (launch.cwd / start).resolve().is_relative_to(path) and not launch.run.steps():
         yield "the weights that its training begins with (train.start_from)"
-    weak = cfg.sample.sampler.guidance.weak
-    if weak is not None and (launch.cwd / weak).resolve().is_relative_to(path):
-        yield "the weaker model of its guidance (sample.sampler.guidance.weak)"
+    guide = cfg.sample.sampler.guidance.guide_model
+    if guide is not None and (launch.cwd / guide).resolve().is_relative_to(path):
+        yield "the guide model of its guidance (sample.sampler.guidance.guide_model)"
 
 
 def _scores(launch: Launch, path: Path) -> bool:

@@ -149,17 +149,17 @@ def test_autoguidance_by_an_earlier_checkpoint(trained, elsewhere):
     plain, _ = pixels(sample(cfg, elsewhere("plain")))
     sets = {}
     for step in (9, 12):
-        weak = guidance.model_copy(update={"weak": str(run.checkpoint(step))})
-        sets[step], _ = pixels(sample(changed(cfg, sampler={"guidance": weak}), elsewhere(f"weak{step}")))
+        guide = guidance.model_copy(update={"guide_model": str(run.checkpoint(step))})
+        sets[step], _ = pixels(sample(changed(cfg, sampler={"guidance": guide}), elsewhere(f"guide{step}")))
     assert np.abs(sets[12].astype(int) - plain).max() <= 1
     assert np.abs(sets[9].astype(int) - plain).max() > 1
 
 
-def test_a_preview_in_training_does_without_the_weaker_model(tmp_path):
-    """Which may be trained later: the run that will be its own weaker model has no checkpoint yet."""
+def test_a_preview_in_training_does_without_the_guide_model(tmp_path):
+    """Which may be trained later: the run that will be its own guide model has no checkpoint yet."""
     cfg = tiny.config(tmp_path, duration="2 steps", preview_every="2 steps")
     tiny.prepare(cfg)
-    guidance = {"kind": "autoguidance", "scale": 2.0, "weak": str(tmp_path / "later")}
+    guidance = {"kind": "autoguidance", "scale": 2.0, "guide_model": str(tmp_path / "later")}
     guided = tiny.revalidated(cfg, sample={"sampler": {"steps": 3, "guidance": guidance}})
     assert tiny.run(guided).finished()
 
@@ -245,8 +245,8 @@ def by_command(trained, elsewhere):
         ("train.optim.lr=5", "train.optim.lr: the run has 0.003, this call has 5"),
         ("sample.classes=[9]", "sample.classes: found [9], but the data has classes 0 to 2"),
         (
-            "sample.sampler.guidance={kind: autoguidance, scale: 2, weak: nowhere}",
-            "the run directory of the weaker model",
+            "sample.sampler.guidance={kind: autoguidance, scale: 2, guide_model: nowhere}",
+            "the run directory of the guide model",
         ),
     ],
 )

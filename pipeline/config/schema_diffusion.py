@@ -242,7 +242,7 @@ class GuidanceConfig(Settings):
     convention: Literal["cfg", "ho"] = "cfg"
     interval: tuple[float, float] | None = None  # noise levels with guidance; None: all (Kynkaanniemi et al. 2024)
     rescale: float = Field(0.0, ge=0, le=1)  # Lin et al. 2023: share of the conditional's contrast that is restored
-    weak: str | None = None  # autoguidance: run directory or checkpoint of the weaker model
+    guide_model: str | None = None  # autoguidance: run directory or checkpoint of a weaker model
 
     @property
     def factor(self) -> float:
@@ -263,10 +263,14 @@ class GuidanceConfig(Settings):
     def _complete(self) -> "GuidanceConfig":
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
             raise ValueError(f"interval is {self.interval}, expected two noise levels 0 <= low < high")
-        if self.kind == "autoguidance" and self.active and self.weak is None:
-            raise ValueError("autoguidance needs a second model: set weak to a run directory or one of its checkpoints")
-        if self.kind == "classifier_free" and self.weak is not None:
-            raise ValueError(f"weak is {self.weak!r}, which only kind=autoguidance reads: set kind, or remove weak")
+        if self.kind == "autoguidance" and self.active and self.guide_model is None:
+            raise ValueError(
+                "autoguidance needs a second model: set guide_model to a run directory or one of its checkpoints"
+            )
+        if self.kind == "classifier_free" and self.guide_model is not None:
+            raise ValueError(
+                f"guide_model is {self.guide_model!r}, which only kind=autoguidance reads: set kind, or remove it"
+            )
         return self
 
 

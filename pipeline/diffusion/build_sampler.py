@@ -79,7 +79,7 @@ def build_sigmas(cfg: SigmaSchedule, process: Process, *, steps: int) -> Tensor:
 
 
 def guided(cfg: GuidanceConfig, conditional: Denoise, other: Denoise | None) -> Denoise:
-    """`conditional` led away from `other`, the prediction without a condition or of a weaker model."""
+    """`conditional` led away from `other`, the prediction without a condition or of a guide model."""
     if not cfg.active:
         return conditional
     if other is None:
@@ -98,16 +98,16 @@ def build_generator(
     *,
     condition: Tensor | None = None,
     hidden: Tensor | None = None,
-    weak: Denoise | None = None,
+    guide: Denoise | None = None,
 ) -> Generator:
     """What `cfg` makes of a network of the process.
 
-    `hidden`: the condition with everything unknown, for classifier-free guidance. `weak`: the weaker model, for
+    `hidden`: the condition with everything unknown, for classifier-free guidance. `guide`: the guide model, for
     autoguidance. Call it under `torch.no_grad`.
     """
     learned = LearnedVariance(network, process.scales, condition) if cfg.variance == "learned" else None
     denoise = learned.denoise if learned else denoiser(network, process.scales, condition)
-    other = weak if cfg.guidance.kind == "autoguidance" else denoiser(network, process.scales, hidden)
+    other = guide if cfg.guidance.kind == "autoguidance" else denoiser(network, process.scales, hidden)
     denoise = guided(cfg.guidance, denoise, other)
     denoise = clipped(denoise, bound=cfg.clip) if cfg.clip else denoise
     sampler = build_sampler(cfg, process, variance=learned.variance if learned else None)

@@ -157,7 +157,7 @@ class Adversarial:
         *,
         attributes: Tensor | None = None,
         sampler: SamplerConfig,
-        weak: Denoise | None = None,  # noqa: ARG002
+        guide: Denoise | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Images [B, C, H, W] in one step, whatever the sampler; `sampler.truncation` pulls styles to their average."""
         told = self._conditions.told(labels, attributes)

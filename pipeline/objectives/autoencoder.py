@@ -118,7 +118,7 @@ class Autoencoding:
         *,
         attributes: Tensor | None = None,  # noqa: ARG002
         sampler: SamplerConfig,  # noqa: ARG002
-        weak: Denoise | None = None,  # noqa: ARG002
+        guide: Denoise | None = None,  # noqa: ARG002
     ) -> Tensor:
         """An autoencoder has no prior to draw from: an error that says what to do."""
         raise UserError(

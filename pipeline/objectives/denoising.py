@@ -106,10 +106,10 @@ class Denoising:
         *,
         attributes: Tensor | None = None,
         sampler: SamplerConfig,
-        weak: Denoise | None = None,
+        guide: Denoise | None = None,
     ) -> Tensor:
-        """Images [B, C, H, W] from noise keyed by the seeds. `weak`: the worse model, for autoguidance."""
-        make = self.generator(networks, labels, attributes=attributes, sampler=sampler, weak=weak)
+        """Images [B, C, H, W] from noise keyed by the seeds. `guide`: the guide model, for autoguidance."""
+        make = self.generator(networks, labels, attributes=attributes, sampler=sampler, guide=guide)
         x0 = make(self.noise(seeds, Stream.SAMPLE_START), lambda draw: self.noise(seeds, Stream.SAMPLE_STEP, draw))
         return self.images(x0)
 
@@ -120,7 +120,7 @@ class Denoising:
         *,
         attributes: Tensor | None = None,
         sampler: SamplerConfig,
-        weak: Denoise | None = None,
+        guide: Denoise | None = None,
     ) -> Generator:
         """The denoiser and the sampler that `generate` joins, for whoever wants to come between them."""
         return build_generator(
@@ -129,7 +129,7 @@ class Denoising:
             networks["denoiser"],
             condition=self._conditions.told(labels, attributes),
             hidden=self._conditions.told(torch.full_like(labels, -1)),
-            weak=weak,
+            guide=guide,
         )
 
     def bound(

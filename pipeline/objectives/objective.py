@@ -52,12 +52,12 @@ class Objective(Protocol):
         *,
         attributes: Tensor | None = None,
         sampler: SamplerConfig,
-        weak: Denoise | None = None,
+        guide: Denoise | None = None,
     ) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] (not clipped), each a function of its seed and what it was asked for.
 
         seeds: [B] int64; labels: [B] int64 classes, -1 for no class; attributes: [B, A] int8 of 0, 1 and -1 for
-        unknown, None for all unknown; weak: what autoguidance leads away from.
+        unknown, None for all unknown; guide: what autoguidance leads away from.
         """
         ...
 

@@ -70,7 +70,7 @@ class Variational:
         *,
         attributes: Tensor | None = None,
         sampler: SamplerConfig,  # noqa: ARG002
-        weak: Denoise | None = None,  # noqa: ARG002
+        guide: Denoise | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Images [B, C, H, W] in one step, whatever the sampler: the decoder's mean for a vector from the prior."""
         noise = self.latents(seeds)

@@ -172,8 +172,8 @@ def test_images_without_labels_are_said_before_anything_is_queued(
     assert missing(config_from(words), ["prepare", "train"]) == []
 
 
-def test_a_weaker_model_that_is_not_there_is_said(tmp_path: Path) -> None:
-    guide = "sample.sampler.guidance={kind: autoguidance, scale: 2, weak: %s}"
+def test_a_guide_model_that_is_not_there_is_said(tmp_path: Path) -> None:
+    guide = "sample.sampler.guidance={kind: autoguidance, scale: 2, guide_model: %s}"
     words = ["experiment=glyphs16", f"runs_dir={tmp_path}"]
     assert "which does not exist" in missing(config_from([*words, guide % (tmp_path / "other")]), ["sample"])[0]
     own = tmp_path / "glyphs16" / "checkpoints" / "step-000000100"  # of this run: training will write it

@@ -74,8 +74,8 @@ def test_every_published_table_fits(timesteps: int, schedule: str) -> None:
     ({"sigmas": {"sigma_min": 2.0, "sigma_max": 1.0}}, "expected min < max"),
     ({"churn": {"amount": 9.0, "sigma_min": 3.0, "sigma_max": 1.0}}, "no noise level lies between"),
     ({"guidance": {"scale": 2.0, "interval": [3.0, 1.0]}}, "low < high"),
-    ({"guidance": {"kind": "autoguidance", "scale": 2.0}}, "set weak"),
-    ({"guidance": {"weak": "runs/a"}}, "only kind=autoguidance reads"),
+    ({"guidance": {"kind": "autoguidance", "scale": 2.0}}, "set guide_model"),
+    ({"guidance": {"guide_model": "runs/a"}}, "only kind=autoguidance reads"),
     ({"kind": "dpm"}, "dpmpp_2m"),
     ({"steps": 0}, "greater than or equal to 1"),
 ])  # fmt: skip
@@ -108,8 +108,10 @@ def test_a_sampler_that_does_not_fit_its_process(
 
 def test_what_fits_has_no_problems() -> None:
     assert sampling_problems(SamplerConfig(), DiffusionConfig(), conditional=False) == []
-    weak = SamplerConfig.model_validate({"guidance": {"kind": "autoguidance", "scale": 2.0, "weak": "runs/small"}})
-    assert sampling_problems(weak, DiffusionConfig(label_dropout=0.0), conditional=False) == []
+    guide = SamplerConfig.model_validate(
+        {"guidance": {"kind": "autoguidance", "scale": 2.0, "guide_model": "runs/small"}}
+    )
+    assert sampling_problems(guide, DiffusionConfig(label_dropout=0.0), conditional=False) == []
 
 
 def test_both_conventions_name_the_same_factor() -> None:

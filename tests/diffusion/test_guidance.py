@@ -68,7 +68,7 @@ def test_rescaling_asks_the_conditional_once() -> None:
 
 def test_autoguidance_extrapolates_between_two_qualities() -> None:
     blurred: Denoise = Gaussian(std=0.6).denoise
-    cfg = GuidanceConfig(kind="autoguidance", scale=2.0, weak="runs/small")
+    cfg = GuidanceConfig(kind="autoguidance", scale=2.0, guide_model="runs/small")
     torch.testing.assert_close(guided(cfg, CLASS, blurred)(X, SIGMA), 2 * CLASS(X, SIGMA) - blurred(X, SIGMA))
 
 
