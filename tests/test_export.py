@@ -373,7 +373,7 @@ def test_a_scheduler_tells_the_process_that_it_was_made_from():
         its = DiffusionConfig.model_validate(process_of(scheduling(ours, SamplerConfig.model_validate(sampler)).config))
         its = its.model_copy(update={"learned_variance": ours.learned_variance})  # the network's channels tell that
         assert disagreements(its, ours) == [], model
-        if ours.network_clock == "timestep":
+        if ours.network_time_input == "timestep":
             assert its.levels.betas == pytest.approx(ours.levels.betas, rel=1e-6)
     eps = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": DDPM})
     for name, levels in {"linear": {}, "squaredcos_cap_v2": {"schedule": "cosine"}}.items():

@@ -161,18 +161,18 @@ def _sampler(cfg: Config) -> Iterator[str]:
 
 def _embedding(cfg: Config) -> Iterator[str]:
     """Random frequencies suit what moves by about 1: over a thousand timesteps nothing can be learned from them."""
-    model, levels, clock = cfg.model, cfg.diffusion.levels, cfg.diffusion.network_clock
+    model, levels, time_input = cfg.model, cfg.diffusion.levels, cfg.diffusion.network_time_input
     if not isinstance(model, UNetConfig) or model.embedding != "fourier":
         return
     timesteps = levels.timesteps if levels.kind == "ddpm" else 1
     reach = {"log_sigma": math.log(levels.sigma_max / levels.sigma_min) / 4, "flow_time": 1000, "timestep": timesteps}
-    turns = model.embedding_scale * reach[clock]
+    turns = model.embedding_scale * reach[time_input]
     if turns > MOST_TURNS:
         yield (
-            f"model.embedding_scale: found {model.embedding_scale:g}, but the network is told {clock}, which moves by "
-            f"{reach[clock]:.3g}: features of model.embedding=fourier turn {turns:.0f} times on the way, expected at "
-            f"most {MOST_TURNS}, or noise levels look unrelated. Use embedding_scale={16 / reach[clock]:.2g}, or "
-            "diffusion.clock=log_sigma, or embedding=sinusoidal."
+            f"model.embedding_scale: found {model.embedding_scale:g}, but the time input is {time_input}, which moves "
+            f"by {reach[time_input]:.3g}: features of model.embedding=fourier turn {turns:.0f} times on the way, "
+            f"expected at most {MOST_TURNS}, or noise levels look unrelated. Use "
+            f"embedding_scale={16 / reach[time_input]:.2g}, or diffusion.time_input=log_sigma, or embedding=sinusoidal."
         )
 
 

@@ -175,7 +175,7 @@ class DiffusionConfig(Settings):
     parametrisation: Literal["eps", "x0", "x0_flow", "v", "flow", "edm"] = "edm"
     sigma_data: float = Field(0.5, gt=0)  # standard deviation of the data, for edm's scales and weighting
     levels: Levels = LogNormalLevels()
-    clock: Literal["auto", "log_sigma", "flow_time", "timestep", "none"] = "auto"  # what the network is told of sigma
+    time_input: Literal["auto", "log_sigma", "flow_time", "timestep", "none"] = "auto"  # how the network gets sigma
     noise: Literal["normal", "uniform"] = "normal"  # uniform: in (-1, 1), the whole range of pixels
     weighting: Literal["plain", "uniform", "snr", "min_snr", "edm"] = "plain"  # plain: error of the network's output
     min_snr_gamma: float = Field(5.0, gt=0)
@@ -186,10 +186,10 @@ class DiffusionConfig(Settings):
     attribute_dropout: float = Field(0.0, ge=0, le=1)  # share of single attributes hidden, each on its own
 
     @property
-    def network_clock(self) -> Literal["log_sigma", "flow_time", "timestep", "none"]:
-        """`clock` with auto resolved: the timestep for DDPM's networks, 1000 t for flow, ln(sigma) / 4 otherwise."""
-        if self.clock != "auto":
-            return self.clock
+    def network_time_input(self) -> Literal["log_sigma", "flow_time", "timestep", "none"]:
+        """`time_input` with auto resolved: timestep for DDPM's networks, 1000 t for flow, ln(sigma) / 4 otherwise."""
+        if self.time_input != "auto":
+            return self.time_input
         if self.parametrisation in ("flow", "x0_flow"):
             return "flow_time"
         vp = self.parametrisation in ("eps", "x0", "v")
@@ -218,7 +218,7 @@ class DiffusionConfig(Settings):
     @model_validator(mode="after")
     def _discrete_where_needed(self) -> "DiffusionConfig":
         wanting = ["learned_variance"] if self.learned_variance else []
-        wanting += ["clock=timestep"] if self.clock == "timestep" else []
+        wanting += ["time_input=timestep"] if self.time_input == "timestep" else []
         if wanting and self.levels.kind != "ddpm":
             raise ValueError(
                 f"{' and '.join(wanting)} needs discrete timesteps, found levels.kind={self.levels.kind}:"

@@ -55,16 +55,16 @@ def scheduling(diffusion: DiffusionConfig, sampler: SamplerConfig) -> Scheduling
     Raises:
         UserError: where diffusers has none that tells the network the noise level as we do, or reads its variance.
     """
-    clock, row, levels = diffusion.network_clock, diffusion.parametrisation, diffusion.levels
-    if clock == "timestep" and row in PREDICTION and isinstance(levels, DDPMLevels):
+    time_input, row, levels = diffusion.network_time_input, diffusion.parametrisation, diffusion.levels
+    if time_input == "timestep" and row in PREDICTION and isinstance(levels, DDPMLevels):
         found = _discrete(diffusion, levels, sampler=sampler)
-    elif clock == "log_sigma" and row in ("edm", "v"):
+    elif time_input == "log_sigma" and row in ("edm", "v"):
         found = _edm(diffusion, sampler)
-    elif clock == "flow_time" and row == "flow":
+    elif time_input == "flow_time" and row == "flow":
         found = _flow(diffusion, sampler)
     else:
         raise UserError(
-            f"diffusers has no scheduler for diffusion.parametrisation={row} with network_clock={clock}: it "
+            f"diffusers has no scheduler for diffusion.parametrisation={row} with network_time_input={time_input}: it "
             "has eps, x0 and v with levels.kind=ddpm (timestep), edm and v (log_sigma), and flow (flow_time). Use "
             "`export --format safetensors`."
         )
@@ -126,7 +126,7 @@ def _same_betas(first: Sequence[float], second: Sequence[float]) -> bool:
 
 def disagreements(trained: DiffusionConfig, cfg: DiffusionConfig) -> list[str]:
     """In what the process `cfg` differs from that by which a network was trained, where the network notices it."""
-    fields = ["parametrisation", "network_clock", "learned_variance"]
+    fields = ["parametrisation", "network_time_input", "learned_variance"]
     fields += ["sigma_data"] if trained.parametrisation == "edm" else []
     found = [
         f"diffusion.{name}: found {getattr(cfg, name)}, the network was trained with {getattr(trained, name)}"
@@ -134,7 +134,7 @@ def disagreements(trained: DiffusionConfig, cfg: DiffusionConfig) -> list[str]:
         if getattr(cfg, name) != getattr(trained, name)
     ]
     betas = cfg.levels.betas if isinstance(cfg.levels, DDPMLevels) else []
-    timesteps = trained.levels if trained.network_clock == "timestep" else None
+    timesteps = trained.levels if trained.network_time_input == "timestep" else None
     if not found and isinstance(timesteps, DDPMLevels) and not _same_betas(betas, timesteps.betas):
         found = [f"diffusion.levels: found {cfg.levels}, but the network knows noise by the timesteps of {timesteps}"]
     return found

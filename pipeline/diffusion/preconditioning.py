@@ -115,9 +115,9 @@ def timestep(sigma: Tensor, *, table: Tensor) -> Tensor:
     return (upper - 1 + (value - low) / (high - low)).clamp(0, len(table) - 1).to(sigma.dtype)
 
 
-def precondition(row: Callable[[Tensor], Row], clock: Callable[[Tensor], Tensor]) -> Precondition:
+def precondition(row: Callable[[Tensor], Row], c_noise: Callable[[Tensor], Tensor]) -> Precondition:
     """sigma -> all four scales."""
-    return lambda sigma: Scales(*row(sigma), clock(sigma))
+    return lambda sigma: Scales(*row(sigma), c_noise(sigma))
 
 
 def row_of(name: str, sigma_data: float) -> Callable[[Tensor], Row]:

@@ -35,7 +35,7 @@ STEPS = build_process(DiffusionConfig(levels=DDPM))
     ({"levels": {"kind": "ddpm", "beta_end": 0.5, "rescale_betas": False}}, "float32 keeps one grey level"),
     ({"levels": {"kind": "ddpm", "beta_start": 0.03}}, "noise must grow"),
     ({"learned_variance": True}, "learned_variance needs discrete timesteps"),
-    ({"clock": "timestep"}, "clock=timestep needs discrete timesteps"),
+    ({"time_input": "timestep"}, "time_input=timestep needs discrete timesteps"),
     ({"levels": {"kind": "lognormal"}}, "log_normal"),
     ({"parametrisation": "epsilon"}, "eps"),
 ])  # fmt: skip
@@ -60,7 +60,7 @@ def test_x0_holds_levels_that_others_cannot() -> None:
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "cosine", "sigmoid"])
 def test_every_published_table_fits(timesteps: int, schedule: str) -> None:
     levels = {"kind": "ddpm", "schedule": schedule, "timesteps": timesteps}
-    assert DiffusionConfig.model_validate({"parametrisation": "eps", "levels": levels}).network_clock == "timestep"
+    assert DiffusionConfig.model_validate({"parametrisation": "eps", "levels": levels}).network_time_input == "timestep"
 
 
 @pytest.mark.parametrize(("settings", "message"), [
@@ -126,8 +126,8 @@ def test_both_conventions_name_the_same_factor() -> None:
     "build",
     [
         lambda: build_process(DiffusionConfig().model_copy(update={"parametrisation": "other"})),
-        lambda: build_process(DiffusionConfig().model_copy(update={"clock": "other"})),
-        lambda: build_process(DiffusionConfig().model_copy(update={"clock": "timestep"})),
+        lambda: build_process(DiffusionConfig().model_copy(update={"time_input": "other"})),
+        lambda: build_process(DiffusionConfig().model_copy(update={"time_input": "timestep"})),
         lambda: build_process(DiffusionConfig().model_copy(update={"levels": OTHER})),
         lambda: build_sampler(SamplerConfig().model_copy(update={"kind": "other"}), build_process(DiffusionConfig())),
         lambda: build_sigmas(

@@ -82,7 +82,7 @@ def test_timestep_inverts_the_table_and_runs_evenly_between_its_entries() -> Non
     assert pre.timestep(table.float().view(5, 1, 1, 1), table=table).shape == (5, 1, 1, 1)
 
 
-def test_flow_time_is_a_thousandth_of_the_clock() -> None:
+def test_flow_time_is_a_thousand_times_t() -> None:
     torch.testing.assert_close(pre.flow_time(torch.tensor([0.25, 1.0, 3.0])), torch.tensor([200.0, 500.0, 750.0]))
 
 

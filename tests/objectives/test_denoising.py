@@ -104,7 +104,13 @@ def test_a_network_that_is_told_nothing_sees_mixtures_of_image_and_uniform_noise
     """x (1 - a) + noise a with a and noise uniform, and one number for every noise level."""
     cfg = tiny.config(tmp_path, model={**tiny.UNET, "condition": "none"})
     levels = {"kind": "uniform_flow"}
-    words = {"parametrisation": "x0_flow", "levels": levels, "clock": "none", "noise": "uniform", "label_dropout": 0}
+    words = {
+        "parametrisation": "x0_flow",
+        "levels": levels,
+        "time_input": "none",
+        "noise": "uniform",
+        "label_dropout": 0,
+    }
     cfg = cfg.model_copy(update={"diffusion": DiffusionConfig(**words)})
     tiny.prepare(cfg)
     objective = Denoising(cfg, read_manifest(training_shards(cfg) / "train"))

@@ -75,8 +75,8 @@ def test_training_ends_when_it_no_longer_improves(trained, tmp_path):
     stale = {"optim": {"lr": 1e-30}, "duration": "90 steps"}
     cfg = config(tmp_path, early_stop=stop, checkpoint_every="90 steps", **stale)
     cfg = cfg.model_copy(update={"data_dir": trained[0].data_dir})
-    clock = read(newest_valid(tiny.run(cfg))[0]).numbers
-    assert (clock["step"], clock["best_step"]) == (12, 6)
+    saved = read(newest_valid(tiny.run(cfg))[0]).numbers
+    assert (saved["step"], saved["best_step"]) == (12, 6)
 
 
 def test_what_is_missing_is_said_before_training(tmp_path):

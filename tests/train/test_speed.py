@@ -39,7 +39,7 @@ PROCESSES = {
     "uncertainty": {"learned_uncertainty": True},
     "ddpm-learned": {"parametrisation": "eps", "levels": TIMESTEPS, "learned_variance": True},
     "v-min-snr": {"parametrisation": "v", "levels": TIMESTEPS, "weighting": "min_snr"},
-    "flow": {"parametrisation": "flow", "levels": {"kind": "logit_normal"}, "clock": "flow_time"},
+    "flow": {"parametrisation": "flow", "levels": {"kind": "logit_normal"}, "time_input": "flow_time"},
     "ve": {"levels": {"kind": "geometric", "sigma_min": 0.01, "sigma_max": 50.0}},
 }
 
