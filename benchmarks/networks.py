@@ -56,14 +56,14 @@ def compare(name: str, shape: tuple[int, int, int], *, batch: int, rounds: int, 
     ours = build_network(cfg, shape=shape, classes=CLASSES).to(device)
     theirs = diffusers.UNet2DModel.from_config(to_config(cfg, sizes)).to(device)
     theirs.load_state_dict(to_weights(cfg, sizes, ours.state_dict()))
-    x, told = torch.randn(batch, *shape, device=device), torch.rand(batch, device=device) * 1000
+    x, noise_cond = torch.randn(batch, *shape, device=device), torch.rand(batch, device=device) * 1000
     labels = torch.arange(batch, device=device) % CLASSES
 
     def ours_step() -> Any:
-        return ours(x, told, labels)
+        return ours(x, noise_cond, labels)
 
     def theirs_step() -> Any:
-        return theirs(x, told, class_labels=labels).sample
+        return theirs(x, noise_cond, class_labels=labels).sample
 
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     for number in range(rounds + 2):

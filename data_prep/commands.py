@@ -37,7 +37,7 @@ def fetch(words: Sequence[str]) -> None:
     """The source and its list of images.
 
     Raises:
-        UserError: where the network is told classes or attributes that the images turn out not to have.
+        UserError: where the network is conditioned on classes or attributes that the images turn out not to have.
     """
     with _settings(words) as cfg:
         receipt = listing.run(cfg)

@@ -229,13 +229,13 @@ class Studio:
             yield from _on_the_way(lambda show: self._diffused(cfg, seeds, show))
             return
         with torch.inference_mode(), autocast(cfg, self.device):
-            told = asked_for(cfg, seeds, self.train).to(self.device)
+            condition = asked_for(cfg, seeds, self.train).to(self.device)
             yield to_uint8(
                 self.objective.generate(
                     self.objective.networks,
                     seeds.to(self.device),
-                    told.labels,
-                    attributes=told.attributes,
+                    condition.labels,
+                    attributes=condition.attributes,
                     sampler=cfg.sample.sampler,
                 )
             )
@@ -376,8 +376,8 @@ def page(studio: Studio, folder: Path) -> Any:
                 yield picture(images), line, *hidden
             if near and images is not None:
                 found, words = _shown(lambda: studio.nearest(images), gr)
-                told = gr.Markdown(f"{words} training images", visible=True)
-                yield picture(images), line, told, gr.Image(picture(found), visible=True)
+                note = gr.Markdown(f"{words} training images", visible=True)
+                yield picture(images), line, note, gr.Image(picture(found), visible=True)
 
         def on_interpolate(to: int | None, to_class: int, frames: int, *values: Any) -> Any:
             chosen, own = (None if to_class < 0 else to_class), _wish(studio, values)
@@ -429,13 +429,13 @@ def _controls(gr: Any, studio: Studio) -> list[Any]:
 def _wish(studio: Studio, values: Sequence[Any]) -> Wish:
     """What stands in the controls."""
     seed, count, label, with_, without, kind, steps, guidance = values
-    told = {**dict.fromkeys(with_ or (), 1), **dict.fromkeys(without or (), 0)}
-    told = {name: value for name, value in told.items() if name in studio.attributes}
+    condition = {**dict.fromkeys(with_ or (), 1), **dict.fromkeys(without or (), 0)}
+    condition = {name: value for name, value in condition.items() if name in studio.attributes}
     chosen = None if label is None or label < 0 else int(label)
     if not studio.diffusion:
-        return Wish(seed, count, chosen, told)
+        return Wish(seed, count, chosen, condition)
     scale = guidance if studio.guided else None
-    return Wish(seed, count, chosen, told, kind, steps, None if scale is None else float(scale))
+    return Wish(seed, count, chosen, condition, kind, steps, None if scale is None else float(scale))
 
 
 def _editor(gr: Any) -> Any:

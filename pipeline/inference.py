@@ -64,14 +64,14 @@ def labels_for(cfg: Config, seeds: Tensor, train: Manifest) -> Tensor:
 def places_taken_for_names(plan: Any, classes: Sequence[str]) -> str:
     """A sentence on the numbers of `sample.classes` that are also the name of another class; "" where there is none."""
     asked = [] if isinstance(plan, str) else [c for c in plan if isinstance(c, int)]
-    told = [f"{c} is the class called '{classes[c]}'" for c in asked if str(c) in classes and classes[c] != str(c)]
-    if not told:
+    hints = [f"{c} is the class called '{classes[c]}'" for c in asked if str(c) in classes and classes[c] != str(c)]
+    if not hints:
         return ""
-    return f'sample.classes: numbers are places, from 0 on: {", ".join(told)}. Names are in quotes: ["{asked[0]}"].'
+    return f'sample.classes: numbers are places, from 0 on: {", ".join(hints)}. Names are in quotes: ["{asked[0]}"].'
 
 
 def attributes_for(cfg: Config, seeds: Tensor, train: ShardDirectory) -> Tensor | None:
-    """The attributes asked for with each seed, [B, A] int8; None where the model is not told any."""
+    """The attributes asked for with each seed, [B, A] int8; None where it is not conditioned on any."""
     plan, names = cfg.sample.attributes, train.manifest.attributes
     if cfg.model.condition != "attributes" or train.attributes is None:
         return None
@@ -120,14 +120,14 @@ def image_maker(cfg: Config, run: RunDir, train: Manifest, *, step: int) -> Make
 
     @torch.inference_mode()
     def make(seeds: Tensor, asked: Asked) -> Tensor:
-        told, seeds = asked.to(device), seeds.to(device)
+        condition, seeds = asked.to(device), seeds.to(device)
         with autocast(cfg, device):
-            led = None if guide is None else guide.denoise(of_guide, told.labels, told.attributes)
+            led = None if guide is None else guide.denoise(of_guide, condition.labels, condition.attributes)
             return objective.generate(
                 networks,
                 seeds,
-                told.labels,
-                attributes=told.attributes,
+                condition.labels,
+                attributes=condition.attributes,
                 sampler=cfg.sample.sampler,
                 guide=led,
             )

@@ -294,7 +294,7 @@ def between_classes(model: Model, seeds: Tensor, classes: tuple[int, int], *, fr
     A network knows whole classes alone. So every step mixes its estimates of the image for both classes.
 
     Raises:
-        UserError: for a class that the data has not, and for a model that is not told classes.
+        UserError: for a class that the data has not, and for a model without classes as its condition.
     """
     if model.cfg.model.condition != "class":
         raise UserError(f"--classes: model.condition is {model.cfg.model.condition}, expected class. Give two seeds.")

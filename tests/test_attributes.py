@@ -1,4 +1,4 @@
-"""A model that is told attributes draws what it is asked for: chosen ones, those of training images, or nothing."""
+"""A model conditioned on attributes draws what it is asked for: chosen ones, those of training images, or nothing."""
 
 import numpy as np
 import pytest
@@ -56,9 +56,9 @@ def test_guidance_hides_all_attributes(trained):
     cfg, run = trained
     _, unconditional = drawn(asking(cfg, {"Large": 1, "Left": 0, "Top": 1}, scale=0.0), run)
     _, unknown = drawn(asking(cfg, {}), run)
-    _, told = drawn(asking(cfg, {"Large": 1, "Left": 0, "Top": 1}), run)
+    _, asked = drawn(asking(cfg, {"Large": 1, "Left": 0, "Top": 1}), run)
     assert np.array_equal(unconditional, unknown)
-    assert not np.array_equal(told, unknown)
+    assert not np.array_equal(asked, unknown)
 
 
 def test_attributes_that_do_not_exist_or_cannot_be_asked_for(trained):

@@ -88,9 +88,9 @@ def prepare(cfg: Config) -> None:
         samples = []
         for k in range(count):
             pixels = rng.integers(0, 256, (*shape[1:], shape[0]), dtype=np.uint8)
-            told = tuple(int(v) for v in rng.integers(0, 2, len(names)))
+            values = tuple(int(v) for v in rng.integers(0, 2, len(names)))
             raw = images.encode(pixels, "raw")
-            samples.append(Sample(f"{split}{k}", raw, "npy", label=k % CLASSES, attributes=told, pixels=pixels))
+            samples.append(Sample(f"{split}{k}", raw, "npy", label=k % CLASSES, attributes=values, pixels=pixels))
         directory = data_directory(cfg) / "shards" / split
         records = [write_shard(directory / shard_name(0), samples, layout)]
         protocol = {"name": cfg.data.name, "hash": protocol_hash(cfg.data)}

@@ -223,12 +223,12 @@ def test_attributes_that_were_asked_for_are_looked_for(tmp_path) -> None:
     cfg, run = make(tmp_path, "evaluate.domain.max_images=6000")
     data = data_directory(cfg) / "shards"
     for split, (images, labels) in {"train": drawings(600, 0), "valid": drawings(90, 1)}.items():
-        rewrite(data / split, images, told=np.stack([labels != 1, labels != 0], axis=1), split=split)
+        rewrite(data / split, images, attributes=np.stack([labels != 1, labels != 0], axis=1), split=split)
     images, labels = drawings(60, 2)
-    told = np.stack([labels != 1, labels != 0], axis=1).astype(np.int8)
+    attributes = np.stack([labels != 1, labels != 0], axis=1).astype(np.int8)
     lacking = np.flatnonzero(labels == 1)[:15]
-    told[lacking] = (1, -1)
-    rewrite(run.samples(120) / "heun", images, told=told, split="samples")
+    attributes[lacking] = (1, -1)
+    rewrite(run.samples(120) / "heun", images, attributes=attributes, split="samples")
     reference.run(cfg)
     (path,) = evaluate(cfg, run)
     result = json.loads(path.read_text())
@@ -239,12 +239,12 @@ def test_attributes_that_were_asked_for_are_looked_for(tmp_path) -> None:
     assert "accuracy-domain" not in result["metrics"] and "is-domain" not in result["metrics"]
 
 
-def rewrite(path: Path, images: np.ndarray, *, told: np.ndarray, split: str) -> None:
+def rewrite(path: Path, images: np.ndarray, *, attributes: np.ndarray, split: str) -> None:
     """A set without classes and with the attributes 'row' and 'column'."""
     shutil.rmtree(path, ignore_errors=True)
     samples = [
         Sample(f"{k:06d}", encode(image, "png"), "png", attributes=tuple(map(int, row)))
-        for k, (image, row) in enumerate(zip(images, told, strict=True))
+        for k, (image, row) in enumerate(zip(images, attributes, strict=True))
     ]
     record = write_shard(path / "000000.tar", samples, LAYOUT)
     names, protocol = ["row", "column"], {"name": "test", "hash": "0"}

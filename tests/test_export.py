@@ -394,7 +394,7 @@ def test_another_process_than_the_scheduler_tells_is_refused():
     assert "sigma_data" in disagreements(edm, DiffusionConfig(sigma_data=0.7))[0]
 
 
-def test_a_network_that_is_told_timesteps_is_refused_other_timesteps(trained, tmp_path):
+def test_a_network_that_is_given_timesteps_is_refused_other_timesteps(trained, tmp_path):
     cfg, _ = trained
     process = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": DDPM})
     _, rest = network_of(cfg.model)

@@ -286,7 +286,7 @@ def test_a_vae_is_scored_by_its_samples_and_by_its_reconstructions_under_separat
     )
     objective = loaded_objective(cfg, run, originals.manifest, step=6, device=torch.device("cpu"))
     (batch,) = validation_batches(Reader(originals), count=IMAGES, batch=IMAGES)
-    with torch.inference_mode():  # by the mean, told the class
+    with torch.inference_mode():  # by the mean, conditioned on the class
         images = objective.reconstructed(objective.networks, batch.to("cpu")).images
     assert np.abs(Reader(restored).read(np.arange(IMAGES)).astype(int) - to_uint8(images).astype(int)).max() <= 1
     sample(cfg, run)

@@ -122,9 +122,9 @@ def prepare(cfg: Config, *, count: int = 60, attributes: bool = False) -> None:
             pixels = np.zeros((SIZE, SIZE, 1), np.uint8)
             top, left = rng.integers(0, SIZE - 2 - label, size=2)
             pixels[top : top + 2 + label, left : left + 2 + label] = 220 + k % 30
-            told = (int(label == 2), int(left < 3), int(top < 3)) if attributes else ()
+            values = (int(label == 2), int(left < 3), int(top < 3)) if attributes else ()
             image = encode(pixels, "raw")
-            samples.append(Sample(f"{split}{k:04d}", image, "npy", label=label, attributes=told, pixels=pixels))
+            samples.append(Sample(f"{split}{k:04d}", image, "npy", label=label, attributes=values, pixels=pixels))
         half = images // 2
         records = [
             write_shard(directory / shard_name(0), samples[:half], layout),

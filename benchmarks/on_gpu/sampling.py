@@ -105,8 +105,8 @@ def theirs(network: str, size: int, *, batch: int, precision: str, guided: bool,
         for t in scheduler.timesteps:
             if guided:
                 both = model(torch.cat([image, image]), t, class_labels=torch.cat([labels, nothing])).sample
-                told, plain = both.chunk(2)
-                output = plain + GUIDANCE * (told - plain)
+                conditional, plain = both.chunk(2)
+                output = plain + GUIDANCE * (conditional - plain)
             else:
                 output = model(image, t, class_labels=labels).sample
             image = scheduler.step(output, t, image).prev_sample

@@ -135,9 +135,9 @@ def flops_per_image(cfg: UNetConfig, size: int) -> int:
     """Of one forward and backward pass: products and convolutions, two for each multiplication."""
     with torch.device("meta"):
         network = build_network(cfg, shape=(3, size, size), classes=adapter.CLASSES)
-        x, told, labels = torch.randn(2, 3, size, size), torch.randn(2), torch.zeros(2, dtype=torch.int64)
+        x, noise_cond, labels = torch.randn(2, 3, size, size), torch.randn(2), torch.zeros(2, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
-        network(x, told, labels).sum().backward()
+        network(x, noise_cond, labels).sum().backward()
     return int(counter.get_total_flops()) // 2
 
 
@@ -238,14 +238,14 @@ def example(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def forward_backward(network: torch.nn.Module, inputs: tuple[Tensor, ...], *, keep: bool) -> None:
     """The network and its gradients, and nothing else; `keep` leaves the gradients there."""
-    x, told, labels, numbers = inputs
-    network(x, told, labels, visits=numbers).float().square().mean().backward()
+    x, noise_cond, labels, numbers = inputs
+    network(x, noise_cond, labels, visits=numbers).float().square().mean().backward()
     if not keep:
         network.zero_grad(set_to_none=True)
 
 
 def their_step(case: Case, images: Tensor, labels: Tensor, *, device: str) -> Callable[[], float]:
-    """A step of diffusers' example of unconditional training, told classes; its batch lies on the device already."""
+    """A step of diffusers' example of unconditional training, given classes; its batch lies on the device already."""
     import diffusers
     from accelerate import Accelerator
     from diffusers.optimization import get_scheduler

@@ -64,7 +64,7 @@ class AugmentConfig(Settings):
     of the image's side. What comes from outside of the image is its mirror image at the edge.
     """
 
-    share: float = Field(1.0, gt=0, le=1)  # of visits that are changed at all; the others are told as unchanged
+    share: float = Field(1.0, gt=0, le=1)  # of images that are changed at all
     brightness: float = Field(0.0, ge=0)
     contrast: float = Field(0.0, ge=0)
     saturation: float = Field(0.0, ge=0)

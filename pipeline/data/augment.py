@@ -63,17 +63,17 @@ def augment(images: Tensor, drawn: Tensor, *, cfg: AugmentConfig) -> Tensor:
 def parameters(drawn: Tensor, *, cfg: AugmentConfig) -> Tensor:
     """What `augment` does, as [B, 8] numbers in [-1, 1], all 0 where it does nothing; `drawn` [B, 9]."""
     signs = 2 * drawn - 1
-    told = [torch.zeros_like(drawn[:, 0])] * len(NAMES)
+    numbers = [torch.zeros_like(drawn[:, 0])] * len(NAMES)
     for place, name in enumerate(NAMES):
         amount = getattr(cfg, name)
         if name == "sharpness":
-            told[place] = (drawn[:, place] < cfg.sharpness_share).to(drawn.dtype) * float(amount != 1)
+            numbers[place] = (drawn[:, place] < cfg.sharpness_share).to(drawn.dtype) * float(amount != 1)
         elif amount and place < 3:  # factors, which are 1 where nothing changes
             low = max(0.0, 1 - amount)
-            told[place] = (low + (1 + amount - low) * drawn[:, place] - 1) / amount
+            numbers[place] = (low + (1 + amount - low) * drawn[:, place] - 1) / amount
         elif amount:
-            told[place] = signs[:, place]
-    return torch.stack(told, dim=1) * (drawn[:, 8:] < cfg.share)
+            numbers[place] = signs[:, place]
+    return torch.stack(numbers, dim=1) * (drawn[:, 8:] < cfg.share)
 
 
 def moved(images: Tensor, degrees: Tensor, *, right: Tensor, down: Tensor) -> Tensor:

@@ -133,10 +133,10 @@ class ResidualBlock(nn.Module):
         before = None if bias is None else bias.expand(len(hidden), -1)
         if self.embed is None:
             return self.norm2(hidden, before=before, silu=True)  # type: ignore[no-any-return]
-        told = self.embed(embedding)
+        projected = self.embed(embedding)
         if not self.scale_shift:
-            return self.norm2(hidden, before=told if before is None else before + told, silu=True)  # type: ignore[no-any-return]
-        scale, shift = told.chunk(2, dim=1)
+            return self.norm2(hidden, before=projected if before is None else before + projected, silu=True)  # type: ignore[no-any-return]
+        scale, shift = projected.chunk(2, dim=1)
         return self.norm2(hidden, before=before, scale=scale, shift=shift, silu=True)  # type: ignore[no-any-return]
 
 

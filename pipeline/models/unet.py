@@ -81,8 +81,8 @@ class UNet(nn.Module):
             shift=cfg.embedding_shift,
             order=cfg.embedding_order,
         )
-        told = cfg.condition_channels or embedding_width
-        self.condition = build_condition(cfg.condition, told, classes=classes, attributes=attributes)
+        condition_width = cfg.condition_channels or embedding_width
+        self.condition = build_condition(cfg.condition, condition_width, classes=classes, attributes=attributes)
         tiled = cfg.condition_channels or 0 if self.conditional else 0
         self.conv_in = convolution(shape[0] + tiled, widths[0])
         self.down, skip_widths = self._way_down(widths, shape[1])
@@ -95,7 +95,7 @@ class UNet(nn.Module):
         self.augmentation: nn.Linear | None = None
         number_layers(self)
 
-    def tell_augmentation(self, numbers: int) -> None:
+    def condition_on_augmentation(self, numbers: int) -> None:
         """Take what was done to training images as an input, [B, numbers]; without a bias, so that 0 is nothing."""
         self.augmentation = zeroed(nn.Linear(numbers, self.cfg.condition_width or 4 * self.cfg.width, bias=False))
 
@@ -116,11 +116,11 @@ class UNet(nn.Module):
         if self.condition is not None:
             if condition is None:
                 raise ValueError("a conditional network was called without a condition: pass labels, or 'unknown'")
-            told = self.condition(condition)
+            embedded = self.condition(condition)
             if self.cfg.condition_channels:
-                x = cat([x, told[:, :, None, None].to(x.dtype).expand(-1, -1, *x.shape[2:])], dim=1)
+                x = cat([x, embedded[:, :, None, None].to(x.dtype).expand(-1, -1, *x.shape[2:])], dim=1)
             else:
-                embedding = embedding + told
+                embedding = embedding + embedded
         embedding = nn.functional.silu(embedding)
         maps = [self.conv_in(x)]
         for level in self.down:

@@ -25,7 +25,7 @@ class VAE(nn.Module):
         self.cfg = cfg
         self.conditional = cfg.condition != "none"
         self.condition = build_condition(cfg.condition, CONDITION_WIDTH, classes=classes, attributes=attributes)
-        told = CONDITION_WIDTH if self.conditional else 0
+        condition_width = CONDITION_WIDTH if self.conditional else 0
         widths = [cfg.width * multiplier for multiplier in cfg.multipliers]
         self.small = (widths[-1], shape[1] >> len(widths), shape[2] >> len(widths))
         self.conv_in = convolution(shape[0], widths[0])
@@ -33,8 +33,8 @@ class VAE(nn.Module):
         for number, width in enumerate(widths):
             wider = widths[min(number + 1, len(widths) - 1)]
             self.down.extend([nn.GroupNorm(cfg.groups, width), nn.SiLU(), convolution(width, wider, stride=2)])
-        self.to_moments = nn.Linear(math.prod(self.small) + told, 2 * cfg.latent)
-        self.from_latent = nn.Linear(cfg.latent + told, math.prod(self.small))
+        self.to_moments = nn.Linear(math.prod(self.small) + condition_width, 2 * cfg.latent)
+        self.from_latent = nn.Linear(cfg.latent + condition_width, math.prod(self.small))
         self.up = nn.Sequential()
         for number, width in reversed(list(enumerate(widths))):
             wider = widths[min(number + 1, len(widths) - 1)]

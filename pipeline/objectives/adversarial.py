@@ -68,16 +68,16 @@ class Adversarial:
 
     def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """The loss of the generator or of the critic, [B]; the same visit has the same latent in both turns."""
-        told = self._conditions.told(batch.labels, batch.attributes)
-        return (self._of_generator if name == "generator" else self._of_critic)(networks, batch, told)
+        condition = self._conditions.of(batch.labels, batch.attributes)
+        return (self._of_generator if name == "generator" else self._of_critic)(networks, batch, condition)
 
-    def _of_generator(self, networks: Networks, batch: Batch, told: Tensor | None) -> dict[str, Tensor]:
+    def _of_generator(self, networks: Networks, batch: Batch, condition: Tensor | None) -> dict[str, Tensor]:
         shift = None
         if measured := bool(self._game.path_length) and self._due(batch, self._game.path_every):
             size = (len(batch.visits), self._layers, self._latent)
             shift = torch.zeros(size, dtype=batch.images.dtype, device=batch.images.device, requires_grad=True)
-        made = self._made(networks, batch, told, shift=shift)
-        score = networks["critic"](self._seen(made, batch.visits, FAKE), told, visits=batch.visits)
+        made = self._made(networks, batch, condition, shift=shift)
+        score = networks["critic"](self._seen(made, batch.visits, FAKE), condition, visits=batch.visits)
         loss = {"non_saturating": softplus(-score), "minimax": -softplus(score), "wasserstein": -score}[self._game.loss]
         if not self._game.path_length:
             return {"loss": loss}
@@ -87,9 +87,9 @@ class Adversarial:
         length, penalty = length * self._game.path_every, penalty * self._game.path_every
         return {"loss": loss + penalty, "path_length": length, "path_penalty": penalty}
 
-    def _of_critic(self, networks: Networks, batch: Batch, told: Tensor | None) -> dict[str, Tensor]:
+    def _of_critic(self, networks: Networks, batch: Batch, condition: Tensor | None) -> dict[str, Tensor]:
         with torch.no_grad():
-            made = self._made(networks, batch, told)
+            made = self._made(networks, batch, condition)
             parts = [self._seen(batch.images, batch.visits, REAL), self._seen(made, batch.visits, FAKE)]
             game = self._game
             weight = game.gradient_penalty or game.r1_gamma
@@ -99,7 +99,7 @@ class Adversarial:
                 parts.append(torch.lerp(parts[1], parts[0], share))
         # One call with all parts: a DDP wrapper must see each backward pass preceded by one forward pass.
         images = torch.cat(parts).requires_grad_(penalised)
-        each = None if told is None else torch.cat([told] * len(parts))
+        each = None if condition is None else torch.cat([condition] * len(parts))
         scores = networks["critic"](images, each, visits=torch.cat([batch.visits] * len(parts))).chunk(len(parts))
         real, fake = scores[:2]
         penalty = torch.zeros_like(real)
@@ -133,7 +133,7 @@ class Adversarial:
         numbers = torch.arange(step * STYLES, (step + 1) * STYLES, device=generator.w_average.device)
         labels = numbers % self._conditions.classes if self._conditions.classes else torch.full_like(numbers, -1)
         z = self._z(numbers, generator.w_average.dtype, draw=1)
-        w = generator.styles(z, self._conditions.told(labels)).mean(dim=0)
+        w = generator.styles(z, self._conditions.of(labels)).mean(dim=0)
         generator.w_average.lerp_(w.to(generator.w_average.dtype), STYLE_DECAY if step else 1.0)
 
     def _adjust(self, signs: Tensor, *, step: int) -> None:
@@ -160,8 +160,8 @@ class Adversarial:
         guide: Denoise | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Images [B, C, H, W] in one step, whatever the sampler; `sampler.truncation` pulls styles to their average."""
-        told = self._conditions.told(labels, attributes)
-        return networks["generator"](self.latents(seeds), told, visits=seeds, psi=sampler.truncation)
+        condition = self._conditions.of(labels, attributes)
+        return networks["generator"](self.latents(seeds), condition, visits=seeds, psi=sampler.truncation)
 
     def latents(self, seeds: Tensor) -> Tensor:
         """z [B, latent] of the images of `seeds`."""
@@ -171,13 +171,13 @@ class Adversarial:
         self, starts: Tensor, asked: tuple[Tensor, Tensor | None], *, seeds: Tensor, mix: Mix, space: str, psi: float
     ) -> Tensor:
         """Images from each z to the next one, mixed as z or as styles w; conditions and noise are the row's."""
-        generator, told = self._generator, self._conditions.told(*asked)
+        generator, condition = self._generator, self._conditions.of(*asked)
         first, second = starts[:-1], starts[1:]
         if space == "w":
-            first, second = generator.styles(first, told), generator.styles(second, told)
+            first, second = generator.styles(first, condition), generator.styles(second, condition)
         mixed = mix(first, second).transpose(0, 1)
         frames, (rows, width) = mixed.shape[1], (mixed.shape[0], mixed.shape[2])
-        each = None if told is None else told.repeat_interleave(frames, 0)
+        each = None if condition is None else condition.repeat_interleave(frames, 0)
         flat = mixed.reshape(rows * frames, width)
         w = flat if space == "w" else generator.styles(flat, each)
         return generator.synthesis(generator.truncated(w, psi), visits=seeds.repeat_interleave(frames))
@@ -199,7 +199,9 @@ class Adversarial:
     def _z(self, numbers: Tensor, dtype: torch.dtype, *, draw: int = 0) -> Tensor:
         return normal(self._seed, Stream.LATENT, numbers, shape=(self._latent,), draw=draw, dtype=dtype)
 
-    def _made(self, networks: Networks, batch: Batch, told: Tensor | None, *, shift: Tensor | None = None) -> Tensor:
+    def _made(
+        self, networks: Networks, batch: Batch, condition: Tensor | None, *, shift: Tensor | None = None
+    ) -> Tensor:
         """Images of the batch's visits, some of two styles."""
         visits, dtype, mixed = batch.visits, batch.images.dtype, None
         if share := self._game.style_mixing:
@@ -209,7 +211,7 @@ class Adversarial:
             mixed = (other, torch.where(chosen < share, first, self._layers))
         extras: dict[str, Any] = {} if shift is None else {"shift": shift}
         extras |= {} if mixed is None else {"mixed": mixed}
-        return networks["generator"](self._z(visits, dtype), told, visits=visits, **extras)
+        return networks["generator"](self._z(visits, dtype), condition, visits=visits, **extras)
 
     def _seen(self, images: Tensor, visits: Tensor, draw: int) -> Tensor:
         """What the critic sees of images."""

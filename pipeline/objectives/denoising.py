@@ -47,7 +47,7 @@ class Denoising:
         if self._augmentation is not None:
             if not isinstance(network, UNet):
                 raise TypeError(f"train.augmentation.condition needs model.kind=unet, not {cfg.model.kind}")
-            network.tell_augmentation(len(NAMES))
+            network.condition_on_augmentation(len(NAMES))
         number_layers(network, seed=cfg.seed)  # dropout masks are functions of the seed and the visit
         self.process = build_process(cfg.diffusion)
         self._balance = build_balance(cfg.diffusion)
@@ -74,10 +74,10 @@ class Denoising:
         x0, sigma = self._space.clean(batch), _per_image(batch.draws["sigma"], batch)
         noise = self._noise(Stream.NOISE, batch.visits, dtype=batch.images.dtype)
 
-        told = {"augmented": batch.draws["augmented"]} if self._augmentation is not None else {}
+        extras = {"augmented": batch.draws["augmented"]} if self._augmentation is not None else {}
 
         def network(x: Tensor, cond: Tensor, condition: Tensor | None, /) -> Tensor:
-            return networks[name](x, cond, condition, visits=batch.visits, **told)
+            return networks[name](x, cond, condition, visits=batch.visits, **extras)
 
         error = self.process.loss(network, x0, sigma=sigma, noise=noise, cond=self._dropped(batch))
         balanced = self._balance(error, sigma)
@@ -87,7 +87,7 @@ class Denoising:
         """The same loss, labels shown, with noise levels spread evenly over the images and noise that never changes."""
         u = (batch.visits.double() * GOLDEN + 0.5) % 1  # any number of images in a row covers (0, 1) evenly
         noise = self._noise(Stream.VALIDATION, batch.visits, dtype=batch.images.dtype)
-        shown = self._conditions.told(batch.labels, batch.attributes)
+        shown = self._conditions.of(batch.labels, batch.attributes)
         x0, sigma = (
             self._space.clean(batch, draw=1),
             _per_image(self.process.draw_sigma(u), batch),
@@ -96,7 +96,7 @@ class Denoising:
 
     def denoise(self, networks: Networks, labels: Tensor, attributes: Tensor | None = None) -> Denoise:
         """The estimate of the clean image given its condition: what a better model is guided away from."""
-        return denoiser(networks["denoiser"], self.process.scales, self._conditions.told(labels, attributes))
+        return denoiser(networks["denoiser"], self.process.scales, self._conditions.of(labels, attributes))
 
     def generate(
         self,
@@ -127,8 +127,8 @@ class Denoising:
             sampler,
             self.process,
             networks["denoiser"],
-            condition=self._conditions.told(labels, attributes),
-            hidden=self._conditions.told(torch.full_like(labels, -1)),
+            condition=self._conditions.of(labels, attributes),
+            hidden=self._conditions.of(torch.full_like(labels, -1)),
             guide=guide,
         )
 
@@ -141,9 +141,9 @@ class Denoising:
         """
         if self.process.table is None:
             raise ValueError("the bound is a sum over DDPM's timesteps: it needs levels.kind=ddpm")
-        told = self._conditions.told(batch.labels, batch.attributes)
-        learned = LearnedVariance(networks["denoiser"], self.process.scales, told)
-        plain = denoiser(networks["denoiser"], self.process.scales, told)
+        condition = self._conditions.of(batch.labels, batch.attributes)
+        learned = LearnedVariance(networks["denoiser"], self.process.scales, condition)
+        plain = denoiser(networks["denoiser"], self.process.scales, condition)
         denoise = learned.denoise if variance == "learned" else plain
         return bits_per_dimension(
             clipped(denoise, bound=clip) if clip else denoise,
@@ -175,7 +175,7 @@ class Denoising:
             attributes = hide_labels(attributes, draws["hide_each"], share=self._cfg.attribute_dropout, unknown=-1)
         if attributes is not None and "hide_all" in draws:
             attributes = hide_labels(attributes, draws["hide_all"], share=self._cfg.label_dropout, unknown=-1)
-        return self._conditions.told(labels, attributes)
+        return self._conditions.of(labels, attributes)
 
 
 def _per_image(sigma: Tensor, batch: Batch) -> Tensor:

@@ -59,7 +59,7 @@ class Variational:
         return {**values, **near}
 
     def reconstructed(self, networks: Networks, batch: Batch) -> Restored:
-        """What is made of the images by the posterior's mean, told what they show."""
+        """What is made of the images by the posterior's mean, conditioned on what they show."""
         return self._called(networks["autoencoder"], batch, None)
 
     def generate(
@@ -74,7 +74,7 @@ class Variational:
     ) -> Tensor:
         """Images [B, C, H, W] in one step, whatever the sampler: the decoder's mean for a vector from the prior."""
         noise = self.latents(seeds)
-        return restored_by(networks["autoencoder"], None, noise, self._conditions.told(labels, attributes)).images
+        return restored_by(networks["autoencoder"], None, noise, self._conditions.of(labels, attributes)).images
 
     def latents(self, seeds: Tensor) -> Tensor:
         """Vectors [B, latent] from the prior, of the images of `seeds`."""
@@ -88,12 +88,12 @@ class Variational:
         if space != "z":
             raise UserError(f"--space: found {space}, but a VAE has no styles. Leave it out, or give the run of a GAN.")
         mixed = mix(starts[:-1], starts[1:]).transpose(0, 1)
-        told = self._conditions.told(*asked)
-        each = None if told is None else told.repeat_interleave(mixed.shape[1], 0)
+        condition = self._conditions.of(*asked)
+        each = None if condition is None else condition.repeat_interleave(mixed.shape[1], 0)
         return restored_by(self.networks["autoencoder"], None, mixed.flatten(0, 1), each).images
 
     def _called(self, network: Callable[..., Tensor], batch: Batch, noise: Tensor | None) -> Restored:
-        return restored_by(network, batch.images, noise, self._conditions.told(batch.labels, batch.attributes))
+        return restored_by(network, batch.images, noise, self._conditions.of(batch.labels, batch.attributes))
 
     def _noise(self, stream: Stream, numbers: Tensor, dtype: torch.dtype) -> Tensor:
         return normal(self._seed, stream, numbers, shape=(self._latent,), dtype=dtype)

@@ -175,8 +175,8 @@ class InLoopMetric:
 
     @torch.no_grad()
     def values(self, s: Session) -> dict[str, float]:
-        """`sampled/fd-domain` of `train.metric_images` samples of the EMA weights, and, where the model is told
-        classes or attributes, `sampled/accuracy-domain` or `-attributes`. A collective."""
+        """`sampled/fd-domain` of `train.metric_images` samples of the EMA weights, and, where the model is
+        conditioned on classes or attributes, `sampled/accuracy-domain` or `-attributes`. A collective."""
         count = s.cfg.train.metric_images
         rows = torch.zeros(count, len(self._target.mean) + 2, dtype=torch.float64)
         with ema_weights(s) as networks:
@@ -194,8 +194,10 @@ class InLoopMetric:
         """[B, D + 2]: features, right answers, questions asked."""
         labels, attributes = self._asked(s, seeds.numpy())
         device, sampler = s.device, s.cfg.sample.sampler.alone
-        told = None if attributes is None else attributes.to(device)
-        images = s.objective.generate(networks, seeds.to(device), labels.to(device), attributes=told, sampler=sampler)
+        condition = None if attributes is None else attributes.to(device)
+        images = s.objective.generate(
+            networks, seeds.to(device), labels.to(device), attributes=condition, sampler=sampler
+        )
         pixels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).to(device)
         with own_precision(pixels):
             found = {name: value.double().cpu() for name, value in self._extractor.run(pixels).items()}

@@ -156,7 +156,7 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
 def begin_with(place: Path, objective: Objective, *, say: bool) -> None:
     """Load the weights of another run, or of one of its checkpoints: EMA where it has one. Optimisers begin anew.
 
-    Weights of the condition begin anew where the other run was told other classes or attributes.
+    Weights of the condition begin anew where the other run had other classes or attributes.
 
     Raises:
         UserError: for a network of another architecture, saying what does not fit.

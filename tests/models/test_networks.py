@@ -279,9 +279,9 @@ def test_the_networks_of_the_letters_report_have_its_parameters(version, paramet
     assert count_parameters(network) == parameters
 
 
-def test_the_additive_unet_sees_the_noise_level_where_it_is_told_it():
-    for told in (False, True):
-        cfg = AdditiveUNetConfig(kind="additive_unet", width=8, multipliers=(1, 2, 4), noise_level=told)
+def test_the_additive_unet_sees_the_noise_level_where_it_is_given_it():
+    for noise_level in (False, True):
+        cfg = AdditiveUNetConfig(kind="additive_unet", width=8, multipliers=(1, 2, 4), noise_level=noise_level)
         network, (x, noise, _) = build_network(cfg, shape=SHAPE), inputs()
         with torch.no_grad():
-            assert torch.equal(network(x, noise), network(x, noise + 0.5)) is not told
+            assert torch.equal(network(x, noise), network(x, noise + 0.5)) is not noise_level

@@ -100,7 +100,7 @@ def test_validation_shows_every_condition_and_spreads_its_noise_levels_evenly(ob
     torch.testing.assert_close(found, quantiles, rtol=0, atol=0.01)
 
 
-def test_a_network_that_is_told_nothing_sees_mixtures_of_image_and_uniform_noise(tmp_path):
+def test_an_unconditional_network_sees_mixtures_of_image_and_uniform_noise(tmp_path):
     """x (1 - a) + noise a with a and noise uniform, and one number for every noise level."""
     cfg = tiny.config(tmp_path, model={**tiny.UNET, "condition": "none"})
     levels = {"kind": "uniform_flow"}
@@ -114,9 +114,9 @@ def test_a_network_that_is_told_nothing_sees_mixtures_of_image_and_uniform_noise
     cfg = cfg.model_copy(update={"diffusion": DiffusionConfig(**words)})
     tiny.prepare(cfg)
     objective = Denoising(cfg, read_manifest(training_shards(cfg) / "train"))
-    x, told, _ = shown(objective, a_batch(attributes=False))  # of black images: the noise alone, a times
+    x, cond, _ = shown(objective, a_batch(attributes=False))  # of black images: the noise alone, a times
     share = x.abs().amax(dim=(1, 2, 3))
-    assert (told == 0).all() and share.max() <= 1
+    assert (cond == 0).all() and share.max() <= 1
     assert share.mean().item() == pytest.approx(0.5 * (1 - 1 / (x[0].numel() + 1)), abs=0.02)
     inside = x / share[:, None, None, None]
     assert inside.var().item() == pytest.approx(1 / 3, abs=0.02)
