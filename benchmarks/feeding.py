@@ -38,11 +38,11 @@ def photographs(count: int, size: int) -> np.ndarray:
     return np.clip(128 + 50 * smooth + 4 * grain, 0, 255).astype(np.uint8)
 
 
-def draws(visits: torch.Tensor) -> dict[str, torch.Tensor]:
+def draws(sample_indices: torch.Tensor) -> dict[str, torch.Tensor]:
     """What a diffusion objective draws for each image."""
     return {
-        "sigma": uniform(0, Stream.SIGMA, visits, dtype=torch.float64),
-        "hide_all": uniform(0, Stream.LABEL_DROP, visits),
+        "sigma": uniform(0, Stream.SIGMA, sample_indices, dtype=torch.float64),
+        "hide_all": uniform(0, Stream.LABEL_DROP, sample_indices),
     }
 
 

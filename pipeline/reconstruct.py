@@ -244,7 +244,7 @@ def _batch(reader: Reader, indices: npt.NDArray[np.int64], device: torch.device)
         images=pixels(reader, indices).to(device),
         labels=torch.from_numpy(reader.labels(indices)).to(device),
         attributes=None if attributes is None else torch.from_numpy(attributes).to(device),
-        visits=torch.from_numpy(indices).to(device),
+        sample_indices=torch.from_numpy(indices).to(device),
         newest=int(indices.max()),
     )
 

@@ -1,4 +1,4 @@
-"""Training on latents: the noise of the posterior belongs to the visit, and kills and ranks change nothing."""
+"""Training on latents: the noise of the posterior belongs to the sample index, and kills and ranks change nothing."""
 
 import io
 import json
@@ -19,7 +19,7 @@ from test_sample import pixels
 from data_prep import encode
 from pipeline.config.paths import data_directory, latents_directory
 from pipeline.data.batches import Batch, batches, validation_batches
-from pipeline.data.order import samples_of
+from pipeline.data.order import images_of
 from pipeline.data.pictures import from_uint8
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
@@ -74,32 +74,32 @@ def step_of_data(cfg, *, rank=0, world_size=1, start=0):
     )[0].to("cpu")
 
 
-def test_a_visit_draws_its_own_latent_wherever_it_is_computed(encoded):
+def test_a_sample_index_draws_its_own_latent_wherever_it_is_computed(encoded):
     space = space_of(encoded, reader_of(encoded).manifest)
     whole = space.clean(step_of_data(encoded))
     parts = [space.clean(step_of_data(encoded, rank=r, world_size=2)) for r in range(2)]
     assert torch.equal(torch.cat(parts), whole)
     later = step_of_data(encoded, start=1)
     again = Batch(**{**vars(later), "images": step_of_data(encoded).images})
-    assert not torch.equal(space.clean(again), whole)  # the same image on another visit
+    assert not torch.equal(space.clean(again), whole)  # the same image at another sample index
     assert not torch.equal(space.clean(step_of_data(encoded), draw=1), whole)
 
 
 def test_a_clean_latent_is_the_normalised_draw_from_the_posterior(encoded):
     space, batch = space_of(encoded, reader_of(encoded).manifest), step_of_data(encoded)
     reader = Reader(open_shards(data_directory(encoded) / "shards" / "train"))
-    images = reader.read(samples_of(batch.visits.numpy(), seed=encoded.seed, size=reader.count))
+    images = reader.read(images_of(batch.sample_indices.numpy(), seed=encoded.seed, size=reader.count))
     network = load_autoencoder(encoded.latents.autoencoder)
     pictures = from_uint8(images)
     with torch.no_grad():
         options = [network.encode(p) for p in (pictures, pictures.flip(-1))]
-    noise = normal(encoded.seed, Stream.POSTERIOR, batch.visits, shape=(3, 4, 4))
+    noise = normal(encoded.seed, Stream.POSTERIOR, batch.sample_indices, shape=(3, 4, 4))
     mean, std = (v.float()[:, None, None] for v in (space._mean, space._std))
     wanted = [(posterior.sample(noise) - mean) / std for posterior in options]
     found = space.clean(batch)
     errors = torch.stack([(found - w).abs().amax((1, 2, 3)) for w in wanted])
     assert errors.amin(0).max() < 1e-4
-    assert set(errors.argmin(0).tolist()) == {0, 1}  # some visits are mirrored
+    assert set(errors.argmin(0).tolist()) == {0, 1}  # some are mirrored
 
 
 def test_latents_that_are_trained_on_have_deviation_one(encoded):
@@ -110,7 +110,7 @@ def test_latents_that_are_trained_on_have_deviation_one(encoded):
         images=torch.cat(plain.chunk(2, dim=1)),
         labels=everything.labels,
         attributes=None,
-        visits=torch.arange(2 * reader.count),
+        sample_indices=torch.arange(2 * reader.count),
     )
     values = space.clean(both).transpose(0, 1).flatten(1)
     assert values.mean(1).abs().max() < 0.05 and (values.std(1) - 1).abs().max() < 0.05
@@ -126,7 +126,7 @@ def test_decoding_undoes_encoding(encoded):
     plain = Batch(**{**vars(batch), "images": batch.images[:, :6]})
     decoded = space.images(space.clean(plain, draw=1))
     network = load_autoencoder(encoded.latents.autoencoder)
-    noise = normal(encoded.seed, Stream.POSTERIOR, batch.visits, shape=(3, 4, 4), draw=1)
+    noise = normal(encoded.seed, Stream.POSTERIOR, batch.sample_indices, shape=(3, 4, 4), draw=1)
     with torch.no_grad():
         direct = network.decode(network.encode(images).sample(noise))
     assert (decoded - direct).abs().max() < 1e-4

@@ -192,7 +192,7 @@ def test_a_model_of_vectors_goes_from_seed_to_seed(tmp_path, kind):
     assert far(rows(space="w")[:, [0, -1]], found[:, [0, -1]]) <= 1
     generator = model.objective.networks["generator"]
     z, condition = model.objective.latents(seeds[:2]), torch.tensor([0, 0])
-    middle = generator.synthesis(generator.styles(z, condition).mean(0, keepdim=True), visits=seeds[:1])
+    middle = generator.synthesis(generator.styles(z, condition).mean(0, keepdim=True), sample_indices=seeds[:1])
     assert far(rows(space="w")[0, 1], pictures.to_uint8(middle)[0]) <= 1
 
 

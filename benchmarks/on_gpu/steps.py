@@ -239,7 +239,7 @@ def example(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def forward_backward(network: torch.nn.Module, inputs: tuple[Tensor, ...], *, keep: bool) -> None:
     """The network and its gradients, and nothing else; `keep` leaves the gradients there."""
     x, noise_cond, labels, numbers = inputs
-    network(x, noise_cond, labels, visits=numbers).float().square().mean().backward()
+    network(x, noise_cond, labels, sample_indices=numbers).float().square().mean().backward()
     if not keep:
         network.zero_grad(set_to_none=True)
 

@@ -55,11 +55,11 @@ class EarlyStopConfig(Settings):
 
 
 class AugmentConfig(Settings):
-    """Colour jitter, sharpness, rotation and shift, drawn per visit. Samples show what augmentation does to images: a
+    """Colour jitter, sharpness, rotation and shift, drawn per image. Samples show what augmentation does to images: a
     model learns turned flowers from turned flowers. The meanings are torchvision's; see `pipeline.data.augment`.
 
     brightness, contrast, saturation: their factor is uniform in [max(0, 1 - v), 1 + v]. hue: the turn is uniform in
-    [-v, v], where 0.5 is half a turn. sharpness: the factor that a share `sharpness_share` of visits gets; 1 changes
+    [-v, v], where 0.5 is half a turn. sharpness: the factor that a share `sharpness_share` of images gets; 1 changes
     nothing, 0 blurs, 2 sharpens. rotation: the angle is uniform in [-v, v] degrees; shift: both ways uniform in [-v, v]
     of the image's side. What comes from outside of the image is its mirror image at the edge.
     """
@@ -74,7 +74,7 @@ class AugmentConfig(Settings):
     rotation: float = Field(0.0, ge=0, le=180)
     shift: float = Field(0.0, ge=0, le=0.5)
     # Tell the network (model.kind=unet) what was done, and when sampling that nothing was (Karras et al. 2022, appendix
-    # F.2). It learns what unchanged images are from the visits that `share` leaves unchanged.
+    # F.2). It learns what unchanged images are from the images that `share` leaves unchanged.
     condition: bool = False
 
     @property

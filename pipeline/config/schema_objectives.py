@@ -38,12 +38,12 @@ class PerceptualConfig(Settings):
 
 
 class DegradationConfig(Settings):
-    """What is done to an image that is to be restored, per visit; amounts are uniform from 0 to these."""
+    """What is done to an image that is to be restored, per image; amounts are uniform from 0 to these."""
 
     noise: float = Field(0.0, ge=0)  # deviation of normal noise; pixels are in [-1, 1]
     blur: float = Field(0.0, ge=0)  # deviation of a Gaussian, in pixels
     mask: float = Field(0.0, ge=0, le=1)  # side of a grey square, as a share of the image's
-    share: float = Field(1.0, ge=0, le=1)  # of visits that are degraded at all
+    share: float = Field(1.0, ge=0, le=1)  # of images that are degraded at all
 
     @property
     def active(self) -> bool:

@@ -1,4 +1,4 @@
-"""What is done to training images, keyed by image number: the same visit gets the same change anywhere.
+"""What is done to training images, keyed by image number: the same sample index gets the same change anywhere.
 
 The changes take and return images [B, C, H, W] float32 in [-1, 1] and one value per image [B]. Formulas are those of
 Pillow's ImageEnhance and torchvision's ColorJitter, without rounding to bytes in between. Sums are written out or
@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.config.schema import AugmentConfig
 from pipeline.runtime.random import Stream, uniform
 
-# What each of the numbers drawn for a visit decides.
+# What each of the numbers drawn for an image decides.
 NAMES = ("brightness", "contrast", "saturation", "hue", "sharpness", "rotation", "shift", "shift")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _TO_YIQ = torch.tensor([_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64)
@@ -24,17 +24,17 @@ _CHROMA = torch.eye(3, dtype=torch.float64) - _KEEP
 _QUARTER = _BACK @ torch.tensor([[0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]], dtype=torch.float64) @ _TO_YIQ
 
 
-def flipped(visits: Tensor, *, seed: int) -> Tensor:
-    """Which visits [B] show their image mirrored: bool [B], half of them."""
-    return uniform(seed, Stream.FLIP, visits) < 0.5
+def flipped(sample_indices: Tensor, *, seed: int) -> Tensor:
+    """Which images [B] are mirrored: bool [B], half of them."""
+    return uniform(seed, Stream.FLIP, sample_indices) < 0.5
 
 
-def augment_draws(visits: Tensor, *, seed: int) -> Tensor:
-    """The numbers that `augment` needs: uniform in (0, 1), [B, 9], each a function of its visit.
+def augment_draws(sample_indices: Tensor, *, seed: int) -> Tensor:
+    """The numbers that `augment` needs: uniform in (0, 1), [B, 9], each a function of its sample index.
 
     One for each of NAMES, then the one that decides whether the image is changed at all.
     """
-    parts = [uniform(seed, Stream.AUGMENT, visits, shape=(n,), draw=k) for k, n in enumerate((5, 3, 1))]
+    parts = [uniform(seed, Stream.AUGMENT, sample_indices, shape=(n,), draw=k) for k, n in enumerate((5, 3, 1))]
     return torch.cat(parts, dim=1)
 
 

@@ -49,10 +49,10 @@ class AdditiveUNet(nn.Module):
             self.tell = nn.ModuleList(nn.Linear(4 * cfg.width, width) for width in [*widths, *reversed(widths[:-1])])
 
     def forward(
-        self, x: Tensor, noise_cond: Tensor, condition: Tensor | None = None, *, visits: Tensor | None = None
+        self, x: Tensor, noise_cond: Tensor, condition: Tensor | None = None, *, sample_indices: Tensor | None = None
     ) -> Tensor:
-        """One evaluation. There is no condition and no dropout, so `condition` and `visits` are not used."""
-        del condition, visits
+        """One evaluation. There is no condition and no dropout, so `condition` and `sample_indices` are not used."""
+        del condition, sample_indices
         shifts: list[Tensor | float] = [0.0] * (len(self.down) + len(self.up))
         if self.noise_embedding is not None:
             embedding = nn.functional.silu(self.noise_embedding(noise_cond))

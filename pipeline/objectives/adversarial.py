@@ -62,26 +62,32 @@ class Adversarial:
         self.trained: tuple[str, ...] = ("critic", "generator")
         self.ema_networks: tuple[str, ...] = ("generator",)
 
-    def draws(self, visits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+    def draws(self, sample_indices: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """None: every draw of this objective has the size of an image or a latent, and is made on the device."""
         return {}
 
     def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
-        """The loss of the generator or of the critic, [B]; the same visit has the same latent in both turns."""
+        """The loss of the generator or of the critic, [B]; an index has the same latent in both turns."""
         condition = self._conditions.of(batch.labels, batch.attributes)
         return (self._of_generator if name == "generator" else self._of_critic)(networks, batch, condition)
 
     def _of_generator(self, networks: Networks, batch: Batch, condition: Tensor | None) -> dict[str, Tensor]:
         shift = None
         if measured := bool(self._game.path_length) and self._due(batch, self._game.path_every):
-            size = (len(batch.visits), self._layers, self._latent)
+            size = (len(batch.sample_indices), self._layers, self._latent)
             shift = torch.zeros(size, dtype=batch.images.dtype, device=batch.images.device, requires_grad=True)
         made = self._made(networks, batch, condition, shift=shift)
-        score = networks["critic"](self._seen(made, batch.visits, FAKE), condition, visits=batch.visits)
+        score = networks["critic"](
+            self._seen(made, batch.sample_indices, FAKE), condition, sample_indices=batch.sample_indices
+        )
         loss = {"non_saturating": softplus(-score), "minimax": -softplus(score), "wasserstein": -score}[self._game.loss]
         if not self._game.path_length:
             return {"loss": loss}
-        length = self._length(made, shift, batch.visits) if measured and shift is not None else torch.zeros_like(loss)
+        length = (
+            self._length(made, shift, batch.sample_indices)
+            if measured and shift is not None
+            else torch.zeros_like(loss)
+        )
         penalty = self._game.path_length * (length - self._state("path_length")).square() if measured else length
         # Counted n times where they are computed every n-th step: their means over steps are then those of all.
         length, penalty = length * self._game.path_every, penalty * self._game.path_every
@@ -90,17 +96,19 @@ class Adversarial:
     def _of_critic(self, networks: Networks, batch: Batch, condition: Tensor | None) -> dict[str, Tensor]:
         with torch.no_grad():
             made = self._made(networks, batch, condition)
-            parts = [self._seen(batch.images, batch.visits, REAL), self._seen(made, batch.visits, FAKE)]
+            parts = [self._seen(batch.images, batch.sample_indices, REAL), self._seen(made, batch.sample_indices, FAKE)]
             game = self._game
             weight = game.gradient_penalty or game.r1_gamma
             penalised = bool(weight) and self._due(batch, game.penalty_every)
             if penalised and game.gradient_penalty:
-                share = uniform(self._seed, Stream.PENALTY, batch.visits, shape=(1, 1, 1)).to(made.dtype)
+                share = uniform(self._seed, Stream.PENALTY, batch.sample_indices, shape=(1, 1, 1)).to(made.dtype)
                 parts.append(torch.lerp(parts[1], parts[0], share))
         # One call with all parts: a DDP wrapper must see each backward pass preceded by one forward pass.
         images = torch.cat(parts).requires_grad_(penalised)
         each = None if condition is None else torch.cat([condition] * len(parts))
-        scores = networks["critic"](images, each, visits=torch.cat([batch.visits] * len(parts))).chunk(len(parts))
+        scores = networks["critic"](images, each, sample_indices=torch.cat([batch.sample_indices] * len(parts))).chunk(
+            len(parts)
+        )
         real, fake = scores[:2]
         penalty = torch.zeros_like(real)
         if penalised:
@@ -161,7 +169,7 @@ class Adversarial:
     ) -> Tensor:
         """Images [B, C, H, W] in one step, whatever the sampler; `sampler.truncation` pulls styles to their average."""
         condition = self._conditions.of(labels, attributes)
-        return networks["generator"](self.latents(seeds), condition, visits=seeds, psi=sampler.truncation)
+        return networks["generator"](self.latents(seeds), condition, sample_indices=seeds, psi=sampler.truncation)
 
     def latents(self, seeds: Tensor) -> Tensor:
         """z [B, latent] of the images of `seeds`."""
@@ -180,7 +188,7 @@ class Adversarial:
         each = None if condition is None else condition.repeat_interleave(frames, 0)
         flat = mixed.reshape(rows * frames, width)
         w = flat if space == "w" else generator.styles(flat, each)
-        return generator.synthesis(generator.truncated(w, psi), visits=seeds.repeat_interleave(frames))
+        return generator.synthesis(generator.truncated(w, psi), sample_indices=seeds.repeat_interleave(frames))
 
     @property
     def _generator(self) -> StyleGenerator:
@@ -202,28 +210,28 @@ class Adversarial:
     def _made(
         self, networks: Networks, batch: Batch, condition: Tensor | None, *, shift: Tensor | None = None
     ) -> Tensor:
-        """Images of the batch's visits, some of two styles."""
-        visits, dtype, mixed = batch.visits, batch.images.dtype, None
+        """Generated images for the batch's indices, some of two styles."""
+        sample_indices, dtype, mixed = batch.sample_indices, batch.images.dtype, None
         if share := self._game.style_mixing:
-            chosen, place = uniform(self._seed, Stream.STYLE_MIX, visits, shape=(2,)).unbind(1)
+            chosen, place = uniform(self._seed, Stream.STYLE_MIX, sample_indices, shape=(2,)).unbind(1)
             first = 1 + (place * (self._layers - 1)).long()  # each has a layer at least
-            other = normal(self._seed, Stream.STYLE_MIX, visits, shape=(self._latent,), draw=1, dtype=dtype)
+            other = normal(self._seed, Stream.STYLE_MIX, sample_indices, shape=(self._latent,), draw=1, dtype=dtype)
             mixed = (other, torch.where(chosen < share, first, self._layers))
         extras: dict[str, Any] = {} if shift is None else {"shift": shift}
         extras |= {} if mixed is None else {"mixed": mixed}
-        return networks["generator"](self._z(visits, dtype), condition, visits=visits, **extras)
+        return networks["generator"](self._z(sample_indices, dtype), condition, sample_indices=sample_indices, **extras)
 
-    def _seen(self, images: Tensor, visits: Tensor, draw: int) -> Tensor:
+    def _seen(self, images: Tensor, sample_indices: Tensor, draw: int) -> Tensor:
         """What the critic sees of images."""
         if not self._ada.enabled:
             return images
         return augment(
-            images, draws(self._seed, visits, draw=draw), self._state("probability"), groups=self._ada.groups
+            images, draws(self._seed, sample_indices, draw=draw), self._state("probability"), groups=self._ada.groups
         )
 
-    def _length(self, made: Tensor, shift: Tensor, visits: Tensor) -> Tensor:
+    def _length(self, made: Tensor, shift: Tensor, sample_indices: Tensor) -> Tensor:
         """|J^T y| of each image, [B], y normal noise of the image's size: root mean square over the layers' styles."""
-        noise = normal(self._seed, Stream.PATH, visits, shape=tuple(made.shape[1:])).to(made.dtype)
+        noise = normal(self._seed, Stream.PATH, sample_indices, shape=tuple(made.shape[1:])).to(made.dtype)
         noise = noise / math.sqrt(made.shape[2] * made.shape[3])
         (gradient,) = torch.autograd.grad((made * noise).sum(), shift, create_graph=True)
         return (gradient.square().sum(dim=2).mean(dim=1) + 1e-12).sqrt()

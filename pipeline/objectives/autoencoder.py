@@ -28,7 +28,7 @@ from pipeline.objectives.restoration import (
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.random import Stream, normal
 
-VALIDATION = 1  # the draw that keeps places of the validation split apart from visits of training
+VALIDATION = 1  # the draw that keeps the validation split apart from training
 
 
 class Autoencoding:
@@ -54,7 +54,7 @@ class Autoencoding:
             self.networks["critic"] = PatchDiscriminator(self._cfg.discriminator, shape[0])
             self.trained = ("autoencoder", "critic")
 
-    def draws(self, visits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+    def draws(self, sample_indices: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """None: every draw of this objective has the size of an image or a latent, and is made on the device."""
         return {}
 
@@ -69,7 +69,7 @@ class Autoencoding:
         if "critic" not in networks:
             return {"loss": loss, **values}
         game = weight = torch.zeros_like(loss)
-        playing = batch.visits >= self._start
+        playing = batch.sample_indices >= self._start
         if batch.newest >= self._start:
             game = generator_loss(networks["critic"](restored.images))
             weight = self._weight(values, game, restored) * playing
@@ -77,7 +77,7 @@ class Autoencoding:
         return {"loss": loss, **values, "game": game.detach(), "game_weight": weight}
 
     def _judging(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
-        playing = batch.visits >= self._start
+        playing = batch.sample_indices >= self._start
         if batch.newest < self._start:
             # Nothing to learn yet, but a DDP wrapper waits for a gradient of every weight: one image, times nothing.
             nothing = networks["critic"](batch.images[:1]).mean() * torch.zeros(
@@ -129,13 +129,15 @@ class Autoencoding:
     def _given(self, batch: Batch, *, drawn: bool) -> Tensor:
         """What the autoencoder sees."""
         draw = 0 if drawn else VALIDATION
-        return degraded(batch.images, batch.visits, seed=self._seed, cfg=self._cfg.degradation, draw=draw)
+        return degraded(batch.images, batch.sample_indices, seed=self._seed, cfg=self._cfg.degradation, draw=draw)
 
     def _restored(self, networks: Networks, batch: Batch, *, drawn: bool) -> Restored:
         """`drawn`: with latents drawn from the posterior, as in training; else with its mean."""
         noise = None
         if drawn and self.has_noise:
-            noise = normal(self._seed, Stream.POSTERIOR, batch.visits, shape=self._latent, dtype=batch.images.dtype)
+            noise = normal(
+                self._seed, Stream.POSTERIOR, batch.sample_indices, shape=self._latent, dtype=batch.images.dtype
+            )
         return restored_by(networks["autoencoder"], self._given(batch, drawn=drawn), noise)
 
     def _errors(self, restored: Restored, originals: Tensor) -> dict[str, Tensor]:

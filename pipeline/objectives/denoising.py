@@ -48,7 +48,7 @@ class Denoising:
             if not isinstance(network, UNet):
                 raise TypeError(f"train.augmentation.condition needs model.kind=unet, not {cfg.model.kind}")
             network.condition_on_augmentation(len(NAMES))
-        number_layers(network, seed=cfg.seed)  # dropout masks are functions of the seed and the visit
+        number_layers(network, seed=cfg.seed)  # dropout masks are functions of the seed and the sample index
         self.process = build_process(cfg.diffusion)
         self._balance = build_balance(cfg.diffusion)
         if cfg.diffusion.learned_uncertainty:
@@ -57,27 +57,29 @@ class Denoising:
         self.trained: tuple[str, ...] = ("denoiser",)
         self.ema_networks: tuple[str, ...] = ("denoiser",)
 
-    def draws(self, visits: Tensor) -> dict[str, Tensor]:
+    def draws(self, sample_indices: Tensor) -> dict[str, Tensor]:
         """Noise levels [B], and uniform numbers that decide what of the condition is hidden: [B], and [B, A]."""
-        found = {"sigma": self.process.draw_sigma(uniform(self._seed, Stream.SIGMA, visits, dtype=torch.float64))}
+        found = {
+            "sigma": self.process.draw_sigma(uniform(self._seed, Stream.SIGMA, sample_indices, dtype=torch.float64))
+        }
         if self._conditions.kind != "none" and self._cfg.label_dropout:
-            found["hide_all"] = uniform(self._seed, Stream.LABEL_DROP, visits)
+            found["hide_all"] = uniform(self._seed, Stream.LABEL_DROP, sample_indices)
         if self._conditions.kind == "attributes" and self._cfg.attribute_dropout:
             shape = (self._conditions.attributes,)
-            found["hide_each"] = uniform(self._seed, Stream.LABEL_DROP, visits, shape=shape, draw=1)
+            found["hide_each"] = uniform(self._seed, Stream.LABEL_DROP, sample_indices, shape=shape, draw=1)
         if self._augmentation is not None:
-            found["augmented"] = parameters(augment_draws(visits, seed=self._seed), cfg=self._augmentation)
+            found["augmented"] = parameters(augment_draws(sample_indices, seed=self._seed), cfg=self._augmentation)
         return found
 
     def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
-        """Loss at a random noise level, [B]. All draws are functions of the visit."""
+        """Loss at a random noise level, [B]. All draws are functions of the sample index."""
         x0, sigma = self._space.clean(batch), _per_image(batch.draws["sigma"], batch)
-        noise = self._noise(Stream.NOISE, batch.visits, dtype=batch.images.dtype)
+        noise = self._noise(Stream.NOISE, batch.sample_indices, dtype=batch.images.dtype)
 
         extras = {"augmented": batch.draws["augmented"]} if self._augmentation is not None else {}
 
         def network(x: Tensor, cond: Tensor, condition: Tensor | None, /) -> Tensor:
-            return networks[name](x, cond, condition, visits=batch.visits, **extras)
+            return networks[name](x, cond, condition, sample_indices=batch.sample_indices, **extras)
 
         error = self.process.loss(network, x0, sigma=sigma, noise=noise, cond=self._dropped(batch))
         balanced = self._balance(error, sigma)
@@ -85,13 +87,13 @@ class Denoising:
 
     def validate(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """The same loss, labels shown, with noise levels spread evenly over the images and noise that never changes."""
-        u = (batch.visits.double() * GOLDEN + 0.5) % 1  # any number of images in a row covers (0, 1) evenly
-        noise = self._noise(Stream.VALIDATION, batch.visits, dtype=batch.images.dtype)
+        u = (batch.sample_indices.double() * GOLDEN + 0.5) % 1  # any number of images in a row covers (0, 1) evenly
+        noise = self._noise(Stream.VALIDATION, batch.sample_indices, dtype=batch.images.dtype)
         shown = self._conditions.of(batch.labels, batch.attributes)
         x0, sigma = (
             self._space.clean(batch, draw=1),
             _per_image(self.process.draw_sigma(u), batch),
-        )  # draw 0 is that of training's visits
+        )  # draw 0 is that of training
         return {"loss": self.process.loss(networks["denoiser"], x0, sigma=sigma, noise=noise, cond=shown)}
 
     def denoise(self, networks: Networks, labels: Tensor, attributes: Tensor | None = None) -> Denoise:
@@ -135,7 +137,7 @@ class Denoising:
     def bound(
         self, networks: Networks, batch: Batch, *, variance: Literal["small", "large", "learned"], clip: float | None
     ) -> Bound:
-        """The variational bound on the images' code length, labels shown; its noise belongs to (visit, timestep).
+        """The variational bound on the images' code length, labels shown; its noise belongs to (index, timestep).
 
         Raises ValueError for a process without discrete timesteps.
         """
@@ -149,7 +151,7 @@ class Denoising:
             clipped(denoise, bound=clip) if clip else denoise,
             self._space.clean(batch, draw=1),
             self.process.table,
-            noise=lambda t: self.noise(batch.visits, Stream.VALIDATION, draw=1 + t),
+            noise=lambda t: self.noise(batch.sample_indices, Stream.VALIDATION, draw=1 + t),
             place=learned.place if variance == "learned" else lambda: float(variance == "large"),
         )
 

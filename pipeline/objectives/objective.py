@@ -24,7 +24,7 @@ class Objective(Protocol):
     trained: tuple[str, ...]
     ema_networks: tuple[str, ...]
 
-    def draws(self, visits: Tensor) -> dict[str, Tensor]:
+    def draws(self, sample_indices: Tensor) -> dict[str, Tensor]:
         """Random numbers of whole images [B, ...] by name, for image numbers [B] on the CPU.
 
         Threads that read ahead call it, and `loss` finds them in `batch.draws`: a GPU would spend more time on
@@ -36,12 +36,12 @@ class Objective(Protocol):
         """Values per image, [B] each, as sums would be too late to weigh. "loss" is minimised over network `name`.
 
         `networks` are those of this object as the loop has prepared them: call these, not your own. Random draws are
-        functions of `batch.visits`, or of `batch.draws`. Nothing here waits for the device.
+        functions of `batch.sample_indices`, or of `batch.draws`. Nothing here waits for the device.
         """
         ...
 
     def validate(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
-        """Values per image, [B] each, without gradients; visits are image numbers of the validation split."""
+        """Values per image, [B] each, without gradients; sample indices are those of the validation split."""
         ...
 
     def generate(

@@ -29,7 +29,7 @@ class Space(Protocol):
     shape: Shape
 
     def clean(self, batch: Batch, *, draw: int = 0) -> Tensor:
-        """x0 [B, d, h, w] of a batch; the posterior's noise belongs to (visit, draw)."""
+        """x0 [B, d, h, w] of a batch; the posterior's noise belongs to (sample index, draw)."""
         ...
 
     def images(self, x: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class PixelSpace:
 
 
 class LatentSpace:
-    """Latents drawn from their posteriors per visit and normalised per channel; the autoencoder only decodes."""
+    """Latents drawn from their posteriors per image and normalised per channel; the autoencoder only decodes."""
 
     def __init__(self, cfg: Config, manifest: Manifest) -> None:
         """The autoencoder is compared here and loaded when something is to be decoded."""
@@ -82,7 +82,9 @@ class LatentSpace:
     def clean(self, batch: Batch, *, draw: int = 0) -> Tensor:
         """A draw from the posterior, normalised: [B, d, h, w] with mean 0 and deviation 1 per channel."""
         means, deviations = batch.images.chunk(2, dim=1)
-        noise = normal(self._seed, Stream.POSTERIOR, batch.visits, shape=self.shape, draw=draw, dtype=means.dtype)
+        noise = normal(
+            self._seed, Stream.POSTERIOR, batch.sample_indices, shape=self.shape, draw=draw, dtype=means.dtype
+        )
         mean, std = self._scales(means)
         return (means + deviations * noise - mean) / std
 

@@ -41,18 +41,18 @@ class Variational:
         self.trained: tuple[str, ...] = ("autoencoder",)
         self.ema_networks: tuple[str, ...] = ("autoencoder",)
 
-    def draws(self, visits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+    def draws(self, sample_indices: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """None: every draw of this objective has the size of an image or a latent, and is made on the device."""
         return {}
 
     def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
-        """-ELBO [B], its latents drawn by visit, and its parts."""
-        noise = self._noise(Stream.POSTERIOR, batch.visits, batch.images.dtype)
+        """-ELBO [B], its latents drawn by sample index, and its parts."""
+        noise = self._noise(Stream.POSTERIOR, batch.sample_indices, batch.images.dtype)
         return self._elbo(self._called(networks[name], batch, noise), batch.images)
 
     def validate(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """-ELBO with latents that never change; how near the posterior's mean comes to the originals."""
-        noise = self._noise(Stream.VALIDATION, batch.visits, batch.images.dtype)
+        noise = self._noise(Stream.VALIDATION, batch.sample_indices, batch.images.dtype)
         values = self._elbo(self._called(networks["autoencoder"], batch, noise), batch.images)
         mean = self.reconstructed(networks, batch).images
         near = {f"mean_{name}": value for name, value in likeness(mean, batch.images).items()}

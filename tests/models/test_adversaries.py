@@ -58,13 +58,13 @@ def test_a_generated_image_belongs_to_its_number_and_all_of_the_generator_learns
     generator = build_network(STYLEGAN, shape=SHAPE, classes=3)
     for layer in (generator.first, *generator.layers):
         torch.nn.init.constant_(layer.strength, 0.3)
-    z, labels, visits = torch.randn(4, 12), torch.tensor([0, 1, 2, 3]), torch.arange(20, 24)
-    images = generator(z, labels, visits=visits)
+    z, labels, sample_indices = torch.randn(4, 12), torch.tensor([0, 1, 2, 3]), torch.arange(20, 24)
+    images = generator(z, labels, sample_indices=sample_indices)
     assert images.shape == (4, *SHAPE)
     with torch.no_grad():
-        assert torch.allclose(generator(z[2:], labels[2:], visits=visits[2:]), images[2:], atol=1e-5)
-        assert not torch.allclose(generator(z, labels, visits=visits + 1), images, atol=1e-3)
-        assert not torch.allclose(generator(z, labels.flip(0), visits=visits), images, atol=1e-3)
+        assert torch.allclose(generator(z[2:], labels[2:], sample_indices=sample_indices[2:]), images[2:], atol=1e-5)
+        assert not torch.allclose(generator(z, labels, sample_indices=sample_indices + 1), images, atol=1e-3)
+        assert not torch.allclose(generator(z, labels.flip(0), sample_indices=sample_indices), images, atol=1e-3)
     images.square().mean().backward()
     assert unreached(generator) == []
 
@@ -84,14 +84,14 @@ def test_deviation_of_a_group_is_one_number_and_ignores_other_groups():
 def test_scores_do_not_depend_on_how_a_batch_is_divided():
     torch.manual_seed(0)
     critic = StyleDiscriminator(STYLEGAN, SHAPE, classes=3)
-    images, labels, visits = torch.randn(8, *SHAPE), torch.arange(8) % 4, torch.arange(8)
-    scores = critic(images, labels, visits=visits)
-    halves = [critic(images[s], labels[s], visits=visits[s]) for s in (slice(0, 4), slice(4, 8))]
+    images, labels, sample_indices = torch.randn(8, *SHAPE), torch.arange(8) % 4, torch.arange(8)
+    scores = critic(images, labels, sample_indices=sample_indices)
+    halves = [critic(images[s], labels[s], sample_indices=sample_indices[s]) for s in (slice(0, 4), slice(4, 8))]
     assert scores.shape == (8,) and torch.allclose(torch.cat(halves), scores, atol=1e-5)
     with pytest.raises(ValueError, match="cut through groups of 4"):
-        critic(images[2:6], labels[2:6], visits=visits[2:6])
+        critic(images[2:6], labels[2:6], sample_indices=sample_indices[2:6])
     with pytest.raises(ValueError, match="does not divide"):
-        critic(images[:3], labels[:3], visits=visits[:3])
+        critic(images[:3], labels[:3], sample_indices=sample_indices[:3])
     scores.square().mean().backward()
     assert unreached(critic) == []
 
@@ -136,7 +136,7 @@ def test_the_noise_of_the_layers_belongs_to_the_seed(tmp_path):
         generator = Adversarial(cfg, manifest).networks["generator"]
         for layer in (generator.first, *generator.layers):
             torch.nn.init.constant_(layer.strength, 1.0)
-        return generator(torch.ones(1, 8), torch.tensor([0]), visits=torch.tensor([5]))
+        return generator(torch.ones(1, 8), torch.tensor([0]), sample_indices=torch.tensor([5]))
 
     cfg = tiny.config(tmp_path, model=tiny.GAME)
     tiny.prepare(cfg)
@@ -148,10 +148,13 @@ def test_the_noise_of_the_layers_belongs_to_the_seed(tmp_path):
 def test_a_critic_is_one_graph_to_the_compiler():
     torch.manual_seed(0)
     critic = StyleDiscriminator(STYLEGAN, SHAPE, classes=3)
-    images, labels, visits = torch.randn(4, *SHAPE), torch.arange(4), torch.arange(4)
+    images, labels, sample_indices = torch.randn(4, *SHAPE), torch.arange(4), torch.arange(4)
     captured = torch.compile(critic, backend="eager", fullgraph=True)
     with torch.no_grad():
-        assert torch.equal(captured(images, labels, visits=visits), critic(images, labels, visits=visits))
+        assert torch.equal(
+            captured(images, labels, sample_indices=sample_indices),
+            critic(images, labels, sample_indices=sample_indices),
+        )
 
 
 def test_a_penalty_of_gradients_is_refused_under_the_compiler(tmp_path):

@@ -40,17 +40,17 @@ def game(tmp_path_factory):
 
 def batch(step=0):
     torch.manual_seed(1)
-    visits = torch.arange(8 * step, 8 * step + 8)
+    sample_indices = torch.arange(8 * step, 8 * step + 8)
     images = torch.rand(8, 1, 8, 8, dtype=torch.float64) * 2 - 1
-    return Batch(images, torch.arange(8) % 3, None, visits, newest=int(visits[-1]))
+    return Batch(images, torch.arange(8) % 3, None, sample_indices, newest=int(sample_indices[-1]))
 
 
 def scores(objective, of):
     """The critic's scores of real images, or of the generator's."""
     b, networks = batch(), objective.networks
-    z = normal(7, Stream.LATENT, b.visits, shape=(8,), dtype=torch.float64)
-    images = b.images if of == "real" else networks["generator"](z, b.labels, visits=b.visits)
-    return networks["critic"](images, b.labels, visits=b.visits)
+    z = normal(7, Stream.LATENT, b.sample_indices, shape=(8,), dtype=torch.float64)
+    images = b.images if of == "real" else networks["generator"](z, b.labels, sample_indices=b.sample_indices)
+    return networks["critic"](images, b.labels, sample_indices=b.sample_indices)
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ class Sloped(torch.nn.Module):
         super().__init__()
         self.slope = slope
 
-    def forward(self, images, condition=None, *, visits=None):
-        del condition, visits
+    def forward(self, images, condition=None, *, sample_indices=None):
+        del condition, sample_indices
         return self.slope * images.flatten(1).sum(1) / math.sqrt(images[0].numel())
 
 
@@ -104,14 +104,14 @@ def test_the_path_length_is_that_of_the_whole_jacobian(game):
     objective = game(path_length=2.0, path_every=1)
     b, generator = batch(), objective.networks["generator"]
     found = objective.loss("generator", objective.networks, b)
-    z = normal(7, Stream.LATENT, b.visits, shape=(8,), dtype=torch.float64)
-    y = normal(7, Stream.PATH, b.visits, shape=(1, 8, 8)).double() / 8
+    z = normal(7, Stream.LATENT, b.sample_indices, shape=(8,), dtype=torch.float64)
+    y = normal(7, Stream.PATH, b.sample_indices, shape=(1, 8, 8)).double() / 8
     layers = generator.layer_count
     for image in (0, 5):
         one = slice(image, image + 1)
 
         def synthesis(w, one=one):
-            return generator.synthesis(w, visits=b.visits[one])
+            return generator.synthesis(w, sample_indices=b.sample_indices[one])
 
         w = generator.styles(z[one], b.labels[one])[:, None].expand(-1, layers, -1)
         jacobian = torch.autograd.functional.jacobian(synthesis, w.detach())[0, 0, :, :, 0]  # [H, W, layers, latent]
@@ -168,7 +168,7 @@ def test_the_critic_sees_augmented_images_and_the_generator_learns_through_them(
 
 def test_a_share_of_images_has_two_styles(game):
     half, none = game(style_mixing=0.5), game()
-    b = replace(batch(), visits=torch.arange(8))
+    b = replace(batch(), sample_indices=torch.arange(8))
     mixed, plain = (o._made(o.networks, b, b.labels) for o in (half, none))
     same = (mixed - plain).abs().amax((1, 2, 3)) < 1e-9
     assert 0 < same.sum() < 8

@@ -17,7 +17,7 @@ from pipeline.train import loop
 ALL = {"brightness": 0.4, "contrast": 1.5, "saturation": 0.1, "hue": 0.1, "sharpness": 2.0, "rotation": 9, "shift": 0.1}
 
 
-def test_the_numbers_are_zero_where_nothing_is_done_and_know_their_visit_alone():
+def test_the_numbers_are_zero_where_nothing_is_done_and_know_their_sample_index_alone():
     drawn = augment_draws(torch.arange(2000), seed=0)
     assert not parameters(drawn, cfg=AugmentConfig(condition=True)).any()
     condition = parameters(drawn, cfg=AugmentConfig(**ALL))

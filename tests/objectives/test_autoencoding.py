@@ -42,7 +42,7 @@ def batch_at(reader, step, *, size=8, precision=torch.float32):
 
 
 def test_the_critic_plays_from_its_start_on_image_by_image(tmp_path, reader):
-    objective = built(tiny.config(tmp_path, model=tiny.AUTOENCODER), reader)  # it begins with visit 20
+    objective = built(tiny.config(tmp_path, model=tiny.AUTOENCODER), reader)  # it begins with sample index 20
     assert objective.trained == ("autoencoder", "critic") and objective.ema_networks == ("autoencoder",)
     for step, playing in ((1, 0), (2, 4), (3, 8)):
         batch = batch_at(reader, step)
@@ -92,7 +92,7 @@ def test_compiled_players_learn_the_same(tmp_path):
         assert found == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_loss_belongs_to_its_visit(tmp_path, reader):
+def test_a_loss_belongs_to_its_sample_index(tmp_path, reader):
     objective = built(tiny.config(tmp_path, model=tiny.AUTOENCODER), reader)
     whole = objective.loss("autoencoder", objective.networks, batch_at(reader, 4, precision=torch.float32))
     parts = [

@@ -26,12 +26,14 @@ def objective(request, tmp_path_factory):
 
 
 def a_batch(first=0, count=COUNT, *, attributes):
-    visits = torch.arange(first, first + count)
+    sample_indices = torch.arange(first, first + count)
     return Batch(
         images=torch.zeros(count, 1, tiny.SIZE, tiny.SIZE),
-        labels=visits % tiny.CLASSES,
-        attributes=torch.stack([visits // 2**k % 2 for k in range(3)], 1).to(torch.int8) if attributes else None,
-        visits=visits,
+        labels=sample_indices % tiny.CLASSES,
+        attributes=torch.stack([sample_indices // 2**k % 2 for k in range(3)], 1).to(torch.int8)
+        if attributes
+        else None,
+        sample_indices=sample_indices,
     )
 
 
@@ -46,7 +48,7 @@ def shown(objective, batch, *, validating=False):
     if validating:
         objective.validate({"denoiser": network}, batch)
     else:
-        objective.loss("denoiser", {"denoiser": network}, replace(batch, draws=objective.draws(batch.visits)))
+        objective.loss("denoiser", {"denoiser": network}, replace(batch, draws=objective.draws(batch.sample_indices)))
     return seen[0]
 
 
@@ -73,18 +75,18 @@ def test_conditions_are_hidden_image_by_image_as_often_as_asked(objective):
     assert hidden[::3].any() and not hidden[::3].all()  # not by batch, nor by class
 
 
-def test_every_draw_belongs_to_the_visit(objective):
+def test_every_draw_belongs_to_the_sample_index(objective):
     batch = made_for(objective)
     part = replace(
         batch,
         images=batch.images[70:90],
         labels=batch.labels[70:90],
         attributes=None if batch.attributes is None else batch.attributes[70:90],
-        visits=batch.visits[70:90],
+        sample_indices=batch.sample_indices[70:90],
     )
     for whole, own in zip(shown(objective, batch), shown(objective, part), strict=True):
         assert torch.equal(whole[70:90], own)
-    later = shown(objective, replace(part, visits=part.visits + COUNT))
+    later = shown(objective, replace(part, sample_indices=part.sample_indices + COUNT))
     assert all(not torch.equal(one, other) for one, other in zip(shown(objective, part), later, strict=True))
 
 

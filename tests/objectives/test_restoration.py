@@ -115,15 +115,15 @@ def test_ssim_is_of_each_image_and_absent_where_the_window_does_not_fit():
 ALL = DegradationConfig(noise=0.5, blur=1.2, mask=0.5, share=0.7)
 
 
-def test_a_degradation_belongs_to_the_visit():
+def test_a_degradation_belongs_to_the_sample_index():
     torch.manual_seed(0)
-    images, visits = torch.rand(64, 3, 12, 12) * 2 - 1, torch.arange(100, 164)
-    whole = degraded(images, visits, seed=3, cfg=ALL)
-    assert torch.allclose(degraded(images[8:13], visits[8:13], seed=3, cfg=ALL), whole[8:13], atol=1e-6)
+    images, sample_indices = torch.rand(64, 3, 12, 12) * 2 - 1, torch.arange(100, 164)
+    whole = degraded(images, sample_indices, seed=3, cfg=ALL)
+    assert torch.allclose(degraded(images[8:13], sample_indices[8:13], seed=3, cfg=ALL), whole[8:13], atol=1e-6)
     untouched = (whole == images).flatten(1).all(1).double().mean().item()
     assert untouched == pytest.approx(0.3, abs=0.15)
-    assert not torch.allclose(degraded(images, visits, seed=3, cfg=ALL, draw=1), whole)
-    assert torch.equal(degraded(images, visits, seed=3, cfg=DegradationConfig()), images)
+    assert not torch.allclose(degraded(images, sample_indices, seed=3, cfg=ALL, draw=1), whole)
+    assert torch.equal(degraded(images, sample_indices, seed=3, cfg=DegradationConfig()), images)
 
 
 def test_blur_is_the_convolution_with_a_gaussian():

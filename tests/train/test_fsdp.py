@@ -199,7 +199,7 @@ class Poisoned(Denoising):
     def loss(self, name, networks, batch):
         """The real one, spoiled."""
         values = super().loss(name, networks, batch)
-        bad = torch.tensor([int(v) % 8 == 7 and int(v) // 8 in range(5, 8) for v in batch.visits])
+        bad = torch.tensor([int(v) % 8 == 7 and int(v) // 8 in range(5, 8) for v in batch.sample_indices])
         return {**values, "loss": torch.where(bad, math.nan, 1.0) * values["loss"]}
 
 

@@ -22,9 +22,9 @@ class Poisoned(Denoising):
     steps: range = range(0)
 
     def loss(self, name, networks, batch):
-        """The real one, spoiled for the visits of `steps`."""
+        """The real one, spoiled for the images of `steps`."""
         values = super().loss(name, networks, batch)
-        bad = torch.tensor([int(v) // 8 in self.steps for v in batch.visits])
+        bad = torch.tensor([int(v) // 8 in self.steps for v in batch.sample_indices])
         return {"loss": torch.where(bad, math.nan, 1.0).to(values["loss"]) * values["loss"]}
 
 
