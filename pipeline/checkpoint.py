@@ -3,7 +3,7 @@
     checkpoints/step-000012000/
       network.<name>.safetensors      weights and buffers of each network
       ema.<name>.safetensors      its EMA of the weights; power-<width>.<name>.safetensors the power-function ones
-      optimizer.<player>.safetensors  moments of each player's optimiser
+      optimizer.<network>.safetensors  moments of each network's optimiser
       state.json                      step and everything else that is a number
       commit.json                     size and sha256 of every file above, written last
 

@@ -170,9 +170,9 @@ def test_a_graphs_gradients_are_accumulated_and_averaged_over_ranks(tmp_path, si
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("model", [tiny.GAME, tiny.AUTOENCODER, tiny.VAE], ids=["game", "autoencoder", "vae"])
 def test_other_objectives_on_several_ranks(tmp_path, model, world_size):
-    """The game's critic sees how images of a group differ: groups follow image numbers, not ranks. What is compared
-    has augmentation's p, the mean path length and the average style in it. An autoencoder's critic counts as much as
-    each image's own gradients say."""
+    """The game's discriminator sees how images of a group differ: groups follow image numbers, not ranks. What is
+    compared has augmentation's p, the mean path length and the average style in it. An autoencoder's discriminator
+    counts as much as each image's own gradients say."""
     one = tiny.config(tmp_path, name="one", model=model, precision="fp64")
     several = tiny.config(tmp_path, name="several", model=model, precision="fp64", micro_batch=2)
     tiny.prepare(one)

@@ -38,7 +38,7 @@ UNET = {
     "head_channels": 8,
     "groups": 4,
 }
-GAME = {  # two players, and a layer that mixes the images of a group
+GAME = {  # two networks, and a layer that mixes the images of a group
     "kind": "stylegan",
     "condition": "class",
     "width": 8,
@@ -57,7 +57,7 @@ EVERYTHING = {  # that a game may have; the penalties at some steps alone
 }
 
 AUTOENCODER = {"kind": "kl_autoencoder", "width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4}
-AGAINST_A_CRITIC = {  # who begins to play in the middle of a step, and sees degraded images restored
+WITH_DISCRIMINATOR = {  # joins in the middle of a step, and sees degraded images restored
     "adversarial_weight": 0.5,
     "adversarial_start": "20 images",
     "discriminator": {"layers": 1, "width": 8},
@@ -86,7 +86,7 @@ def config(root: Path, *, name: str = "tiny", model: dict[str, Any] = UNET, **tr
             },
             "model": model,
             "adversarial": EVERYTHING if model["kind"] == "stylegan" else {},
-            "autoencoder": AGAINST_A_CRITIC if model["kind"] == "kl_autoencoder" else {},
+            "autoencoder": WITH_DISCRIMINATOR if model["kind"] == "kl_autoencoder" else {},
             "train": {
                 "duration": "12 steps",
                 "global_batch": 8,

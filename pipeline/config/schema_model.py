@@ -281,7 +281,7 @@ class StyleGANConfig(ModelConfig):
 
 
 class PatchDiscriminatorConfig(Settings):
-    """Real or not, for overlapping patches (Isola et al. 2017): the second player of an autoencoder's training."""
+    """Real or not, for overlapping patches (Isola et al. 2017): the discriminator of an autoencoder's training."""
 
     width: Positive = 64
     layers: Positive = 3  # halvings: 3 sees patches of 70 px

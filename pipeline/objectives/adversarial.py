@@ -1,4 +1,4 @@
-"""A generator against a critic: the baseline of the adversarial kind, two networks trained in turn by the same loop."""
+"""A generator and a discriminator: the baseline of the adversarial kind, trained in turn by the same loop."""
 
 import math
 from typing import Any
@@ -53,13 +53,13 @@ class Adversarial:
         self._conditions = Conditions(cfg, manifest)
         shape, counts = manifest.layout.shape, (self._conditions.classes, self._conditions.attributes)
         self.networks: dict[str, nn.Module] = {
-            "critic": StyleDiscriminator(cfg.model, shape, classes=counts[0], attributes=counts[1]),
+            "discriminator": StyleDiscriminator(cfg.model, shape, classes=counts[0], attributes=counts[1]),
             "generator": build_network(cfg.model, shape=shape, classes=counts[0], attributes=counts[1]),
             "game": GameState(self._ada.start if self._ada.enabled else 0.0),
         }
         self._layers = self._generator.layer_count
         seed_noise(self.networks["generator"], seed=cfg.seed)
-        self.trained: tuple[str, ...] = ("critic", "generator")
+        self.trained: tuple[str, ...] = ("discriminator", "generator")
         self.ema_networks: tuple[str, ...] = ("generator",)
 
     def draws(self, sample_indices: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
@@ -67,9 +67,9 @@ class Adversarial:
         return {}
 
     def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
-        """The loss of the generator or of the critic, [B]; an index has the same latent in both turns."""
+        """The loss of the generator or of the discriminator, [B]; an index has the same latent in both turns."""
         condition = self._conditions.of(batch.labels, batch.attributes)
-        return (self._of_generator if name == "generator" else self._of_critic)(networks, batch, condition)
+        return (self._of_generator if name == "generator" else self._of_discriminator)(networks, batch, condition)
 
     def _of_generator(self, networks: Networks, batch: Batch, condition: Tensor | None) -> dict[str, Tensor]:
         shift = None
@@ -77,7 +77,7 @@ class Adversarial:
             size = (len(batch.sample_indices), self._layers, self._latent)
             shift = torch.zeros(size, dtype=batch.images.dtype, device=batch.images.device, requires_grad=True)
         made = self._made(networks, batch, condition, shift=shift)
-        score = networks["critic"](
+        score = networks["discriminator"](
             self._seen(made, batch.sample_indices, FAKE), condition, sample_indices=batch.sample_indices
         )
         loss = {"non_saturating": softplus(-score), "minimax": -softplus(score), "wasserstein": -score}[self._game.loss]
@@ -93,7 +93,7 @@ class Adversarial:
         length, penalty = length * self._game.path_every, penalty * self._game.path_every
         return {"loss": loss + penalty, "path_length": length, "path_penalty": penalty}
 
-    def _of_critic(self, networks: Networks, batch: Batch, condition: Tensor | None) -> dict[str, Tensor]:
+    def _of_discriminator(self, networks: Networks, batch: Batch, condition: Tensor | None) -> dict[str, Tensor]:
         with torch.no_grad():
             made = self._made(networks, batch, condition)
             parts = [self._seen(batch.images, batch.sample_indices, REAL), self._seen(made, batch.sample_indices, FAKE)]
@@ -106,9 +106,9 @@ class Adversarial:
         # One call with all parts: a DDP wrapper must see each backward pass preceded by one forward pass.
         images = torch.cat(parts).requires_grad_(penalised)
         each = None if condition is None else torch.cat([condition] * len(parts))
-        scores = networks["critic"](images, each, sample_indices=torch.cat([batch.sample_indices] * len(parts))).chunk(
-            len(parts)
-        )
+        scores = networks["discriminator"](
+            images, each, sample_indices=torch.cat([batch.sample_indices] * len(parts))
+        ).chunk(len(parts))
         real, fake = scores[:2]
         penalty = torch.zeros_like(real)
         if penalised:
@@ -125,11 +125,11 @@ class Adversarial:
 
     @torch.no_grad()
     def adapt(self, name: str, sums: dict[str, Tensor], *, step: int) -> None:
-        """p after the critic's turn; the mean path length and the average style after the generator's.
+        """p after the discriminator's turn; the mean path length and the average style after the generator's.
 
         Sums that are not finite belong to a step that was skipped, and change nothing.
         """
-        if name == "critic":
+        if name == "discriminator":
             if self._ada.enabled and self._ada.target is not None:
                 self._adjust(sums["sign"], step=step)
             return
@@ -222,7 +222,7 @@ class Adversarial:
         return networks["generator"](self._z(sample_indices, dtype), condition, sample_indices=sample_indices, **extras)
 
     def _seen(self, images: Tensor, sample_indices: Tensor, draw: int) -> Tensor:
-        """What the critic sees of images."""
+        """What the discriminator sees of images."""
         if not self._ada.enabled:
             return images
         return augment(

@@ -1,4 +1,4 @@
-"""An autoencoder, alone or against a critic: the first stage of latent diffusion (Rombach et al. 2022, appendix G)."""
+"""An autoencoder, alone or with a discriminator: first stage of latent diffusion (Rombach et al. 2022, appendix G)."""
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from pipeline.objectives.objective import Networks
 from pipeline.objectives.perceptual import Perceptual
 from pipeline.objectives.restoration import (
     adaptive_weight,
-    critic_loss,
+    discriminator_loss,
     divergence,
     error,
     generator_loss,
@@ -32,9 +32,9 @@ VALIDATION = 1  # the draw that keeps the validation split apart from training
 
 
 class Autoencoding:
-    """Players: "autoencoder", and "critic" where the game has a weight.
+    """Networks: "autoencoder", and "discriminator" where the game has a weight.
 
-    loss = error + perceptual distance + KL divergence + (from `adversarial_start` on) the game with the critic.
+    loss = error + perceptual distance + KL divergence + (from `adversarial_start` on) the game with the discriminator.
     """
 
     def __init__(self, cfg: Config, manifest: Manifest) -> None:
@@ -51,27 +51,27 @@ class Autoencoding:
         if self._cfg.adversarial_weight:
             for problem in late_start(cfg, train_images=manifest.count):
                 raise UserError(problem)
-            self.networks["critic"] = PatchDiscriminator(self._cfg.discriminator, shape[0])
-            self.trained = ("autoencoder", "critic")
+            self.networks["discriminator"] = PatchDiscriminator(self._cfg.discriminator, shape[0])
+            self.trained = ("autoencoder", "discriminator")
 
     def draws(self, sample_indices: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """None: every draw of this objective has the size of an image or a latent, and is made on the device."""
         return {}
 
     def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
-        """The loss of the autoencoder or of the critic, [B]. Both meet the same degradation and latent of an image."""
+        """The loss of the autoencoder or of the discriminator, [B]. Both see the same degradation and latent."""
         return self._restoring(networks, batch) if name == "autoencoder" else self._judging(networks, batch)
 
     def _restoring(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         restored = self._restored(networks, batch, drawn=True)
         values = self._errors(restored, batch.images)
         loss = self._sum(values)
-        if "critic" not in networks:
+        if "discriminator" not in networks:
             return {"loss": loss, **values}
         game = weight = torch.zeros_like(loss)
         playing = batch.sample_indices >= self._start
         if batch.newest >= self._start:
-            game = generator_loss(networks["critic"](restored.images))
+            game = generator_loss(networks["discriminator"](restored.images))
             weight = self._weight(values, game, restored) * playing
             loss = loss + weight * game
         return {"loss": loss, **values, "game": game.detach(), "game_weight": weight}
@@ -80,18 +80,18 @@ class Autoencoding:
         playing = batch.sample_indices >= self._start
         if batch.newest < self._start:
             # Nothing to learn yet, but a DDP wrapper waits for a gradient of every weight: one image, times nothing.
-            nothing = networks["critic"](batch.images[:1]).mean() * torch.zeros(
+            nothing = networks["discriminator"](batch.images[:1]).mean() * torch.zeros(
                 len(playing), dtype=batch.images.dtype, device=batch.images.device
             )
             return {"loss": nothing, "real": nothing.detach(), "fake": nothing.detach()}
         with torch.no_grad():
             restored = self._restored(networks, batch, drawn=True).images
         # One call with both halves: a DDP wrapper must see each backward pass preceded by one forward pass.
-        real, fake = networks["critic"](torch.cat([batch.images, restored])).chunk(2)
+        real, fake = networks["discriminator"](torch.cat([batch.images, restored])).chunk(2)
         means = {
             name: scores.detach().flatten(1).mean(dim=1) * playing for name, scores in (("real", real), ("fake", fake))
         }
-        return {"loss": critic_loss(real, fake) * playing, **means}
+        return {"loss": discriminator_loss(real, fake) * playing, **means}
 
     def validate(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """The loss without the game, its parts, and likeness to the originals, by the posterior's mean."""

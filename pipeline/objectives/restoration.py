@@ -35,13 +35,13 @@ def divergence(posterior: Posterior, like: Tensor) -> Tensor:
     return wide.kl().flatten(1).sum(dim=1) / like[0].numel()
 
 
-def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The hinge loss of a critic (Lim & Ye 2017), from scores [B, 1, h, w]: half the sum over both halves."""
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The hinge loss of a discriminator (Lim & Ye 2017), from scores [B, 1, h, w]: half the sum over both halves."""
     return (functional.relu(1 - real) + functional.relu(1 + fake)).flatten(1).mean(dim=1) / 2
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """What the critic's opponent minimises: the negative mean score."""
+    """What the generator minimises: the negative mean score."""
     return -fake.flatten(1).mean(dim=1)
 
 

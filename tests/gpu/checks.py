@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 from kinds import PROCESSES, SAMPLERS  # noqa: E402
 from on_gpu import adapter  # noqa: E402
-from tiny import AGAINST_A_CRITIC, EVERYTHING  # noqa: E402
+from tiny import EVERYTHING, WITH_DISCRIMINATOR  # noqa: E402
 
 from pipeline import checkpoint  # noqa: E402
 from pipeline.config.schema import Config  # noqa: E402
@@ -54,7 +54,7 @@ KINDS: dict[str, dict[str, Any]] = {  # of networks, objectives and processes: w
     "muon": {"optim": {"kind": "muon", "lr": 1e-3, "warmup": "0 steps"}},
     "vae": {"model": {"kind": "vae", "condition": "class", "width": 16, "multipliers": [1, 2], "latent": 16}},
     "bottleneck": {"model": {"kind": "bottleneck_autoencoder", "width": 16, "multipliers": [1, 2]}},
-    "autoencoder, critic": {"model": AUTOENCODER, "groups": {"autoencoder": AGAINST_A_CRITIC}},
+    "autoencoder, discriminator": {"model": AUTOENCODER, "groups": {"autoencoder": WITH_DISCRIMINATOR}},
     "gan, everything": {"model": GAME, "groups": {"adversarial": EVERYTHING}},
     "gan, wasserstein": {
         "model": {**GAME, "equalized": True},
@@ -242,13 +242,13 @@ def unequal_tensors(one: RunDir, other: RunDir, step: int) -> float:
 
 def runs_are_repeatable(place: Place) -> Iterator[Finding]:
     """Resumed or started anew, as training sets the device: the same bits in every tensor of the checkpoint."""
-    critic, game = {"groups": {"autoencoder": AGAINST_A_CRITIC}}, {"groups": {"adversarial": EVERYTHING}}
+    discriminator, game = {"groups": {"autoencoder": WITH_DISCRIMINATOR}}, {"groups": {"adversarial": EVERYTHING}}
     kinds: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
         ("bf16", DROPOUT, {}),
         ("fp32", adapter.SMALL, {}),
         ("fp16", adapter.SMALL, {}),
         ("bf16", GAME, game),
-        ("bf16", AUTOENCODER, critic),
+        ("bf16", AUTOENCODER, discriminator),
         ("bf16", ATTENTIVE, {"size": 32, "batch": 64}),
     )
     for precision, model, other in kinds if place.device == "cuda" else kinds[:1]:
@@ -342,7 +342,7 @@ def steps_do_not_wait(place: Place) -> Iterator[Finding]:
         ("bf16, flip and colour", {"precision": "bf16", "flip": True, "augmentation": {"brightness": 0.2}}),
         ("fp16", {"precision": "fp16"}),
         ("bf16, gan", {"precision": "bf16", **KINDS["gan, everything"]}),
-        ("bf16, autoencoder", {"precision": "bf16", **KINDS["autoencoder, critic"]}),
+        ("bf16, autoencoder", {"precision": "bf16", **KINDS["autoencoder, discriminator"]}),
         ("bf16, vae", {"precision": "bf16", **KINDS["vae"]}),
         ("bf16, muon", {"precision": "bf16", **KINDS["muon"]}),
     )

@@ -46,35 +46,35 @@ def batch(step=0):
 
 
 def scores(objective, of):
-    """The critic's scores of real images, or of the generator's."""
+    """The discriminator's scores of real images, or of the generator's."""
     b, networks = batch(), objective.networks
     z = normal(7, Stream.LATENT, b.sample_indices, shape=(8,), dtype=torch.float64)
     images = b.images if of == "real" else networks["generator"](z, b.labels, sample_indices=b.sample_indices)
-    return networks["critic"](images, b.labels, sample_indices=b.sample_indices)
+    return networks["discriminator"](images, b.labels, sample_indices=b.sample_indices)
 
 
 @pytest.mark.parametrize(
-    ("settings", "critic", "generator"),
+    ("settings", "discriminator", "generator"),
     [
         ({"r1_gamma": 0.0}, lambda r, f: softplus(-r) + softplus(f), lambda f: softplus(-f)),
         ({"r1_gamma": 0.0, "loss": "minimax"}, lambda r, f: softplus(-r) + softplus(f), lambda f: -softplus(f)),
         ({"r1_gamma": 0.0, "loss": "wasserstein", "gradient_penalty": 10.0}, lambda r, f: f - r, lambda f: -f),
     ],
 )
-def test_losses_are_the_published_ones(game, settings, critic, generator):
+def test_losses_are_the_published_ones(game, settings, discriminator, generator):
     objective = game(**settings)
     real, fake = scores(objective, "real"), scores(objective, "fake")
-    found = objective.loss("critic", objective.networks, batch())
-    assert torch.allclose(found["loss"] - found["penalty"], critic(real, fake), atol=1e-10)
+    found = objective.loss("discriminator", objective.networks, batch())
+    assert torch.allclose(found["loss"] - found["penalty"], discriminator(real, fake), atol=1e-10)
     assert torch.allclose(objective.loss("generator", objective.networks, batch())["loss"], generator(fake), atol=1e-10)
 
 
 def test_lazy_penalties_come_at_their_steps_as_large_as_all_of_them(game):
     often, lazy = game(r1_gamma=1.0), game(r1_gamma=1.0, penalty_every=4)
-    expected = often.loss("critic", often.networks, batch())["penalty"]
+    expected = often.loss("discriminator", often.networks, batch())["penalty"]
     assert expected.min() > 0
-    assert torch.allclose(lazy.loss("critic", lazy.networks, batch())["penalty"], 4 * expected)
-    assert lazy.loss("critic", lazy.networks, batch(step=3))["penalty"].abs().max() == 0
+    assert torch.allclose(lazy.loss("discriminator", lazy.networks, batch())["penalty"], 4 * expected)
+    assert lazy.loss("discriminator", lazy.networks, batch(step=3))["penalty"].abs().max() == 0
 
 
 class Sloped(torch.nn.Module):
@@ -92,10 +92,10 @@ class Sloped(torch.nn.Module):
 @pytest.mark.parametrize("slope", [0.5, 1.0, 3.0])
 def test_the_gradient_penalty_is_of_slopes_other_than_one(game, slope):
     objective = game(loss="wasserstein", r1_gamma=0.0, gradient_penalty=10.0)
-    found = objective.loss("critic", {**objective.networks, "critic": Sloped(slope)}, batch())["penalty"]
+    found = objective.loss("discriminator", {**objective.networks, "discriminator": Sloped(slope)}, batch())["penalty"]
     assert torch.allclose(found, torch.full_like(found, 10 * (slope - 1) ** 2), atol=1e-6)
     of_r1 = game(r1_gamma=4.0)
-    found = of_r1.loss("critic", {**of_r1.networks, "critic": Sloped(slope)}, batch())["penalty"]
+    found = of_r1.loss("discriminator", {**of_r1.networks, "discriminator": Sloped(slope)}, batch())["penalty"]
     assert torch.allclose(found, torch.full_like(found, 2 * slope**2), atol=1e-9)
 
 
@@ -147,22 +147,25 @@ def test_p_follows_the_sign_of_real_scores(game):
     objective = game(ada=ada)
     state = objective.networks["game"]
     for step, sign, expected in ((0, 8, 0.5), (1, 8, 0.6), (2, 8, 0.6), (3, 0, 0.5), (4, math.nan, 0.5), (5, 0, 0.4)):
-        objective.adapt("critic", {"sign": torch.tensor(float(sign), dtype=torch.float64)}, step=step)
+        objective.adapt("discriminator", {"sign": torch.tensor(float(sign), dtype=torch.float64)}, step=step)
         assert state.probability.item() == pytest.approx(expected), step
     fixed = game(ada={**ada, "target": None})
-    fixed.adapt("critic", {"sign": torch.tensor(8.0)}, step=1)
+    fixed.adapt("discriminator", {"sign": torch.tensor(8.0)}, step=1)
     assert fixed.networks["game"].probability == 0.5
 
 
-def test_the_critic_sees_augmented_images_and_the_generator_learns_through_them(game):
+def test_the_discriminator_sees_augmented_images_and_the_generator_learns_through_them(game):
     plain, changed = game(), game(ada={"enabled": True, "start": 1.0})
-    of = {name: game.loss("critic", game.networks, batch()) for name, game in (("plain", plain), ("changed", changed))}
+    of = {
+        name: game.loss("discriminator", game.networks, batch())
+        for name, game in (("plain", plain), ("changed", changed))
+    }
     for part in ("real", "fake"):
         assert not torch.allclose(of["plain"][part], of["changed"][part], atol=1e-4)
     changed.loss("generator", changed.networks, batch())["loss"].mean().backward()
     assert changed.networks["generator"].constant.grad.abs().max() > 0
     unsure = game(ada={"enabled": True, "start": 0.0})
-    found = unsure.loss("critic", unsure.networks, batch())
+    found = unsure.loss("discriminator", unsure.networks, batch())
     assert torch.equal(found["loss"], of["plain"]["loss"])  # p = 0 changes no bit
 
 

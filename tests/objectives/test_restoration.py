@@ -12,7 +12,7 @@ from pipeline.objectives.degradation import blurred, degraded, square
 from pipeline.objectives.restoration import (
     LARGEST_WEIGHT,
     adaptive_weight,
-    critic_loss,
+    discriminator_loss,
     divergence,
     error,
     generator_loss,
@@ -41,7 +41,7 @@ def test_divergence_is_the_mean_log_ratio_of_the_densities():
 def test_hinge_losses_by_hand():
     real = torch.tensor([[[[2.0, 0.5]]], [[[-1.0, 1.0]]]])
     fake = torch.tensor([[[[-2.0, 0.0]]], [[[3.0, -1.0]]]])
-    assert critic_loss(real, fake).tolist() == [(0.25 + 0.5) / 2, (1.0 + 2.0) / 2]
+    assert discriminator_loss(real, fake).tolist() == [(0.25 + 0.5) / 2, (1.0 + 2.0) / 2]
     assert generator_loss(fake).tolist() == [1.0, -1.0]
 
 
@@ -78,7 +78,7 @@ def test_the_adaptive_weight_of_an_image_does_not_depend_on_the_others():
     assert torch.allclose(torch.cat(parts), whole, rtol=1e-12)
 
 
-def test_the_adaptive_weight_is_bounded_where_the_critic_says_nothing():
+def test_the_adaptive_weight_is_bounded_where_the_discriminator_says_nothing():
     layer, inner = last_layer(1)
     images = layer(inner)
     assert (

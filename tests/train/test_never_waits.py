@@ -102,7 +102,7 @@ def steps(s, *, micro_batch=8):
     data = batches(
         s.train_data,
         seed=cfg.seed,
-        start_step=4,  # the critic of the autoencoder has joined
+        start_step=4,  # the discriminator of the autoencoder has joined
         global_batch=8,
         rank=0,
         world_size=1,
