@@ -37,10 +37,10 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     options = parser.parse_args()
     chosen = [(options.model, (options.channels, options.size, options.size), options.batch)]
-    standard = [("unet_glyphs16", (1, 16, 16), 128), ("unet_small", (3, 32, 32), 16)]
+    usual = [("unet_glyphs16", (1, 16, 16), 128), ("unet_small", (3, 32, 32), 16)]
     threads = torch.get_num_threads()
     print(f"{options.device}, {options.precision}, {threads} threads, torch {torch.__version__}, forward and backward")
-    for name, shape, batch in chosen if options.model else standard:
+    for name, shape, batch in chosen if options.model else usual:
         compare(name, shape, batch=batch, rounds=options.rounds, device=options.device, precision=options.precision)
 
 

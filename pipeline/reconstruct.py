@@ -51,7 +51,7 @@ from pipeline.metrics.restoration import RANGE, psnr
 from pipeline.metrics.suite import Measured
 from pipeline.models.posterior import Posterior
 from pipeline.objectives.autoencoder import Autoencoding
-from pipeline.objectives.measuring import Standards, measure_restoration, open_standards, pixels
+from pipeline.objectives.measuring import Measures, measure_restoration, open_measures, pixels
 from pipeline.objectives.variational import Variational
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import Incomplete, UserError
@@ -86,7 +86,7 @@ def reconstruct(cfg: Config, run: RunDir, *, step: Step = None, part: Part | Non
     found = step_of(checkpoint.step_to_read(run, step).name) or 0
     originals = open_shards(_split(cfg))
     objective = _objective(cfg, run, originals, step=found)
-    standards = open_standards(cfg)
+    measures = open_measures(cfg)
     name = originals.path.name + ("" if cfg.sample.weights == "ema" else f"-{cfg.sample.weights.replace(':', '')}")
     directory = run.path / "reconstructions" / step_name(found) / name
     mine = (part or WHOLE).for_task(this_world())
@@ -98,9 +98,9 @@ def reconstruct(cfg: Config, run: RunDir, *, step: Step = None, part: Part | Non
     if restored is None:
         raise Incomplete(f"{directory}: shards have vanished while they were made. Start this again.")
     result = run.results / f"{found:09d}-reconstruction.json"
-    key = content_hash([restored.manifest.sha256, originals.manifest.sha256, standards.identity, SHOWN])
+    key = content_hash([restored.manifest.sha256, originals.manifest.sha256, measures.identity, SHOWN])
     if not (result.exists() and read_json(result).get("key") == key):
-        value = _result(cfg, standards, objective, originals=originals, restored=restored)
+        value = _result(cfg, measures, objective, originals=originals, restored=restored)
         write_board(run.tensorboard / "reconstruction", value, {"autoencoder": cfg.autoencoder.model_dump(mode="json")})
         _picture(objective, originals, path=result.with_suffix(".png"))
         write_json(result, {"key": key, **value})
@@ -250,12 +250,12 @@ def _batch(reader: Reader, indices: npt.NDArray[np.int64], device: torch.device)
 
 
 def _result(
-    cfg: Config, standards: Standards, objective: Reconstructing, *, originals: ShardDirectory, restored: ShardDirectory
+    cfg: Config, measures: Measures, objective: Reconstructing, *, originals: ShardDirectory, restored: ShardDirectory
 ) -> dict[str, Any]:
     """Everything that the result file says, apart from its key."""
     manifest = restored.manifest
     work = restored.path.parent / f".work-{restored.path.name}"
-    measured = measure_restoration(cfg, standards, originals=originals, restored=restored, work=work)
+    measured = measure_restoration(cfg, measures, originals=originals, restored=restored, work=work)
     measured.update(_latents(manifest.made_from["latents"], manifest.shape))
     if cfg.autoencoder.degradation.active and isinstance(objective, Autoencoding):
         measured.update(_repaired(cfg, objective, originals))
@@ -272,8 +272,8 @@ def _result(
             "made_from": manifest.made_from,
         },
         "data": {originals.path.name: {"count": originals.manifest.count, "sha256": originals.manifest.sha256}},
-        "extractors": standards.identity["extractors"],
-        "perceptual": standards.identity["perceptual"],
+        "extractors": measures.identity["extractors"],
+        "perceptual": measures.identity["perceptual"],
         "metrics": measured.metrics,
         "details": measured.details,
         "words": [

@@ -109,7 +109,7 @@ def test_of_many_sets_the_best_are_drawn_against_the_number_of_samples(tmp_path:
 def test_other_reference_images_stand_in_another_table(runs: list[Path], tmp_path: Path) -> None:
     result(tmp_path / "three", step=1, scale=1.0, value=1.0, data="b")
     text = compare([*runs, tmp_path / "three"], tmp_path / "out")[0].read_text()
-    assert text.count("## Measured against standard") == 2 and "their numbers do not" in text
+    assert text.count("## Measured against reference") == 2 and "their numbers do not" in text
     assert "**4 (3 to 5)**" in text  # still the best of its own table
 
 
@@ -125,7 +125,7 @@ def test_a_run_with_one_metric_more_stands_in_the_same_table(runs: list[Path], t
     found["extractors"]["domain"]["version"] = 2  # now its common network is another one
     write_json(path, found)
     text = compare([*runs, tmp_path / "three"], tmp_path / "out")[0].read_text()
-    assert text.count("## Measured against standard") == 2
+    assert text.count("## Measured against reference") == 2
 
 
 SETS = (([0], 0.0, 1), ([1], 0.0, 1), ([1], 0.5, 1), ([1], 0.5, 2))  # classes, eta, seed

@@ -28,8 +28,8 @@ CLIP = "clip"  # whose features are compared by another distance
 
 
 @dataclass(frozen=True)
-class Standards:
-    """What restored images are judged by."""
+class Measures:
+    """What reconstructions are measured by."""
 
     perceptual: Perceptual | None
     extractors: list[Extractor]
@@ -45,16 +45,16 @@ class Standards:
         }
 
 
-def open_standards(cfg: Config) -> Standards:
+def open_measures(cfg: Config) -> Measures:
     """The networks of a config; one that is not there raises `Incomplete` or `UserError` with what to do."""
     measured = cfg.autoencoder.perceptual.weights is not None or cfg.evaluate.domain.enabled
     reference = data_directory(cfg) / "reference"
     extractors = build_extractors(cfg.evaluate, reference, reference_hashes(cfg), device=default_device())
-    return Standards(Perceptual(cfg) if measured else None, [e for e in extractors if e.name != CLIP])
+    return Measures(Perceptual(cfg) if measured else None, [e for e in extractors if e.name != CLIP])
 
 
 def measure_restoration(
-    cfg: Config, standards: Standards, *, originals: ShardDirectory, restored: ShardDirectory, work: Path
+    cfg: Config, measures: Measures, *, originals: ShardDirectory, restored: ShardDirectory, work: Path
 ) -> Measured:
     """PSNR, SSIM, L1 and perceptual distance as means over images; Frechet distances between both sets of features.
 
@@ -65,13 +65,13 @@ def measure_restoration(
     found: dict[str, float] = {}
     for x, y in _pairs(cfg, originals, restored):
         values = {"psnr": psnr(y, x), "ssim": ssim(y, x), "l1": (y - x).abs().flatten(1).mean(dim=1)}
-        if standards.perceptual is not None:
-            values[f"perceptual-{standards.perceptual.name}"] = standards.perceptual(y, x)
+        if measures.perceptual is not None:
+            values[f"perceptual-{measures.perceptual.name}"] = measures.perceptual(y, x)
         for name, value in values.items():
             found[name] = found.get(name, 0.0) + float(value.double().sum())
     for name, total in found.items():
         out.add(name, total / originals.manifest.count, count=originals.manifest.count)
-    for extractor in standards.extractors:
+    for extractor in measures.extractors:
         _frechet(out, cfg, extractor, sets=(originals, restored), work=work)
     shutil.rmtree(work, ignore_errors=True)
     return out

@@ -165,7 +165,7 @@ class InLoopMetric:
         from pipeline.metrics.domain import LABELS
         from pipeline.metrics.frechet import Target
         from pipeline.metrics.moments import moments
-        from pipeline.standards import open_domain
+        from pipeline.reference_set import open_domain
 
         self._moments = moments
         self._extractor, reference = open_domain(s.cfg, device=str(s.device))
