@@ -209,10 +209,10 @@ def summary(launch: Launch, console: Console) -> None:
             _show_numbers(read_json(launch.result), str(launch.result), console)
         return
     samples = sample_set(launch)
-    restored = reconstruction_of(launch.autoencoder)
-    if any(job.name == "reconstruct" for job in launch.jobs) and restored.is_file():
-        show_result(restored, "reconstructions", console)
-        console.print(f"Picture:     {restored.with_suffix('.png')}", highlight=False, soft_wrap=True)
+    reconstruction = reconstruction_of(launch.autoencoder)
+    if any(job.name == "reconstruct" for job in launch.jobs) and reconstruction.is_file():
+        show_result(reconstruction, "reconstructions", console)
+        console.print(f"Picture:     {reconstruction.with_suffix('.png')}", highlight=False, soft_wrap=True)
     if samples is not None and (path := result_of(launch, samples)).is_file():
         show_result(path, "samples", console)
     for name, what in PICTURES.items():

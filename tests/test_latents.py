@@ -37,7 +37,7 @@ DIT = {"kind": "dit", "width": 16, "depth": 2, "heads": 2, "patch": 2}
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory):
-    """Squares, an autoencoder that restores them, their latents with mirrored ones."""
+    """Squares, an autoencoder that reconstructs them, their latents with mirrored ones."""
     root = tmp_path_factory.mktemp("latents")
     return tiny_latents.prepared(root, steps=150, flip=True)
 
@@ -117,7 +117,7 @@ def test_latents_that_are_trained_on_have_deviation_one(encoded):
 
 
 def test_decoding_undoes_encoding(encoded):
-    """As well as the autoencoder restores images, and not worse for having been stored and normalised."""
+    """As well as the autoencoder reconstructs images, and not worse for having been stored and normalised."""
     space = space_of(encoded, reader_of(encoded).manifest)
     valid = reader_of(encoded, "valid")
     (loaded,) = validation_batches(valid, count=valid.count)

@@ -57,7 +57,7 @@ EVERYTHING = {  # that a game may have; the penalties at some steps alone
 }
 
 AUTOENCODER = {"kind": "kl_autoencoder", "width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4}
-WITH_DISCRIMINATOR = {  # joins in the middle of a step, and sees degraded images restored
+WITH_DISCRIMINATOR = {  # joins in the middle of a step, and reconstructs degraded images
     "adversarial_weight": 0.5,
     "adversarial_start": "20 images",
     "discriminator": {"layers": 1, "width": 8},

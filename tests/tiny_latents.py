@@ -51,9 +51,9 @@ def fit(network: KLAutoencoder, cfg: Config, *, steps: int) -> None:
         images = from_uint8(reader.read(torch.randint(0, reader.count, (32,)).numpy()))
         noise = torch.randn(len(images), network.latent_channels, 4, 4)
         posterior = network.encode(images)
-        restored = network.decode(posterior.sample(noise))
+        reconstructed = network.decode(posterior.sample(noise))
         optimizer.zero_grad()
-        ((restored - images).square().mean() + 1e-4 * posterior.kl().mean()).backward()
+        ((reconstructed - images).square().mean() + 1e-4 * posterior.kl().mean()).backward()
         optimizer.step()
 
 

@@ -223,7 +223,7 @@ class KLAutoencoderConfig(_ConvAutoencoderConfig):
 
 @network("pipeline.models.autoencoder:BottleneckAutoencoder", is_a="autoencoder", objective="autoencoding")
 class BottleneckAutoencoderConfig(_ConvAutoencoderConfig):
-    """A convolutional encoder to a small code without noise, and a decoder: what restores degraded images."""
+    """A convolutional encoder to a small code without noise, and a decoder: what reconstructs degraded images."""
 
     kind: Literal["bottleneck_autoencoder"]
     width: Positive = 32

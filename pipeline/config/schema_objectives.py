@@ -38,7 +38,7 @@ class PerceptualConfig(Settings):
 
 
 class DegradationConfig(Settings):
-    """What is done to an image that is to be restored, per image; amounts are uniform from 0 to these."""
+    """What is done to an image that is to be reconstructed, per image; amounts are uniform from 0 to these."""
 
     noise: float = Field(0.0, ge=0)  # deviation of normal noise; pixels are in [-1, 1]
     blur: float = Field(0.0, ge=0)  # deviation of a Gaussian, in pixels
@@ -156,7 +156,7 @@ class AdversarialObjective(ObjectiveConfig):
 
 @objective("pipeline.objectives.autoencoder:Autoencoding", trains=("autoencoder",), samples=False)
 class AutoencodingObjective(ObjectiveConfig):
-    """Restoring images through small latents: the settings stand in `autoencoder`."""
+    """Reconstructing images through small latents: the settings stand in `autoencoder`."""
 
     kind: Literal["autoencoding"]
 

@@ -1,4 +1,4 @@
-"""What is done to images that an autoencoder is to restore: blur, noise, a square left out; keyed by image number."""
+"""What is done to images that an autoencoder reconstructs: blur, noise, a square left out; keyed by image number."""
 
 import torch
 from torch import Tensor

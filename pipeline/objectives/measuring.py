@@ -1,4 +1,4 @@
-"""How near a set of restored images is to the originals: image by image, and as a whole in feature spaces."""
+"""How near a set of reconstructed images is to the originals: image by image, and as a whole in feature spaces."""
 
 import shutil
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from pipeline.metrics.extraction import Work, all_moments, default_device, extra
 from pipeline.metrics.extractors import build_extractors
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.frechet import frechet_distance
-from pipeline.metrics.restoration import psnr, ssim
+from pipeline.metrics.reconstruction import psnr, ssim
 from pipeline.metrics.suite import Measured, spaces_of
 from pipeline.objectives.perceptual import Perceptual, reference_hashes
 from pipeline.runtime.progress import progress
@@ -53,17 +53,17 @@ def open_measures(cfg: Config) -> Measures:
     return Measures(Perceptual(cfg) if measured else None, [e for e in extractors if e.name != CLIP])
 
 
-def measure_restoration(
-    cfg: Config, measures: Measures, *, originals: ShardDirectory, restored: ShardDirectory, work: Path
+def measure_reconstruction(
+    cfg: Config, measures: Measures, *, originals: ShardDirectory, reconstructed: ShardDirectory, work: Path
 ) -> Measured:
     """PSNR, SSIM, L1 and perceptual distance as means over images; Frechet distances between both sets of features.
 
-    `restored` has the images of `originals` in their order. Both are bytes, so no number depends on how many are
+    `reconstructed` has the images of `originals` in their order. Both are bytes, so no number depends on how many are
     computed at once, up to the rounding of a sum. `work` is a folder for features, and is removed.
     """
     out = Measured()
     found: dict[str, float] = {}
-    for x, y in _pairs(cfg, originals, restored):
+    for x, y in _pairs(cfg, originals, reconstructed):
         values = {"psnr": psnr(y, x), "ssim": ssim(y, x), "l1": (y - x).abs().flatten(1).mean(dim=1)}
         if measures.perceptual is not None:
             values[f"perceptual-{measures.perceptual.name}"] = measures.perceptual(y, x)
@@ -72,15 +72,15 @@ def measure_restoration(
     for name, total in found.items():
         out.add(name, total / originals.manifest.count, count=originals.manifest.count)
     for extractor in measures.extractors:
-        _frechet(out, cfg, extractor, sets=(originals, restored), work=work)
+        _frechet(out, cfg, extractor, sets=(originals, reconstructed), work=work)
     shutil.rmtree(work, ignore_errors=True)
     return out
 
 
 @torch.inference_mode()
-def _pairs(cfg: Config, originals: ShardDirectory, restored: ShardDirectory) -> Iterator[tuple[Tensor, Tensor]]:
+def _pairs(cfg: Config, originals: ShardDirectory, reconstructed: ShardDirectory) -> Iterator[tuple[Tensor, Tensor]]:
     """Images of both sets [B, C, H, W] in [-1, 1], batch by batch."""
-    readers, count = (Reader(originals), Reader(restored)), originals.manifest.count
+    readers, count = (Reader(originals), Reader(reconstructed)), originals.manifest.count
     with progress("compare", count) as tick:
         for first in range(0, count, cfg.evaluate.batch):
             indices = np.arange(first, min(first + cfg.evaluate.batch, count), dtype=np.int64)

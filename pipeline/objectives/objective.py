@@ -63,10 +63,10 @@ class Objective(Protocol):
 
 
 @runtime_checkable
-class Restores(Protocol):
+class Reconstructs(Protocol):
     """An objective that makes images out of images: a preview shows both."""
 
-    def restorations(self, networks: Networks, batch: Batch) -> tuple[Tensor, ...]:
+    def reconstructions(self, networks: Networks, batch: Batch) -> tuple[Tensor, ...]:
         """What is shown of each image, side by side, the original first; [B, C, H, W] each, in [-1, 1] or near it."""
         ...
 

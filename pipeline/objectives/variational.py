@@ -12,12 +12,12 @@ from pipeline.data.batches import Batch
 from pipeline.data.shards import Manifest
 from pipeline.diffusion.preconditioning import Denoise
 from pipeline.models.build import build_network
-from pipeline.models.posterior import Restored
+from pipeline.models.posterior import Reconstruction
 from pipeline.objectives.autoencoder import likeness
+from pipeline.objectives.autoencoder_losses import divergence, error, reconstructed_by
 from pipeline.objectives.condition import Conditions
 from pipeline.objectives.objective import Mix, Networks
 from pipeline.objectives.perceptual import Perceptual
-from pipeline.objectives.restoration import divergence, error, restored_by
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.random import Stream, normal
 
@@ -58,7 +58,7 @@ class Variational:
         near = {f"mean_{name}": value for name, value in likeness(mean, batch.images).items()}
         return {**values, **near}
 
-    def reconstructed(self, networks: Networks, batch: Batch) -> Restored:
+    def reconstructed(self, networks: Networks, batch: Batch) -> Reconstruction:
         """What is made of the images by the posterior's mean, conditioned on what they show."""
         return self._called(networks["autoencoder"], batch, None)
 
@@ -74,7 +74,7 @@ class Variational:
     ) -> Tensor:
         """Images [B, C, H, W] in one step, whatever the sampler: the decoder's mean for a vector from the prior."""
         noise = self.latents(seeds)
-        return restored_by(networks["autoencoder"], None, noise, self._conditions.of(labels, attributes)).images
+        return reconstructed_by(networks["autoencoder"], None, noise, self._conditions.of(labels, attributes)).images
 
     def latents(self, seeds: Tensor) -> Tensor:
         """Vectors [B, latent] from the prior, of the images of `seeds`."""
@@ -90,19 +90,22 @@ class Variational:
         mixed = mix(starts[:-1], starts[1:]).transpose(0, 1)
         condition = self._conditions.of(*asked)
         each = None if condition is None else condition.repeat_interleave(mixed.shape[1], 0)
-        return restored_by(self.networks["autoencoder"], None, mixed.flatten(0, 1), each).images
+        return reconstructed_by(self.networks["autoencoder"], None, mixed.flatten(0, 1), each).images
 
-    def _called(self, network: Callable[..., Tensor], batch: Batch, noise: Tensor | None) -> Restored:
-        return restored_by(network, batch.images, noise, self._conditions.of(batch.labels, batch.attributes))
+    def _called(self, network: Callable[..., Tensor], batch: Batch, noise: Tensor | None) -> Reconstruction:
+        return reconstructed_by(network, batch.images, noise, self._conditions.of(batch.labels, batch.attributes))
 
     def _noise(self, stream: Stream, numbers: Tensor, dtype: torch.dtype) -> Tensor:
         return normal(self._seed, stream, numbers, shape=(self._latent,), dtype=dtype)
 
-    def _elbo(self, restored: Restored, originals: Tensor) -> dict[str, Tensor]:
+    def _elbo(self, reconstructed: Reconstruction, originals: Tensor) -> dict[str, Tensor]:
         kind = self._cfg.reconstruction
-        values = {kind: error(kind, restored.images, originals), "kl": divergence(restored.posterior, originals)}
+        values = {
+            kind: error(kind, reconstructed.images, originals),
+            "kl": divergence(reconstructed.posterior, originals),
+        }
         loss = values[kind] + self._cfg.kl_weight * values["kl"]
         if self._perceptual is not None:
-            values["perceptual"] = self._perceptual(restored.images, originals)
+            values["perceptual"] = self._perceptual(reconstructed.images, originals)
             loss = loss + self._cfg.perceptual.weight * values["perceptual"]
         return {"loss": loss, **values}

@@ -18,7 +18,7 @@ from pipeline.config.registry import better
 from pipeline.config.schema_metrics import ATTRIBUTE_ACCURACY, CLASS_ACCURACY, DOMAIN_DISTANCE
 from pipeline.data.batches import validation_batches
 from pipeline.data.pictures import tile, to_uint8
-from pipeline.objectives.objective import Networks, Restores
+from pipeline.objectives.objective import Networks, Reconstructs
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.numerics import own_precision
@@ -26,7 +26,7 @@ from pipeline.runtime.sharding import whole
 from pipeline.train.setup import Session
 
 PREVIEW_IMAGES = 64
-RESTORED_IMAGES = 32
+RECONSTRUCTED_IMAGES = 32
 
 
 @torch.no_grad()
@@ -73,20 +73,20 @@ def note_best(s: Session, values: dict[str, float], *, kind: str = "valid") -> b
 
 def preview(s: Session) -> tuple[str, npt.NDArray[np.uint8]]:
     """A small fixed picture [H, W, C] of what has been learned, and what to call it."""
-    if isinstance(s.objective, Restores):
-        return "reconstructions", _restorations(s, s.objective)
+    if isinstance(s.objective, Reconstructs):
+        return "reconstructions", _reconstructions(s, s.objective)
     return "samples", _samples(s)
 
 
 @torch.no_grad()
-def _restorations(s: Session, objective: Restores) -> npt.NDArray[np.uint8]:
+def _reconstructions(s: Session, objective: Reconstructs) -> npt.NDArray[np.uint8]:
     """A picture of images of the validation split, or of the training split where there is none, each beside what is
     made of it by the EMA weights; [H, W, C]."""
     reader = s.valid_data or s.train_data
-    count = min(RESTORED_IMAGES, reader.count)
+    count = min(RECONSTRUCTED_IMAGES, reader.count)
     (batch,) = validation_batches(reader, count=count, batch=count)  # few images: every rank does them all
     with ema_weights(s) as networks:
-        shown = torch.stack(objective.restorations(networks, batch.to(s.device, s.dtype)), dim=1)
+        shown = torch.stack(objective.reconstructions(networks, batch.to(s.device, s.dtype)), dim=1)
     return tile(to_uint8(shown.flatten(0, 1)), columns=4 * shown.shape[1])
 
 

@@ -35,9 +35,9 @@ def test_a_vae_encodes_to_a_vector_and_back_and_all_of_it_learns(condition):
         "class": torch.tensor([0, 1, 2, 3]),
         "attributes": torch.tensor([[0, 1], [1, 0], [-1, -1], [0, 0]]),
     }
-    restored, posterior, _ = network(torch.randn(4, *SHAPE), torch.randn(4, 6), given[condition])
-    assert restored.shape == (4, *SHAPE) and posterior.mean.shape == posterior.std.shape == (4, 6)
-    (restored.square().mean() + posterior.kl().mean()).backward()
+    reconstructed, posterior, _ = network(torch.randn(4, *SHAPE), torch.randn(4, 6), given[condition])
+    assert reconstructed.shape == (4, *SHAPE) and posterior.mean.shape == posterior.std.shape == (4, 6)
+    (reconstructed.square().mean() + posterior.kl().mean()).backward()
     assert unreached(network) == []
 
 

@@ -12,7 +12,7 @@ from pipeline.config.schema import Config
 from pipeline.data.batches import batches, validation_batches
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
-from pipeline.metrics.restoration import psnr
+from pipeline.metrics.reconstruction import psnr
 from pipeline.objectives.build import build_objective
 from pipeline.objectives.perceptual import shrunk
 from pipeline.runtime.errors import Incomplete, UserError
@@ -137,7 +137,7 @@ def test_a_bottleneck_that_saw_degraded_images_repairs_others(tmp_path, reader):
     valid = Reader(open_shards(reader.path.parent / "valid"))
     (batch,) = validation_batches(valid, count=valid.count)
     with torch.no_grad():
-        clean, given, made = objective.restorations(objective.networks, batch.to("cpu"))
+        clean, given, made = objective.reconstructions(objective.networks, batch.to("cpu"))
     before, after = (psnr(images, clean).mean().item() for images in (given, made))
     assert after > before + 2  # dB
 

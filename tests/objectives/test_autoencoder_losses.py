@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from pipeline.config.schema_objectives import DegradationConfig
-from pipeline.metrics.restoration import psnr, ssim
+from pipeline.metrics.reconstruction import psnr, ssim
 from pipeline.models.posterior import Posterior, from_moments
-from pipeline.objectives.degradation import blurred, degraded, square
-from pipeline.objectives.restoration import (
+from pipeline.objectives.autoencoder_losses import (
     LARGEST_WEIGHT,
     adaptive_weight,
     discriminator_loss,
@@ -17,6 +16,7 @@ from pipeline.objectives.restoration import (
     error,
     generator_loss,
 )
+from pipeline.objectives.degradation import blurred, degraded, square
 
 
 def test_divergence_is_the_closed_form_over_the_number_of_pixel_values():
@@ -90,10 +90,10 @@ def test_the_adaptive_weight_is_bounded_where_the_discriminator_says_nothing():
 
 def test_errors_and_psnr_of_a_known_difference():
     originals = torch.zeros(1, 3, 16, 16)
-    restored = originals + 0.1
-    assert error("l1", restored, originals).item() == pytest.approx(0.1)
-    assert error("l2", restored, originals).item() == pytest.approx(0.01)
-    assert psnr(restored, originals).item() == pytest.approx(10 * math.log10(4 / 0.01), rel=1e-5)
+    reconstructed = originals + 0.1
+    assert error("l1", reconstructed, originals).item() == pytest.approx(0.1)
+    assert error("l2", reconstructed, originals).item() == pytest.approx(0.01)
+    assert psnr(reconstructed, originals).item() == pytest.approx(10 * math.log10(4 / 0.01), rel=1e-5)
     assert psnr(originals, originals).item() == 100
     assert ssim(originals, originals).item() == pytest.approx(1)
     assert psnr(originals + 1 + 5, originals + 1) == 100  # what cannot be shown is clipped
