@@ -54,27 +54,27 @@ def compare(name: str, shape: tuple[int, int, int], *, batch: int, rounds: int, 
     sizes = Sizes(shape, CLASSES)
     torch.manual_seed(0)
     ours = build_network(cfg, shape=shape, classes=CLASSES).to(device)
-    theirs = diffusers.UNet2DModel.from_config(to_config(cfg, sizes)).to(device)
-    theirs.load_state_dict(to_weights(cfg, sizes, ours.state_dict()))
+    diffusers_model = diffusers.UNet2DModel.from_config(to_config(cfg, sizes)).to(device)
+    diffusers_model.load_state_dict(to_weights(cfg, sizes, ours.state_dict()))
     x, noise_cond = torch.randn(batch, *shape, device=device), torch.rand(batch, device=device) * 1000
     labels = torch.arange(batch, device=device) % CLASSES
 
-    def ours_step() -> Any:
+    def own_step() -> Any:
         return ours(x, noise_cond, labels)
 
-    def theirs_step() -> Any:
-        return theirs(x, noise_cond, class_labels=labels).sample
+    def diffusers_step() -> Any:
+        return diffusers_model(x, noise_cond, class_labels=labels).sample
 
-    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    times: dict[str, list[float]] = {"ours": [], "diffusers": []}
     for number in range(rounds + 2):
-        for key, step in (("ours", ours_step), ("theirs", theirs_step)):
+        for key, step in (("ours", own_step), ("diffusers", diffusers_step)):
             seconds = timed(step, device=device, precision=precision)
             if number >= 2:  # the first rounds choose algorithms
                 times[key].append(seconds)
     speed = {key: batch / statistics.median(values) for key, values in times.items()}
     print(
         f"{name} {shape[1]} px, batch {batch}, {count_parameters(ours) / 1e6:.2f} M: ours {speed['ours']:.0f} img/s, "
-        f"diffusers {speed['theirs']:.0f} img/s, ratio {speed['ours'] / speed['theirs']:.2f}",
+        f"diffusers {speed['diffusers']:.0f} img/s, ratio {speed['ours'] / speed['diffusers']:.2f}",
         flush=True,
     )
 

@@ -106,7 +106,7 @@ def cost_table(*, steps: int = 50, shape: tuple[int, ...] = (16, 3, 32, 32)) -> 
         cfg = SamplerConfig.model_validate({"kind": kind, "steps": steps, "sigmas": {"kind": "ddpm"}})
         sampler = build_sampler(cfg, process)
 
-        def theirs(scheduler: Any = scheduler) -> Tensor:
+        def diffusers_sample(scheduler: Any = scheduler) -> Tensor:
             scheduler.set_timesteps(steps)
             x = noise
             for t in scheduler.timesteps:
@@ -123,7 +123,7 @@ def cost_table(*, steps: int = 50, shape: tuple[int, ...] = (16, 3, 32, 32)) -> 
             result: Tensor = sampler(denoise, sampler.start(noise))
             return result
 
-        mine, other = seconds(ours), seconds(theirs)
+        mine, other = seconds(ours), seconds(diffusers_sample)
         print(f"{kind:16}{1e3 * mine:10.1f}{1e3 * other:12.1f}{mine / other:8.2f}")
 
 

@@ -77,7 +77,7 @@ def measured(name: str, act, *, wait: bool) -> tuple[str, float, float, float, f
     """Name, seconds to submit, CPU seconds of that, seconds until all have ended, CPU seconds of the controller."""
     before = {seen.id for seen in listed()}
     partition("UP" if wait else "DOWN")
-    theirs, cpu, began = controller_seconds(), own_seconds(), time.monotonic()
+    spent, cpu, began = controller_seconds(), own_seconds(), time.monotonic()
     act()
     submitted, cpu = time.monotonic() - began, own_seconds() - cpu
     if not wait:
@@ -85,7 +85,7 @@ def measured(name: str, act, *, wait: bool) -> tuple[str, float, float, float, f
         subprocess.run(["scancel", *new], check=True)
         partition("UP")
     drain(before)
-    return name, submitted, cpu, time.monotonic() - began, controller_seconds() - theirs
+    return name, submitted, cpu, time.monotonic() - began, controller_seconds() - spent
 
 
 def ours(folder: Path, runs: int) -> list:

@@ -57,7 +57,7 @@ class SubmitContext:
     record: Path  # runs/<name>/jobs/<job>: scripts, logs and the records of attempts
     snapshot: Path  # the code
     label: str  # the job's name in the queue
-    comment: str  # what it is, for adopting it later
+    comment: str  # what it is, for finding it in the queue
     dependency: str | None = None  # Slurm's --dependency
     cwd: Path = field(default_factory=Path.cwd)  # the job's working directory
     chain: Path | None = None  # of several jobs that make the same: where one says that those after it cannot either
@@ -180,8 +180,8 @@ def sbatch_options(job: Job, context: SubmitContext) -> Options:
     ours |= {"array": f"0-{parts - 1}%{min(parts, asked.at_once)}"} if parts > 1 else {}
     ours |= {"dependency": ",".join(str(w) for w in waits if w)} if any(waits) else {}
     mine = {name: value for name, value in asked.sbatch().items() if value is not None}
-    theirs = {name: value for name, value in cluster.sbatch().items() if value is not None}
-    return {**options, **theirs, **mine, **ours}
+    of_profile = {name: value for name, value in cluster.sbatch().items() if value is not None}
+    return {**options, **of_profile, **mine, **ours}
 
 
 def _flag(name: str, value: bool | str | int | float | None) -> str:
@@ -345,7 +345,7 @@ def _srun(job: Job, cluster: ClusterConfig) -> str:
     options |= {"cpus-per-task": asked.cpus} if asked.cpus else {}
     options |= {"gres": f"gpu:{asked.gpus}"} if asked.gpus else {}
     places = {"NTASKS": "NTASKS", "GLOBALID": "PROCID", "LOCALID": "LOCALID", "JOB_NUM_NODES": "NNODES"}
-    lines = [f"export SUBMITIT_LOCAL_{ours}=$SLURM_{theirs}" for ours, theirs in places.items()]
+    lines = [f"export SUBMITIT_LOCAL_{local}=$SLURM_{name}" for local, name in places.items()]
     lines += ["export SUBMITIT_EXECUTOR=local", "unset SLURM_JOB_ID SLURM_JOBID", 'exec "$@"']
     return f"srun {shlex.join(_words(options | cluster.srun_options))} bash -c {shlex.quote('; '.join(lines))} step"
 

@@ -320,13 +320,13 @@ def _part(job_id: str) -> int:
     return int(job_id.partition("_")[2] or 0)
 
 
-def adopt(launch: Launch, stray: Stray) -> None:
+def reconcile(launch: Launch, stray: Stray) -> None:
     """Write a job into the ledger that somebody else submitted."""
-    row = {"executor": "slurm", "born": [], "snapshot": "", "adopted": True}
+    row = {"executor": "slurm", "born": [], "snapshot": "", "reconciled": True}
     note(launch.run, "submitted", job=stray.job, ids=stray.ids, record=str(stray.record), **row)
 
 
-def adopt_its_own(launch: Launch, queue: Sequence[Seen]) -> bool:
+def reconcile_its_own(launch: Launch, queue: Sequence[Seen]) -> bool:
     """Take in what was submitted for this run alone; whether anything was.
 
     Not while a submitter is at work on the run, which knows better, nor where the run is somebody else's.
@@ -335,7 +335,7 @@ def adopt_its_own(launch: Launch, queue: Sequence[Seen]) -> bool:
         return False
     with contextlib.suppress(UserError, PermissionError), locked(launch.run):
         for stray in _own(launch, queue):
-            adopt(launch, stray)
+            reconcile(launch, stray)
     return True
 
 
@@ -358,7 +358,7 @@ def states_of(runs: Sequence[Launch]) -> list[dict[str, State]]:
     asked = by_hand or open_ids((launch.run, done) for launch, done in complete)
     queue = listed(users_of(launch.run for launch in runs)) if asked else []
     for number, launch in enumerate(runs):
-        if adopt_its_own(launch, queue):
+        if reconcile_its_own(launch, queue):
             known[number] = submissions(launch.run)
     found = states_of_all([(launch.run, launch.complete) for launch in runs], known, queue)
     for launch, mine, states_now in zip(runs, known, found, strict=True):

@@ -106,8 +106,8 @@ def followed(launch: Launch) -> dict[str, str]:
     if isinstance(launch, ScoreLaunch):
         return {}
     own = trained_autoencoder(launch.cfg)
-    theirs = {f"autoencoder: {k}": v for k, v in derived(own).items()} if own is not None else {}
-    return theirs | derived(launch.cfg)
+    first_stage = {f"autoencoder: {k}": v for k, v in derived(own).items()} if own is not None else {}
+    return first_stage | derived(launch.cfg)
 
 
 def check_gpus(cfg: Config, jobs: Sequence[Job]) -> None:

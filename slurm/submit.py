@@ -1,6 +1,6 @@
 """Submit a graph to Slurm, as often as one likes, returning at once; or run it on this machine, in the foreground.
 
-What is complete is skipped, what waits or runs is adopted, the rest is queued. Submitters of one folder
+What is complete is skipped, what waits or runs is kept, the rest is queued. Submitters of one folder
 of runs take turns.
 """
 
@@ -30,7 +30,7 @@ from slurm.access import check_file, check_folder, name_of, who_else_writes
 from slurm.cancel import POLL_SECONDS, alive, scancel, stop
 from slurm.failures import retries_allowed
 from slurm.graph import Job, ancestors, ordered
-from slurm.ledger import State, Stray, adopt, as_submitted, in_turn, locked, states_of, strays, users_of
+from slurm.ledger import State, Stray, as_submitted, in_turn, locked, reconcile, states_of, strays, users_of
 from slurm.plan import beyond
 from slurm.progress import ProgressTable, last_line, training_of
 from slurm.queue import limits, listed, patiently
@@ -52,7 +52,7 @@ def submit_all(launches: Sequence[Launch]) -> list[dict[str, State]]:
     """Queue what of many runs is not complete and not under way; one look at the queue, one snapshot of the code.
 
     Raises:
-        UserError: sbatch's complaint; what was queued before it stays, and is adopted the next time.
+        UserError: sbatch's complaint; what was queued before it stays, and is found the next time.
     """
     for launch in launches:
         refuse_unwritable(launch)
@@ -67,7 +67,7 @@ def submit_all(launches: Sequence[Launch]) -> list[dict[str, State]]:
         queue = patiently(lambda: listed(users), seconds=patience)
         for launch in launches:
             for stray in strays(launch, queue):
-                adopt(launch, stray)
+                reconcile(launch, stray)
         known = [ledger.submissions(launch.run) for launch in launches]
         found = ledger.states_of_all([(launch.run, launch.complete) for launch in launches], known, queue)
         for launch, states in zip(launches, found, strict=True):
@@ -158,7 +158,7 @@ def _submit(
         key = launch.key(job.name)
         if key in made:  # another run of this call prepares the same data
             queued[job.name], record = made[key]
-            adopt(launch, Stray(job.name, queued[job.name], record))
+            reconcile(launch, Stray(job.name, queued[job.name], record))
             continue
         waits_for = {**{n: s.ids for n, s in states.items() if s.active and not s.leaving}, **queued}
         folder, ending = launch.run.path.parent / snapshot.FOLDER, state.ids if state.leaving else ()

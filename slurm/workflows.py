@@ -151,12 +151,12 @@ def _make_autoencoder(cfg: Config, latents: LatentsConfig) -> None:
         return
     if missing := missing_autoencoder(cfg):
         raise UserError(missing)
-    theirs, step = RunDir(latents.autoencoder), latents.step
-    if theirs.config.is_file() and step is None and not theirs.finished():
+    first_stage, step = RunDir(latents.autoencoder), latents.step
+    if first_stage.config.is_file() and step is None and not first_stage.finished():
         raise UserError(
-            f"latents.autoencoder: the training of {theirs.path} has not ended (checkpoints of steps "
-            f"{theirs.steps() or 'none'}). Submit again when it has, name its experiment in latents.experiment so that "
-            "this graph waits for it, or choose one of its steps by latents.step."
+            f"latents.autoencoder: the training of {first_stage.path} has not ended (checkpoints of steps "
+            f"{first_stage.steps() or 'none'}). Submit again when it has, name its experiment in latents.experiment so "
+            "that this graph waits for it, or choose one of its steps by latents.step."
         )
 
 
@@ -237,10 +237,12 @@ def _latents(cfg: Config, where: str, said: tuple[str, ...]) -> list[Job]:
     encode = Job("encode", ("data_prep", "encode", where, *said), cluster.encode, after=("prepare",))
     if latents is None or latents.experiment is None:
         return [encode]
-    theirs = str(latents.autoencoder.resolve())
+    first_stage = str(latents.autoencoder.resolve())
     return [
-        Job("autoencoder", ("pipeline", "train", theirs), cluster.autoencoder or cluster.train, after=("prepare",)),
-        _reconstruct(cluster, theirs, (), after="autoencoder"),
+        Job(
+            "autoencoder", ("pipeline", "train", first_stage), cluster.autoencoder or cluster.train, after=("prepare",)
+        ),
+        _reconstruct(cluster, first_stage, (), after="autoencoder"),
         replace(encode, after=("autoencoder",)),
     ]
 

@@ -219,8 +219,8 @@ def test_the_lines_of_python_below_an_exports_pictures_make_them_again(studio, e
     ]
     for number, (pixels, lines) in enumerate(shown):
         assert np.array_equal(by_python(lines, tmp_path / str(number), monkeypatch), pixels), lines
-    theirs, _ = demo.interpolated(studio, Wish(3, 1, label=2, steps=4), to=8, to_class=None, frames=5)
-    assert far(shown[1][0], theirs) <= 1
+    expected, _ = demo.interpolated(studio, Wish(3, 1, label=2, steps=4), to=8, to_class=None, frames=5)
+    assert far(shown[1][0], expected) <= 1
 
 
 def test_an_export_says_what_it_does_not_have(exported):
@@ -250,20 +250,20 @@ def test_the_page_of_an_export_says_so_and_offers_no_nearest_images(run, exporte
 
 
 def test_what_a_folder_of_diffusers_does_not_say_takes_defaults_and_is_said(run, tmp_path):
-    assert main(["export", str(run.path), "--to", str(tmp_path / "theirs")]) == 0
-    (tmp_path / "theirs" / "settings.json").unlink()
-    alone = Studio([str(tmp_path / "theirs")])
+    assert main(["export", str(run.path), "--to", str(tmp_path / "diffusers")]) == 0
+    (tmp_path / "diffusers" / "settings.json").unlink()
+    alone = Studio([str(tmp_path / "diffusers")])
     assert alone.classes == ("class 0", "class 1", "class 2") and alone.cfg.sample.sampler.steps == 18
     told = " ".join(alone.notes)
     assert "sampler, steps and guidance are the defaults" in told and "does not name its classes" in told
     assert "The same seed gives the same image" not in told and "does not say the seed" in told
     assert last(alone, Wish(0, 2, label=1)).shape == (2, SIZE, SIZE, 1)
-    (tmp_path / "theirs" / "vae").mkdir()
+    (tmp_path / "diffusers" / "vae").mkdir()
     with pytest.raises(UserError, match="does not say how its latents were normalised"):
-        Studio([str(tmp_path / "theirs")])
-    shutil.rmtree(tmp_path / "theirs" / "scheduler")
+        Studio([str(tmp_path / "diffusers")])
+    shutil.rmtree(tmp_path / "diffusers" / "scheduler")
     with pytest.raises(UserError, match="does not say by which diffusion process"):
-        Studio([str(tmp_path / "theirs")])
+        Studio([str(tmp_path / "diffusers")])
 
 
 def test_an_export_of_latents_decodes_with_the_autoencoder_that_it_has(tmp_path):

@@ -27,14 +27,19 @@ GUIDANCE = 2.0
 def run(report: Report, clock: Clock, place: checks.Place) -> None:
     """Print both tables."""
     network, size, batch, steps = sizes(place.device)
-    report.say(f"images per second of {network} at {size} px, batch {batch}, {steps} steps (ours euler, theirs DDIM)")
+    report.say(
+        f"images per second of {network} at {size} px, batch {batch}, {steps} steps (ours euler, diffusers DDIM)"
+    )
     rows: list[dict[str, Any]] = []
     try:
         _compare(report, clock.part(0.7), place, rows)
     finally:  # also where the time is over in the middle of a row
         report.table(
-            ("precision", "guidance", "ours", "theirs", "ratio"),
-            [[r["precision"], GUIDANCE if r["guided"] else "none", r["ours"], r["theirs"], r["ratio"]] for r in rows],
+            ("precision", "guidance", "ours", "diffusers", "ratio"),
+            [
+                [r["precision"], GUIDANCE if r["guided"] else "none", r["ours"], r["diffusers"], r["ratio"]]
+                for r in rows
+            ],
         )
     with guarded(report, "features of Inception"):
         features(report, clock, device=place.device, weights=place.weights)
@@ -53,11 +58,14 @@ def _compare(report: Report, clock: Clock, place: checks.Place, rows: list[dict[
             break
         with guarded(report, f"sampling, {precision}, {'guided' if guided else 'plain'}"):
             words: dict[str, Any] = {"batch": batch, "precision": precision, "guided": guided, "device": device}
-            sides = {"ours": ours(place.root, network, size, **words), "theirs": theirs(network, size, **words)}
+            sides = {
+                "ours": ours(place.root, network, size, **words),
+                "diffusers": diffusers_sampling(network, size, **words),
+            }
             for make in sides.values():
                 make(2)
             rate = {name: batch / seconds(lambda make=make: make(steps), device) for name, make in sides.items()}
-            row = {"precision": precision, "guided": guided, **rate, "ratio": rate["ours"] / rate["theirs"]}
+            row = {"precision": precision, "guided": guided, **rate, "ratio": rate["ours"] / rate["diffusers"]}
             rows.append(row)
             report.add("sampling", row)
         release()
@@ -86,7 +94,9 @@ def ours(
     return make
 
 
-def theirs(network: str, size: int, *, batch: int, precision: str, guided: bool, device: str) -> Callable[[int], Any]:
+def diffusers_sampling(
+    network: str, size: int, *, batch: int, precision: str, guided: bool, device: str
+) -> Callable[[int], Any]:
     """The loop of DDIMPipeline around the same network; bf16 is the network's own type, as users load it."""
     import diffusers
 

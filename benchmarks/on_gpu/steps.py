@@ -24,7 +24,20 @@ from pipeline.diffusers_io.tables import Sizes, to_config
 from pipeline.models.build import build_network
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
-COLUMNS = ("network", "px", "batch", "mode", "ours", "theirs", "bare", "/theirs", "/bare", "MFU%", "GiB", "theirs")
+COLUMNS = (
+    "network",
+    "px",
+    "batch",
+    "mode",
+    "ours",
+    "diffusers",
+    "bare",
+    "/diffusers",
+    "/bare",
+    "MFU%",
+    "GiB",
+    "diffusers",
+)
 SHARES = ("fwd+bwd", "optim", "ema", "data", "rest")
 
 
@@ -99,8 +112,21 @@ def _run_cases(report: Report, clock: Clock, place: checks.Place, rows: list[dic
 
 def show(report: Report, rows: list[dict[str, Any]]) -> None:
     """Two tables: speeds, and where the time of our step goes."""
-    report.say("images per second, bf16; GiB is peak memory, ours and theirs")
-    keys = ("network", "px", "batch", "mode", "ours", "theirs", "bare", "ratio", "of_bare", "mfu", "gib", "gib_theirs")
+    report.say("images per second, bf16; GiB is peak memory, ours and diffusers'")
+    keys = (
+        "network",
+        "px",
+        "batch",
+        "mode",
+        "ours",
+        "diffusers",
+        "bare",
+        "ratio",
+        "of_bare",
+        "mfu",
+        "gib",
+        "gib_diffusers",
+    )
     report.table(COLUMNS, [[row.get(key) for key in keys] for row in rows if "ours" in row])
     for row in rows:
         if "note" in row:
@@ -194,17 +220,17 @@ def measure(case: Case, clock: Clock, place: checks.Place, report: Report, row: 
                 "ours": lambda: adapter.step(s, data),
                 "bare": lambda: forward_backward(network, inputs, keep=False),
             }
-            if case.compiled:  # theirs takes minutes to compile: ours is kept where they do not come in time
+            if case.compiled:  # diffusers takes minutes to compile: ours is kept where they do not come in time
                 times = interleaved(sides, device=device, rounds=rounds, least=least, clock=clock)
                 row |= speeds(case, times, peak=peak)
             try:
                 memory = Memory(device)
-                theirs = their_step(case, inputs[0], inputs[2], device=device)
+                diffusers_step = diffusers_loop(case, inputs[0], inputs[2], device=device)
                 for _ in range(3):
-                    theirs()
-                sides["theirs"], row["gib_theirs"] = theirs, memory.peak()
+                    diffusers_step()
+                sides["diffusers"], row["gib_diffusers"] = diffusers_step, memory.peak()
             except torch.OutOfMemoryError:
-                row["note"] = "out of memory (theirs)"
+                row["note"] = "out of memory (diffusers)"
                 release()
             times = interleaved(sides, device=device, rounds=rounds, least=least, clock=clock)
             row |= speeds(case, times, peak=peak)
@@ -244,7 +270,7 @@ def forward_backward(network: torch.nn.Module, inputs: tuple[Tensor, ...], *, ke
         network.zero_grad(set_to_none=True)
 
 
-def their_step(case: Case, images: Tensor, labels: Tensor, *, device: str) -> Callable[[], float]:
+def diffusers_loop(case: Case, images: Tensor, labels: Tensor, *, device: str) -> Callable[[], float]:
     """A step of diffusers' example of unconditional training, given classes; its batch lies on the device already."""
     import diffusers
     from accelerate import Accelerator
@@ -290,7 +316,7 @@ def speeds(case: Case, times: dict[str, float], *, peak: float | None) -> dict[s
     flops = flops_per_image(unet(case.network, case.size), case.size)
     return {
         **rate,
-        "ratio": rate["ours"] / rate["theirs"] if "theirs" in rate else None,
+        "ratio": rate["ours"] / rate["diffusers"] if "diffusers" in rate else None,
         "of_bare": rate["ours"] / rate["bare"],
         "gflop_per_image": flops / 1e9,
         "mfu": None if peak is None else 100 * rate["ours"] * flops / (peak * 1e12),

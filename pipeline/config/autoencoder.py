@@ -51,12 +51,12 @@ def facts_in(folder: Path) -> Facts | None:
             channels, plugins = ours["shape"][0], ours.get("plugins", ())
             return _facts({"model": ours["model"], "data": {"channels": channels}, "plugins": plugins})
         if (folder / "config.json").is_file():
-            theirs = read_json(folder / "config.json")
-            halvings = len(theirs["block_out_channels"]) - 1
-            kind = str(theirs.get("_class_name", DIFFUSERS_CLASS))
+            config = read_json(folder / "config.json")
+            halvings = len(config["block_out_channels"]) - 1
+            kind = str(config.get("_class_name", DIFFUSERS_CLASS))
             known = kind == DIFFUSERS_CLASS
-            settings = content_hash({key: value for key, value in theirs.items() if not key.startswith("_")})
-            return Facts(kind, theirs["in_channels"], 2**halvings, theirs["latent_channels"] if known else 0, settings)
+            settings = content_hash({key: value for key, value in config.items() if not key.startswith("_")})
+            return Facts(kind, config["in_channels"], 2**halvings, config["latent_channels"] if known else 0, settings)
     except (Incomplete, KeyError, TypeError, ValidationError, yaml.YAMLError):
         return None
     return None

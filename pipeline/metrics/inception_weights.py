@@ -94,9 +94,9 @@ def from_pytorch(state: Mapping[str, Tensor]) -> tuple[Weights, Tensor | None]:
 def from_tensorflow(arrays: Mapping[str, Tensor]) -> tuple[Weights, Tensor | None]:
     """Weights and head from folded arrays under TensorFlow's names."""
     weights = {
-        ours: (arrays[f"{theirs}/w"], arrays[f"{theirs}/b"])
-        for ours, theirs in tensorflow_names().items()
-        if f"{theirs}/w" in arrays
+        name: (arrays[f"{graph_name}/w"], arrays[f"{graph_name}/b"])
+        for name, graph_name in tensorflow_names().items()
+        if f"{graph_name}/w" in arrays
     }
     return weights, arrays.get("softmax/w")
 

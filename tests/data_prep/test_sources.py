@@ -385,14 +385,14 @@ def test_a_tar_that_is_cut_anywhere_is_refused(tmp_path: Path, data: str) -> Non
 def test_samples_of_a_tar_are_those_that_webdataset_reads(tmp_path: Path) -> None:
     names = ("./._a.png", "./a.png", "./a.CLS", "README", "v1.0/b.png", "v1.0/b.cls", "c.seg.png", "c.png", "d.txt")
     tar_of_pictures(tmp_path / "a.tar", names)
-    theirs = [sample for sample in WebDataset(str(tmp_path / "a.tar"), shardshuffle=False) if "png" in sample]
+    streamed = [sample for sample in WebDataset(str(tmp_path / "a.tar"), shardshuffle=False) if "png" in sample]
     words = ["data.image_size=16", "data.split.valid=0", f"data.source.path={tmp_path / 'a.tar'}"]
     cfg = config(tmp_path / "data", *words, data="webdataset")
     listing.run(cfg)
     items = Items(listing.source_directory(cfg))
-    assert [item.key for item in items] == [sample["__key__"].removeprefix("./") for sample in theirs]
-    assert [read_bytes(item.at, items.root) for item in items] == [sample["png"] for sample in theirs]
-    assert [item.label for item in items] == [1 if "cls" in sample else None for sample in theirs]
+    assert [item.key for item in items] == [sample["__key__"].removeprefix("./") for sample in streamed]
+    assert [read_bytes(item.at, items.root) for item in items] == [sample["png"] for sample in streamed]
+    assert [item.label for item in items] == [1 if "cls" in sample else None for sample in streamed]
     tar_of_pictures(tmp_path / "a.tar", ("a.png", "a.PNG"))
     with pytest.raises(UserError, match=r"a\.tar: a\.PNG: duplicate file name in tar file png"):
         listing.run(config(tmp_path / "twice", *words, data="webdataset"))

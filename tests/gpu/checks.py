@@ -222,13 +222,13 @@ def random_numbers_are_the_cpus(place: Place) -> Iterator[Finding]:
 
     yield Finding("Philox words that differ", differing(philox(counter.to(place.device), key), philox(counter, key)))
     for dtype in (torch.float32, torch.float64):
-        mine, theirs = (uniform(7, Stream.SIGMA, n, shape=(3, 33), dtype=dtype) for n in (there, numbers))
-        yield Finding(f"uniform {str(dtype)[6:]} values that differ", differing(mine, theirs))
-        mine, theirs = (normal(7, Stream.NOISE, n, shape=(3, 64, 64), dtype=dtype).cpu() for n in (there, numbers))
-        worst = float(((mine - theirs).abs() / theirs.abs().clamp(min=1)).max())
+        mine, expected = (uniform(7, Stream.SIGMA, n, shape=(3, 33), dtype=dtype) for n in (there, numbers))
+        yield Finding(f"uniform {str(dtype)[6:]} values that differ", differing(mine, expected))
+        mine, expected = (normal(7, Stream.NOISE, n, shape=(3, 64, 64), dtype=dtype).cpu() for n in (there, numbers))
+        worst = float(((mine - expected).abs() / expected.abs().clamp(min=1)).max())
         yield Finding(f"normal {str(dtype)[6:]} values differ by", worst, 1e-6 if dtype == torch.float32 else 1e-12)
-    mine, theirs = (chosen(7, Stream.DROPOUT, n, share=0.1, shape=(99,)) for n in (there, numbers))
-    yield Finding("choices that differ", differing(mine, theirs))
+    mine, expected = (chosen(7, Stream.DROPOUT, n, share=0.1, shape=(99,)) for n in (there, numbers))
+    yield Finding("choices that differ", differing(mine, expected))
 
 
 def unequal_tensors(one: RunDir, other: RunDir, step: int) -> float:

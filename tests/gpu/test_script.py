@@ -24,7 +24,7 @@ def test_every_part_runs_on_a_cpu(tmp_path):
     assert found["header"]["torch"] and "failures" not in found
     assert {row["ok"] for row in found["checks"]} == {True, None}
     assert {row["note"] for row in found["checks"] if row["ok"] is None} == {"needs CUDA"}
-    assert all(row["ours"] > 0 and row["theirs"] > 0 and row["bare"] > 0 for row in found["steps"])
+    assert all(row["ours"] > 0 and row["diffusers"] > 0 and row["bare"] > 0 for row in found["steps"])
     assert {(row["precision"], row["guided"]) for row in found["sampling"]} >= {("bf16", False), ("fp32", True)}
     assert {row["save"] for row in found["saves"]} == {"sync", "async"}
     assert 0 < found["startup"]["first step done"] <= found["startup"]["end"]

@@ -117,7 +117,7 @@ def test_graph_runs_in_order_and_an_array_in_parts(tmp_path):
         assert first_event(launch, before, "end") <= first_event(launch, after, "start")
 
 
-def test_submitting_again_adopts_what_runs_and_skips_what_is_complete(tmp_path):
+def test_submitting_again_keeps_what_runs_and_skips_what_is_complete(tmp_path):
     cluster = profile("testbed", options=CALM)
     launch = stand_in(tmp_path, cluster, only=("train", "sample"), options={"train": "--steps 60 --pace 0.1"})
     submit_graph(launch)
@@ -132,7 +132,7 @@ def test_submitting_again_adopts_what_runs_and_skips_what_is_complete(tmp_path):
     assert {name: s.ids for name, s in ledger.submissions(launch.run).items()} == first
 
 
-def test_a_job_that_the_ledger_missed_is_adopted_not_doubled(tmp_path):
+def test_a_job_that_the_ledger_missed_is_reconciled_not_doubled(tmp_path):
     """The submitter died after sbatch and before it could write the id down."""
     cluster = profile("testbed", options=CALM)
     launch = stand_in(tmp_path, cluster, only=("train", "sample"), options={"train": "--steps 9000 --pace 0.1"})

@@ -81,7 +81,7 @@ def test_jobs_run_without_the_environment_of_who_submits(tmp_path):
     assert launch.complete()["train"] and "0: " in logs(launch), logs(launch)
 
 
-def test_a_job_whose_answer_was_lost_is_adopted_and_runs(tmp_path, monkeypatch, capfd):
+def test_a_job_whose_answer_was_lost_is_reconciled_and_runs(tmp_path, monkeypatch, capfd):
     lost = 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1'
     sbatch_that(tmp_path, monkeypatch, f'"$REAL" "$@" > /dev/null\n{lost}')
     array = {"parts": 2, "cpus": 1, "memory_gb": 1}

@@ -122,7 +122,7 @@ def test_ctrl_c_saves_ends_everything_and_the_next_call_goes_on(tmp_path):
     assert result(launch) == uninterrupted(100)
 
 
-def test_a_submitter_that_is_killed_leaves_its_job_which_the_next_one_adopts(tmp_path):
+def test_a_submitter_that_is_killed_leaves_its_job_which_the_next_one_reconciles(tmp_path):
     launch = stand_in(tmp_path, profile("local"), only=("train", "sample"))
     shell = in_a_terminal(tmp_path, words="--steps 100 --pace 0.05")
     wait(lambda: trained(launch) >= 5)
