@@ -29,7 +29,7 @@ from pipeline.metrics.provenance import versions
 from pipeline.metrics.quality_suite import measure_quality, quality_work, score_blocks
 from pipeline.metrics.references import Reference
 from pipeline.metrics.report import caution, show
-from pipeline.metrics.suite import Asked, Measured, measure, spaces_of
+from pipeline.metrics.suite import Asked, Measured, feature_sets, measure
 from pipeline.reference_set import ReferenceSet, open_reference_set
 from pipeline.runtime.distributed import own_device
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
@@ -249,13 +249,13 @@ def _copies(
     others, features = _mirrored_works(cfg, samples, reference_set, work=work), None
     if others:
         extractor = others[0].extractor
-        space = next(s for s, what in spaces_of(extractor).items() if what.full)
+        output = next(s for s, what in feature_sets(extractor).items() if what.full)
         train = next(iter(reference_set.references[extractor.key].values()))
-        plain = [first_features(_work(cfg, samples, extractor, work=work), space, QUERIES)]
-        plain += [held.features(space)[:QUERIES] for _, held in _held_out(reference_set, extractor)]
-        views = [(one, all_features(some.blocks, space)) for one, some in zip(plain, others, strict=True)]
+        plain = [first_features(_work(cfg, samples, extractor, work=work), output, QUERIES)]
+        plain += [held.features(output)[:QUERIES] for _, held in _held_out(reference_set, extractor)]
+        views = [(one, all_features(some.blocks, output)) for one, some in zip(plain, others, strict=True)]
         held_out = views[1] if len(views) > 1 else None
-        features = InFeatures(extractor.name, views[0], held_out, train.features(space), train.indices())
+        features = InFeatures(extractor.name, views[0], held_out, train.features(output), train.indices())
     return measure_copies(
         sets[0],
         sets[1],

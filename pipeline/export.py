@@ -27,7 +27,7 @@ from pipeline.diffusers_io.folder import (
 )
 from pipeline.model_card import CARD, write_card
 from pipeline.models.pretrained import load_autoencoder
-from pipeline.objectives.space import remember, space_of
+from pipeline.objectives.latent_codec import codec_of, remember
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.run_dir import COMMIT, RunDir, Step, existing_run, parse_step, step_name, step_of
@@ -86,7 +86,7 @@ def at_rest(cfg: Config, run: RunDir, *, step: int) -> Network:
     require_latents(cfg)
     manifest = read_manifest(training_shards(cfg) / "train")
     remember(run, manifest, write=False)
-    shape = space_of(cfg, manifest).shape
+    shape = codec_of(cfg, manifest).shape
     name = _network_name(run.checkpoint(step))
     stored, _ = checkpoint.load_weights(run, which=cfg.sample.weights, network=name, step=step)
     weights = {name: tensor for name, tensor in stored.items() if not name.startswith(TRAINING_ONLY)}

@@ -24,7 +24,7 @@ from pipeline.diffusers_io.folder import Network, read
 from pipeline.diffusers_io.schedulers import disagreements
 from pipeline.exported import load_network
 from pipeline.objectives.build import build_objective
-from pipeline.objectives.space import remember
+from pipeline.objectives.latent_codec import remember
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import RunDir, create_run
 

@@ -15,8 +15,8 @@ from pipeline.config.schema import Config
 from pipeline.data.shards import Manifest, ShardDirectory
 from pipeline.objectives.build import build_objective
 from pipeline.objectives.denoising import Denoising
+from pipeline.objectives.latent_codec import remember
 from pipeline.objectives.objective import Networks, Objective
-from pipeline.objectives.space import remember
 from pipeline.runtime import distributed
 from pipeline.runtime.cuda_graphs import GraphedNetwork
 from pipeline.runtime.errors import UserError

@@ -31,9 +31,9 @@ from pipeline.metrics.features import Extractor
 from pipeline.metrics.moments import Moments
 from pipeline.metrics.provenance import versions
 from pipeline.metrics.quality_suite import build_scorers, measure_quality, quality_work, score_blocks
-from pipeline.metrics.references import CLASS_SPACES, Reference, save_reference
+from pipeline.metrics.references import CLASS_OUTPUTS, Reference, save_reference
 from pipeline.metrics.report import caution, show
-from pipeline.metrics.suite import Asked, Measured, View, frechet, measure, spaces_of
+from pipeline.metrics.suite import Asked, Measured, View, feature_sets, frechet, measure
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_path, read_json, write_json
 from pipeline.runtime.numerics import set_numerics
@@ -55,8 +55,8 @@ class Published(Reference):
 
     found: Moments
 
-    def moments(self, space: str) -> Moments:  # noqa: ARG002
-        """The published ones, whatever the space is called."""
+    def moments(self, output: str) -> Moments:  # noqa: ARG002
+        """The published ones, whatever the output is called."""
         return self.found
 
 
@@ -169,18 +169,20 @@ def _reference(images: ImageSet, extractor: Extractor, work: Work, cfg: Evaluate
 def _against_statistics(
     extractor: Extractor, work: Work, second: Statistics, asked: Asked, cfg: EvaluateConfig
 ) -> Measured:
-    """Frechet distances in the spaces that have as many dimensions as the statistics."""
+    """Frechet distances in the features that have as many dimensions as the statistics."""
     out, width = Measured(), len(second.moments.mean)
     reference = Published(Path(second.name), {"split": SPLIT, "count": second.moments.count}, second.moments)
-    for output, space in spaces_of(extractor).items():
-        view = View(extractor, output, space.ending, work, asked, cfg, reference=reference, frechet=space.frechet)
-        if output not in CLASS_SPACES and view.samples.shape[1] == width:
+    for output, features in feature_sets(extractor).items():
+        view = View(extractor, output, features.ending, work, asked, cfg, reference=reference, frechet=features.frechet)
+        if output not in CLASS_OUTPUTS and view.samples.shape[1] == width:
             out.update(frechet(view))
     for details in out.details.values():
         details["images"] = [work.count, None]
         details.pop("dimensions", None)  # they say nothing of a singular covariance where the count is not known
     if not out.metrics:
-        widths = {output: View(extractor, output, "", work, asked, cfg).samples.shape[1] for output in extractor.spaces}
+        widths = {
+            output: View(extractor, output, "", work, asked, cfg).samples.shape[1] for output in extractor.outputs
+        }
         raise UserError(f"{second.name} has statistics of {width} features, {extractor.name} gives {widths}.")
     out.words.append(f"{second.name} does not say of how many images it is, or how they were resized")
     return out

@@ -107,8 +107,8 @@ def base_words(images: Path, root: Path, weights: Path | None, *, device: str) -
     words += labels or ["model.condition=none"]
     path = checks.inception_weights(weights)
     if path is not None and cuda:
-        space = 768 if path.suffix == ".npz" else 2048
-        words += [f"evaluate.inception.weights={path.resolve()}", f"evaluate.inception.features=['{space}']"]
+        output = 768 if path.suffix == ".npz" else 2048
+        words += [f"evaluate.inception.weights={path.resolve()}", f"evaluate.inception.features=['{output}']"]
         return [*words, "evaluate.domain.enabled=false"]
     few = [] if cuda else ["evaluate.domain.width=8", "evaluate.domain.features=8", "evaluate.kid_subset_size=4"]
     return [*words, f"evaluate.domain.max_images={15_000 if cuda else 32}", *few]

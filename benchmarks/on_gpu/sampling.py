@@ -131,8 +131,8 @@ def features(report: Report, clock: Clock, *, device: str, weights: Path | None)
     if path is None:
         report.say("features of Inception: no weights (--weights)")
         return
-    spaces = ("768",) if path.suffix == ".npz" else ("2048",)
-    extractor = {device: inception_extractor(InceptionConfig(weights=path, features=spaces), device=device)}
+    outputs = ("768",) if path.suffix == ".npz" else ("2048",)
+    extractor = {device: inception_extractor(InceptionConfig(weights=path, features=outputs), device=device)}
     count, batch = (4096, 256) if device == "cuda" else (4, 2)
     pixels = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
 
@@ -140,16 +140,16 @@ def features(report: Report, clock: Clock, *, device: str, weights: Path | None)
         features_of(np.arange(images), lambda k: pixels[k], extractor[where], batch=batch, device=where)
 
     pass_over(device, batch)
-    rates: dict[str, Any] = {"spaces": spaces, "ours": count / seconds(lambda: pass_over(device, count), device)}
+    rates: dict[str, Any] = {"outputs": outputs, "ours": count / seconds(lambda: pass_over(device, count), device)}
     other = torchmetrics_pass(path, pixels, batch=batch, device=device)
     other(batch)
     rates["torchmetrics"] = count / seconds(lambda: other(count), device)
     if device == "cuda" and clock.left() > 10:
-        extractor["cpu"] = inception_extractor(InceptionConfig(weights=path, features=spaces), device="cpu")
+        extractor["cpu"] = inception_extractor(InceptionConfig(weights=path, features=outputs), device="cpu")
         rates["ours, fp32 on this machine's CPU"] = 64 / seconds(lambda: pass_over("cpu", 64), "cpu")
     report.put("features", rates)
-    shown = ", ".join(f"{name} {value:.0f}" for name, value in rates.items() if name != "spaces")
-    report.say(f"images per second of Inception's {'/'.join(spaces)} features, fp32: {shown}")
+    shown = ", ".join(f"{name} {value:.0f}" for name, value in rates.items() if name != "outputs")
+    report.say(f"images per second of Inception's {'/'.join(outputs)} features, fp32: {shown}")
 
 
 def torchmetrics_pass(path: Path, pixels: np.ndarray, *, batch: int, device: str) -> Callable[[int], None]:
@@ -157,14 +157,14 @@ def torchmetrics_pass(path: Path, pixels: np.ndarray, *, batch: int, device: str
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     network = load_inception(path).to(device).eval()
-    space = "768" if path.suffix == ".npz" else "2048"
+    output = "768" if path.suffix == ".npz" else "2048"
 
     class Features(torch.nn.Module):
-        num_features = int(space)
+        num_features = int(output)
 
         @torch.inference_mode()
         def forward(self, images: Tensor) -> Tensor:
-            return network(prepare(images, "tf1"), [space])[space]
+            return network(prepare(images, "tf1"), [output])[output]
 
     metric = FrechetInceptionDistance(feature=Features()).to(device)
 

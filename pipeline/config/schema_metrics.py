@@ -24,7 +24,7 @@ class DomainConfig(Settings):
 
     enabled: bool = True
     width: int = Field(24, ge=8)  # channels of the first stage
-    features: int = Field(64, ge=8)  # dimensions of the feature space
+    features: int = Field(64, ge=8)  # dimensions of the features
     batch: int = Field(64, ge=1)
     lr: float = Field(2e-3, gt=0)
     max_images: int = Field(120_000, ge=1)  # images seen in training, at most

@@ -83,7 +83,7 @@ def measure_copies(
 
 @dataclass(frozen=True)
 class _Search:
-    """A space to search in: the vectors of the training images."""
+    """What is searched: the vectors of the training images."""
 
     candidates: Blocks
     count: int

@@ -67,28 +67,28 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Space:
-    """One feature space in the tables: its Frechet distance's name, and the ending of its other metrics' names."""
+class FeatureSet:
+    """One set of features in the tables: its Frechet distance's name, and the ending of its other metrics' names."""
 
     frechet: str
     ending: str
     full: bool  # also KID, precision and recall, density and coverage, interval and extrapolation
 
 
-def spaces_of(extractor: Extractor) -> dict[str, Space]:
-    """The spaces of an extractor that are compared as Gaussians. Never the name `fid` for anything but FID.
+def feature_sets(extractor: Extractor) -> dict[str, FeatureSet]:
+    """The outputs of an extractor that are compared as Gaussians. Never the name `fid` for anything but FID.
 
     A resize other than TensorFlow 1's is part of the name: `fid-clean`, `fid-768-torchmetrics`.
     """
     if extractor.name != "inception":
-        return {"features": Space(f"fd-{extractor.name}", f"-{extractor.name}", True)}
+        return {"features": FeatureSet(f"fd-{extractor.name}", f"-{extractor.name}", True)}
     resize = extractor.protocol["resize"]
     end = "" if resize == "tf1" else f"-{resize}"
-    deepest = next((s for s in ("2048", "768", "192", "64") if s in extractor.spaces), None)
+    deepest = next((s for s in ("2048", "768", "192", "64") if s in extractor.outputs), None)
     names = {"2048": ("fid", ""), "768": ("fid-768", "-768"), "192": ("fid-192", "-192"), "64": ("fid-64", "-64")}
-    found = {s: Space(f + end, e + end, s == deepest) for s, (f, e) in names.items() if s in extractor.spaces}
-    if "spatial" in extractor.spaces:
-        found["spatial"] = Space(f"sfid{end}", f"-spatial{end}", False)
+    found = {s: FeatureSet(f + end, e + end, s == deepest) for s, (f, e) in names.items() if s in extractor.outputs}
+    if "spatial" in extractor.outputs:
+        found["spatial"] = FeatureSet(f"sfid{end}", f"-spatial{end}", False)
     return found
 
 
@@ -174,21 +174,21 @@ def measure(
         if min(work.count, reference.record["count"]) < 2:
             out.words.append(f"nothing was compared with {split}: that needs at least 2 images on both sides")
             continue
-        for output, space in spaces_of(extractor).items():
+        for output, features in feature_sets(extractor).items():
             view = View(
                 extractor,
                 output,
-                space.ending + at,
+                features.ending + at,
                 work,
                 asked,
                 cfg,
                 reference=reference,
-                frechet=space.frechet + at,
-                thorough=space.full and not at,
+                frechet=features.frechet + at,
+                thorough=features.full and not at,
             )
-            _measure(out, view, "reference", full=space.full)
+            _measure(out, view, "reference", full=features.full)
     for output in ("logits", "attributes"):
-        if output in extractor.spaces:
+        if output in extractor.outputs:
             _measure(out, View(extractor, output, f"-{extractor.name}", work, asked, cfg), output, full=True)
     return out
 

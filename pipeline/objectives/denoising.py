@@ -20,8 +20,8 @@ from pipeline.models.build import build_network
 from pipeline.models.dropout import number_layers
 from pipeline.models.unet import UNet
 from pipeline.objectives.condition import Conditions
+from pipeline.objectives.latent_codec import codec_of
 from pipeline.objectives.objective import Networks
-from pipeline.objectives.space import space_of
 from pipeline.runtime.random import Stream, normal, uniform
 
 GOLDEN = (5**0.5 - 1) / 2  # multiples of it fill (0, 1) as evenly as any sequence can
@@ -33,8 +33,8 @@ class Denoising:
     def __init__(self, cfg: Config, manifest: Manifest) -> None:
         """Networks are initialised from torch's generator as it stands."""
         self._cfg, self._seed = cfg.diffusion, cfg.seed
-        self._space = space_of(cfg, manifest)
-        self._shape = self._space.shape
+        self._codec = codec_of(cfg, manifest)
+        self._shape = self._codec.shape
         self._conditions = Conditions(cfg, manifest)
         network = build_network(
             cfg.model,
@@ -73,7 +73,7 @@ class Denoising:
 
     def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """Loss at a random noise level, [B]. All draws are functions of the sample index."""
-        x0, sigma = self._space.clean(batch), _per_image(batch.draws["sigma"], batch)
+        x0, sigma = self._codec.clean(batch), _per_image(batch.draws["sigma"], batch)
         noise = self._noise(Stream.NOISE, batch.sample_indices, dtype=batch.images.dtype)
 
         extras = {"augmented": batch.draws["augmented"]} if self._augmentation is not None else {}
@@ -91,7 +91,7 @@ class Denoising:
         noise = self._noise(Stream.VALIDATION, batch.sample_indices, dtype=batch.images.dtype)
         shown = self._conditions.of(batch.labels, batch.attributes)
         x0, sigma = (
-            self._space.clean(batch, draw=1),
+            self._codec.clean(batch, draw=1),
             _per_image(self.process.draw_sigma(u), batch),
         )  # draw 0 is that of training
         return {"loss": self.process.loss(networks["denoiser"], x0, sigma=sigma, noise=noise, cond=shown)}
@@ -149,7 +149,7 @@ class Denoising:
         denoise = learned.denoise if variance == "learned" else plain
         return bits_per_dimension(
             clipped(denoise, bound=clip) if clip else denoise,
-            self._space.clean(batch, draw=1),
+            self._codec.clean(batch, draw=1),
             self.process.table,
             noise=lambda t: self.noise(batch.sample_indices, Stream.VALIDATION, draw=1 + t),
             place=learned.place if variance == "learned" else lambda: float(variance == "large"),
@@ -161,7 +161,7 @@ class Denoising:
 
     def images(self, x0: Tensor) -> Tensor:
         """Images [B, C, H, W] of what the network sees: the same, or decoded latents."""
-        return self._space.images(x0)
+        return self._codec.images(x0)
 
     def _noise(self, stream: Stream, numbers: Tensor, *, draw: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         if self._cfg.noise == "uniform":

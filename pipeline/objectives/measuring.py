@@ -1,4 +1,4 @@
-"""How near a set of reconstructed images is to the originals: image by image, and as a whole in feature spaces."""
+"""How near a set of reconstructed images is to the originals: image by image, and as a whole in features."""
 
 import shutil
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from pipeline.metrics.extractors import build_extractors
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.frechet import frechet_distance
 from pipeline.metrics.reconstruction import psnr, ssim
-from pipeline.metrics.suite import Measured, spaces_of
+from pipeline.metrics.suite import Measured, feature_sets
 from pipeline.objectives.perceptual import Perceptual, reference_hashes
 from pipeline.runtime.progress import progress
 
@@ -109,12 +109,12 @@ def _frechet(
     if count < 2:
         out.words.append("a Frechet distance needs at least 2 images")
         return
-    for name, space in spaces_of(extractor).items():
+    for name, features in feature_sets(extractor).items():
         one, other = (all_moments(part, name) for part in works)
         dimensions = len(one.mean)
-        out.add(f"r{space.frechet}", frechet_distance(other, one), images=[count, count], dimensions=dimensions)
+        out.add(f"r{features.frechet}", frechet_distance(other, one), images=[count, count], dimensions=dimensions)
         if count <= dimensions:
             out.words.append(
-                f"r{space.frechet} is of {count} images in {dimensions} dimensions: the covariance of fewer images "
+                f"r{features.frechet} is of {count} images in {dimensions} dimensions: the covariance of fewer images "
                 "than dimensions is singular"
             )

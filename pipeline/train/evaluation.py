@@ -171,7 +171,7 @@ class InLoopMetric:
         self._extractor, reference = open_domain(s.cfg, device=str(s.device))
         self._target = Target(reference.moments("features"))
         self._classes = s.cfg.model.condition == "class" and self._extractor.protocol["task"] == LABELS
-        self._attributes = s.cfg.model.condition == "attributes" and "attributes" in self._extractor.spaces
+        self._attributes = s.cfg.model.condition == "attributes" and "attributes" in self._extractor.outputs
 
     @torch.no_grad()
     def values(self, s: Session) -> dict[str, float]:

@@ -28,8 +28,8 @@ from pipeline.data.shards import open_shards
 from pipeline.diffusion.uncertainty import LossBalance
 from pipeline.models.blocks import blocks_of, recompute_activations
 from pipeline.objectives.build import build_objective
+from pipeline.objectives.latent_codec import remember
 from pipeline.objectives.objective import Objective
-from pipeline.objectives.space import remember
 from pipeline.runtime import distributed
 from pipeline.runtime.commit import commit_of
 from pipeline.runtime.distributed import World

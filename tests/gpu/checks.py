@@ -385,22 +385,22 @@ def inception_gives_known_features(place: Place) -> Iterator[Finding]:
         return
     pixels, expected = _known_images(place)
     network = load_inception(path)
-    spaces = [space for space in ("64", "192", "768") if space in network.spaces]
+    outputs = [name for name in ("64", "192", "768") if name in network.outputs]
     found = []
     with torch.inference_mode(), adapter.exact_float32():
         for device, part in (("cpu", pixels[:8]), (place.device, pixels)):
-            output = network.to(device).eval()(prepare(part.to(device), "tf1"), spaces)
-            found.append({space: output[space].float().cpu() for space in spaces})
-    for space in spaces:
-        yield Finding(f"Inception {space} beside the CPU's", _relative(found[1][space][:8], found[0][space]), 1e-4)
-        if space in expected:
-            known = torch.from_numpy(expected[space])
+            output = network.to(device).eval()(prepare(part.to(device), "tf1"), outputs)
+            found.append({name: output[name].float().cpu() for name in outputs})
+    for name in outputs:
+        yield Finding(f"Inception {name} beside the CPU's", _relative(found[1][name][:8], found[0][name]), 1e-4)
+        if name in expected:
+            known = torch.from_numpy(expected[name])
             note = f"{len(known)} images"
-            yield Finding(f"Inception {space} beside known features", _relative(found[1][space], known), 1e-4, note)
+            yield Finding(f"Inception {name} beside known features", _relative(found[1][name], known), 1e-4, note)
 
 
 def _known_images(place: Place) -> tuple[Tensor, dict[str, np.ndarray]]:
-    """Images uint8 [B, 3, H, W] with known features by space; noise, and none, where the files are not there."""
+    """Images uint8 [B, 3, H, W] with known features by output; noise, and none, where the files are not there."""
     files = sorted(place.weights.glob("*check_features.npz")) if place.weights else []
     if not files or place.images is None or not place.images.is_file():
         noise = np.random.default_rng(0).integers(0, 256, (8, 3, 64, 64), dtype=np.uint8)

@@ -23,7 +23,7 @@ from pipeline.runtime.run_dir import RunDir
 RECORD = "latents.json"  # in a run directory: whose latents it was trained on
 
 
-class Space(Protocol):
+class Codec(Protocol):
     """`shape` is [d, h, w] of what the network sees."""
 
     shape: Shape
@@ -37,18 +37,18 @@ class Space(Protocol):
         ...
 
 
-def space_of(cfg: Config, manifest: Manifest) -> Space:
-    """The space of the data that a config trains on.
+def codec_of(cfg: Config, manifest: Manifest) -> Codec:
+    """The codec of the data that a config trains on.
 
     Raises:
         UserError: for latents of another autoencoder or of other images than those that are there now.
     """
     if (manifest.kind == "latents") != (cfg.latents is not None):
         raise UserError(f"latents: found {cfg.latents}, but the data that was opened are {manifest.kind}.")
-    return PixelSpace(manifest) if cfg.latents is None else LatentSpace(cfg, manifest)
+    return PixelCodec(manifest) if cfg.latents is None else LatentCodec(cfg, manifest)
 
 
-class PixelSpace:
+class PixelCodec:
     """Images as they are."""
 
     def __init__(self, manifest: Manifest) -> None:
@@ -63,7 +63,7 @@ class PixelSpace:
         return x
 
 
-class LatentSpace:
+class LatentCodec:
     """Latents drawn from their posteriors per image and normalised per channel; the autoencoder only decodes."""
 
     def __init__(self, cfg: Config, manifest: Manifest) -> None:
