@@ -235,7 +235,7 @@ def _result(
         "metrics": measured.metrics,
         "details": measured.details,
         "nearest_training_images": [asdict(w) for w in worst],
-        "words": [*_partial(manifest), *cautions, *measured.words],
+        "notes": [*_partial(manifest), *cautions, *measured.notes],
         "settings": cfg.evaluate.model_dump(mode="json"),
         "seed": cfg.evaluate.seed,
         "versions": versions(),

@@ -265,7 +265,7 @@ def _result(
     if cfg.autoencoder.degradation.active and isinstance(objective, Autoencoding):
         measured.update(_repaired(cfg, objective, originals))
     if originals.path.name != "valid":
-        measured.words.append(f"there is no validation split: these are images of {originals.path.name}, trained on")
+        measured.notes.append(f"there is no validation split: these are images of {originals.path.name}, trained on")
     return {
         "run": cfg.name,
         "step": manifest.made_from["step"],
@@ -281,10 +281,10 @@ def _result(
         "perceptual": measures.identity["perceptual"],
         "metrics": measured.metrics,
         "details": measured.details,
-        "words": [
+        "notes": [
             f"errors are between pixels of 8 bits, in [-1, 1] (a range of {RANGE:g}), by the posterior's mean",
             *caution(manifest.count, measured.metrics, measured.details),
-            *measured.words,
+            *measured.notes,
         ],
         "settings": cfg.evaluate.model_dump(mode="json"),
         "versions": versions(),
@@ -302,7 +302,7 @@ def _latents(about: dict[str, Any], shape: tuple[int, int, int]) -> Measured:
         limit = f"kl_nats < {DEAD_NATS}"
     else:
         limit = f"deviation < {DEAD_SPREAD}"
-        out.words.append("the code has no noise, and so no divergence from a prior")
+        out.notes.append("the code has no noise, and so no divergence from a prior")
     out.add("dead-channels", len(dead), dead=dead, of=len(channels["mean"]), limit=limit)
     out.details["latents"] = channels
     return out

@@ -184,7 +184,7 @@ def _against_statistics(
             output: View(extractor, output, "", work, asked, cfg).samples.shape[1] for output in extractor.outputs
         }
         raise UserError(f"{second.name} has statistics of {width} features, {extractor.name} gives {widths}.")
-    out.words.append(f"{second.name} does not say of how many images it is, or how they were resized")
+    out.notes.append(f"{second.name} does not say of how many images it is, or how they were resized")
     return out
 
 
@@ -203,7 +203,7 @@ def _result(
         "extractors": {e.name: dict(e.protocol) for e in extractors},
         "metrics": measured.metrics,
         "details": measured.details,
-        "words": [*notes, *cautions, *measured.words],
+        "notes": [*notes, *cautions, *measured.notes],
         "versions": versions(),
     }
 
@@ -267,7 +267,7 @@ def main(words: list[str]) -> int:
     if result is None:
         return 0
     if options.size is not None:
-        result["words"].append(f"every image: its central square, resized to {options.size} pixels by Lanczos")
+        result["notes"].append(f"every image: its central square, resized to {options.size} pixels by Lanczos")
     show(result)
     for protocol in result["extractors"].items():
         print(f"{protocol[0]}: {_protocol(protocol[1])}")

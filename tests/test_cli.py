@@ -251,7 +251,7 @@ def test_help_is_read_on_sixty_columns(name):
 RESULT = """
 from pipeline.metrics.report import show
 facts = {"reference": "train", "images": [500, 700], "dimensions": 64, "std": 0.003}
-show({"run": "r", "samples": {"set": "s", "count": 500}, "data": {"train": {"count": 700}}, "words": ["a word [x]"],
+show({"run": "r", "samples": {"set": "s", "count": 500}, "data": {"train": {"count": 700}}, "notes": ["a note [x]"],
       "metrics": {"fd-domain": 1.5, "kid-domain": -0.001}, "details": {"fd-domain": facts, "kid-domain": facts}})
 """
 
@@ -261,7 +261,7 @@ def test_a_result_is_read_on_sixty_columns_and_without_colours():
     plain = re.sub(r"\x1b\[[\d;]*m", "", text)
     assert max(map(len, plain.splitlines())) <= 60 and "\x1b[" in text
     words = " ".join(re.sub(r"[^\w.\[\] -]", " ", plain).split())
-    assert "counts as 0" in words and "lower" in words and "a word [x]" in words
+    assert "counts as 0" in words and "lower" in words and "a note [x]" in words
     assert not re.search(r"\x1b\[[\d;]*3[0-7]", on_a_terminal("-c", RESULT, NO_COLOR="1"))
 
 

@@ -95,7 +95,7 @@ def test_a_result_says_what_was_measured_on_what_with_what(scored) -> None:
     assert result["samples"]["count"] == 72 and result["step"] == 120
     assert result["data"]["train"]["sha256"] == open_shards(data_directory(cfg) / "shards/train").manifest.sha256
     assert result["extractors"]["domain"]["task"] == "labels" and result["versions"]["torch"]
-    assert any("fewer than 10000 images" in sentence for sentence in result["words"])
+    assert any("fewer than 10000 images" in sentence for sentence in result["notes"])
     low, high = (result["details"]["fd-domain"][k] for k in ("low", "high"))
     assert low < result["metrics"]["fd-domain"] < high
 
@@ -214,7 +214,7 @@ def test_inception_features_are_named_by_their_number(tmp_path, shared: Path) ->
     result = json.loads(path.read_text())
     assert {"fid-64", "kid-64", "recall-64"} <= result["metrics"].keys() and "fid" not in result["metrics"]
     assert result["extractors"]["inception"]["resize"] == "tf1"
-    assert any("fewer images than dimensions" in sentence for sentence in result["words"])
+    assert any("fewer images than dimensions" in sentence for sentence in result["notes"])
     assert len(result["details"]["brisque"]["values"]) == 24
 
 

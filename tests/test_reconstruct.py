@@ -226,7 +226,7 @@ def test_without_a_validation_split_training_images_are_named(trained, tmp_path)
     shutil.rmtree(data_directory(cfg) / "shards" / "valid")
     result = read_json(reconstruct(cfg, copy))
     assert result["samples"]["count"] == 60 and result["data"].keys() == {"train"}
-    assert any("no validation split" in sentence for sentence in result["words"])
+    assert any("no validation split" in sentence for sentence in result["notes"])
     assert "rfd-domain" not in result["metrics"] and "perceptual-domain" not in result["metrics"]
 
 

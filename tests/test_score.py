@@ -239,7 +239,7 @@ def test_sets_of_two_sizes_are_refused_or_brought_to_one(tmp_path, pixels):
     with pytest.raises(UserError, match=r"8 x 8 pixels.*16 x 16.*--size N"):
         scores(a, b, tmp_path)
     found = scores(a, b, tmp_path, f"--size={SIZE}")
-    assert any("resized to 8 pixels by Lanczos" in word for word in found["words"])
+    assert any("resized to 8 pixels by Lanczos" in word for word in found["notes"])
     assert found["metrics"]["fid"] > 0
 
 

@@ -148,5 +148,5 @@ def show(result: Mapping[str, Any]) -> None:
         console.print(_table(block, justify="right"))
     console.print(_table(meanings(result["metrics"])))
     console.print("In brackets: 95% intervals. ±: standard deviation over subsets, splits or images.", highlight=False)
-    for sentence in result["words"]:
+    for sentence in result["notes"]:
         console.print(f"- {sentence}", highlight=False, markup=False)

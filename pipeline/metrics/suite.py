@@ -41,7 +41,7 @@ class Measured:
 
     metrics: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
-    words: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, value: float, **details: Any) -> None:
         """One number and its details."""
@@ -53,7 +53,7 @@ class Measured:
         """Take over what another part measured."""
         self.metrics.update(other.metrics)
         self.details.update(other.details)
-        self.words.extend(word for word in other.words if word not in self.words)
+        self.notes.extend(note for note in other.notes if note not in self.notes)
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def measure(
     for position, (split, reference) in enumerate(references.items()):
         at = "" if position == 0 else f"@{split}"
         if min(work.count, reference.record["count"]) < 2:
-            out.words.append(f"nothing was compared with {split}: that needs at least 2 images on both sides")
+            out.notes.append(f"nothing was compared with {split}: that needs at least 2 images on both sides")
             continue
         for output, features in feature_sets(extractor).items():
             view = View(
@@ -265,7 +265,7 @@ def coverage(view: View) -> Measured:
 def _neighbours(view: View, name: str, k: int, value: Callable[[], float]) -> Measured:
     out = Measured()
     if view.too_few:
-        out.words.append(view.too_few)
+        out.notes.append(view.too_few)
     else:
         out.add(name + view.ending, value(), k=k, **view.facts)
     return out
@@ -281,7 +281,7 @@ def clip_distance(view: View) -> Measured:
 def class_score(view: View) -> Measured:
     """The inception score."""
     out, extractor, cfg = _judged(view), view.extractor, view.cfg
-    if out.words:
+    if out.notes:
         return out
     logits, splits = view.samples, cfg.splits
     if extractor.name == "domain":
@@ -296,12 +296,12 @@ def class_score(view: View) -> Measured:
 def logits_accuracy(view: View) -> Measured:
     """How often the domain classifier sees the class that was asked for."""
     out, asked = _judged(view), view.asked.labels
-    if out.words or not (asked >= 0).any():
+    if out.notes or not (asked >= 0).any():
         return out
     found, own = conditional_accuracy(view.samples, asked), view.extractor.about
     facts = {"low": found.low, "high": found.high, "count": found.count, "by_class": found.by_class}
     out.add(CLASS_ACCURACY, found.value, **facts)
-    out.words.append(
+    out.notes.append(
         f"the domain classifier itself is right on {own['accuracy']:.1%} of the images of {own['checked_on']}: "
         f"{CLASS_ACCURACY} of perfect samples would be about that"
     )
@@ -312,7 +312,7 @@ def _judged(view: View) -> Measured:
     """Nothing, or the sentence about a classifier that judges no classes."""
     out = Measured()
     if view.extractor.protocol.get("task") == ROTATION:
-        out.words.append(f"the data has no labels: the domain classifier learned {ROTATION}, and judges no classes")
+        out.notes.append(f"the data has no labels: the domain classifier learned {ROTATION}, and judges no classes")
     return out
 
 
@@ -336,7 +336,7 @@ def attributes_accuracy(view: View) -> Measured:
     facts = {"low": found.low, "high": found.high, "count": found.count, "by_attribute": each}
     out.add(ATTRIBUTE_ACCURACY, found.value, **facts)
     real = float(np.mean([own[name] for name in each]))
-    out.words.append(
+    out.notes.append(
         f"the domain classifier itself is right on {real:.1%} of these attributes of {about['checked_on']}: "
         f"{ATTRIBUTE_ACCURACY} of perfect samples would be about that, if they are asked for as they occur there"
     )

@@ -107,14 +107,14 @@ def _frechet(
             extract(part, Reader(images).read, extractor, part=(0, 1), tick=tick, device=default_device())
         works.append(part)
     if count < 2:
-        out.words.append("a Frechet distance needs at least 2 images")
+        out.notes.append("a Frechet distance needs at least 2 images")
         return
     for name, features in feature_sets(extractor).items():
         one, other = (all_moments(part, name) for part in works)
         dimensions = len(one.mean)
         out.add(f"r{features.frechet}", frechet_distance(other, one), images=[count, count], dimensions=dimensions)
         if count <= dimensions:
-            out.words.append(
+            out.notes.append(
                 f"r{features.frechet} is of {count} images in {dimensions} dimensions: the covariance of fewer images "
                 "than dimensions is singular"
             )
