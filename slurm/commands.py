@@ -82,7 +82,7 @@ def _run_here(launch: Launch) -> int:
     if code:
         console.print(f"Logs: {launch.run.jobs}. Submit again to go on from here.", soft_wrap=True)
         for state in ledger.states(launch.run, launch.complete()).values():
-            if table.rows[state.job].word == "failed":  # in this call: others may have ended for other settings
+            if table.rows[state.job].status == "failed":  # in this call: others may have ended for other settings
                 advice = f"{state.job}: {status.what_to_do(launch, state)}"
                 console.print(advice, highlight=False, markup=False, soft_wrap=True)
     return code
@@ -99,7 +99,9 @@ def _queue(launches: list[Launch]) -> None:
                 "running": "running: left alone",
                 "waiting": "in the queue already",
             }
-            words = f"queued, to start when {', '.join(state.ids)} has ended" if state.leaving else said.get(state.word)
+            words = (
+                f"queued, to start when {', '.join(state.ids)} has ended" if state.leaving else said.get(state.status)
+            )
             words = words or ("queued" if name in wanted else "not asked")
             console.print(f"{run}{name}: {words}", highlight=False)
     status.show(launches, console)

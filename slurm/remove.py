@@ -76,7 +76,7 @@ def _needed(path: Path, known: Sequence[Launch], others: Sequence[Launch]) -> It
     if _has_jobs(path):
         launch = as_submitted(path)
         (states,) = states_of([launch])
-        if busy := [f"{job} ({state.word})" for job, state in states.items() if state.active]:
+        if busy := [f"{job} ({state.status})" for job, state in states.items() if state.active]:
             yield f"{path}: under way: {', '.join(busy)}. Cancel it first: mudi cancel {path}"
         sweep = next((parent for parent in path.parents if (parent / SETTINGS).is_file()), None)
         if sweep is not None:

@@ -108,7 +108,7 @@ def refuse_without_parents(launch: Launch, states: dict[str, State]) -> None:
     """
     for job in _to_do(launch):
         names = [name for name in job.parents if launch.chosen is not None and name not in launch.chosen]
-        if lacking := [name for name in names if states[name].word != "complete" and not states[name].active]:
+        if lacking := [name for name in names if states[name].status != "complete" and not states[name].active]:
             raise UserError(
                 f"{job.name} of {launch.run.path} waits for what is not complete: {', '.join(lacking)}. "
                 f"To run that too: --until {job.name}"
@@ -149,7 +149,7 @@ def _submit(
     for job in ordered(launch.jobs):
         state = states[job.name]
         stays = state.active and not state.leaving and not ancestors(launch.jobs, job.name) & set(queued)
-        if state.word == "complete" or stays or job.name not in wanted:
+        if state.status == "complete" or stays or job.name not in wanted:
             continue
         _refuse_two_places(launch, state)
         stale = left & {*state.ids, *_earlier(launch, job.name)}  # held, or waiting for a job that is being replaced
@@ -290,9 +290,9 @@ def run_here(launch: Launch, table: ProgressTable) -> int:
                 code = code or snapshot.take(launch.run.path.parent / snapshot.FOLDER)
                 place(launch, job, code=code, waits_for={})
                 state = _watch(launch, job, table=table, interrupt=interrupt)
-            if state.word != "complete":
+            if state.status != "complete":
                 failed.add(job.name)
-            table.show(job.name, state.word, _said(state))
+            table.show(job.name, state.status, _said(state))
         return 130 if interrupt.asked else int(bool(failed))
 
 
@@ -301,7 +301,7 @@ def _again(
 ) -> bool:
     """Whether a job that failed is to be started again: cluster.retry says how often for what may pass. Waits first."""
     retry = launch.cfg.cluster.retry
-    allowed = retries_allowed(state.cause, retry) if state.word == "failed" and state.cause else 0
+    allowed = retries_allowed(state.cause, retry) if state.status == "failed" and state.cause else 0
     before = tries.count(state.cause)
     if before >= allowed:
         return False
@@ -314,7 +314,7 @@ def _again(
 
 
 def _said(state: State) -> str:
-    if state.word == "complete":
+    if state.status == "complete":
         return ""
     last = state.message.strip().splitlines()[-1:] or [""]
     return f"{state.cause}: {last[0]}"

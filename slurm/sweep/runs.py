@@ -47,15 +47,15 @@ class Run:
         return (self.path / "config.yaml").is_file() or (self.path / OF_RUN).is_file()
 
     def outcome(self) -> dict[str, Any]:
-        """What came of it: {"word": complete, pruned, failed or "over budget", ...}; {} while it has not ended."""
+        """What came of it: {"status": complete, pruned, failed or "over budget", ...}; {} while it has not ended."""
         try:
             return dict(read_json(self.path / OUTCOME))
         except Incomplete:
             return {}
 
-    def end(self, word: str, **more: Any) -> None:
+    def end(self, status: str, **more: Any) -> None:
         """Write the outcome."""
-        write_json(self.path / OUTCOME, {"word": word, **more})
+        write_json(self.path / OUTCOME, {"status": status, **more})
 
     def launch(self) -> Launch:
         """Its graph, as it was made by `make`."""

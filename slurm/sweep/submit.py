@@ -198,7 +198,7 @@ def states_of(sweep: SweepDir, settings: SweepSettings) -> tuple[dict[int, State
 def _by_outcome(outcome: Mapping[str, Any]) -> State | None:
     if not outcome:
         return None
-    return State("trial", outcome["word"], cause=outcome.get("cause"), message=outcome.get("message", ""))
+    return State("trial", outcome["status"], cause=outcome.get("cause"), message=outcome.get("message", ""))
 
 
 def _state(
@@ -211,7 +211,7 @@ def _state(
 ) -> State:
     """One run. A job in the queue counts before an outcome, which its last start may have left."""
     told = _by_outcome(outcome)
-    if told is not None and told.word in FINAL:
+    if told is not None and told.status in FINAL:
         return told
     now = seen.get(submission.ids[part])
     alive = submission.executor == "local" and submission.alive(part)
@@ -220,7 +220,7 @@ def _state(
     if not rows and now is None and not alive:  # it never started
         return State("trial", "not begun")
     state = ledger.part_state(submission, part, rows=rows, seen=seen)
-    if state.word == "ended":  # well, and without an outcome: the run was moved or emptied since
+    if state.status == "ended":  # well, and without an outcome: the run was moved or emptied since
         return State("trial", "not begun")
     return state
 
@@ -264,15 +264,15 @@ def over_budget(sweep: SweepDir, settings: SweepSettings) -> str:
     if settings.gpu_hours is None:
         return ""
     ended: list[float] = []
-    words: list[str] = []
+    statuses: list[str] = []
     running = 0  # this run among them
     for index, (_, gpu_hours) in hours_of(sweep).items():
-        word = run_at(sweep, settings, index).outcome().get("word")
-        running += word is None
-        ended += [gpu_hours] if word else []
-        words += [word] if word else []
-    counted = sum(word in FINAL for word in words)
-    mean = sum(h for h, word in zip(ended, words, strict=True) if word in FINAL) / counted if counted else 0.0
+        status = run_at(sweep, settings, index).outcome().get("status")
+        running += status is None
+        ended += [gpu_hours] if status else []
+        statuses += [status] if status else []
+    counted = sum(status in FINAL for status in statuses)
+    mean = sum(h for h, status in zip(ended, statuses, strict=True) if status in FINAL) / counted if counted else 0.0
     if sum(ended) + mean * running > settings.gpu_hours:
         return f"sweep.gpu_hours={settings.gpu_hours:g}, of which {sum(ended):.3g} are spent"
     return ""
@@ -288,7 +288,7 @@ def submit(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> list[s
         sweep.cancelled.unlink(missing_ok=True)
         states, held = states_of(sweep, settings)
         scancel(held)
-        wanted = {n for n, state in states.items() if state.word not in FINAL and not state.active}
+        wanted = {n for n, state in states.items() if state.status not in FINAL and not state.active}
         said = [f"{len(states) - len(wanted)} of {len(states)} runs are complete or under way"]
         if not wanted:
             return said
@@ -384,15 +384,15 @@ def here(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> int:
             run = run_at(sweep, settings, index)
             if cancel.asked or sweep.cancelled.exists():
                 return 130
-            if states[index].word in FINAL:
+            if states[index].status in FINAL:
                 continue
             if not states[index].active:
                 cfg = checked.configs[by_trial[run.trial]]
                 _sbatch(_record(sweep, settings, [index], cfg), cfg.cluster, sweep)
             _watch(sweep, run, cancel)
-            word = run.outcome().get("word", "failed")
-            print(f"{run.name}: {word}", file=sys.stderr, flush=True)
-            failed += word == "failed"
+            status = run.outcome().get("status", "failed")
+            print(f"{run.name}: {status}", file=sys.stderr, flush=True)
+            failed += status == "failed"
         return int(failed > 0)
 
 

@@ -107,10 +107,10 @@ class Task:
         return goes
 
     def _decide(self) -> bool:
-        word = self.run.outcome().get("word")
-        if word == "pruned":
+        status = self.run.outcome().get("status")
+        if status == "pruned":
             self._tell(None)  # an earlier start may have been killed before it did
-        if word in FINAL:
+        if status in FINAL:
             return False
         if self._first_was_pruned():
             return False
@@ -187,9 +187,9 @@ class Task:
 
     def _first_was_pruned(self) -> bool:
         first = Run(self.run.sweep, self.run.trial, 0).outcome() if self.run.seed > 0 else {}
-        if first.get("word") == "pruned":
+        if first.get("status") == "pruned":
             self.run.end(**first)
-        return first.get("word") == "pruned"
+        return first.get("status") == "pruned"
 
     def _unreported(self) -> list[tuple[int, float]]:
         """(images seen, value) of what training has recorded since the last look."""
@@ -202,7 +202,7 @@ class Task:
         return [(images, value) for images, value in values if images not in self.reporter.known]
 
     def _pruned(self) -> bool:
-        return self.run.outcome().get("word") == "pruned"
+        return self.run.outcome().get("status") == "pruned"
 
     def _failed(self, job: Job, code: int) -> int:
         if rank() == 0 and code != STOPPED:

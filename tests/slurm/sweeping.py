@@ -96,16 +96,16 @@ def written(root: Path, *words: str) -> tuple[SweepDir, SweepSettings]:
     return sweep, settings
 
 
-def words_now(sweep: SweepDir) -> list[str]:
-    """The word of every run."""
+def statuses_now(sweep: SweepDir) -> list[str]:
+    """The status of every run."""
     settings = sweep.settings()
     states, _ = states_of(sweep, settings)
-    return [states[n].word for n in range(len(states))]
+    return [states[n].status for n in range(len(states))]
 
 
 def has_ended(sweep: SweepDir) -> bool:
     """Whether nothing of the sweep is under way or has yet to begin."""
-    return not set(words_now(sweep)) & {"running", "waiting", "not begun"} and not jobs_of(sweep)
+    return not set(statuses_now(sweep)) & {"running", "waiting", "not begun"} and not jobs_of(sweep)
 
 
 def wait_until(good: Callable[[], bool], sweep: SweepDir, *, seconds: float = LIMIT) -> None:
@@ -135,7 +135,7 @@ def accounted(sweep: SweepDir) -> list[Trial]:
     """Every trial once: complete, with one directory; each step of its training trained once."""
     settings = sweep.settings()
     found = trials_of(sweep, settings)
-    assert {t.word for t in found} == {"complete"}, said(sweep)
+    assert {t.status for t in found} == {"complete"}, said(sweep)
     names = sorted(p.name for p in sweep.trials.glob("[!.]*"))
     assert names == [Run(sweep, n, s).name for n in range(settings.size) for s in range(settings.seeds)]
     return found

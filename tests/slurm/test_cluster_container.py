@@ -35,7 +35,7 @@ def test_a_cut_job_is_queued_again_and_so_is_one_that_failed_in_passing(tmp_path
     cut(cut_in_two)
     for launch in (cut_in_two, failing):
         now = wait_for(launch, lambda now: not now["train"].active)
-        assert (now["train"].word, now["train"].starts) == ("complete", 2), now
+        assert (now["train"].status, now["train"].starts) == ("complete", 2), now
     assert kept_steps(cut_in_two) == list(range(1, 41)) and result(cut_in_two) == uninterrupted(40)
 
 
@@ -45,7 +45,7 @@ def test_two_ranks_of_real_training_go_on(tmp_path):
     wait_for(launch, lambda _: begun(launch))
     cut(launch)
     now = wait_for(launch, lambda now: not now["train"].active)
-    assert (now["train"].word, now["train"].starts) == ("complete", 2), now
+    assert (now["train"].status, now["train"].starts) == ("complete", 2), now
 
 
 def test_preflight_sends_the_signal_from_outside(tmp_path):

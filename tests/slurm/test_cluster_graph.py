@@ -111,7 +111,7 @@ def test_graph_runs_in_order_and_an_array_in_parts(tmp_path):
     submit_graph(launch)
     ids = ledger.submissions(launch.run)["sample"].ids
     assert len(ids) == 4 and len({i.partition("_")[0] for i in ids}) == 1
-    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+    wait_for(launch, lambda now: all(s.status == "complete" for s in now.values()))
     names = [job.name for job in launch.jobs]
     for before, after in itertools.pairwise(names):
         assert first_event(launch, before, "end") <= first_event(launch, after, "start")
@@ -123,12 +123,12 @@ def test_submitting_again_keeps_what_runs_and_skips_what_is_complete(tmp_path):
     submit_graph(launch)
     first = {name: s.ids for name, s in ledger.submissions(launch.run).items()}
     submit_graph(launch)
-    wait_for(launch, lambda now: now["train"].word == "running")
+    wait_for(launch, lambda now: now["train"].status == "running")
     submit_graph(launch)
     assert {name: s.ids for name, s in ledger.submissions(launch.run).items()} == first
-    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+    wait_for(launch, lambda now: all(s.status == "complete" for s in now.values()))
     before = submit_graph(launch)
-    assert {s.word for s in before.values()} == {"complete"}
+    assert {s.status for s in before.values()} == {"complete"}
     assert {name: s.ids for name, s in ledger.submissions(launch.run).items()} == first
 
 
@@ -157,7 +157,7 @@ def test_two_runs_on_the_same_data_share_its_preparation(tmp_path):
         list(pool.map(submit_graph, (one, two)))
     assert ledger.submissions(one.run)["prepare"].ids == ledger.submissions(two.run)["prepare"].ids
     for launch in (one, two):
-        wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+        wait_for(launch, lambda now: all(s.status == "complete" for s in now.values()))
 
 
 def test_shells_that_submit_at_once_all_succeed_and_what_is_cancelled_may_be_corrected(
@@ -194,14 +194,14 @@ def test_runs_on_the_same_latents_share_their_autoencoder_and_the_array_that_enc
     ids = [{name: s.ids for name, s in ledger.submissions(launch.run).items()} for launch in (one, two)]
     assert {n for n in ids[0] if ids[0][n] == ids[1][n]} == {"prepare", "autoencoder", "reconstruct", "encode"}
     assert len(ids[0]["encode"]) == 3
-    wait_for(two, lambda now: now["autoencoder"].word == "running" and "step" in explain(two, now["autoencoder"]))
+    wait_for(two, lambda now: now["autoencoder"].status == "running" and "step" in explain(two, now["autoencoder"]))
     assert cancel.cancel([two], job="compare") == [f"cancelled two/compare ({ids[1]['compare'][0]})"]
     assert explain(two, states(two)["encode"]).startswith("0 of 3 parts done, waits for autoencoder")
     assert sum(line.startswith("left alone") for line in cancel.cancel([one])) == 3  # two waits for these
     wait_for(two, ended)
     for launch in (one, two):
         submit_graph(launch)
-        wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+        wait_for(launch, lambda now: all(s.status == "complete" for s in now.values()))
     assert log_of(two, "encode")[1].parent == one.run.jobs / "encode"
     first = first_event(one, "reconstruct", "start")
     assert first_event(one, "autoencoder", "end") <= min(first, first_event(one, "encode", "start"))
@@ -214,14 +214,14 @@ def test_a_failed_autoencoder_leaves_everything_after_it_explained(tmp_path):
     )
     submit_graph(launch)
     now = wait_for(launch, ended)
-    assert {name: (s.word, s.cause) for name, s in now.items()} == {
+    assert {name: (s.status, s.cause) for name, s in now.items()} == {
         "prepare": ("complete", None),
         "autoencoder": ("failed", "non_finite"),
         **dict.fromkeys(("reconstruct", "encode", "train", "sample", "evaluate", "compare"), ("blocked", "upstream")),
     }
     again = with_stand_ins(launch_of_run(launch.run.path))  # what `retry` does, and this time it goes well
     submit_graph(again)
-    wait_for(again, lambda now: all(s.word == "complete" for s in now.values()))
+    wait_for(again, lambda now: all(s.status == "complete" for s in now.values()))
 
 
 def test_everything_completes_though_the_submitter_is_killed(tmp_path):
@@ -238,7 +238,7 @@ os.kill(os.getpid(), 9)
     done = subprocess.run([sys.executable, "-c", script], env=env, check=False)
     assert done.returncode == -signal.SIGKILL
     launch = stand_in(tmp_path, profile("testbed"), only=("train", "sample"))
-    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+    wait_for(launch, lambda now: all(s.status == "complete" for s in now.values()))
     shell = slurm_words("status", str(launch.run.path))
     assert shell.returncode == 1 and shell.stdout.count("complete") >= 2  # nobody submitted its preparation
     assert "-> mudi submit" in shell.stdout
@@ -248,12 +248,12 @@ def test_cancel_then_retry_ends_where_it_would_have(tmp_path):
     cluster = profile("testbed", options=CALM)
     launch = stand_in(tmp_path, cluster, only=("train", "sample"), options={"train": "--steps 80 --pace 0.1"})
     submit_graph(launch)
-    wait_for(launch, lambda now: now["train"].word == "running" and (launch.run.path / "steps.txt").exists())
+    wait_for(launch, lambda now: now["train"].status == "running" and (launch.run.path / "steps.txt").exists())
     assert len(cancel.cancel([launch])) == 2
     now = wait_for(launch, ended)
-    assert {name: s.word for name, s in now.items()} == {"train": "cancelled", "sample": "cancelled"}
+    assert {name: s.status for name, s in now.items()} == {"train": "cancelled", "sample": "cancelled"}
     submit_graph(launch)  # what `retry` does
-    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+    wait_for(launch, lambda now: all(s.status == "complete" for s in now.values()))
     steps = [int(line) for line in (launch.run.path / "steps.txt").read_text().split()]
     assert steps == list(range(1, 81))
 
@@ -264,10 +264,10 @@ def test_what_slurm_holds_back_is_said_and_retry_puts_it_back(tmp_path):
     (first,) = ledger.submissions(later.run)["train"].ids
     subprocess.run(["scontrol", "hold", first], check=True)
     now = wait_for(later, lambda now: now["train"].cause == "held")
-    assert now["train"].word == "held" and "retry puts it back" in now["train"].advice
+    assert now["train"].status == "held" and "retry puts it back" in now["train"].advice
     launch = stand_in(tmp_path, profile("testbed", options=CALM), only=("train", "sample"))
     submit_graph(launch)  # what `retry` does
-    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+    wait_for(launch, lambda now: all(s.status == "complete" for s in now.values()))
     queue = subprocess.run(["squeue", "-h", "-j", first, "-o", "%T"], capture_output=True, text=True, check=False)
     assert queue.stdout.strip() in ("", "CANCELLED")
 
@@ -285,7 +285,7 @@ def test_without_accounting_status_knows_from_disk_and_queue(tmp_path, cluster, 
         )
         for launch in (good, bad):
             submit_graph(launch)
-        wait_for(good, lambda now: all(s.word == "complete" for s in now.values()))
+        wait_for(good, lambda now: all(s.status == "complete" for s in now.values()))
         now = wait_for(bad, ended)
         assert (now["train"].cause, now["sample"].cause) == ("killed", "upstream")
         assert subprocess.run(["sacct"], capture_output=True, check=False).returncode != 0
@@ -298,7 +298,7 @@ def test_without_accounting_status_knows_from_disk_and_queue(tmp_path, cluster, 
         shutil.rmtree(directory / "ctld")  # a power cut, and the controller has lost its memory
         subprocess.run([up, "--dir", directory], check=True, capture_output=True)
         now = wait_for(lost, ended)
-        assert (now["train"].word, now["train"].cause) == ("failed", "vanished")
+        assert (now["train"].status, now["train"].cause) == ("failed", "vanished")
     finally:
         monkeypatch.setenv("SLURM_CONF", str(cluster / "etc" / "slurm.conf"))
         subprocess.run([down, "--dir", directory, "--wipe"], check=True, capture_output=True)
@@ -322,9 +322,9 @@ def test_real_latent_diffusion_on_two_nodes_runs_the_code_that_was_submitted(rea
     followed = slurm_words("logs", path, "autoencoder", "-f")  # also where it has yet to start
     assert "==> autoencoder: complete" in followed.stderr and "step" in followed.stdout
     now = wait_for(real_run, ended)
-    assert {name: s.word for name, s in now.items() if s.word != "complete"} == {"compare": "cancelled"}
+    assert {name: s.status for name, s in now.items() if s.status != "complete"} == {"compare": "cancelled"}
     assert slurm_words("retry", path).returncode == 0
-    now = wait_for(real_run, lambda now: all(s.word == "complete" for s in now.values()))
+    now = wait_for(real_run, lambda now: all(s.status == "complete" for s in now.values()))
     assert list(now) == ["prepare", "autoencoder", "reconstruct", "encode", "train", "sample", "evaluate", "compare"]
     for run in (real_run.run, real_run.autoencoder):
         assert json.loads(run.starts.read_text().splitlines()[0])["world_size"] == 2
@@ -353,5 +353,5 @@ def test_sbatch_scripts_are_submitted_by_hand_and_need_no_launcher(tmp_path):
     wait_for(launch, lambda _: (launch.run.path / "steps.txt").exists())
     # What Slurm sends before a time limit; the script queues itself again when training has saved.
     subprocess.run(["scancel", "--signal=USR2", ids["train"]], check=True)
-    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+    wait_for(launch, lambda now: all(s.status == "complete" for s in now.values()))
     assert kept_steps(launch) == list(range(1, 21))

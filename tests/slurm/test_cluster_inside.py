@@ -72,11 +72,11 @@ def test_where_nothing_is_queued_again_the_next_job_of_a_chain_goes_on(tmp_path)
     submit_graph(launch)
     known = ledger.submissions(launch.run)["train"]
     first, second = known.earlier
-    now = wait_for(launch, lambda now: now["train"].word == "running" and launch.run.starts.exists())
+    now = wait_for(launch, lambda now: now["train"].status == "running" and launch.run.starts.exists())
     assert now["train"].message == "2 more starts in the queue" and now["train"].active
-    assert submit_graph(launch)["train"].word == "running"  # and is left alone
+    assert submit_graph(launch)["train"].status == "running"  # and is left alone
     subprocess.run(["scancel", "--signal=USR2", first], check=True)
-    wait_for(launch, lambda now: all(state.word == "complete" for state in now.values()))
+    wait_for(launch, lambda now: all(state.status == "complete" for state in now.values()))
     assert result(launch) == whole(4) and kept_steps(launch) == [1, 2, 3, 4]
     started = {row["id"] for row in read_lines(known.record / ATTEMPTS) if row["event"] == "start"}
     assert {first, second} <= started and len(read_lines(launch.run.starts)) >= 2
@@ -91,10 +91,10 @@ def test_a_chain_ends_where_a_failure_comes_again_and_is_cancelled_whole(tmp_pat
     starts = [row for row in attempts(known.record, (*known.earlier, *known.ids)) if row["event"] == "start"]
     assert len(starts) == 1, logs(failing)
     assert "the next job" not in logs(failing) and "a reason that comes again" in logs(failing)
-    wait_for(held, lambda now: now["train"].word == "running" and held.run.starts.exists())
+    wait_for(held, lambda now: now["train"].status == "running" and held.run.starts.exists())
     cancel.cancel([held])
     now = wait_for(held, ended)
-    assert now["train"].word == "cancelled"
+    assert now["train"].status == "cancelled"
 
 
 def test_a_graph_runs_in_the_allocation_that_is_held(tmp_path, allocation):
@@ -105,7 +105,7 @@ def test_a_graph_runs_in_the_allocation_that_is_held(tmp_path, allocation):
     launch = dataclasses.replace(launch, jobs=(dataclasses.replace(job, after=()),))
     code = run_here(launch, ProgressTable(["train"], title="test"))
     assert code == 0, logs(launch)
-    assert states(launch)["train"].word == "complete"
+    assert states(launch)["train"].status == "complete"
     assert json.loads(launch.run.starts.read_text().splitlines()[0])["world_size"] == 2
     rows = read_lines(launch.run.jobs / "train" / ATTEMPTS)
     assert sorted(row["rank"] for row in rows if row["event"] == "start") == [0, 1]

@@ -79,8 +79,8 @@ def test_a_step_that_vanished_fails_its_job_ends_its_ranks_and_starts_nothing_af
         wait_until_ended(launch.run.path)
         steps = kept_steps(launch)
         now = wait_for_end(launch)
-        assert (now["train"].word, now["train"].cause) == ("failed", "killed"), (now, logs(launch))
-        assert (now["sample"].word, now["sample"].cause) == ("blocked", "upstream")
+        assert (now["train"].status, now["train"].cause) == ("failed", "killed"), (now, logs(launch))
+        assert (now["sample"].status, now["sample"].cause) == ("blocked", "upstream")
         assert kept_steps(launch) == steps
 
 
@@ -90,4 +90,4 @@ def test_a_rank_that_aborts_when_its_words_have_ended_well_stops_nothing(tmp_pat
     launch = stand_in(tmp_path, cluster, only=("train", "sample"), options={"train": "--abort"})
     queue(launch, tmp_path / "scripts", by_hand=by_hand)
     now = wait_for_end(launch)
-    assert {name: s.word for name, s in now.items()} == {"train": "complete", "sample": "complete"}, logs(launch)
+    assert {name: s.status for name, s in now.items()} == {"train": "complete", "sample": "complete"}, logs(launch)

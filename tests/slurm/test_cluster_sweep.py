@@ -13,11 +13,11 @@ from sweeping import (
     jobs_of,
     said,
     starts_of,
+    statuses_now,
     steps,
     submitted,
     toy_value,
     wait_until,
-    words_now,
 )
 
 from pipeline.runtime.files import read_lines
@@ -84,13 +84,13 @@ def test_found_cancelled_submitted_again_and_extended_it_goes_on_where_it_was(tm
     wait_until(lambda: steps(sweep, 0) == [1, 2, 3], sweep)
     done = slurm_words("sweep", "cancel", str(sweep.path))
     assert "cancelled 0000-s0" in done.stdout and "cancelled 0002-s0" in done.stdout, done.stdout + done.stderr
-    wait_until(lambda: jobs_of(sweep) == [] and not set(words_now(sweep)) & {"running", "waiting"}, sweep)
-    assert set(words_now(sweep)) <= {"cancelled", "not begun"}, said(sweep)
+    wait_until(lambda: jobs_of(sweep) == [] and not set(statuses_now(sweep)) & {"running", "waiting"}, sweep)
+    assert set(statuses_now(sweep)) <= {"cancelled", "not begun"}, said(sweep)
     monkeypatch.delenv("TOY_HOLD")
     more = slurm_words("sweep", "extend", str(sweep.path), "train.optim.lr=3e-4", "sweep.at_once=4")
     assert "queued 4 runs as job array" in more.stdout, more.stdout + more.stderr
     wait_until(lambda: has_ended(sweep), sweep)
-    assert words_now(sweep) == ["complete", "failed", "complete", "complete"], said(sweep)
+    assert statuses_now(sweep) == ["complete", "failed", "complete", "complete"], said(sweep)
     assert steps(sweep, 0) == list(range(1, 11))
     assert Run(sweep, 1, 0).outcome()["cause"] == "non_finite"
     ids = [start["id"].partition("_")[2] for start in starts_of(sweep)]

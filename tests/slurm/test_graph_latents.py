@@ -117,9 +117,9 @@ def test_what_runs_share_has_one_key(tmp_path):
 def test_a_failed_autoencoder_stops_what_comes_after_it(tmp_path):
     launch = with_stand_ins(latent(tmp_path), options={"autoencoder": "--fail non_finite"})
     code, board = run(launch)
-    words = {name: row.word for name, row in board.rows.items()}
-    assert code == 1 and words.pop("prepare") == "complete" and words.pop("autoencoder") == "failed"
-    assert set(words.values()) == {"blocked"}
+    statuses = {name: row.status for name, row in board.rows.items()}
+    assert code == 1 and statuses.pop("prepare") == "complete" and statuses.pop("autoencoder") == "failed"
+    assert set(statuses.values()) == {"blocked"}
 
 
 def test_ranks_that_do_not_fit_the_autoencoder_are_refused_before_anything_is_queued(tmp_path):

@@ -64,7 +64,7 @@ def wait(condition) -> None:
 def test_graph_runs_in_order_with_a_log_each_and_then_there_is_nothing_to_do(tmp_path, capfd):
     launch = stand_in(tmp_path, profile("local"))
     code, board = run(launch)
-    assert code == 0 and [row.word for row in board.rows.values()] == ["complete"] * 5
+    assert code == 0 and [row.status for row in board.rows.values()] == ["complete"] * 5
     lines = capfd.readouterr().err.splitlines()
     done = [line.split(":")[0] for line in lines if "complete" in line]
     assert done == ["prepare", "train", "sample", "evaluate", "compare"]
@@ -89,18 +89,20 @@ def test_a_failure_is_named_and_what_comes_after_does_not_run(tmp_path):
     launch = stand_in(tmp_path, profile("local"), only=("train", "sample"), options={"train": "--fail bad_config"})
     code, board = run(launch)
     assert code == 1
-    assert board.rows["train"].word == "failed" and "found -1, expected a positive number" in board.rows["train"].detail
-    assert board.rows["sample"].word == "blocked" and not (launch.run.jobs / "sample").exists()
+    assert (
+        board.rows["train"].status == "failed" and "found -1, expected a positive number" in board.rows["train"].detail
+    )
+    assert board.rows["sample"].status == "blocked" and not (launch.run.jobs / "sample").exists()
     now = states(launch)
-    assert (now["train"].cause, now["sample"].word) == ("bad_config", "not submitted")
+    assert (now["train"].cause, now["sample"].status) == ("bad_config", "not submitted")
 
 
-@pytest.mark.parametrize(("once", "word"), [("--once", "complete"), ("", "failed")])
-def test_what_may_pass_is_tried_again_as_often_as_the_profile_says(tmp_path, capfd, once, word):
+@pytest.mark.parametrize(("once", "status"), [("--once", "complete"), ("", "failed")])
+def test_what_may_pass_is_tried_again_as_often_as_the_profile_says(tmp_path, capfd, once, status):
     cluster = profile("local", retry={"error": 2, "backoff_s": 0})
     launch = stand_in(tmp_path, cluster, only=("train",), options={"train": f"--fail error {once}"})
     code, board = run(launch)
-    assert (board.rows["train"].word, code) == (word, int(word == "failed"))
+    assert (board.rows["train"].status, code) == (status, int(status == "failed"))
     starts = [row for row in read_lines(launch.run.jobs / "train" / ATTEMPTS) if row["event"] == "start"]
     assert len(starts) == (2 if once else 3)
     assert "the file system went away for a moment; again in 0 s, attempt 1 of 2" in capfd.readouterr().err
@@ -115,7 +117,7 @@ def test_ctrl_c_saves_ends_everything_and_the_next_call_goes_on(tmp_path):
     assert 5 <= trained(launch) < 100
     starts = [json.loads(line) for line in (launch.run.jobs / "train" / ATTEMPTS).read_text().splitlines()]
     assert not any(Path(f"/proc/{row['pid']}").exists() for row in starts if row["event"] == "start")
-    assert states(launch)["train"].word == "cancelled"
+    assert states(launch)["train"].status == "cancelled"
     again = in_a_terminal(tmp_path, words="--steps 100 --pace 0.01")
     assert again.wait() == 0
     assert kept_steps(launch) == list(range(1, 101))  # nothing was lost, nothing was done twice
@@ -128,7 +130,7 @@ def test_a_submitter_that_is_killed_leaves_its_job_which_the_next_one_reconciles
     wait(lambda: trained(launch) >= 5)
     shell.kill()
     shell.wait()
-    assert states(launch)["train"].word == "running"
+    assert states(launch)["train"].status == "running"
     again = in_a_terminal(tmp_path, words="--steps 100 --pace 0.05")
     assert again.wait() == 0
     assert kept_steps(launch) == list(range(1, 101))

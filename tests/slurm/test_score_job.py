@@ -139,12 +139,12 @@ def test_two_tasks_of_which_one_is_killed_give_the_numbers_of_one_process(sets, 
         time.sleep(0.02)
     starts = [row for row in rows(launch) if row["event"] == "start"]
     os.kill(next(row["pid"] for row in starts if row["rank"] == 1), signal.SIGKILL)
-    assert until_ended(launch, end).word == "failed" and not launch.result.exists()
+    assert until_ended(launch, end).status == "failed" and not launch.result.exists()
     assert slurm_words("status", str(folder), cwd=tmp_path).returncode == 1
     left = {path: path.stat().st_mtime_ns for path in blocks.rglob("*.safetensors")}
     again = slurm_words("retry", str(folder), cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert until_ended(launch, end).word == "complete", said(launch)
+    assert until_ended(launch, end).status == "complete", said(launch)
     found, alone = json.loads(launch.result.read_text()), in_one_process(sets, tmp_path)
     assert found["metrics"] == alone["metrics"] and found["details"] == alone["details"]
     assert left and all(path.stat().st_mtime_ns == when for path, when in left.items())  # computed once

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 
 import pytest
 from launching import LIMIT, slurm_words
-from sweeping import begun_here, finished_sweep, said, steps, toy_value, words_now, written
+from sweeping import begun_here, finished_sweep, said, statuses_now, steps, toy_value, written
 
 from pipeline.runtime.files import append_line, write_json
 from slurm.sweep.report import ranked, trials_of
@@ -55,7 +55,7 @@ def test_a_bad_trial_is_pruned_with_all_its_seeds_and_told_once(tmp_path, monkey
     states = [t.state.name for t in open_study(sweep, settings).trials]
     assert states == ["COMPLETE", "PRUNED"], said(sweep)
     assert len(steps(sweep, 1)) < 10 and not (Run(sweep, 1, 1).path / "steps.txt").exists()
-    assert words_now(sweep) == ["complete"] * 2 + ["pruned"] * 2
+    assert statuses_now(sweep) == ["complete"] * 2 + ["pruned"] * 2
     message = Run(sweep, 1, 0).outcome()["message"]
     images, value = max(open_study(sweep, settings).trials[1].intermediate_values.items())
     assert message == f"valid/loss = {value:.4g} after {images} images"
@@ -89,7 +89,7 @@ def test_no_task_starts_after_its_time_or_beyond_the_gpu_hours(tmp_path, monkeyp
     sweep, settings = written(tmp_path, "name=late", "train.optim.lr=1e-3,1e-4,1e-2,1e-1", f"sweep.until={past}")
     assert [Task(Run(sweep, n, 0), settings).go() for n in (0, 1)] == [0, 0]
     assert all("has passed" in t.states[0].message for t in trials_of(sweep, sweep.settings()) if t.states[0].message)
-    assert {Run(sweep, n, 0).outcome()["word"] for n in (0, 1)} == {"over budget"}
+    assert {Run(sweep, n, 0).outcome()["status"] for n in (0, 1)} == {"over budget"}
     assert not any((Run(sweep, n, 0).path / "steps.txt").exists() for n in (0, 1))
     # Two runs have cost an hour of four GPUs each; a third may start where twelve hours may be spent, and no fourth.
     write_json(sweep.jobs / "array-0000" / ARRAY, {"runs": [0, 1, 2, 3], "asks": {"gpus": 4}, "time": 0})
