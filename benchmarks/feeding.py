@@ -48,8 +48,8 @@ def draws(sample_indices: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def measure(reader: Reader, *, batch: int, workers: int, seconds: float, steps: int) -> float:
     """Seconds of the average step."""
-    words = {"global_batch": batch, "rank": 0, "world_size": 1, "micro_batch": batch, "flip": True, "draws": draws}
-    data = batches(reader, seed=0, start_step=0, workers=workers, **words)
+    settings = {"global_batch": batch, "rank": 0, "world_size": 1, "micro_batch": batch, "flip": True, "draws": draws}
+    data = batches(reader, seed=0, start_step=0, workers=workers, **settings)
     for _ in range(5):
         next(data)
     begin = time.perf_counter()

@@ -97,8 +97,8 @@ def main() -> None:
     native = torch.cpu.get_capabilities().get("avx512_bf16", False)
     print(f"a training step, one thread, torch {torch.__version__}, bf16 in hardware: {'yes' if native else 'no'}")
     with tempfile.TemporaryDirectory() as root:
-        for words in given.case or CASES:
-            network, size, batch = words.split(":")
+        for text in given.case or CASES:
+            network, size, batch = text.split(":")
             for precision in [given.precision] if given.precision else TARGETS:
                 case = Case(network, int(size), int(batch), compiled=False, precision=precision)
                 measure(case, Path(root), rounds=given.rounds, profiled=given.profile)

@@ -353,9 +353,9 @@ def _growth(rows: Sequence[Row]) -> tuple[str, dict[str, list[Line]]] | None:
     return (title, panels) if panels else None
 
 
-def main(words: list[str], *, out: Path | None = None, metric: Sequence[str] = ()) -> None:
+def main(paths: list[str], *, out: Path | None = None, metric: Sequence[str] = ()) -> None:
     """`mudi compare`."""
-    runs = [Path(word) for word in words]
+    runs = [Path(path) for path in paths]
     files = compare(runs, out or runs[0].resolve().parent / "comparison", metrics=metric)
     print(files[0].read_text())
     print("\n".join(map(str, files)), file=sys.stderr)

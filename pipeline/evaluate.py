@@ -289,9 +289,9 @@ def _partial(manifest: Manifest) -> list[str]:
     return [f"the sample set holds {manifest.count} of the {wanted} images asked for: some of its shards are missing"]
 
 
-def main(words: list[str], *, part: Part | None = None) -> None:
+def main(overrides: list[str], *, part: Part | None = None) -> None:
     """`mudi evaluate`."""
-    run, cfg = existing_run(words)
+    run, cfg = existing_run(overrides)
     require(cfg, "evaluate")
     for path in evaluate(cfg, run, part=part):
         show(read_json(path))

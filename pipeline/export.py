@@ -35,13 +35,13 @@ from pipeline.runtime.run_dir import COMMIT, RunDir, Step, existing_run, parse_s
 NETWORKS = ("denoiser", "autoencoder")
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """`mudi export RUN_DIR [--step N] [--format diffusers|safetensors] [--to FOLDER] [key=value ...]`."""
     parser = argparse.ArgumentParser(prog="mudi export", description=main.__doc__)
     parser.add_argument("--step", help="of the checkpoint: a number, or best; default: sample.step, or else the newest")
     parser.add_argument("--format", choices=get_args(Format), default="diffusers")
     parser.add_argument("--to", type=Path, help="the folder to write; default: inside the run directory")
-    options, rest = parser.parse_known_args(words)
+    options, rest = parser.parse_known_args(argv)
     run, cfg = existing_run(rest)
     folder, notes = export(cfg, run, step=parse_step(options.step), form=options.format, to=options.to)
     for note in notes:

@@ -31,13 +31,13 @@ from pipeline.runtime.run_dir import RunDir, create_run
 ROWS = "condition.rows.weight"
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """`mudi import FOLDER name=RUN data=DATA [experiment=NAME] [key=value ...]`."""
     parser = argparse.ArgumentParser(
         prog="mudi import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="written by `mudi export`, or by diffusers")
-    options, rest = parser.parse_known_args(words)
+    options, rest = parser.parse_known_args(argv)
     network = read(options.folder)
     given: dict[str, Any] = {"model": network.model.model_dump(mode="json")}
     if network.diffusion is not None:

@@ -65,9 +65,9 @@ SHOWN = 32  # images in the picture
 WIDTH = 1200  # pixels of the picture, about
 
 
-def main(words: list[str], *, step: Step = None, part: Part | None = None) -> None:
+def main(overrides: list[str], *, step: Step = None, part: Part | None = None) -> None:
     """`mudi reconstruct`."""
-    run, cfg = existing_run(words)
+    run, cfg = existing_run(overrides)
     require(cfg, "reconstruct")
     path = reconstruct(cfg, run, step=step, part=part)
     if path is not None:

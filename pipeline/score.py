@@ -60,10 +60,10 @@ class Published(Reference):
         return self.found
 
 
-def settings_from(words: list[str]) -> EvaluateConfig:
-    """`evaluate.key=value` words as settings. The domain classifier, which belongs to a prepared data set, is off.
+def settings_from(overrides: list[str]) -> EvaluateConfig:
+    """`evaluate.key=value` overrides as settings. The domain classifier, which belongs to a prepared data set, is off.
 
-    Inception's weights are taken from where MUDI_WEIGHTS says, if they are there, unless a word says otherwise.
+    Inception's weights are taken from where MUDI_WEIGHTS says, if they are there, unless an override says otherwise.
     """
     values = OmegaConf.create({"evaluate": {"domain": {"enabled": False}}})
     where = NO_FOLDER
@@ -74,8 +74,8 @@ def settings_from(words: list[str]) -> EvaluateConfig:
         )
         if (path := weights_file("inception", folder)).is_file():
             put(values, f"evaluate.inception.weights={path}")
-    for word in words:
-        put(values, word)
+    for override in overrides:
+        put(values, override)
     try:
         cfg = ScoreSettings.model_validate(OmegaConf.to_container(values)).evaluate
     except ValidationError as error:
@@ -161,8 +161,8 @@ def _reference(images: ImageSet, extractor: Extractor, work: Work, cfg: Evaluate
     """Moments and kept features of the second set, made once."""
     path = work.directory.with_name(f"{work.directory.name}-{cfg.reference_features}-{cfg.seed}.safetensors")
     if not path.with_suffix(".json").exists():
-        words = {"keep": cfg.reference_features, "seed": cfg.seed}
-        save_reference(path, work, extractor, split=SPLIT, images=images.identity, **words)
+        options = {"keep": cfg.reference_features, "seed": cfg.seed}
+        save_reference(path, work, extractor, split=SPLIT, images=images.identity, **options)
     return Reference(path, read_json(path.with_suffix(".json")))
 
 
@@ -236,7 +236,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mudi" / "score"
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Score the images of A against those of B, the reference."""
     parser = argparse.ArgumentParser(
         prog="mudi score",
@@ -252,7 +252,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--cache", type=Path, default=default_cache(), help="features (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="print what would be scored, and compute nothing")
     parser.add_argument("--part", metavar="k/n", help="compute this share of the features alone, and write no result")
-    options, rest = parser.parse_known_args(words)
+    options, rest = parser.parse_known_args(argv)
     cfg = settings_from(rest)
     first = open_set(options.a, size=options.size)
     if isinstance(first, Statistics):

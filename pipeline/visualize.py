@@ -61,7 +61,7 @@ class Request:
     mask: Path | None = None
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """`mudi visualize RUN_DIR strip|interpolate|edit|inpaint [--seeds 0-7] [options] [key=value ...]`."""
     parser = argparse.ArgumentParser(
         prog="mudi visualize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -79,7 +79,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--mask", type=Path, help="of inpaint: white is painted anew, black stays")
     parser.add_argument("--step", help="of the checkpoint: a number, or best; default: sample.step, or else the newest")
     parser.add_argument("--to", type=Path, help="the PNG to write; default: in the run directory's visualizations/")
-    options, rest = parser.parse_known_args(words)
+    options, rest = parser.parse_known_args(argv)
     run, cfg = existing_run([options.run, *rest])
     request = Request(**{name: getattr(options, name) for name in Request.__dataclass_fields__})
     print(visualize(cfg, run, request, step=parse_step(options.step), to=options.to))

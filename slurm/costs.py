@@ -133,9 +133,9 @@ def estimates(cfg: Config, jobs: tuple[Job, ...], *, train_images: int | None) -
     return said
 
 
-def shipped_cost(words: Sequence[str]) -> str | None:
+def shipped_cost(overrides: Sequence[str]) -> str | None:
     """What the header of the chosen experiment says of its cost, in a line; None where it says nothing."""
-    name = next((word.partition("=")[2] for word in words if word.startswith("experiment=")), "")
+    name = next((override.partition("=")[2] for override in overrides if override.startswith("experiment=")), "")
     path = CONFIG_ROOT / "experiment" / f"{name}.yaml"
     found = re.search(r"^# Cost: +(.*(?:\n#  +.*)*)", path.read_text(), re.MULTILINE) if path.is_file() else None
     said = "" if found is None else re.sub(r"\n#  +", " ", found[1]).strip()

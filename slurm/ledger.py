@@ -217,12 +217,12 @@ def runs_under(paths: Sequence[Path]) -> list[Path]:
 def overrides_of(run: Path) -> tuple[str, ...]:
     """The overrides that the newest submission of a run was made with."""
     row = _submitted_last(run)
-    return tuple(row["words"]) if row else ()
+    return tuple(row["overrides"]) if row else ()
 
 
 def _submitted_last(run: Path) -> dict[str, Any] | None:
     """The ledger's newest row of a submission with overrides of its own; else of scripts that were written."""
-    rows = [row for row in read_lines(run / "jobs" / LEDGER) if "words" in row]
+    rows = [row for row in read_lines(run / "jobs" / LEDGER) if "overrides" in row]
     return max(rows, key=lambda row: (row["event"] == "submitted", row["time"]), default=None)
 
 
@@ -536,7 +536,7 @@ def _cause(submission: Submission, rows: list[dict[str, Any]], *, now: Seen | No
         return str(told["class"]), str(told["message"])
     if line := outgrown(log):
         return "out_of_memory", line
-    words = own_error(submission.record, log.name.removesuffix(_LOG))
+    text = own_error(submission.record, log.name.removesuffix(_LOG))
     if by_slurm:
         return by_slurm, f"Slurm says {now.state if now else ''}"
     if now is not None and now.state == "CANCELLED":
@@ -547,11 +547,11 @@ def _cause(submission: Submission, rows: list[dict[str, Any]], *, now: Seen | No
         return str(told["class"]), str(told["message"])
     ended = next((row for row in reversed(rows) if row["event"] in ("batch", "end")), None)
     if ended is not None and rows[-1] is ended:
-        return class_of_exit(int(ended["code"]), log), words
+        return class_of_exit(int(ended["code"]), log), text
     if any(row["event"] == "terminated" for row in rows[-1:]):
         return "cancelled", "it was asked to end (SIGTERM)"
     if now is not None and now.reason.partition(":")[0].isdigit() and now.state == "FAILED":
-        return class_of_exit(int(now.reason.partition(":")[0]), log), words
+        return class_of_exit(int(now.reason.partition(":")[0]), log), text
     if now is not None and now.state == "FAILED":
-        return class_of_exit(1, log), words
-    return ("killed" if submission.executor == "local" and rows else "vanished"), words
+        return class_of_exit(1, log), text
+    return ("killed" if submission.executor == "local" and rows else "vanished"), text

@@ -38,7 +38,7 @@ class Training:
     loss: float | None
     starts: int
 
-    def words(self, *, running: bool = True) -> str:
+    def text(self, *, running: bool = True) -> str:
         """One line: where it is and, while it runs, how fast."""
         parts = [f"step {self.step}" + (f"/{self.total}" if self.total else "")]
         if running and self.images_per_second is not None:

@@ -23,16 +23,16 @@ SWEEPS = Path("sweeps")
 
 
 def main(
-    words: Sequence[str], *, yes: bool = False, unused: bool = False, runs: Sequence[Path] = (), data: Path = DATA
+    arguments: Sequence[str], *, yes: bool = False, unused: bool = False, runs: Sequence[Path] = (), data: Path = DATA
 ) -> int:
     """Remove runs, scorings and directories of data; with `unused`, all data below `data` that no run uses.
 
     Raises:
         UserError: before anything is removed, with every reason why something has to stay.
     """
-    if bool(words) == unused:
+    if bool(arguments) == unused:
         raise UserError("rm: give directories of runs, scorings or prepared data, or --unused alone for data.")
-    paths = [Path(word) for word in words]
+    paths = [Path(argument) for argument in arguments]
     for path in paths:
         if not _has_jobs(path) and not is_data_directory(path):
             raise UserError(

@@ -89,7 +89,7 @@ def explain(launch: Launch, state: State) -> str:
         training_of(trained) if trained is not None and state.status not in ("blocked", "not submitted") else None
     )
     if training is not None:
-        told += [training.words(running=state.status == "running")] if state.status != "complete" else []
+        told += [training.text(running=state.status == "running")] if state.status != "complete" else []
         told += [goodput_of(training.goodput)] if training.goodput is not None else []
     told += ["cancelled: it saves and ends"] if state.leaving else []
     told += [state.message] if state.status in ("running", "suspended") and state.message else []

@@ -204,7 +204,7 @@ def place(
         snapshot=str(code),
         commit=commit_of(code),
         record=str(context.record),
-        words=launch.words,
+        overrides=launch.overrides,
         cwd=str(launch.cwd),
     )
     return ids
@@ -220,9 +220,9 @@ def dependency_of(job: Job, waits_for: dict[str, tuple[str, ...]], jobs: Sequenc
     ok = list(job.after)
     for name in ok:
         ok += [n for n in by_name[name].after if n not in ok] if name in by_name and name not in waits_for else []
-    words = [f"afterok:{ledger.one_word(waits_for[n])}" for n in ok if n in waits_for]
-    words += [f"afterany:{ledger.one_word(waits_for[n])}" for n in job.after_any if n in waits_for]
-    return ",".join(words) or None
+    conditions = [f"afterok:{ledger.one_word(waits_for[n])}" for n in ok if n in waits_for]
+    conditions += [f"afterany:{ledger.one_word(waits_for[n])}" for n in job.after_any if n in waits_for]
+    return ",".join(conditions) or None
 
 
 def _earlier(launch: Launch, job: str) -> tuple[str, ...]:
@@ -337,7 +337,7 @@ def detail(launch: Launch, job: str) -> str:
     """How far a running job is, in a line."""
     trained = launch.trains(job)
     if trained is not None and (training := training_of(trained)) is not None and training.images_per_second:
-        return training.words()
+        return training.text()
     log = ledger.log_now(launch.run, job)
     return last_line(log)[:100] if log else ""
 

@@ -45,12 +45,12 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_named_and_the_one_before_is_used(run, kind):
-    harm, words = DAMAGE[kind]
+    harm, message = DAMAGE[kind]
     harm(run.checkpoint(6) / "network.net.safetensors")
     path, sentences = checkpoint.newest_valid(run)
     assert path == run.checkpoint(4)
     assert len(sentences) == 1
-    assert words in sentences[0]
+    assert message in sentences[0]
     assert "network.net.safetensors" in sentences[0]
     with pytest.raises(Incomplete, match="step-000000006"):
         checkpoint.read(run.checkpoint(6))

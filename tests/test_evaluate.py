@@ -30,7 +30,7 @@ from pipeline.runtime.run_dir import RunDir, open_run
 
 LAYOUT = Layout("png", (1, 16, 16))
 CLASSES = ["across", "down", "both"]
-WORDS = (
+OVERRIDES = (
     "experiment=glyphs16",
     "name=scored",
     "evaluate.domain.width=8",
@@ -63,9 +63,9 @@ def write_set(path: Path, images: np.ndarray, labels: np.ndarray, split: str) ->
     finish(path, [record], LAYOUT, classes=CLASSES, protocol={"name": "test", "hash": "0"}, split=split)
 
 
-def make(root: Path, *words: str, share: int = 1) -> tuple[Config, RunDir]:
+def make(root: Path, *overrides: str, share: int = 1) -> tuple[Config, RunDir]:
     """A data set with train and valid, and a run with one sample set: half fresh drawings, some copies."""
-    cfg = config_from([*WORDS, f"data_dir={root}/data", f"runs_dir={root}/runs", *words])
+    cfg = config_from([*OVERRIDES, f"data_dir={root}/data", f"runs_dir={root}/runs", *overrides])
     data = data_directory(cfg) / "shards"
     train, valid, fresh = drawings(240 // share, 0), drawings(90 // share, 1), drawings(60 // share, 2)
     write_set(data / "train", *train, "train")
@@ -159,9 +159,9 @@ def test_two_processes_give_the_file_of_one(scored, tmp_path) -> None:
     _, done, _ = scored
     cfg, run = make(tmp_path)
     reference.run(cfg)
-    words = [sys.executable, "-m", "pipeline", "evaluate", str(run.path)]
+    argv = [sys.executable, "-m", "pipeline", "evaluate", str(run.path)]
     environments = [{**os.environ, "RANK": str(r), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"} for r in (0, 1)]
-    started = [subprocess.Popen(words, env=e, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for e in environments]
+    started = [subprocess.Popen(argv, env=e, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for e in environments]
     for process in started:
         _, error = process.communicate()
         assert process.returncode == 0, error.decode()
@@ -206,9 +206,9 @@ def test_the_command_line_prints_a_table(scored, capsys) -> None:
 
 def test_inception_features_are_named_by_their_number(tmp_path, shared: Path) -> None:
     weights = shared / "weights" / "inception2015_to_mixed_6e_fp32.npz"
-    words = [f"evaluate.inception.weights={weights}", "evaluate.domain.enabled=false"]
-    words += ["evaluate.inception.features=['64']", f"evaluate.quality.brisque={shared}/weights/brisque_allmodel"]
-    cfg, run = make(tmp_path, *words, share=5)
+    overrides = [f"evaluate.inception.weights={weights}", "evaluate.domain.enabled=false"]
+    overrides += ["evaluate.inception.features=['64']", f"evaluate.quality.brisque={shared}/weights/brisque_allmodel"]
+    cfg, run = make(tmp_path, *overrides, share=5)
     reference.run(cfg)
     (path,) = evaluate(cfg, run)
     result = json.loads(path.read_text())
@@ -258,11 +258,11 @@ def pieces(watched: Path) -> set[Path]:
     return set()
 
 
-def killed_until_done(words: list[str], watched: Path, *, kills: int, seed: int) -> int:
+def killed_until_done(argv: list[str], watched: Path, *, kills: int, seed: int) -> int:
     """Start a command again and again, killing it soon after it has finished a few more files; how often it was."""
     rng, killed, seen = random.Random(seed), 0, pieces(watched)
     while True:
-        process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         wanted = len(seen) + rng.randint(1, 4)
         while process.poll() is None:
             seen |= pieces(watched)

@@ -342,11 +342,11 @@ def test_a_card_says_what_is_known_of_the_licence(trained, tmp_path):
 
 def test_exporting_twice_does_nothing_and_never_overwrites(trained, capsys, tmp_path):
     cfg, run = trained
-    words = [str(run.path), "--format", "safetensors"]
-    assert export_main(words) == 0
+    argv = [str(run.path), "--format", "safetensors"]
+    assert export_main(argv) == 0
     first = Path(capsys.readouterr().out.strip())
     before = (first / "model.safetensors").stat().st_mtime_ns
-    assert export_main(words) == 0
+    assert export_main(argv) == 0
     assert "nothing to do" in capsys.readouterr().err
     assert (first / "model.safetensors").stat().st_mtime_ns == before
     (tmp_path / "taken").mkdir()
@@ -429,8 +429,8 @@ UNETS = {  # of diffusers, and what becomes of them here
 def test_a_folder_of_diffusers_alone_says_model_and_process(kind, tmp_path, capsys):
     """What has no equal among our networks is run by diffusers, and is not trained."""
     data, runs = f"data_dir={tmp_path / 'data'}", f"runs_dir={tmp_path / 'runs'}"
-    words = ["name=x", "data=glyphs16", "data.name=squares", "data.image_size=8", data, runs, "sample.count=3"]
-    tiny.prepare(config_from(words, given={"model": tiny.UNET}))
+    overrides = ["name=x", "data=glyphs16", "data.name=squares", "data.image_size=8", data, runs, "sample.count=3"]
+    tiny.prepare(config_from(overrides, given={"model": tiny.UNET}))
     torch.manual_seed(0)
     sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 16)}
     unet = diffusers.UNet2DModel(
@@ -438,8 +438,8 @@ def test_a_folder_of_diffusers_alone_says_model_and_process(kind, tmp_path, caps
     ).eval()
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "its")
     sampler = ["kind=ddim", "steps=10", "sigmas.kind=ddpm", "sigmas.spacing=leading", "clip=1"]
-    ddim = [f"sample.sampler.{word}" for word in sampler]
-    assert main(["import", str(tmp_path / "its"), *words, *ddim]) == 0
+    ddim = [f"sample.sampler.{override}" for override in sampler]
+    assert main(["import", str(tmp_path / "its"), *overrides, *ddim]) == 0
     captured = capsys.readouterr()
     assert ("downsample_type: found conv and resnet" in captured.err) == (kind == "diffusers")
     run, cfg = existing_run([captured.out.strip()])
@@ -453,7 +453,7 @@ def test_a_folder_of_diffusers_alone_says_model_and_process(kind, tmp_path, caps
             output = unet(x, t, class_labels=torch.arange(3) if kind == "unet" else None).sample
             x = scheduler.step(output, t, x, use_clipped_model_output=True).prev_sample
     assert np.abs(found - to_uint8(x).astype(int)).max() <= 1
-    assert main(["import", str(tmp_path / "its"), *words, "name=y", "diffusion.parametrisation=v"]) == 2
+    assert main(["import", str(tmp_path / "its"), *overrides, "name=y", "diffusion.parametrisation=v"]) == 2
     assert "found v, the network was trained with eps" in capsys.readouterr().err
     if kind == "diffusers":
         assert main(["train", str(run.path)]) == 2

@@ -117,8 +117,8 @@ def test_classes_may_be_asked_for_by_name(trained, elsewhere):
 
 def test_images_are_written_as_files_and_what_is_there_stays(by_command, tmp_path, capsys):
     run, folder = by_command("files"), tmp_path / "png"
-    words = ["sample", str(run.path), "sample.first_seed=3", "sample.count=10", "--png", str(folder)]
-    assert main(words) == 0
+    argv = ["sample", str(run.path), "sample.first_seed=3", "sample.count=10", "--png", str(folder)]
+    assert main(argv) == 0
     names = sorted(p.name for p in folder.iterdir())
     assert names[:3] == ["000003-small.png", "000004-middle.png", "000005-large.png"] and len(names) == 10
     (directory,) = run.samples(12).iterdir()
@@ -127,10 +127,10 @@ def test_images_are_written_as_files_and_what_is_there_stays(by_command, tmp_pat
     before = {p: p.stat().st_mtime_ns for p in (*folder.iterdir(), *directory.iterdir())}
     (folder / names[4]).unlink()
     before.pop(folder / names[4])
-    assert main(words) == 0 and "1 PNG files written" in capsys.readouterr().err
+    assert main(argv) == 0 and "1 PNG files written" in capsys.readouterr().err
     assert before == {p: p.stat().st_mtime_ns for p in before} and (folder / names[4]).is_file()
     (folder / names[0]).write_bytes(b"mine")
-    assert main(words) == 2 and f"{folder / names[0]} is there and holds another image" in capsys.readouterr().err
+    assert main(argv) == 2 and f"{folder / names[0]} is there and holds another image" in capsys.readouterr().err
 
 
 def test_a_grid_names_its_rows(trained, elsewhere):
@@ -276,23 +276,23 @@ def test_a_set_that_grows_stays_whole_until_the_larger_one_is(trained, elsewhere
     assert digest(sample(larger, run)) == digest(sample(larger, elsewhere("at_once")))
 
 
-def _rank(path, words, rank, size):
+def _rank(path, overrides, rank, size):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
-    sys.exit(main(["sample", str(path), *words]))
+    sys.exit(main(["sample", str(path), *overrides]))
 
 
-def ranks(run, *words, size=2):
-    started = [tiny.processes().Process(target=_rank, args=(run.path, words, rank, size)) for rank in range(size)]
+def ranks(run, *overrides, size=2):
+    started = [tiny.processes().Process(target=_rank, args=(run.path, overrides, rank, size)) for rank in range(size)]
     for process in started:
         process.start()
     return started
 
 
 def test_tasks_of_one_job_share_the_shards(trained, by_command):
-    run, words = by_command("shared"), ["sample.count=80"]
+    run, overrides = by_command("shared"), ["sample.count=80"]
     expected = digest(sample(changed(trained[0], count=80), by_command("whole")))
-    first, second = ranks(run, *words)
+    first, second = ranks(run, *overrides)
     for process in (first, second):
         process.join()
     (directory,) = run.samples(12).iterdir()

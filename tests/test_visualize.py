@@ -119,13 +119,13 @@ def test_commands_write_the_same_bytes_again(trained, picture, capsys):
     paint = np.zeros((SIZE, SIZE))
     paint[2:5, 2:5] = 255
     image, mask = picture("image.png", np.full((SIZE, SIZE), 200)), picture("mask.png", paint)
-    words = {
+    requests = {
         "strip": ["--seeds", "0-2", "--frames", "3", "--show", "both"],
         "interpolate": ["--seeds", "0,2", "--frames", "3", "--interpolation", "linear"],
         "edit": ["--image", str(image), "--sigmas", "0.5,2", "--seeds", "1"],
         "inpaint": ["--image", str(image), "--mask", str(mask), "--seeds", "1,4"],
     }
-    for kind, options in words.items():
+    for kind, options in requests.items():
         found = set()
         for _ in range(2):
             assert main(["visualize", str(run.path), kind, *options, "sample.sampler.steps=4"]) == 0
@@ -171,8 +171,8 @@ def test_a_model_of_vectors_goes_from_seed_to_seed(tmp_path, kind):
     sampled = Reader(open_shards(sample(cfg, run))).read(np.arange(9))
     model, seeds = pictures.load_any(cfg, run, step=6), torch.tensor([0, 3, 6])  # all of one class
 
-    def rows(**words):
-        request = Request("interpolate", [0, 3, 6], frames=3, **words)
+    def rows(**settings):
+        request = Request("interpolate", [0, 3, 6], frames=3, **settings)
         return pictures.between_vectors(model, seeds, request).reshape(2, 3, SIZE, SIZE, 1)
 
     found = rows()

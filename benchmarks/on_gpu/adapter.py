@@ -159,7 +159,7 @@ def _rank(cfg: Config, run: RunDir, device: str, rank: int, ranks: int, port: in
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     begin = torch.distributed.init_process_group
     with (
-        mock.patch.object(torch.distributed, "init_process_group", lambda _, **words: begin("gloo", **words)),
+        mock.patch.object(torch.distributed, "init_process_group", lambda _, **options: begin("gloo", **options)),
         using(device),
     ):
         code = loop.train(cfg, run)

@@ -57,10 +57,10 @@ def _compare(report: Report, clock: Clock, place: checks.Place, rows: list[dict[
         if rows and clock.left() < 0:
             break
         with guarded(report, f"sampling, {precision}, {'guided' if guided else 'plain'}"):
-            words: dict[str, Any] = {"batch": batch, "precision": precision, "guided": guided, "device": device}
+            settings: dict[str, Any] = {"batch": batch, "precision": precision, "guided": guided, "device": device}
             sides = {
-                "ours": ours(place.root, network, size, **words),
-                "diffusers": diffusers_sampling(network, size, **words),
+                "ours": ours(place.root, network, size, **settings),
+                "diffusers": diffusers_sampling(network, size, **settings),
             }
             for make in sides.values():
                 make(2)

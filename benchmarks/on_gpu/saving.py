@@ -52,9 +52,9 @@ def run(report: Report, clock: Clock, place: checks.Place) -> None:
 
 def stall(root: Path, name: str, model: dict[str, Any], *, background: bool, device: str, size: int) -> dict[str, Any]:
     """Seconds of three saves, a step between them; the first takes new memory and is left out."""
-    words = {"precision": "bf16", "async_save": background}
+    settings = {"precision": "bf16", "async_save": background}
     kind = "async" if background else "sync"
-    cfg = adapter.config(root, name=f"save-{name[:3].strip()}-{kind}", model=model, size=size, batch=8, **words)
+    cfg = adapter.config(root, name=f"save-{name[:3].strip()}-{kind}", model=model, size=size, batch=8, **settings)
     adapter.prepare(cfg, count=64)
     times = []
     with adapter.open_session(cfg, device) as s:
@@ -87,9 +87,9 @@ def startup(root: Path, *, device: str, limit: float) -> dict[str, float]:
     adapter.prepare(cfg, count=64)
     run = create_run(cfg)
     env = {**os.environ, **({} if cuda else {"CUDA_VISIBLE_DEVICES": ""})}
-    words = [sys.executable, "-m", "pipeline", "train", str(run.path)]
+    argv = [sys.executable, "-m", "pipeline", "train", str(run.path)]
     start = time.time()
-    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=limit)
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=limit)
     if done.returncode:
         raise RuntimeError(f"training ended with code {done.returncode}: {done.stderr[-500:]}")
     end = time.time()

@@ -96,5 +96,5 @@ def require_latents(cfg: Config) -> None:
     if cfg.latents is not None and not (training_shards(cfg) / "train" / "manifest.json").is_file():
         raise Incomplete(
             f"{training_shards(cfg)}: the latents of {cfg.data.name} by {cfg.latents.autoencoder} are not there. Run: "
-            f"mudi prepare encode {run_directory(cfg)} (or with the same words)"
+            f"mudi prepare encode {run_directory(cfg)} (or with the same overrides)"
         )

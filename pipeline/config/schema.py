@@ -149,7 +149,7 @@ class LatentsConfig(Settings):
 
     autoencoder: Path  # a run directory, a folder written by `mudi export`, or an AutoencoderKL of diffusers
     experiment: str | None = None  # trains the autoencoder at that path, where a submission shall do so
-    overrides: tuple[str, ...] = ()  # words for that experiment, such as train.duration=200 kimg
+    overrides: tuple[str, ...] = ()  # of that experiment, such as train.duration=200 kimg
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
     )  # of what is stored; None: the path's last part

@@ -102,7 +102,7 @@ def open_reference(path: Path, extractor: Extractor, *, images: str) -> Referenc
         UserError: it is of other images or another protocol: comparing with it would be a number of nothing.
     """
     if not path.with_suffix(".json").exists() or not path.exists():
-        raise Incomplete(f"{path} is not finished. Run `mudi prepare reference` with the same words first.")
+        raise Incomplete(f"{path} is not finished. Run `mudi prepare reference` with the same overrides first.")
     record = read_json(path.with_suffix(".json"))
     for name, found, expected in (
         ("images", record["images"], images),

@@ -148,7 +148,7 @@ def _check_autoencoder(cfg: Config, manifest: Manifest) -> None:
         raise UserError(
             f"latents.autoencoder: {path} has sha256 {found}, but the latents were made by weights with sha256 "
             f"{expected}. Neither training on them nor decoding fits another autoencoder: restore that one, or encode "
-            f"anew (delete the folder of latents, then mudi prepare encode with the same words)."
+            f"anew (delete the folder of latents, then mudi prepare encode with the same overrides)."
         )
     known, recorded = facts_in(latents.autoencoder), manifest.made_from["autoencoder"]["config"]
     if known is None or known.settings != recorded:
@@ -166,5 +166,5 @@ def _check_images(cfg: Config, manifest: Manifest) -> None:
     if found != expected:
         raise UserError(
             f"{shards} holds images with sha256 {found}, but the latents were made from images with {expected}: they "
-            "have changed since. Delete the folder of latents and run mudi prepare encode with the same words."
+            "have changed since. Delete the folder of latents and run mudi prepare encode with the same overrides."
         )

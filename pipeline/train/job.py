@@ -19,10 +19,10 @@ from pipeline.runtime.run_dir import create_run
 from pipeline.train.loop import train
 
 
-def main(words: list[str], *, dry_run: bool = False) -> int:
+def main(overrides: list[str], *, dry_run: bool = False) -> int:
     """`mudi train`; with `dry_run`, only say what it would do."""
-    cfg = config_from(words)
-    if path := run_named(words):  # a run directory may have been moved since its config was written
+    cfg = config_from(overrides)
+    if path := run_named(overrides):  # a run directory may have been moved since its config was written
         cfg = cfg.model_copy(update={"runs_dir": path.parent, "name": path.name})
     if dry_run:
         describe(cfg)

@@ -36,8 +36,8 @@ from slurm.progress import ProgressTable, last_line
 from slurm.queue import Seen, limits, listed, look
 from slurm.rank import ATTEMPTS, process_born
 from slurm.submit import Interrupt, run_here, submit_all
-from slurm.sweep.runs import FINAL, Run, resources_of, run_at, run_words, shared, shared_key
-from slurm.sweep.settings import Params, SweepDir, SweepSettings, corners, words_of
+from slurm.sweep.runs import FINAL, Run, resources_of, run_at, shared, shared_key, trial_overrides
+from slurm.sweep.settings import Params, SweepDir, SweepSettings, corners, overrides_of
 from slurm.workflows import Launch, graph_of
 
 ARRAY, SUBMITTED = "array.json", "submitted.json"
@@ -73,7 +73,7 @@ def check(settings: SweepSettings) -> Checked:
     found: Checked | None = None
     for number, params in enumerate(tried):
         try:
-            cfg = config_from(run_words(settings, params))
+            cfg = config_from(trial_overrides(settings, params))
             plan.derived(cfg)
         except UserError as error:
             problems.setdefault(str(error), []).append(params)
@@ -100,7 +100,7 @@ def check(settings: SweepSettings) -> Checked:
 def _said(problem: str, who: Sequence[Params], *, of: int) -> str:
     if len(who) == of:
         return problem
-    shown = "; ".join(" ".join(words_of(params)) for params in who[:3])
+    shown = "; ".join(" ".join(overrides_of(params)) for params in who[:3])
     more = f" and {len(who) - 3} more" if len(who) > 3 else ""
     return f"With {shown}{more}:\n  {problem}"
 
@@ -301,11 +301,11 @@ def submit(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> list[s
             for first in range(0, len(runs), most):
                 some, cfg = runs[first : first + most], checked.configs[group]
                 # Throttled arrays run one after the other: never more than at_once runs together.
-                words = [f"afterok:{':'.join(waits)}"] if waits else []
-                words += [f"afterany:{':'.join(sorted(before))}"] if before else []
+                conditions = [f"afterok:{':'.join(waits)}"] if waits else []
+                conditions += [f"afterany:{':'.join(sorted(before))}"] if before else []
                 array = _record(sweep, settings, some, cfg)
                 cluster = _patient(cfg.cluster, settings.retries)
-                ids = _sbatch(array, cluster, sweep, dependency=",".join(words) or None)
+                ids = _sbatch(array, cluster, sweep, dependency=",".join(conditions) or None)
                 before = {ids[0].partition("_")[0]}
                 said.append(f"queued {len(some)} runs as job array {ids[0].partition('_')[0]}")
         return said
@@ -364,8 +364,8 @@ def throttle(sweep: SweepDir, at_once: int) -> None:
     for array in arrays_of(sweep):
         if array.submission is not None and array.submission.executor == "slurm" and len(array.runs) > 1:
             job = array.submission.ids[0].partition("_")[0]
-            words = ["scontrol", "update", f"JobId={job}", f"ArrayTaskThrottle={at_once}"]
-            subprocess.run(words, capture_output=True, timeout=60, check=False)  # one that has ended refuses
+            argv = ["scontrol", "update", f"JobId={job}", f"ArrayTaskThrottle={at_once}"]
+            subprocess.run(argv, capture_output=True, timeout=60, check=False)  # one that has ended refuses
 
 
 def here(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> int:

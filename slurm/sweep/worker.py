@@ -39,10 +39,10 @@ RANK_0_SECONDS = 900.0  # how long other ranks wait for what rank 0 decides or c
 BEGUN = "begun.json"  # rank 0's word to other ranks, for one start of the task
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Run what the array's part is; the exit code."""
-    array = Path(words[0])
-    part = int(words[2].partition("/")[0]) if len(words) > 2 else 0
+    array = Path(argv[0])
+    part = int(argv[2].partition("/")[0]) if len(argv) > 2 else 0
     sweep = SweepDir(array.parents[2])
     settings = sweep.settings()
     run = run_at(sweep, settings, read_json(array)["runs"][part])
@@ -142,10 +142,10 @@ class Task:
 
     def _stage(self, job: Job, stop: Stop) -> int:
         print(f"{self.run.name}: {job.name}", file=sys.stderr, flush=True)
-        words = list(job.argv[1:])
+        argv = list(job.argv[1:])
         if job.name == "evaluate" and (samples := sample_set(self.launch)) is not None:
-            words.append(f"evaluate.samples={samples.parent.name}/{samples.name}")  # what this trial sampled, alone
-        process, begun = start(self.settings.program, words), time.monotonic()
+            argv.append(f"evaluate.samples={samples.parent.name}/{samples.name}")  # what this trial sampled, alone
+        process, begun = start(self.settings.program, argv), time.monotonic()
         told = False
         while process.poll() is None:
             if stop.asked and not told:
@@ -267,9 +267,9 @@ def code_of(returncode: int, *, told: bool) -> int:
     return 128 - returncode if returncode < 0 else returncode
 
 
-def start(program: str, words: Sequence[str]) -> "subprocess.Popen[bytes]":
+def start(program: str, argv: Sequence[str]) -> "subprocess.Popen[bytes]":
     """Start a stage. It ends with this process: an orphan would go on writing beside the run's next start."""
-    return subprocess.Popen([sys.executable, "-u", "-m", program, *words], preexec_fn=_end_with_parent)
+    return subprocess.Popen([sys.executable, "-u", "-m", program, *argv], preexec_fn=_end_with_parent)
 
 
 def _end_with_parent() -> None:

@@ -21,7 +21,7 @@ def test_every_registered_place_can_be_imported(registry):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "said"),
     [
         (
             "model.kind=unett",
@@ -45,9 +45,9 @@ def test_every_registered_place_can_be_imported(registry):
         ),
     ],
 )
-def test_what_is_not_registered_is_said(words, said):
+def test_what_is_not_registered_is_said(overrides, said):
     with pytest.raises(UserError, match=said):
-        config_from(["experiment=glyphs16", words])
+        config_from(["experiment=glyphs16", overrides])
 
 
 def test_settings_of_another_kind_take_the_place_of_those_that_were_there():
@@ -134,7 +134,7 @@ def test_two_kinds_of_one_name_are_refused():
 )
 def test_a_plugin_that_fails_is_said_without_a_traceback(tmp_path, text, said):
     (tmp_path / "broken.py").write_text(text)
-    words = ["-m", "slurm", "plan", "experiment=glyphs16", "plugins=[broken]"]
-    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
+    argv = ["-m", "slurm", "plan", "experiment=glyphs16", "plugins=[broken]"]
+    done = subprocess.run([sys.executable, *argv], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert said in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr

@@ -106,14 +106,14 @@ def test_an_unconditional_network_sees_mixtures_of_image_and_uniform_noise(tmp_p
     """x (1 - a) + noise a with a and noise uniform, and one number for every noise level."""
     cfg = tiny.config(tmp_path, model={**tiny.UNET, "condition": "none"})
     levels = {"kind": "uniform_flow"}
-    words = {
+    overrides = {
         "parametrisation": "x0_flow",
         "levels": levels,
         "time_input": "none",
         "noise": "uniform",
         "label_dropout": 0,
     }
-    cfg = cfg.model_copy(update={"diffusion": DiffusionConfig(**words)})
+    cfg = cfg.model_copy(update={"diffusion": DiffusionConfig(**overrides)})
     tiny.prepare(cfg)
     objective = Denoising(cfg, read_manifest(training_shards(cfg) / "train"))
     x, cond, _ = shown(objective, a_batch(attributes=False))  # of black images: the noise alone, a times

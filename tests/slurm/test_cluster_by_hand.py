@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from faults import begun, real_training
-from launching import ended, kept_steps, logs, profile, slurm_words, stand_in, wait_for
+from launching import ended, kept_steps, logs, profile, slurm_cli, stand_in, wait_for
 
 from slurm import cancel, ledger, plan
 from slurm.ledger import states_of
@@ -39,7 +39,7 @@ def test_status_cancel_and_retry_know_what_was_submitted_by_hand(tmp_path):
     submit = scripts_of(launch, tmp_path / "scripts")
     assert {s.status for s in states_of([launch])[0].values()} == {"not submitted"}
     ids = submitted(submit)
-    shell = slurm_words("status", str(launch.run.path))
+    shell = slurm_cli("status", str(launch.run.path))
     assert ids["train"] in shell.stdout and f"{ids['sample']}_[0-1]" in shell.stdout, shell.stdout
     assert {s.status for s in states_of([launch])[0].values()} == {"waiting"}
     assert len(cancel.cancel([launch])) == 2
@@ -138,8 +138,8 @@ def test_cancelled_by_hand_before_it_started_is_cancelled_and_what_waited_for_it
 
 def test_cancel_and_submit_again_at_once_starts_when_the_first_has_saved(tmp_path):
     cluster = profile("testbed", options=CALM)
-    words = {"train": "--steps 80 --pace 0.1"}
-    launch = stand_in(tmp_path, cluster, only=("train", "sample"), options=words)
+    options = {"train": "--steps 80 --pace 0.1"}
+    launch = stand_in(tmp_path, cluster, only=("train", "sample"), options=options)
     submit_graph(launch)
     wait_for(launch, lambda now: now["train"].status == "running" and (launch.run.path / "steps.txt").exists())
     (first,) = ledger.submissions(launch.run)["train"].ids
@@ -156,8 +156,8 @@ def test_cancel_and_submit_again_at_once_starts_when_the_first_has_saved(tmp_pat
     "settings", [{"requeue": False}, {"max_timeouts": 0, "train": {"minutes": 10}}], ids=["never", "not so often"]
 )
 def test_what_is_cut_and_may_not_go_on_says_so_and_goes_on_when_asked_to(tmp_path, settings):
-    words = {"train": "--steps 40 --hold"}
-    launch = stand_in(tmp_path, profile("testbed", options=CALM, **settings), only=("train",), options=words)
+    options = {"train": "--steps 40 --hold"}
+    launch = stand_in(tmp_path, profile("testbed", options=CALM, **settings), only=("train",), options=options)
     submit_graph(launch)
     wait_for(launch, lambda _: begun(launch))
     subprocess.run(["scancel", "--signal=USR2", ledger.submissions(launch.run)["train"].ids[0]], check=True)

@@ -21,7 +21,7 @@ from launching import (
     kept_steps,
     latent,
     profile,
-    slurm_words,
+    slurm_cli,
     stand_in,
     states,
     wait_for,
@@ -79,18 +79,18 @@ def copied_code(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def real_run(copied_code, tmp_path_factory):
-    """Autoencoder, latents, model, samples, numbers: all with their own words, training on two nodes, submitted by one
-    command, which is killed as soon as the last job is in the queue; then the code is broken."""
+    """Autoencoder, latents, model, samples, numbers: all with their own commands, training on two nodes, submitted
+    by one command, which is killed as soon as the last job is in the queue; then the code is broken."""
     root = tmp_path_factory.mktemp("real")
-    words = ["cluster=testbed", "cluster.train.nodes=2", "cluster.internet=false", "cluster.encode.parts=2"]
+    overrides = ["cluster=testbed", "cluster.train.nodes=2", "cluster.internet=false", "cluster.encode.parts=2"]
     its = json.dumps([*(w for w in SMALL if w != "model.condition=none"), "evaluate.domain.enabled=false"])
-    words += [f"latents.autoencoder={root}/runs/letters", f"latents.overrides={its}"]
+    overrides += [f"latents.autoencoder={root}/runs/letters", f"latents.overrides={its}"]
     later = [
         f"++cluster.options.{key}={value}" for key, value in {"begin": "now+3", "exclude": "node2\\,node4"}.items()
     ]
     where = [f"data_dir={root}/data", f"runs_dir={root}/runs", "name=real"]
     env = os.environ | {"PYTHONPATH": str(copied_code), "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-m", "slurm", "submit", *TINY, *words, *later, *where]
+    command = [sys.executable, "-m", "slurm", "submit", *TINY, *overrides, *later, *where]
     shell = subprocess.Popen(command, cwd=root, env=env, stderr=subprocess.PIPE, text=True, process_group=0)
     ledger_file, end = root / "runs" / "real" / "jobs" / LEDGER, time.monotonic() + LIMIT
     while not (ledger_file.exists() and '"compare"' in ledger_file.read_text()):
@@ -98,7 +98,7 @@ def real_run(copied_code, tmp_path_factory):
         time.sleep(0.02)
     os.killpg(shell.pid, signal.SIGKILL)
     shell.wait()
-    done = slurm_words("cancel", f"{root}/runs/real", "--job", "compare")
+    done = slurm_cli("cancel", f"{root}/runs/real", "--job", "compare")
     assert done.stdout.startswith("cancelled real/compare"), done.stderr
     for path in ("pipeline/__main__.py", "data_prep/__main__.py", "slurm/payload.py"):
         (copied_code / path).write_text("raise SystemExit('this was edited after the submission')\n")
@@ -150,9 +150,9 @@ def test_a_job_that_the_ledger_missed_is_reconciled_not_doubled(tmp_path):
 
 def test_two_runs_on_the_same_data_share_its_preparation(tmp_path):
     cluster = profile("testbed", options=CALM)
-    only, words = ("prepare", "train"), {"prepare": "--pace 4"}
-    one = stand_in(tmp_path, cluster, name="one", only=only, options=words)
-    two = stand_in(tmp_path, cluster, name="two", only=only, options=words)
+    only, options = ("prepare", "train"), {"prepare": "--pace 4"}
+    one = stand_in(tmp_path, cluster, name="one", only=only, options=options)
+    two = stand_in(tmp_path, cluster, name="two", only=only, options=options)
     with ThreadPoolExecutor() as pool:  # at the same time: one waits for the other
         list(pool.map(submit_graph, (one, two)))
     assert ledger.submissions(one.run)["prepare"].ids == ledger.submissions(two.run)["prepare"].ids
@@ -163,22 +163,22 @@ def test_two_runs_on_the_same_data_share_its_preparation(tmp_path):
 def test_shells_that_submit_at_once_all_succeed_and_what_is_cancelled_may_be_corrected(
     tmp_path,
 ):
-    words = [*PIXELS, "cluster=testbed", "++cluster.options.begin=now+900"]
-    words += [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
+    overrides = [*PIXELS, "cluster=testbed", "++cluster.options.begin=now+900"]
+    overrides += [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
     with ThreadPoolExecutor() as pool:  # each waits for a process of its own
-        done = list(pool.map(lambda name: slurm_words("submit", *words, f"name={name}"), ("one", "one", "two")))
+        done = list(pool.map(lambda name: slurm_cli("submit", *overrides, f"name={name}"), ("one", "one", "two")))
     assert [shell.returncode for shell in done] == [0, 0, 0], done
     one, two = (launch_of_run(tmp_path / "runs" / name) for name in ("one", "two"))
     ids = {name: s.ids for name, s in ledger.submissions(one.run).items()}
     assert len({i for part in ids.values() for i in part}) == len(ids) == 5
     assert ledger.submissions(two.run)["prepare"].ids == ids["prepare"]
     assert {s.id for s in listed() if s.active and str(one.run.path) in s.comment} <= {i for (i,) in ids.values()}
-    slower = [*words, "name=one", "train.optim.lr=7e-4"]
-    refused = slurm_words("submit", *slower)
+    slower = [*overrides, "name=one", "train.optim.lr=7e-4"]
+    refused = slurm_cli("submit", *slower)
     assert refused.returncode == 2 and f"mudi cancel {one.run.path}" in refused.stderr
     cancel.cancel([one, two])
     wait_for(one, ended)
-    done = slurm_words("submit", *slower)
+    done = slurm_cli("submit", *slower)
     assert done.returncode == 0 and "nothing is trained yet" in done.stdout, done
     assert launch_of_run(one.run.path).cfg.train.optim.lr == 7e-4
     cancel.cancel([one])
@@ -239,7 +239,7 @@ os.kill(os.getpid(), 9)
     assert done.returncode == -signal.SIGKILL
     launch = stand_in(tmp_path, profile("testbed"), only=("train", "sample"))
     wait_for(launch, lambda now: all(s.status == "complete" for s in now.values()))
-    shell = slurm_words("status", str(launch.run.path))
+    shell = slurm_cli("status", str(launch.run.path))
     assert shell.returncode == 1 and shell.stdout.count("complete") >= 2  # nobody submitted its preparation
     assert "-> mudi submit" in shell.stdout
 
@@ -305,13 +305,13 @@ def test_without_accounting_status_knows_from_disk_and_queue(tmp_path, cluster, 
 
 
 def test_preflight_is_green(tmp_path):
-    words = [
+    overrides = [
         "cluster=testbed",
         "cluster.train.nodes=2",
         "cluster.internet_probe=127.0.0.1:9",
         "++cluster.options.exclude=node2\\,node4",
     ]
-    done = slurm_words("preflight", *words, "cluster.internet=false", f"runs_dir={tmp_path}", f"data_dir={tmp_path}")
+    done = slurm_cli("preflight", *overrides, "cluster.internet=false", f"runs_dir={tmp_path}", f"data_dir={tmp_path}")
     assert done.returncode == 0, done.stdout + done.stderr
     for check in ("2 of 2 on node1, node3", "every rank sees every rank's file", "GB/s", "SIGUSR2"):
         assert check in done.stdout
@@ -319,16 +319,16 @@ def test_preflight_is_green(tmp_path):
 
 def test_real_latent_diffusion_on_two_nodes_runs_the_code_that_was_submitted(real_run, copied_code):
     path = str(real_run.run.path)
-    followed = slurm_words("logs", path, "autoencoder", "-f")  # also where it has yet to start
+    followed = slurm_cli("logs", path, "autoencoder", "-f")  # also where it has yet to start
     assert "==> autoencoder: complete" in followed.stderr and "step" in followed.stdout
     now = wait_for(real_run, ended)
     assert {name: s.status for name, s in now.items() if s.status != "complete"} == {"compare": "cancelled"}
-    assert slurm_words("retry", path).returncode == 0
+    assert slurm_cli("retry", path).returncode == 0
     now = wait_for(real_run, lambda now: all(s.status == "complete" for s in now.values()))
     assert list(now) == ["prepare", "autoencoder", "reconstruct", "encode", "train", "sample", "evaluate", "compare"]
     for run in (real_run.run, real_run.autoencoder):
         assert json.loads(run.starts.read_text().splitlines()[0])["world_size"] == 2
-    shell = slurm_words("status", path)
+    shell = slurm_cli("status", path)
     assert shell.returncode == 0 and shell.stdout.count("complete") == 8 and "psnr" in shell.stdout
     assert "comparison.md" in shell.stdout and "| real |" in comparison(real_run).read_text()
     assert "edited" in (copied_code / "pipeline" / "__main__.py").read_text()

@@ -19,7 +19,7 @@ from launching import (
     profile,
     real,
     result,
-    slurm_words,
+    slurm_cli,
     stand_in,
     states,
     wait_for,
@@ -44,8 +44,8 @@ def _on_the_cluster(cluster):
 @pytest.fixture
 def allocation(monkeypatch):
     """Two processes on one node, held as by salloc."""
-    words = ["salloc", "--no-shell", "--nodes=1", "--ntasks=2", "--mem=2G", "--time=30", "--exclude=node2,node4"]
-    said = subprocess.run(words, capture_output=True, text=True, check=True)
+    argv = ["salloc", "--no-shell", "--nodes=1", "--ntasks=2", "--mem=2G", "--time=30", "--exclude=node2,node4"]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True)
     job = said.stderr.split("job allocation ")[1].split()[0]
     monkeypatch.setenv("SLURM_JOB_ID", job)
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
@@ -140,31 +140,40 @@ sys.exit(run_here(launch, ProgressTable(["train"], title="test")))
 
 def test_no_allocation_and_no_parents_are_said(tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    words = ["experiment=glyphs16", f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data"]
-    done = slurm_words("submit", *words, "cluster=here")
+    overrides = ["experiment=glyphs16", f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data"]
+    done = slurm_cli("submit", *overrides, "cluster=here")
     assert done.returncode == 2 and "salloc" in done.stderr, done.stderr
-    done = slurm_words("submit", *words, "cluster=testbed", "--only", "sample")
+    done = slurm_cli("submit", *overrides, "cluster=testbed", "--only", "sample")
     assert done.returncode == 2 and "waits for what is not complete: train" in done.stderr, done.stderr
     assert "--until sample" in done.stderr
 
 
 def test_several_experiments_are_submitted_together_as_far_as_is_asked(tmp_path):
-    words = ["experiment=glyphs16,glyphs16_ddpm", "cluster=testbed", f"runs_dir={tmp_path}/runs"]
-    words += [f"data_dir={tmp_path}/data", "+cluster.begin=now+900", "--until", "train"]
-    done = slurm_words("submit", *words)
+    overrides = ["experiment=glyphs16,glyphs16_ddpm", "cluster=testbed", f"runs_dir={tmp_path}/runs"]
+    overrides += [f"data_dir={tmp_path}/data", "+cluster.begin=now+900", "--until", "train"]
+    done = slurm_cli("submit", *overrides)
     assert done.returncode == 0, done.stderr
     rows = {run: read_lines(tmp_path / "runs" / run / "jobs" / ledger.LEDGER) for run in ("glyphs16", "glyphs16_ddpm")}
     first, second = ({row["job"]: row["ids"] for row in found} for found in rows.values())
     assert first.keys() == second.keys() == {"prepare", "train"}
     assert first["prepare"] == second["prepare"] and first["train"] != second["train"]
-    assert slurm_words("cancel", str(tmp_path / "runs")).returncode == 0
+    assert slurm_cli("cancel", str(tmp_path / "runs")).returncode == 0
 
 
 def test_preflight_looks_at_every_kind_of_job_and_at_the_setup(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "240")  # no cell is wrapped
-    words = ["cluster=testbed", f"runs_dir={tmp_path}", f"data_dir={tmp_path}", "cluster.internet_probe=127.0.0.1:9"]
-    words += ["cluster.internet=false", "+cluster.sample.partition=nowhere", "cluster.setup=['echo a','cat /nowhere']"]
-    done = slurm_words("preflight", *words, "++cluster.options.exclude=node2\\,node4")
+    overrides = [
+        "cluster=testbed",
+        f"runs_dir={tmp_path}",
+        f"data_dir={tmp_path}",
+        "cluster.internet_probe=127.0.0.1:9",
+    ]
+    overrides += [
+        "cluster.internet=false",
+        "+cluster.sample.partition=nowhere",
+        "cluster.setup=['echo a','cat /nowhere']",
+    ]
+    done = slurm_cli("preflight", *overrides, "++cluster.options.exclude=node2\\,node4")
     said = " ".join(done.stdout.replace("│", " ").split())
     assert done.returncode == 1, said + done.stderr
     assert "NO job sample sbatch: error: invalid partition specified: nowhere" in said, said

@@ -48,8 +48,8 @@ def test_ranks_that_do_not_find_each_other_are_started_again(running, kind):
     told = read_lines(launch.run.jobs / "train" / FAILURES)
     assert {(row["class"], row["code"]) for row in told if row["restart"] == 0} == {("rendezvous", 78)}
     absent = "ranks [1] of 2 have not arrived"
-    words = {"taken": "rank 0 cannot listen on", "absent": absent, "astray": f"cannot reach|{absent}"}
-    assert any(word in row["message"] for row in told for word in words[kind].split("|"))
+    messages = {"taken": "rank 0 cannot listen on", "absent": absent, "astray": f"cannot reach|{absent}"}
+    assert any(word in row["message"] for row in told for word in messages[kind].split("|"))
 
 
 def test_ranks_that_never_find_each_other_stop_after_the_profile_s_limit(running):

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import HERE, ended, logs, profile, slurm_words, stand_in, wait_for
+from launching import HERE, ended, logs, profile, slurm_cli, stand_in, wait_for
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_lines
@@ -101,7 +101,7 @@ def test_a_controller_that_is_away_is_asked_again_and_in_the_end_said(tmp_path, 
     state = states_of([launch])[0]["train"]
     assert state.stuck and (state.status, state.cause) == ("failed", "limit") and "Unable to contact" in state.message
     assert f"mudi retry {launch.run.path}" in explain(launch, state)
-    assert slurm_words("status", str(launch.run.path)).returncode == 1
+    assert slurm_cli("status", str(launch.run.path)).returncode == 1
     patient = stand_in(tmp_path, profile("testbed", options=CALM, submit_patience_s=30), only=("train",))
     submit_graph(patient)
     assert capsys.readouterr().err.count("Again in") >= 2
@@ -128,7 +128,7 @@ def test_held_and_suspended_are_told_with_what_to_type(tmp_path):
     subprocess.run(["scontrol", "uhold", job], check=True)
     now = wait_for(later, lambda now: now["train"].status == "held")
     assert now["train"].active and f"scontrol release {job}" in explain(later, now["train"])
-    assert slurm_words("status", str(later.run.path)).returncode == 1
+    assert slurm_cli("status", str(later.run.path)).returncode == 1
     wait_for(there, lambda now: now["train"].status == "running" and there.run.starts.exists())
     subprocess.run(["scontrol", "suspend", running], check=True)
     now = wait_for(there, lambda now: now["train"].status == "suspended")
@@ -147,11 +147,11 @@ def test_scripts_that_were_submitted_twice_are_told(tmp_path):
 
 
 def test_starts_that_save_nothing_end_after_three(tmp_path):
-    words = {"train": "--stall"}
-    ours = stand_in(tmp_path / "ours", profile("testbed", options=CALM), only=("train",), options=words)
-    by_hand = stand_in(tmp_path / "by_hand", profile("testbed", options=CALM), only=("train",), options=words)
+    options = {"train": "--stall"}
+    ours = stand_in(tmp_path / "ours", profile("testbed", options=CALM), only=("train",), options=options)
+    by_hand = stand_in(tmp_path / "by_hand", profile("testbed", options=CALM), only=("train",), options=options)
     inside = profile("testbed", options=CALM, python=f"env PATH=/nowhere {sys.executable}")  # as in a container
-    contained = stand_in(tmp_path / "contained", inside, only=("train",), options=words)
+    contained = stand_in(tmp_path / "contained", inside, only=("train",), options=options)
     for launch in (ours, contained):
         submit_graph(launch)
     subprocess.run([plan.write(by_hand, tmp_path / "scripts")[-1]], capture_output=True, check=True)
@@ -170,8 +170,8 @@ def test_starts_that_save_nothing_end_after_three(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="submits as another user: needs root")
 def test_jobs_of_a_colleague_who_submitted_the_run_are_seen(tmp_path):
     launch = stand_in(tmp_path, profile("testbed", options=CALM), only=("train",))
-    words = ["sbatch", "--parsable", "--uid=65534", "-H", "-D", "/", "-o", "/dev/null", "--wrap", "true"]
-    job = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    argv = ["sbatch", "--parsable", "--uid=65534", "-H", "-D", "/", "-o", "/dev/null", "--wrap", "true"]
+    job = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
     row = {"ids": [job], "executor": "slurm", "born": [], "snapshot": "", "user": "nobody"}
     ledger.note(launch.run, "submitted", job="train", **row)
     assert job not in {seen.id for seen in listed()}

@@ -224,7 +224,7 @@ def test_what_is_not_finite_is_skipped_by_all_and_returned_from(root, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "said"),
     [
         (["train.optim.kind=muon"], "train.optim.kind=muon: expected adam or adamw"),
         (["train.optim.kind=sgd"], "train.optim.kind=sgd: expected adam or adamw"),
@@ -236,7 +236,7 @@ def test_what_is_not_finite_is_skipped_by_all_and_returned_from(root, monkeypatc
     ],
     ids=str,
 )
-def test_what_cannot_be_sharded_is_refused(words, said):
+def test_what_cannot_be_sharded_is_refused(overrides, said):
     with pytest.raises(UserError, match=r"train\.sharding: found fsdp with") as raised:
-        config_from(["experiment=glyphs16", "train.sharding=fsdp", *words])
+        config_from(["experiment=glyphs16", "train.sharding=fsdp", *overrides])
     assert said in str(raised.value)

@@ -241,7 +241,7 @@ def test_the_device_does_raise_where_a_step_would_wait(trained):
         trained=plain.trained,
         networks=plain.networks,
         draws=plain.draws,
-        loss=lambda *words: {name: value * float(value.detach().sum()) for name, value in plain.loss(*words).items()},
+        loss=lambda *args: {name: value * float(value.detach().sum()) for name, value in plain.loss(*args).items()},
     )
     with pytest.raises(RuntimeError, match="meta"):
         steps(s)

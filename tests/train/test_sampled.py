@@ -89,6 +89,6 @@ def test_what_is_missing_is_said_before_training(tmp_path):
         "train.early_stop={metric: sampled/fd-domain, patience: 6 steps} train.metric_every=null": "needs train.metr",
         "evaluate.domain.enabled=false": "the domain classifier is what judges",
     }.items():
-        words = word.replace("} ", "}|").split("|")
+        overrides = word.replace("} ", "}|").split("|")
         with pytest.raises(UserError, match=said):
-            config_from([str(tmp_path), *words])
+            config_from([str(tmp_path), *overrides])
