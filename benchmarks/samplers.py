@@ -116,8 +116,8 @@ def cost_table(*, steps: int = 50, shape: tuple[int, ...] = (16, 3, 32, 32)) -> 
         def ours(sampler: Any = sampler) -> Tensor:
             def denoise(x: Tensor, sigma: Tensor) -> Tensor:
                 s = process.scales(sigma)
-                z = s.inp * x
-                result: Tensor = s.skip * x + s.out * z
+                z = s.c_in * x
+                result: Tensor = s.c_skip * x + s.c_out * z
                 return result
 
             result: Tensor = sampler(denoise, sampler.start(noise))

@@ -44,8 +44,8 @@ def build_process(cfg: DiffusionConfig) -> Process:
     """The process of `cfg`."""
     levels = cfg.levels
     table = torch.tensor(levels.sigmas, dtype=torch.float64) if levels.kind == "ddpm" else None
-    row = preconditioning.row_of(cfg.parametrisation, cfg.sigma_data)
-    scales = preconditioning.precondition(row, _time_input(cfg, table))
+    parametrisation = preconditioning.parametrisation_of(cfg.parametrisation, cfg.sigma_data)
+    scales = preconditioning.precondition(parametrisation, _time_input(cfg, table))
     weight = _weight(cfg, scales)
     return Process(
         scales=scales,

@@ -48,9 +48,9 @@ class Network:
         self.seen.append((z, cond))
         sigma, wide = _sigma_of(self.process, cond.double()).view(-1, 1, 1, 1), z.double()
         s = self.process.scales(sigma)
-        x = wide / s.inp
+        x = wide / s.c_in
         x0 = DATA.denoise(x, sigma) + 0.2 * torch.conv2d(wide, self.kernel, padding=1).tanh()
-        output = (x0 - s.skip * x) / s.out
+        output = (x0 - s.c_skip * x) / s.c_out
         raw = torch.conv2d(wide, self.variance_kernel, padding=1).tanh()
         return torch.cat([output, raw], 1).float() if self.variance_channels else output.float()
 

@@ -78,9 +78,9 @@ def test_guided_samples_move_away_from_what_is_not_the_class() -> None:
         assert labels is not None
         sigma = (4 * cond).exp().view(-1, 1, 1, 1)
         s = process.scales(sigma)
-        x = z / s.inp
+        x = z / s.c_in
         wanted = torch.where(labels.view(-1, 1, 1, 1) == 0, CLASS(x, sigma), ALL(x, sigma))
-        return (wanted - s.skip * x) / s.out
+        return (wanted - s.c_skip * x) / s.c_out
 
     process = build_process(DiffusionConfig())
     noise = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
