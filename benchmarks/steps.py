@@ -42,10 +42,10 @@ def cpu_seconds(work: Callable[[], Any]) -> float:
 
 def measure(case: Case, root: Path, *, rounds: int, profiled: Path | None) -> None:
     """Print one line: milliseconds of both, and how many times as long diffusers takes."""
-    place = checks.Place(device="cpu", root=root)
+    context = checks.CheckContext(device="cpu", root=root)
     with contextlib.ExitStack() as stack:
         with contextlib.redirect_stderr(io.StringIO()):
-            s = stack.enter_context(adapter.open_session(config_of(case, place), "cpu"))
+            s = stack.enter_context(adapter.open_session(config_of(case, context), "cpu"))
         data = adapter.feed(s)
         stack.callback(data.close)  # type: ignore[attr-defined]
         images, _, labels, _ = example(case, "cpu")

@@ -19,7 +19,6 @@ from pipeline.config.registry import METRICS
 from pipeline.config.schema import Config
 from pipeline.data.reader import Reader
 from pipeline.data.shards import Manifest, ShardDirectory, open_shards
-from pipeline.metrics.board import write_board
 from pipeline.metrics.copies import QUERIES, Images, InFeatures, Worst, measure_copies
 from pipeline.metrics.extraction import Read, Work, all_features, default_device, extract, first_features
 from pipeline.metrics.features import Extractor
@@ -30,6 +29,7 @@ from pipeline.metrics.quality_suite import measure_quality, quality_work, score_
 from pipeline.metrics.references import Reference
 from pipeline.metrics.report import caution, show
 from pipeline.metrics.suite import Asked, Measured, feature_sets, measure
+from pipeline.metrics.tensorboard_log import write_tensorboard
 from pipeline.reference_set import ReferenceSet, open_reference_set
 from pipeline.runtime.distributed import own_device
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
@@ -65,7 +65,7 @@ def evaluate(cfg: Config, run: RunDir, *, part: Part | None = None) -> list[Path
             if not _features(cfg, samples, reference_set, work=work, part=part):
                 continue
             found = _result(cfg, samples, reference_set, work=work, picture=result.with_suffix(".nearest.png"))
-            write_board(run.tensorboard / "eval", found, _experiment(cfg, found))
+            write_tensorboard(run.tensorboard / "eval", found, _experiment(cfg, found))
             write_json(result, {"key": key, **found})
             shutil.rmtree(work, ignore_errors=True)
         finished.append(result)

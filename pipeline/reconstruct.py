@@ -43,12 +43,12 @@ from pipeline.data.shards import (
     write_shard,
 )
 from pipeline.inference import loaded_objective
-from pipeline.metrics.board import write_board
 from pipeline.metrics.latent_sums import DEAD_NATS, DEAD_SPREAD, LatentSums, dead_channels
 from pipeline.metrics.provenance import versions
 from pipeline.metrics.reconstruction import RANGE, psnr
 from pipeline.metrics.report import caution, show
 from pipeline.metrics.suite import Measured
+from pipeline.metrics.tensorboard_log import write_tensorboard
 from pipeline.models.posterior import Posterior
 from pipeline.objectives.autoencoder import Autoencoding
 from pipeline.objectives.measuring import Measures, measure_reconstruction, open_measures, pixels
@@ -101,7 +101,9 @@ def reconstruct(cfg: Config, run: RunDir, *, step: Step = None, part: Part | Non
     key = content_hash([reconstructed.manifest.sha256, originals.manifest.sha256, measures.identity, SHOWN])
     if not (result.exists() and read_json(result).get("key") == key):
         value = _result(cfg, measures, objective, originals=originals, reconstructed=reconstructed)
-        write_board(run.tensorboard / "reconstruction", value, {"autoencoder": cfg.autoencoder.model_dump(mode="json")})
+        write_tensorboard(
+            run.tensorboard / "reconstruction", value, {"autoencoder": cfg.autoencoder.model_dump(mode="json")}
+        )
         _picture(objective, originals, path=result.with_suffix(".png"))
         write_json(result, {"key": key, **value})
     return result

@@ -129,9 +129,9 @@ def test_training_shows_reconstructions_of_held_out_images_and_how_near_they_are
     rows = [row for row in tiny.history(run) if "valid/psnr" in row]
     assert [row["step"] for row in rows] == [6, 12]
     assert {"valid/loss", "valid/l1", "valid/l2", "valid/ssim", "valid/kl"} <= rows[0].keys()
-    board = EventAccumulator(str(run.tensorboard)).Reload()
-    assert board.Tags()["images"] == ["reconstructions"]
-    (picture,) = board.Images("reconstructions")
+    events = EventAccumulator(str(run.tensorboard)).Reload()
+    assert events.Tags()["images"] == ["reconstructions"]
+    (picture,) = events.Images("reconstructions")
     assert picture.width >= 3 * 4 * tiny.SIZE  # the original, what degrading made of it, and the reconstruction
 
 

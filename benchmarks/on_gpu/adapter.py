@@ -111,8 +111,8 @@ def exact_float32() -> Iterator[None]:
 @contextlib.contextmanager
 def using(device: str) -> Iterator[None]:
     """What is built in the body stands on "cuda" or "cpu", whatever torch sees."""
-    place = torch.device("cuda", 0) if device == "cuda" else torch.device(device)
-    with mock.patch.object(distributed, "device_for", return_value=place):
+    context = torch.device("cuda", 0) if device == "cuda" else torch.device(device)
+    with mock.patch.object(distributed, "device_for", return_value=context):
         yield
 
 

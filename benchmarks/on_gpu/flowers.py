@@ -66,17 +66,17 @@ class Job:
         return time.monotonic() - start
 
 
-def run(report: Report, clock: Clock, place: checks.Place, settings: list[str], *, rate: float | None) -> None:
+def run(report: Report, clock: Clock, context: checks.CheckContext, settings: list[str], *, rate: float | None) -> None:
     """Train, and keep the curve, the pictures and the scores in the folder of results. `settings` come last.
 
     `rate`: images a second that the length of the training is planned with; None: as measured before, or tried.
     """
-    if place.images is None and place.device == "cuda":
+    if context.images is None and context.device == "cuda":
         report.say("no images: give --images")
         return
-    images = place.images.resolve() if place.images else generated(place.root / "few.tar")
-    overrides = base_overrides(images, place.root, place.weights, device=place.device)
-    job = Job(report, clock, place.device, place.root, overrides, settings)
+    images = context.images.resolve() if context.images else generated(context.root / "few.tar")
+    overrides = base_overrides(images, context.root, context.weights, device=context.device)
+    job = Job(report, clock, context.device, context.root, overrides, settings)
     found: dict[str, Any] = {
         "prepare_seconds": job.run("data_prep", "all", *job.overrides, *settings, limit=clock.left() / 2)
     }
@@ -84,9 +84,9 @@ def run(report: Report, clock: Clock, place: checks.Place, settings: list[str], 
     mode, rate = ("graph", rate) if rate else speed(job)
     overrides = [*job.overrides, *training_overrides(job, mode, rate), *settings]
     found |= {"overrides": overrides, "expected_rate": rate, "mode": mode}
-    limit = clock.left() * 0.72 if place.device == "cuda" else clock.left()
+    limit = clock.left() * 0.72 if context.device == "cuda" else clock.left()
     found["train_seconds"] = job.run("pipeline", "train", *overrides, limit=limit, may_stop=True)
-    run_dir = RunDir(place.root / "runs" / "flowers64")
+    run_dir = RunDir(context.root / "runs" / "flowers64")
     curve = keep_curve(report.out / "flowers_loss.json", run_dir)
     found |= {"steps": run_dir.latest_step(), "finished": run_dir.finished(), **curve}
     report.put("flowers", found)

@@ -24,15 +24,15 @@ from pipeline.objectives.build import build_objective
 GUIDANCE = 2.0
 
 
-def run(report: Report, clock: Clock, place: checks.Place) -> None:
+def run(report: Report, clock: Clock, context: checks.CheckContext) -> None:
     """Print both tables."""
-    network, size, batch, steps = sizes(place.device)
+    network, size, batch, steps = sizes(context.device)
     report.say(
         f"images per second of {network} at {size} px, batch {batch}, {steps} steps (ours euler, diffusers DDIM)"
     )
     rows: list[dict[str, Any]] = []
     try:
-        _compare(report, clock.part(0.7), place, rows)
+        _compare(report, clock.part(0.7), context, rows)
     finally:  # also where the time is over in the middle of a row
         report.table(
             ("precision", "guidance", "ours", "diffusers", "ratio"),
@@ -42,7 +42,7 @@ def run(report: Report, clock: Clock, place: checks.Place) -> None:
             ],
         )
     with guarded(report, "features of Inception"):
-        features(report, clock, device=place.device, weights=place.weights)
+        features(report, clock, device=context.device, weights=context.weights)
 
 
 def sizes(device: str) -> tuple[str, int, int, int]:
@@ -50,8 +50,8 @@ def sizes(device: str) -> tuple[str, int, int, int]:
     return ("unet_base", 64, 256, 50) if device == "cuda" else ("unet_tiny", 16, 2, 3)
 
 
-def _compare(report: Report, clock: Clock, place: checks.Place, rows: list[dict[str, Any]]) -> None:
-    device = place.device
+def _compare(report: Report, clock: Clock, context: checks.CheckContext, rows: list[dict[str, Any]]) -> None:
+    device = context.device
     network, size, batch, steps = sizes(device)
     for precision, guided in (("bf16", False), ("bf16", True), ("fp32", False), ("fp32", True)):
         if rows and clock.left() < 0:
@@ -59,7 +59,7 @@ def _compare(report: Report, clock: Clock, place: checks.Place, rows: list[dict[
         with guarded(report, f"sampling, {precision}, {'guided' if guided else 'plain'}"):
             settings: dict[str, Any] = {"batch": batch, "precision": precision, "guided": guided, "device": device}
             sides = {
-                "ours": ours(place.root, network, size, **settings),
+                "ours": ours(context.root, network, size, **settings),
                 "diffusers": diffusers_sampling(network, size, **settings),
             }
             for make in sides.values():

@@ -20,9 +20,9 @@ from pipeline.runtime.run_dir import create_run
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(report: Report, clock: Clock, place: checks.Place) -> None:
+def run(report: Report, clock: Clock, context: checks.CheckContext) -> None:
     """Print stalls and start-up."""
-    root, device = place.root, place.device
+    root, device = context.root, context.device
     cuda = device == "cuda"
     networks = {"25 M": model_settings("unet_base"), "100 M": {**model_settings("unet_base"), "width": 128}}
     if not cuda:

@@ -79,17 +79,19 @@ def cases(device: str) -> list[Case]:
     return [*first, *eager, *compiled]
 
 
-def run(report: Report, clock: Clock, place: checks.Place, chosen: list[str]) -> None:
+def run(report: Report, clock: Clock, context: checks.CheckContext, chosen: list[str]) -> None:
     """Measure cases until the time is over, and print the table. `chosen`: parts of their labels; [] is all."""
     rows: list[dict[str, Any]] = []
-    some = [case for case in cases(place.device) if not chosen or any(part in case.label for part in chosen)]
+    some = [case for case in cases(context.device) if not chosen or any(part in case.label for part in chosen)]
     try:
-        _run_cases(report, clock, place, rows, some)
+        _run_cases(report, clock, context, rows, some)
     finally:  # also where the time is over in the middle of a case
         show(report, rows)
 
 
-def _run_cases(report: Report, clock: Clock, place: checks.Place, rows: list[dict[str, Any]], some: list[Case]) -> None:
+def _run_cases(
+    report: Report, clock: Clock, context: checks.CheckContext, rows: list[dict[str, Any]], some: list[Case]
+) -> None:
     spent = {False: 0.0, True: 0.0}  # seconds of the longest case, by compilation
     for case in some:
         if rows and clock.left() < spent[case.compiled] * 1.2:
@@ -100,7 +102,7 @@ def _run_cases(report: Report, clock: Clock, place: checks.Place, rows: list[dic
         rows.append(row)
         try:
             with guarded(report, f"step of {case.network}, {case.size} px, batch {case.batch}, {case.mode}"):
-                measure(case, clock, place, report, row)
+                measure(case, clock, context, report, row)
         finally:  # where the time is over, what is measured of the row
             if "ours" in row or "note" in row:
                 report.add("steps", row)
@@ -183,10 +185,10 @@ class Waiting:
         return self
 
 
-def config_of(case: Case, place: checks.Place) -> Config:
+def config_of(case: Case, context: checks.CheckContext) -> Config:
     """Our experiment of a case, with its data prepared."""
     cfg = adapter.config(
-        place.root,
+        context.root,
         name=f"{case.network}-{case.batch}-{case.mode}-{case.precision}",
         model=model_settings(case.network, case.size),
         size=case.size,
@@ -194,21 +196,21 @@ def config_of(case: Case, place: checks.Place) -> Config:
         precision=case.precision,
         compile=case.compiled,
         cuda_graph=case.graph,
-        workers=min(os.cpu_count() or 1, 8) if place.device == "cuda" else 0,
+        workers=min(os.cpu_count() or 1, 8) if context.device == "cuda" else 0,
     )
-    adapter.prepare(cfg, count=4096 if place.device == "cuda" else 64)
+    adapter.prepare(cfg, count=4096 if context.device == "cuda" else 64)
     return cfg
 
 
-def measure(case: Case, clock: Clock, place: checks.Place, report: Report, row: dict[str, Any]) -> None:
+def measure(case: Case, clock: Clock, context: checks.CheckContext, report: Report, row: dict[str, Any]) -> None:
     """Fill one row. Where a side has no memory, the row says so."""
-    device, cuda = place.device, place.device == "cuda"
+    device, cuda = context.device, context.device == "cuda"
     rounds, least = (5, 0.25) if cuda else (2, 0.0)
     peak = report.data.get("header", {}).get("peak_tflops")
     try:
         with contextlib.ExitStack() as stack:
             memory = Memory(device)
-            s = stack.enter_context(adapter.open_session(config_of(case, place), device))
+            s = stack.enter_context(adapter.open_session(config_of(case, context), device))
             data = Waiting(adapter.feed(s))
             stack.callback(data.data.close)  # type: ignore[attr-defined]
             start = time.perf_counter()

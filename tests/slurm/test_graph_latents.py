@@ -116,8 +116,8 @@ def test_what_runs_share_has_one_key(tmp_path):
 
 def test_a_failed_autoencoder_stops_what_comes_after_it(tmp_path):
     launch = with_stand_ins(latent(tmp_path), options={"autoencoder": "--fail non_finite"})
-    code, board = run(launch)
-    statuses = {name: row.status for name, row in board.rows.items()}
+    code, table = run(launch)
+    statuses = {name: row.status for name, row in table.rows.items()}
     assert code == 1 and statuses.pop("prepare") == "complete" and statuses.pop("autoencoder") == "failed"
     assert set(statuses.values()) == {"blocked"}
 

@@ -29,8 +29,8 @@ ROOT = HERE.parents[1]
 
 def run(launch) -> tuple[int, ProgressTable]:
     """Run a launch in the foreground, as `submit` does."""
-    board = ProgressTable([job.name for job in launch.jobs], title="test")
-    return run_here(launch, board), board
+    table = ProgressTable([job.name for job in launch.jobs], title="test")
+    return run_here(launch, table), table
 
 
 def in_a_terminal(root: Path, *, options: str) -> subprocess.Popen[str]:
@@ -63,15 +63,15 @@ def wait(condition) -> None:
 
 def test_graph_runs_in_order_with_a_log_each_and_then_there_is_nothing_to_do(tmp_path, capfd):
     launch = stand_in(tmp_path, profile("local"))
-    code, board = run(launch)
-    assert code == 0 and [row.status for row in board.rows.values()] == ["complete"] * 5
+    code, table = run(launch)
+    assert code == 0 and [row.status for row in table.rows.values()] == ["complete"] * 5
     lines = capfd.readouterr().err.splitlines()
     done = [line.split(":")[0] for line in lines if "complete" in line]
     assert done == ["prepare", "train", "sample", "evaluate", "compare"]
     assert all(list((launch.run.jobs / job.name).glob("*_0_log.out")) for job in launch.jobs)
     ids = {name: s.ids for name, s in ledger.submissions(launch.run).items()}
-    code, board = run(launch)
-    assert code == 0 and all("skipped" in row.detail for row in board.rows.values())
+    code, table = run(launch)
+    assert code == 0 and all("skipped" in row.detail for row in table.rows.values())
     assert {name: s.ids for name, s in ledger.submissions(launch.run).items()} == ids
 
 
@@ -87,12 +87,12 @@ def test_images_that_are_not_there_are_said_before_anything_is_queued(tmp_path):
 
 def test_a_failure_is_named_and_what_comes_after_does_not_run(tmp_path):
     launch = stand_in(tmp_path, profile("local"), only=("train", "sample"), options={"train": "--fail bad_config"})
-    code, board = run(launch)
+    code, table = run(launch)
     assert code == 1
     assert (
-        board.rows["train"].status == "failed" and "found -1, expected a positive number" in board.rows["train"].detail
+        table.rows["train"].status == "failed" and "found -1, expected a positive number" in table.rows["train"].detail
     )
-    assert board.rows["sample"].status == "blocked" and not (launch.run.jobs / "sample").exists()
+    assert table.rows["sample"].status == "blocked" and not (launch.run.jobs / "sample").exists()
     now = states(launch)
     assert (now["train"].cause, now["sample"].status) == ("bad_config", "not submitted")
 
@@ -101,8 +101,8 @@ def test_a_failure_is_named_and_what_comes_after_does_not_run(tmp_path):
 def test_what_may_pass_is_tried_again_as_often_as_the_profile_says(tmp_path, capfd, once, status):
     cluster = profile("local", retry={"error": 2, "backoff_s": 0})
     launch = stand_in(tmp_path, cluster, only=("train",), options={"train": f"--fail error {once}"})
-    code, board = run(launch)
-    assert (board.rows["train"].status, code) == (status, int(status == "failed"))
+    code, table = run(launch)
+    assert (table.rows["train"].status, code) == (status, int(status == "failed"))
     starts = [row for row in read_lines(launch.run.jobs / "train" / ATTEMPTS) if row["event"] == "start"]
     assert len(starts) == (2 if once else 3)
     assert "the file system went away for a moment; again in 0 s, attempt 1 of 2" in capfd.readouterr().err
@@ -148,8 +148,8 @@ def test_two_processes_train_the_real_thing(tmp_path):
     launch = real(tmp_path, profile("local", train={"tasks": 2}), duration="4 steps")
     tiny.prepare(launch.cfg)
     train = dataclasses.replace(launch.jobs[1], after=())
-    code, board = run(dataclasses.replace(launch, jobs=(train,)))
-    assert code == 0, board.rows
+    code, table = run(dataclasses.replace(launch, jobs=(train,)))
+    assert code == 0, table.rows
     start = json.loads(launch.run.starts.read_text().splitlines()[0])
     assert start["world_size"] == 2 and start["commit"] not in ("", "unknown")
     # Each process has its own log, and an even share of the cores.
