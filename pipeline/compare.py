@@ -319,7 +319,7 @@ def training_curves(runs: Sequence[Path]) -> Iterator[tuple[str, str, dict[str, 
         found: dict[str, list[Point]] = {}
         for row in read_lines(run / "metrics.jsonl"):
             for name, value in row.items():
-                if name in CURVE_NAMES or name.startswith(("valid/", "sampled/")):
+                if name in CURVE_NAMES or name.startswith(("valid/", "in_loop/")):
                     found.setdefault(name, []).append(Point(float(row["step"]), float(value)))
         for name, points in found.items():
             every = -(-len(points) // MOST_POINTS)

@@ -50,7 +50,7 @@ class EMAConfig(Settings):
 class EarlyStopConfig(Settings):
     """Keep the best checkpoint (`sample.step=best`), and end training when it has been the best for long enough."""
 
-    metric: str = Field("valid/loss", pattern="^(valid|sampled)/")  # as good as its registered direction says
+    metric: str = Field("valid/loss", pattern="^(valid|in_loop)/")  # as good as its registered direction says
     patience: Duration | None = None  # None: train to the end
 
 
@@ -113,7 +113,7 @@ class TrainConfig(Settings):
     profile: int = Field(0, ge=0)  # record so many steps of rank 0 into RUN/profile, after 10 that warm up
     validate_every: Interval | None = None
     validate_images: int = Field(512, ge=1)
-    metric_every: Interval | None = None  # fd-domain and accuracies of samples of fixed seeds, as "sampled/..."
+    metric_every: Interval | None = None  # fd-domain and accuracies of samples of fixed seeds, as "in_loop/..."
     metric_images: int = Field(512, ge=2)
     early_stop: EarlyStopConfig | None = None
     preview_every: Interval | None = None

@@ -114,8 +114,8 @@ def network_of(name: str) -> str | None:
     return next((network for network in _NETWORKS if network in words), "inception")
 
 
-def sampled_metrics(condition: str) -> tuple[str, ...]:
-    """What training measures of samples, as the names of "sampled/<name>": of a model with this condition."""
+def in_loop_metrics(condition: str) -> tuple[str, ...]:
+    """What training measures of samples, as the names of "in_loop/<name>": of a model with this condition."""
     accuracy = {"class": (CLASS_ACCURACY,), "attributes": (ATTRIBUTE_ACCURACY,)}
     return (DOMAIN_DISTANCE, *accuracy.get(condition, ()))
 

@@ -175,8 +175,8 @@ class InLoopMetric:
 
     @torch.no_grad()
     def values(self, s: Session) -> dict[str, float]:
-        """`sampled/fd-domain` of `train.metric_images` samples of the EMA weights, and, where the model is
-        conditioned on classes or attributes, `sampled/accuracy-domain` or `-attributes`. A collective."""
+        """`in_loop/fd-domain` of `train.metric_images` samples of the EMA weights, and, where the model is
+        conditioned on classes or attributes, `in_loop/accuracy-domain` or `-attributes`. A collective."""
         count = s.cfg.train.metric_images
         rows = torch.zeros(count, len(self._target.mean) + 2, dtype=torch.float64)
         with ema_weights(s) as networks:
@@ -185,9 +185,9 @@ class InLoopMetric:
                 rows[first : first + len(seeds)] = self._block(s, networks, seeds)
         rows = distributed.total(rows)
         features, right, asked = rows[:, :-2].numpy(), rows[:, -2].sum(), rows[:, -1].sum()
-        found = {f"sampled/{DOMAIN_DISTANCE}": self._target.quick(self._moments(features))}
+        found = {f"in_loop/{DOMAIN_DISTANCE}": self._target.quick(self._moments(features))}
         if asked:
-            found[f"sampled/{CLASS_ACCURACY if self._classes else ATTRIBUTE_ACCURACY}"] = float(right / asked)
+            found[f"in_loop/{CLASS_ACCURACY if self._classes else ATTRIBUTE_ACCURACY}"] = float(right / asked)
         return found
 
     def _block(self, s: Session, networks: Networks, seeds: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ class PruningConfig(Settings):
     """Which trainings end early, by Optuna's pruners, from a number that training records."""
 
     kind: Literal["none", "median", "halving", "hyperband"] = "none"
-    metric: str = "valid/loss"  # or an in-loop metric, such as sampled/fd-domain
+    metric: str = "valid/loss"  # or an in-loop metric, such as in_loop/fd-domain
     first_kimg: float = Field(10.0, gt=0)  # no trial ends before it has seen this many thousand images
     eta: int = Field(3, ge=2)  # halving, hyperband: one in eta goes on
     startup: int = Field(4, ge=1)  # median: no trial ends before this many are complete
@@ -276,7 +276,7 @@ class SweepSettings(Settings):
         if self.pruning.kind != "none" and "/" not in self.pruning.metric:
             raise ValueError(
                 f"pruning.metric: found '{self.pruning.metric}', expected a number that training records, such as "
-                "valid/loss (train.validate_every) or sampled/fd-domain (train.metric_every)"
+                "valid/loss (train.validate_every) or in_loop/fd-domain (train.metric_every)"
             )
         known = higher_is_better(self.metric)
         if self.direction is not None and known is not None and known != (self.direction == "maximize"):

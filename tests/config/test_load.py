@@ -151,10 +151,10 @@ def test_emas_and_schedules_that_cannot_be(overrides, message):
 
 def test_an_early_stop_by_what_nobody_measures_is_refused():
     overrides = ["train.validate_every=1 epochs", "train.early_stop.patience=5 epochs"]
-    assert "measured while training is valid/loss or sampled" in refused(
+    assert "measured while training is valid/loss or in_loop" in refused(
         *overrides, "train.early_stop.metric=valid/los"
     )
-    assert "sampled/accuracy-domain" in refused(*overrides, "train.early_stop.metric=sampled/accuracy")
+    assert "in_loop/accuracy-domain" in refused(*overrides, "train.early_stop.metric=in_loop/accuracy")
 
 
 def test_fourier_features_that_could_not_tell_noise_levels_apart_are_refused():

@@ -31,7 +31,7 @@ def test_nothing_is_led_by_a_validation_that_the_data_has_not(data: str) -> None
     overrides = [f"data={data}", "model=unet_photos32", "name=x", "model.condition=none", "model.attention=[]"]
     said = refused(*overrides, *LED)
     assert "train.early_stop.metric: valid/loss needs a validation split" in said and f"{data} makes only train" in said
-    config_from([*overrides, *LED, "train.early_stop.metric=sampled/fd-domain", "train.metric_every=1 kimg"])
+    config_from([*overrides, *LED, "train.early_stop.metric=in_loop/fd-domain", "train.metric_every=1 kimg"])
     config_from([*overrides, *LED, "data.split={rule: hash, valid: 0.1}", "data.split.merge={}", "data.counts=null"])
     varied = ["train.optim.lr=1e-3,1e-4", "sweep.metric=valid/loss", "train.validate_every=1 kimg"]
     with pytest.raises(UserError, match="metric: valid/loss needs a validation split"):
@@ -81,8 +81,8 @@ def test_which_splits_there_will_be(overrides: list[str], splits: tuple[str, ...
         (["evaluate.reference_splits=[]"], "reference_splits: found []"),
         (["model=stylegan_tiny", "train.compile=true"], r"train.compile: found true with adversarial.r1_gamma=1"),
         (["model=vae", "train.activation_checkpointing=true"], "found true with model.kind=vae, which has no blocks"),
-        (["model=stylegan_tiny", *LED], "what is measured while training is sampled/fd-domain"),
-        ([*LED, "train.early_stop.metric=valid/psnr"], "what is measured while training is valid/loss or sampled"),
+        (["model=stylegan_tiny", *LED], "what is measured while training is in_loop/fd-domain"),
+        ([*LED, "train.early_stop.metric=valid/psnr"], "what is measured while training is valid/loss or in_loop"),
         (
             ["model=kl_autoencoder_tiny", *LED, "train.early_stop.metric=valid/pnsr"],
             "valid/loss or valid/l1 or valid/kl or valid/psnr",

@@ -61,8 +61,8 @@ def test_settings_of_another_kind_take_the_place_of_those_that_were_there():
         ("valid/loss", "minimize"),
         ("valid/psnr", "maximize"),
         ("valid/mean_ssim", "maximize"),
-        ("sampled/fd-domain", "minimize"),
-        ("sampled/accuracy-attributes", "maximize"),
+        ("in_loop/fd-domain", "minimize"),
+        ("in_loop/accuracy-attributes", "maximize"),
         ("fid-768-clean@valid", "minimize"),
         ("rfd-domain", "minimize"),
         ("is", "maximize"),
@@ -79,7 +79,7 @@ def test_a_metric_has_one_direction_whatever_its_number_is_called(name, expected
 
 def test_a_metric_that_nobody_registered_has_no_direction():
     with pytest.raises(UserError, match=r"found 'precisoin', expected one of fd, .* Did you mean 'precision'?"):
-        direction("sampled/precisoin")
+        direction("in_loop/precisoin")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """What must hold on a GPU. `benchmarks/gpu.py` prints these checks; tests/gpu/test_correctness.py runs them as tests.
 
-A check is a function of a `CheckContext` that yields findings: a measured figure beside its limit. Those in NEEDS_CUDA compare
-a GPU with the CPU, or concern what only a GPU has; the others also run on a CPU.
+A check is a function of a `CheckContext` that yields findings: a measured figure beside its limit. Those in NEEDS_CUDA
+compare a GPU with the CPU, or concern what only a GPU has; the others also run on a CPU.
 """
 
 import contextlib

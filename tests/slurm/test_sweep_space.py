@@ -100,7 +100,7 @@ def test_every_problem_of_every_configuration_is_told_at_once():
         ("fd-doman", "Did you mean 'fd-domain'"),
         ("valid/los", "valid/loss"),
         ("fid-clean", "evaluate.inception.weights"),
-        ("loss/valid", "valid/loss or sampled/fd-domain"),
+        ("loss/valid", "valid/loss or in_loop/fd-domain"),
     ],
 )
 def test_a_metric_that_nothing_measures_is_refused_before_anything_is_submitted(metric, said):
@@ -111,7 +111,7 @@ def test_a_metric_that_nothing_measures_is_refused_before_anything_is_submitted(
 
 def test_the_direction_is_that_of_the_metric():
     directions = {"fd-domain": True, "accuracy-domain": False, "is": False, "valid/loss": True, "copy-rate-pixel": True}
-    for metric, minimize in {**directions, "sampled/accuracy-domain": False, "precision-domain@valid": False}.items():
+    for metric, minimize in {**directions, "in_loop/accuracy-domain": False, "precision-domain@valid": False}.items():
         assert settings_from([*BASE, "train.global_batch=8,16", f"sweep.metric={metric}"]).minimize == minimize, metric
 
 
