@@ -135,7 +135,7 @@ def main() -> None:
             launches = ours(folder, args.runs)
             rows.append(measured(f"{args.runs} runs, mudi submit", lambda: submit_all(launches), wait=args.wait))
             began = time.monotonic()
-            complete = sum(s["train"].word == "complete" for s in status.states_of(launches))
+            complete = sum(s["train"].status == "complete" for s in status.states_of(launches))
             notes.append(f"{complete} of {args.runs} complete; status of all took {time.monotonic() - began:.2f} s")
             if args.wait:
                 rows.append(measured("submitted again (all complete)", lambda: submit_all(launches), wait=True))
