@@ -258,7 +258,7 @@ def _refuse(run: RunDir, found: Sequence[str], otherwise: str) -> None:
 def overrides_for(run: RunDir, cfg: Config) -> list[str]:
     """What a call says differently from the run's own config about sampling, evaluation and the cluster, as overrides.
 
-    A job that is given the run directory and these words works with `cfg`.
+    A job that is given the run directory and these overrides works with `cfg`.
     """
     before, after = _flat(config_from([str(run.path)])), _flat(cfg)
     return [

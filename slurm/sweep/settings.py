@@ -360,7 +360,7 @@ def validated(values: Any) -> SweepSettings:
 def settings_from(overrides: Sequence[str]) -> SweepSettings:
     """The sweep that a command line means: `sweep=NAME`, `sweep.key=value`, the experiment's overrides, what is varied.
 
-    A word for a key that the file varies takes its place: with one value, the key is not varied any more.
+    An override of a key that the file varies takes its place: with one value, the key is not varied any more.
     """
     values = _named([w for w in overrides if w.startswith("sweep=")])
     space = {k: _grammar(v) for k, v in values.get("space", {}).items()}
