@@ -46,8 +46,8 @@ def config_from(overrides: Sequence[str], *, given: Mapping[str, Any] | None = N
     """The config that a command line means.
 
     Args:
-        words: either a run directory (its `config.yaml`) or a group choice such as `experiment=glyphs16`, followed by
-            any number of `key=value` overrides.
+        overrides: `key=value`, any number. First stands a run directory (its `config.yaml`) or a group choice such
+            as `experiment=glyphs16`.
         given: whole groups of settings that replace those of the experiment; overrides are put into them.
     Raises:
         UserError: naming every problem found.
