@@ -32,9 +32,9 @@ os.chmod(calls["open"], 0o777)
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 said = []
-for words in calls["then"]:
+for argv in calls["then"]:
     with contextlib.redirect_stderr(io.StringIO()) as text:
-        said.append([main(words), text.getvalue()])
+        said.append([main(argv), text.getvalue()])
 json.dump(said, sys.stdout)
 """
 
