@@ -116,10 +116,10 @@ def findings(run_dir: Path) -> dict[str, object]:
     }
 
 
-def call(module: str, *words: str) -> None:
+def call(module: str, *argv: str) -> None:
     """One command on one core."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", module, *words], cwd=ROOT, env=environment, check=True)
+    subprocess.run([sys.executable, "-m", module, *argv], cwd=ROOT, env=environment, check=True)
 
 
 if __name__ == "__main__":

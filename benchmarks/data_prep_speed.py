@@ -85,7 +85,7 @@ def _crop_row(row: dict, side: int | None) -> dict:
     return {"image": exact(row["image"], side)}
 
 
-def ours(folder: Path, out: Path, side: int | None, *words: str) -> Path:
+def ours(folder: Path, out: Path, side: int | None, *overrides: str) -> Path:
     """The listing and the shards of a folder, with two processes."""
     from data_prep import listing, shard  # here, as every worker imports this file anew
     from data_prep.commands import data_config
@@ -95,7 +95,8 @@ def ours(folder: Path, out: Path, side: int | None, *words: str) -> Path:
     cfg = data_config(
         [
             "data=folder", f"data_dir={out}", f"data.source.path={folder}", f"data.image_size={SIZE}",
-            f"data.images_per_shard={max(len(list(folder.iterdir())) // 20, 1)}", "data.split.valid=0", *crop, *words,
+            f"data.images_per_shard={max(len(list(folder.iterdir())) // 20, 1)}", "data.split.valid=0", *crop,
+            *overrides,
         ]
     )  # fmt: skip
     listing.run(cfg)

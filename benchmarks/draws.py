@@ -50,11 +50,11 @@ def training_step(name: str, batch: int) -> tuple[Callable[[], None], int]:
     cfg: ModelConfig = TypeAdapter(ModelConfig).validate_python(settings)
     network = build_network(cfg, shape=SHAPE, classes=CLASSES).to(DEVICE)
     optimizer = torch.optim.AdamW(network.parameters())
-    x, visits = torch.randn(batch, *SHAPE, device=DEVICE), torch.arange(batch, device=DEVICE)
-    condition = visits % CLASSES if network.conditional else None
+    x, sample_indices = torch.randn(batch, *SHAPE, device=DEVICE), torch.arange(batch, device=DEVICE)
+    condition = sample_indices % CLASSES if network.conditional else None
 
     def step() -> None:
-        loss = network(x, torch.zeros(batch, device=DEVICE), condition, visits=visits).square().mean()
+        loss = network(x, torch.zeros(batch, device=DEVICE), condition, sample_indices=sample_indices).square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -62,45 +62,45 @@ def training_step(name: str, batch: int) -> tuple[Callable[[], None], int]:
     return step, sum(parameter.numel() for parameter in network.parameters())
 
 
-def draws(visits: Tensor) -> None:
+def draws(sample_indices: Tensor) -> None:
     """Everything that one denoising step draws."""
-    uniform(0, Stream.SIGMA, visits, dtype=torch.float64)
-    normal(0, Stream.NOISE, visits, shape=SHAPE)
-    uniform(0, Stream.LABEL_DROP, visits)
-    uniform(0, Stream.FLIP, visits)
+    uniform(0, Stream.SIGMA, sample_indices, dtype=torch.float64)
+    normal(0, Stream.NOISE, sample_indices, shape=SHAPE)
+    uniform(0, Stream.LABEL_DROP, sample_indices)
+    uniform(0, Stream.FLIP, sample_indices)
 
 
-def dropping(visits: Tensor, *, keyed: bool) -> Callable[[], None]:
+def dropping(sample_indices: Tensor, *, keyed: bool) -> Callable[[], None]:
     """Dropout of the activations of a 64 px U-Net, forward and backward, in channels-last order as networks are."""
-    x = torch.randn(len(visits), *WIDE, device=DEVICE).to(memory_format=torch.channels_last).requires_grad_()
+    x = torch.randn(len(sample_indices), *WIDE, device=DEVICE).to(memory_format=torch.channels_last).requires_grad_()
     ones, layer = torch.ones_like(x), KeyedDropout(0.1).train()
 
     def work() -> None:
-        y = layer(x, visits) if keyed else torch.nn.functional.dropout(x, 0.1)
+        y = layer(x, sample_indices) if keyed else torch.nn.functional.dropout(x, 0.1)
         y.backward(ones)
         x.grad = None
 
     return work
 
 
-def rates(visits: Tensor) -> None:
+def rates(sample_indices: Tensor) -> None:
     """Millions of numbers a second, beside torch's generator."""
     given = {"shape": SHAPE, "draw": 0, "dtype": torch.float32}
     ways: dict[str, tuple[Callable[[], object], tuple[int, ...]]] = {
-        "normal": (lambda: normal(0, Stream.NOISE, visits, shape=SHAPE), SHAPE),
-        "uniform": (lambda: uniform(0, Stream.NOISE, visits, shape=SHAPE), SHAPE),
-        "chosen": (lambda: chosen(0, Stream.DROPOUT, visits, share=0.1, shape=WIDE), WIDE),
-        "dropout": (dropping(visits, keyed=True), WIDE),
-        "torch.randn": (lambda: torch.randn(len(visits), *SHAPE, device=DEVICE), SHAPE),
-        "torch dropout": (dropping(visits, keyed=False), WIDE),
+        "normal": (lambda: normal(0, Stream.NOISE, sample_indices, shape=SHAPE), SHAPE),
+        "uniform": (lambda: uniform(0, Stream.NOISE, sample_indices, shape=SHAPE), SHAPE),
+        "chosen": (lambda: chosen(0, Stream.DROPOUT, sample_indices, share=0.1, shape=WIDE), WIDE),
+        "dropout": (dropping(sample_indices, keyed=True), WIDE),
+        "torch.randn": (lambda: torch.randn(len(sample_indices), *SHAPE, device=DEVICE), SHAPE),
+        "torch dropout": (dropping(sample_indices, keyed=False), WIDE),
     }
     if random.fused(DEVICE):
-        unfused = functools.partial(random._fill, seed=0, stream=Stream.NOISE, numbers=visits, **given)
+        unfused = functools.partial(random._fill, seed=0, stream=Stream.NOISE, numbers=sample_indices, **given)
         ways["normal, torch operations"] = (lambda: unfused(random._normal_words), SHAPE)
         ways["uniform, torch operations"] = (lambda: unfused(random._uniform_words), SHAPE)
     print("a draw is", "one Triton kernel" if random.fused(DEVICE) else "torch operations")
     for name, (work, shape) in ways.items():
-        numbers = len(visits) * math.prod(shape)
+        numbers = len(sample_indices) * math.prod(shape)
         print(f"{name:25} {numbers / seconds(work, 20) / 1e6:8.0f} million numbers/s")
 
 
@@ -113,10 +113,10 @@ def main() -> None:
     arguments.add_argument("--threads", type=int, default=torch.get_num_threads())
     given = arguments.parse_args()
     torch.set_num_threads(given.threads)
-    visits = torch.arange(given.batch, device=DEVICE) + 10**10
-    rates(visits)
+    sample_indices = torch.arange(given.batch, device=DEVICE) + 10**10
+    rates(sample_indices)
     step, parameters = training_step(given.model, given.batch)
-    whole, part = seconds(step, given.steps), seconds(lambda: draws(visits), 20)
+    whole, part = seconds(step, given.steps), seconds(lambda: draws(sample_indices), 20)
     where = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {given.threads} threads"
     print(f"{given.model} ({parameters / 1e6:.1f} M parameters), 64 px, batch {given.batch}, {where}")
     print(f"step {whole * 1e3:.1f} ms, draws {part * 1e3:.2f} ms: {part / (whole + part):.3%} of a step")

@@ -38,18 +38,18 @@ def photographs(count: int, size: int) -> np.ndarray:
     return np.clip(128 + 50 * smooth + 4 * grain, 0, 255).astype(np.uint8)
 
 
-def draws(visits: torch.Tensor) -> dict[str, torch.Tensor]:
+def draws(sample_indices: torch.Tensor) -> dict[str, torch.Tensor]:
     """What a diffusion objective draws for each image."""
     return {
-        "sigma": uniform(0, Stream.SIGMA, visits, dtype=torch.float64),
-        "hide_all": uniform(0, Stream.LABEL_DROP, visits),
+        "sigma": uniform(0, Stream.SIGMA, sample_indices, dtype=torch.float64),
+        "hide_all": uniform(0, Stream.LABEL_DROP, sample_indices),
     }
 
 
 def measure(reader: Reader, *, batch: int, workers: int, seconds: float, steps: int) -> float:
     """Seconds of the average step."""
-    words = {"global_batch": batch, "rank": 0, "world_size": 1, "micro_batch": batch, "flip": True, "draws": draws}
-    data = batches(reader, seed=0, start_step=0, workers=workers, **words)
+    settings = {"global_batch": batch, "rank": 0, "world_size": 1, "micro_batch": batch, "flip": True, "draws": draws}
+    data = batches(reader, seed=0, start_step=0, workers=workers, **settings)
     for _ in range(5):
         next(data)
     begin = time.perf_counter()

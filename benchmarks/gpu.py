@@ -85,18 +85,18 @@ def work_folder(chosen: Path | None):
 
 def run_part(part, report, device, root, options, share, *, last) -> None:
     """One part, with a clock that it looks at and an alarm that it cannot overhear; the last one's is exact."""
-    from checks import Place
+    from checks import CheckContext
     from on_gpu import correctness, flowers, sampling, saving, steps
     from on_gpu.report import Clock, TimeUp, alarm, release
 
     root.mkdir(parents=True, exist_ok=True)
-    place = Place(root, device=device, images=options.images, weights=options.weights)
+    context = CheckContext(root, device=device, images=options.images, weights=options.weights)
     parts: dict[str, Callable[[Clock], None]] = {
-        "a": lambda clock: correctness.run(report, clock, place),
-        "b": lambda clock: steps.run(report, clock, place, options.cases),
-        "c": lambda clock: sampling.run(report, clock, place),
-        "d": lambda clock: saving.run(report, clock, place),
-        "e": lambda clock: flowers.run(report, clock, place, options.settings, rate=options.rate),
+        "a": lambda clock: correctness.run(report, clock, context),
+        "b": lambda clock: steps.run(report, clock, context, options.cases),
+        "c": lambda clock: sampling.run(report, clock, context),
+        "d": lambda clock: saving.run(report, clock, context),
+        "e": lambda clock: flowers.run(report, clock, context, options.settings, rate=options.rate),
     }
     try:
         with alarm(share if last else 1.15 * share):

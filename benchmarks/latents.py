@@ -1,6 +1,6 @@
 """Training on stored latents against encoding the images at every step: images a second, rounds alternating.
 
-Both train the same denoiser on the same visits with the same draws; one reads posterior means and deviations, the other
+Both train the same denoiser on the same images with the same draws; one reads posterior means and deviations, the other
 reads images (raw, so that nothing is decoded) and asks the autoencoder's encoder first.
 
 The ratio is 1 + the encoder's forward pass / the denoiser's step, so it says nothing without both networks. At 64 px,
@@ -166,7 +166,7 @@ def save(cfg: Config, settings: dict[str, object]) -> None:
     write_json(folder / "settings.json", {"model": settings, "shape": shape})
 
 
-def visits(cfg: Config, path: Path, objective: Objective) -> Iterator[list[LoadedBatch]]:
+def batches_of(cfg: Config, path: Path, objective: Objective) -> Iterator[list[LoadedBatch]]:
     """Training batches of a directory."""
     train = cfg.train
     return batches(
@@ -183,7 +183,7 @@ def visits(cfg: Config, path: Path, objective: Objective) -> Iterator[list[Loade
 
 def cached(cfg: Config, objective: Objective, *, device: str) -> Iterator[Batch]:
     """What training reads."""
-    for (batch,) in visits(cfg, training_shards(cfg) / "train", objective):
+    for (batch,) in batches_of(cfg, training_shards(cfg) / "train", objective):
         yield batch.to(device)
 
 
@@ -197,7 +197,7 @@ def encoded(cfg: Config, objective: Objective, *, device: str) -> Iterator[Batch
         posterior = network.encode(images)
         return torch.cat([posterior.mean, posterior.std], dim=1)
 
-    for (loaded,) in visits(cfg, data_directory(cfg) / "shards" / "train", objective):
+    for (loaded,) in batches_of(cfg, data_directory(cfg) / "shards" / "train", objective):
         batch = loaded.to(device)
         yield replace(batch, images=both(batch.images))
 

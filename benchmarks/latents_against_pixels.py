@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def side(name: str, common: list[str]) -> list[str]:
-    """The words of one side's experiment."""
+    """The overrides of one side's experiment."""
     if name == "pixels":
         pixels = ["latents=null", "model.width=32", "model.multipliers=[1,2,2,2]"]
         process = ["diffusion.sigma_data=0.5", "diffusion.levels.mean=-1.2"]
@@ -74,18 +74,18 @@ def compare(work: Path, common: list[str], *, seconds: float) -> dict[str, objec
     found: dict[str, object] = {"core seconds of each side": seconds}
     shares = {"pixels": 1.0, "autoencoder": AUTOENCODER_SHARE, "latents": 1 - AUTOENCODER_SHARE}
     for name, share in shares.items():
-        words = side(name, common)
+        overrides = side(name, common)
         if name == "latents":
-            run("data_prep", "encode", *words, "name=latents")
+            run("data_prep", "encode", *overrides, "name=latents")
         done = work / f"{name}.json"
         if not done.exists():
-            cost = seconds_a_step(words, name)
+            cost = seconds_a_step(overrides, name)
             steps = max(int(share * seconds / cost), 1)
             done.write_text(
                 json.dumps({"seconds a step": round(cost, 3), "images": steps * BATCH[name], "steps": steps})
             )
         found[name] = facts = json.loads(done.read_text())
-        run("pipeline", "train", *words, f"name={name}", *duration(facts["steps"]))
+        run("pipeline", "train", *overrides, f"name={name}", *duration(facts["steps"]))
         if name == "autoencoder":
             run("pipeline", "reconstruct", f"{work}/runs/{name}")
             continue
@@ -105,14 +105,14 @@ def duration(steps: int) -> list[str]:
     return [f"train.duration={steps} steps", f"train.optim.warmup={max(steps // 20, 1)} steps", *often]
 
 
-def seconds_a_step(words: list[str], name: str, *, few: int = 3, more: int = 9) -> float:
+def seconds_a_step(overrides: list[str], name: str, *, few: int = 3, more: int = 9) -> float:
     """Processor seconds of one training step: the difference between a longer and a shorter run, as nothing else."""
     used = []
     for steps in (few, more):
         quiet = ["train.validate_every=null", "train.preview_every=null", "train.checkpoint_every=1000 steps"]
         label = f"measure-{name}-{steps}"
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        run("pipeline", "train", *words, f"name={label}", f"train.duration={steps} steps", *quiet)
+        run("pipeline", "train", *overrides, f"name={label}", f"train.duration={steps} steps", *quiet)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     return max((used[1] - used[0]) / (more - few), 1e-3)
@@ -129,10 +129,10 @@ def flowers(work: Path) -> Path:
     return folder
 
 
-def run(module: str, *words: str) -> None:
+def run(module: str, *argv: str) -> None:
     """One command on one core."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-m", module, *words], cwd=ROOT, env=environment, check=True)
+    subprocess.run([sys.executable, "-m", module, *argv], cwd=ROOT, env=environment, check=True)
 
 
 if __name__ == "__main__":

@@ -238,10 +238,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "random.pth"
         torch.save(PlainInception(0).state_dict(), weights)
-        theirs = others(weights, args.batch, folder=Path(folder), asked=set(args.peers))
-        beside = {peer.beside for peer in theirs.values()} or {f"ours, {n}" for n in RESIZES}
+        peers_found = others(weights, args.batch, folder=Path(folder), asked=set(args.peers))
+        beside = {peer.beside for peer in peers_found.values()} or {f"ours, {n}" for n in RESIZES}
         peers = {f"ours, {n}": ours(weights, r, args.batch) for n, r in RESIZES.items() if f"ours, {n}" in beside}
-        peers |= theirs
+        peers |= peers_found
         with torch.inference_mode():
             speeds = interleaved(peers, (real, fake), args.rounds)
             compared(peers, speeds)

@@ -37,10 +37,10 @@ def main() -> None:
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     options = parser.parse_args()
     chosen = [(options.model, (options.channels, options.size, options.size), options.batch)]
-    standard = [("unet_glyphs16", (1, 16, 16), 128), ("unet_small", (3, 32, 32), 16)]
+    usual = [("unet_glyphs16", (1, 16, 16), 128), ("unet_small", (3, 32, 32), 16)]
     threads = torch.get_num_threads()
     print(f"{options.device}, {options.precision}, {threads} threads, torch {torch.__version__}, forward and backward")
-    for name, shape, batch in chosen if options.model else standard:
+    for name, shape, batch in chosen if options.model else usual:
         compare(name, shape, batch=batch, rounds=options.rounds, device=options.device, precision=options.precision)
 
 
@@ -54,27 +54,27 @@ def compare(name: str, shape: tuple[int, int, int], *, batch: int, rounds: int, 
     sizes = Sizes(shape, CLASSES)
     torch.manual_seed(0)
     ours = build_network(cfg, shape=shape, classes=CLASSES).to(device)
-    theirs = diffusers.UNet2DModel.from_config(to_config(cfg, sizes)).to(device)
-    theirs.load_state_dict(to_weights(cfg, sizes, ours.state_dict()))
-    x, told = torch.randn(batch, *shape, device=device), torch.rand(batch, device=device) * 1000
+    diffusers_model = diffusers.UNet2DModel.from_config(to_config(cfg, sizes)).to(device)
+    diffusers_model.load_state_dict(to_weights(cfg, sizes, ours.state_dict()))
+    x, noise_cond = torch.randn(batch, *shape, device=device), torch.rand(batch, device=device) * 1000
     labels = torch.arange(batch, device=device) % CLASSES
 
-    def ours_step() -> Any:
-        return ours(x, told, labels)
+    def own_step() -> Any:
+        return ours(x, noise_cond, labels)
 
-    def theirs_step() -> Any:
-        return theirs(x, told, class_labels=labels).sample
+    def diffusers_step() -> Any:
+        return diffusers_model(x, noise_cond, class_labels=labels).sample
 
-    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    times: dict[str, list[float]] = {"ours": [], "diffusers": []}
     for number in range(rounds + 2):
-        for key, step in (("ours", ours_step), ("theirs", theirs_step)):
+        for key, step in (("ours", own_step), ("diffusers", diffusers_step)):
             seconds = timed(step, device=device, precision=precision)
             if number >= 2:  # the first rounds choose algorithms
                 times[key].append(seconds)
     speed = {key: batch / statistics.median(values) for key, values in times.items()}
     print(
         f"{name} {shape[1]} px, batch {batch}, {count_parameters(ours) / 1e6:.2f} M: ours {speed['ours']:.0f} img/s, "
-        f"diffusers {speed['theirs']:.0f} img/s, ratio {speed['ours'] / speed['theirs']:.2f}",
+        f"diffusers {speed['diffusers']:.0f} img/s, ratio {speed['ours'] / speed['diffusers']:.2f}",
         flush=True,
     )
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pipeline.data.images import encode
-from pipeline.data.order import samples_of
+from pipeline.data.order import images_of
 from pipeline.data.reader import Reader
 from pipeline.data.shards import Layout, Sample, finish, open_shards, shard_name, write_shard
 
@@ -42,7 +42,7 @@ def read_ours(directory: Path, epoch: int) -> Iterator[Pixels]:
     reader = Reader(open_shards(directory))
     end = (epoch + 1) * reader.count
     for first in range(epoch * reader.count, end, BATCH):
-        samples = samples_of(np.arange(first, min(first + BATCH, end)), seed=0, size=reader.count)
+        samples = images_of(np.arange(first, min(first + BATCH, end)), seed=0, size=reader.count)
         reader.labels(samples)
         yield reader.read(samples)
 

@@ -57,7 +57,7 @@ def distance(result: Tensor) -> float:
 
 
 def error(settings: dict[str, Any], calls: int) -> float:
-    """Error of one sampler with at most `calls` calls, on EDM's grid from sigma 80 to 0.002."""
+    """Error of one sampler with at most `calls` calls, on EDM's sigma schedule from 80 to 0.002."""
     sampler = build_sampler(settings_for(calls, settings), build_process(DiffusionConfig()))
     generator = torch.Generator().manual_seed(0)
     x = sampler.start(torch.randn(IMAGES, generator=generator, dtype=torch.float64))
@@ -103,10 +103,10 @@ def cost_table(*, steps: int = 50, shape: tuple[int, ...] = (16, 3, 32, 32)) -> 
     print(f"\nMilliseconds of {steps} steps on {list(shape)} around a network that costs nothing, one thread")
     print(f"{'':16}{'ours':>10}{'diffusers':>12}{'ratio':>8}")
     for kind, scheduler in rivals.items():
-        cfg = SamplerConfig.model_validate({"kind": kind, "steps": steps, "grid": {"kind": "ddpm"}})
+        cfg = SamplerConfig.model_validate({"kind": kind, "steps": steps, "sigmas": {"kind": "ddpm"}})
         sampler = build_sampler(cfg, process)
 
-        def theirs(scheduler: Any = scheduler) -> Tensor:
+        def diffusers_sample(scheduler: Any = scheduler) -> Tensor:
             scheduler.set_timesteps(steps)
             x = noise
             for t in scheduler.timesteps:
@@ -116,14 +116,14 @@ def cost_table(*, steps: int = 50, shape: tuple[int, ...] = (16, 3, 32, 32)) -> 
         def ours(sampler: Any = sampler) -> Tensor:
             def denoise(x: Tensor, sigma: Tensor) -> Tensor:
                 s = process.scales(sigma)
-                z = s.inp * x
-                result: Tensor = s.skip * x + s.out * z
+                z = s.c_in * x
+                result: Tensor = s.c_skip * x + s.c_out * z
                 return result
 
             result: Tensor = sampler(denoise, sampler.start(noise))
             return result
 
-        mine, other = seconds(ours), seconds(theirs)
+        mine, other = seconds(ours), seconds(diffusers_sample)
         print(f"{kind:16}{1e3 * mine:10.1f}{1e3 * other:12.1f}{mine / other:8.2f}")
 
 

@@ -35,7 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "slurm")]
 os.environ["PYTHONPATH"] = str(ROOT / "tests" / "slurm")
 
 import submitit
-from launching import profile, slurm_words, stand_in
+from launching import profile, slurm_cli, stand_in
 from rich.console import Console
 from rich.table import Table
 from sweeping import CALM, has_ended, submitted
@@ -77,7 +77,7 @@ def measured(name: str, act, *, wait: bool) -> tuple[str, float, float, float, f
     """Name, seconds to submit, CPU seconds of that, seconds until all have ended, CPU seconds of the controller."""
     before = {seen.id for seen in listed()}
     partition("UP" if wait else "DOWN")
-    theirs, cpu, began = controller_seconds(), own_seconds(), time.monotonic()
+    spent, cpu, began = controller_seconds(), own_seconds(), time.monotonic()
     act()
     submitted, cpu = time.monotonic() - began, own_seconds() - cpu
     if not wait:
@@ -85,21 +85,23 @@ def measured(name: str, act, *, wait: bool) -> tuple[str, float, float, float, f
         subprocess.run(["scancel", *new], check=True)
         partition("UP")
     drain(before)
-    return name, submitted, cpu, time.monotonic() - began, controller_seconds() - theirs
+    return name, submitted, cpu, time.monotonic() - began, controller_seconds() - spent
 
 
 def ours(folder: Path, runs: int) -> list:
     """A launch for each run of the grid."""
     cluster = profile("testbed", train={"cpus": 1, "memory_gb": 0.5})
-    words = {"train": "--steps 2 --pace 0.01"}
-    return [stand_in(folder / "grid", cluster, name=f"run{k:03d}", only=("train",), options=words) for k in range(runs)]
+    options = {"train": "--steps 2 --pace 0.01"}
+    return [
+        stand_in(folder / "grid", cluster, name=f"run{k:03d}", only=("train",), options=options) for k in range(runs)
+    ]
 
 
 def as_a_sweep(folder: Path, runs: int, at_once: int) -> SweepDir:
     """A grid over the seed, submitted by a shell that then is gone."""
     os.environ["TOY_PACE"] = "0.01"
-    words = ["cluster=testbed", CALM, f"seed=range(0,{runs})", f"sweep.at_once={at_once}"]
-    return submitted(folder, "grid", *words)
+    overrides = ["cluster=testbed", CALM, f"seed=range(0,{runs})", f"sweep.at_once={at_once}"]
+    return submitted(folder, "grid", *overrides)
 
 
 def with_submitit(folder: Path, runs: int) -> None:
@@ -112,8 +114,8 @@ def with_submitit(folder: Path, runs: int) -> None:
 
 def with_an_array(runs: int, at_once: int) -> None:
     """One sbatch call; nothing but `true` runs."""
-    words = ["sbatch", f"--array=0-{runs - 1}%{at_once}", "--mem=512", "-o", "/dev/null", "--wrap", "srun true"]
-    subprocess.run(words, check=True, capture_output=True)
+    argv = ["sbatch", f"--array=0-{runs - 1}%{at_once}", "--mem=512", "-o", "/dev/null", "--wrap", "srun true"]
+    subprocess.run(argv, check=True, capture_output=True)
 
 
 def main() -> None:
@@ -133,7 +135,7 @@ def main() -> None:
             launches = ours(folder, args.runs)
             rows.append(measured(f"{args.runs} runs, mudi submit", lambda: submit_all(launches), wait=args.wait))
             began = time.monotonic()
-            complete = sum(s["train"].word == "complete" for s in status.states_of(launches))
+            complete = sum(s["train"].status == "complete" for s in status.states_of(launches))
             notes.append(f"{complete} of {args.runs} complete; status of all took {time.monotonic() - began:.2f} s")
             if args.wait:
                 rows.append(measured("submitted again (all complete)", lambda: submit_all(launches), wait=True))
@@ -141,7 +143,7 @@ def main() -> None:
             name = f"{args.runs} trials, mudi sweep"
             rows.append(measured(name, lambda: as_a_sweep(folder, args.runs, args.at_once), wait=args.wait))
             sweep = SweepDir(folder / "sweeps" / "grid")
-            told = slurm_words("sweep", "status", str(sweep.path)).stdout
+            told = slurm_cli("sweep", "status", str(sweep.path)).stdout
             notes.append(f"sweep: {'ended' if has_ended(sweep) else 'not ended'}, {told.count('complete')} x complete")
         if "submitit" in args.ways:
             name = f"{args.runs} jobs, submitit alone"

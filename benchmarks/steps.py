@@ -2,8 +2,8 @@
 
     python benchmarks/steps.py [--rounds 7] [--case unet_small:32:16] [--precision fp32] [--profile FILE]
 
-Ours is the step of a real session, with its data, noise and random draws, clipping, AdamW, average and bookkeeping.
-Theirs has its batch ready. Rounds alternate, so that whatever else the machine does meets both; the figure is the
+Ours is the step of a real session, with its data, noise and random draws, clipping, AdamW, EMA and bookkeeping.
+Diffusers' has its batch ready. Rounds alternate, so that whatever else the machine does meets both; the figure is the
 median of the rounds' ratios. `benchmarks/gpu.py` measures the same on a GPU.
 """
 
@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests" / "gpu")
 
 import checks  # noqa: E402
 from on_gpu import adapter  # noqa: E402
-from on_gpu.steps import Case, config_of, example, their_step, unet  # noqa: E402
+from on_gpu.steps import Case, config_of, diffusers_loop, example, unet  # noqa: E402
 
 from pipeline.models.build import build_network, count_parameters  # noqa: E402
 
@@ -41,17 +41,17 @@ def cpu_seconds(work: Callable[[], Any]) -> float:
 
 
 def measure(case: Case, root: Path, *, rounds: int, profiled: Path | None) -> None:
-    """Print one line: milliseconds of both, and how many times as long theirs takes."""
-    place = checks.Place(device="cpu", root=root)
+    """Print one line: milliseconds of both, and how many times as long diffusers takes."""
+    context = checks.CheckContext(device="cpu", root=root)
     with contextlib.ExitStack() as stack:
         with contextlib.redirect_stderr(io.StringIO()):
-            s = stack.enter_context(adapter.open_session(config_of(case, place), "cpu"))
+            s = stack.enter_context(adapter.open_session(config_of(case, context), "cpu"))
         data = adapter.feed(s)
         stack.callback(data.close)  # type: ignore[attr-defined]
         images, _, labels, _ = example(case, "cpu")
         sides = {
             "ours": lambda: adapter.read(s, adapter.step(s, data)),
-            "theirs": their_step(case, images, labels, device="cpu"),
+            "diffusers": diffusers_loop(case, images, labels, device="cpu"),
         }
         for step in sides.values():  # the first steps choose algorithms and allocate moments
             step(), step()
@@ -66,11 +66,11 @@ def report(case: Case, times: list[dict[str, float]]) -> None:
     """One line of the table."""
     network = build_network(unet(case.network, case.size), shape=(3, case.size, case.size), classes=adapter.CLASSES)
     medians = {name: 1e3 * statistics.median(row[name] for row in times) for name in times[0]}
-    ratios = [row["theirs"] / row["ours"] for row in times]
+    ratios = [row["diffusers"] / row["ours"] for row in times]
     ratio, target = statistics.median(ratios), TARGETS[case.precision]
     print(
         f"{case.network} ({count_parameters(network) / 1e6:.1f} M), {case.size} px, batch {case.batch}, "
-        f"{case.precision}: ours {medians['ours']:.0f} ms, diffusers {medians['theirs']:.0f} ms, ratio {ratio:.2f} "
+        f"{case.precision}: ours {medians['ours']:.0f} ms, diffusers {medians['diffusers']:.0f} ms, ratio {ratio:.2f} "
         f"({min(ratios):.2f} to {max(ratios):.2f}), target {target:g}: {'met' if ratio >= target else 'MISSED'}",
         flush=True,
     )
@@ -97,8 +97,8 @@ def main() -> None:
     native = torch.cpu.get_capabilities().get("avx512_bf16", False)
     print(f"a training step, one thread, torch {torch.__version__}, bf16 in hardware: {'yes' if native else 'no'}")
     with tempfile.TemporaryDirectory() as root:
-        for words in given.case or CASES:
-            network, size, batch = words.split(":")
+        for text in given.case or CASES:
+            network, size, batch = text.split(":")
             for precision in [given.precision] if given.precision else TARGETS:
                 case = Case(network, int(size), int(batch), compiled=False, precision=precision)
                 measure(case, Path(root), rounds=given.rounds, profiled=given.profile)

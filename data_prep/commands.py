@@ -1,4 +1,4 @@
-"""What the commands of `python -m data_prep` do: see `pipeline.runtime.commands` for their words and options."""
+"""What the commands of `python -m data_prep` do: see `pipeline.runtime.commands` for their arguments and options."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,23 +23,23 @@ CONSOLE = Console(stderr=True, soft_wrap=True)
 DEAD_SHARE = 0.02  # of a latent channel's variance that differs between images: below it the channel is noise
 
 
-def prepare(words: Sequence[str], *, workers: int | None = None) -> None:
+def prepare(overrides: Sequence[str], *, workers: int | None = None) -> None:
     """All stages that a training on pixels needs."""
-    with _settings(words) as cfg:
+    with _settings(overrides) as cfg:
         require(cfg, "prepare")
-    fetch(words)
-    make_shards(words, workers=workers)
-    check_shards(words, workers=workers)
-    make_reference(words)
+    fetch(overrides)
+    make_shards(overrides, workers=workers)
+    check_shards(overrides, workers=workers)
+    make_reference(overrides)
 
 
-def fetch(words: Sequence[str]) -> None:
+def fetch(overrides: Sequence[str]) -> None:
     """The source and its list of images.
 
     Raises:
-        UserError: where the network is told classes or attributes that the images turn out not to have.
+        UserError: where the network is conditioned on classes or attributes that the images turn out not to have.
     """
-    with _settings(words) as cfg:
+    with _settings(overrides) as cfg:
         receipt = listing.run(cfg)
         CONSOLE.print(f"fetch: {receipt['items']} images listed in {listing.source_directory(cfg)}")
         _say_listed(receipt)
@@ -47,18 +47,18 @@ def fetch(words: Sequence[str]) -> None:
             raise UserError(listed(problems))
 
 
-def make_shards(words: Sequence[str], *, workers: int | None = None, part: Part = WHOLE) -> None:
+def make_shards(overrides: Sequence[str], *, workers: int | None = None, part: Part = WHOLE) -> None:
     """Shards of images."""
-    with _settings(words) as cfg:
+    with _settings(overrides) as cfg:
         receipt, directory = shard.run(cfg, workers=workers, part=part), shard.shards_directory(cfg)
         CONSOLE.print(f"shard: {_splits(receipt)} in {directory}")
         verify.print_rejected(directory, CONSOLE, "shard: ")
 
 
-def check_shards(words: Sequence[str], *, workers: int | None = None) -> None:
+def check_shards(overrides: Sequence[str], *, workers: int | None = None) -> None:
     """Verify the shards of a config, or those in a directory."""
-    if (directory := _directory(words)) is None:
-        with _settings(words) as cfg:
+    if (directory := _directory(overrides)) is None:
+        with _settings(overrides) as cfg:
             verify.run(cfg, workers=workers)
             CONSOLE.print(f"verify: every byte of {shard.shards_directory(cfg)} is right")
         return
@@ -69,42 +69,42 @@ def check_shards(words: Sequence[str], *, workers: int | None = None) -> None:
             CONSOLE.print(f"verify: {split}: {count} samples in {shards} shards, every byte is right")
 
 
-def inspect(words: Sequence[str]) -> None:
+def inspect(overrides: Sequence[str]) -> None:
     """Look at the shards of a config, or at those in a directory."""
-    if (directory := _directory(words)) is None:
-        with _settings(words) as cfg:
+    if (directory := _directory(overrides)) is None:
+        with _settings(overrides) as cfg:
             verify.inspect(data_directory(cfg), console=CONSOLE)
         return
     with _rights({str(directory): directory}):
         verify.inspect(directory, console=CONSOLE)
 
 
-def make_reference(words: Sequence[str]) -> None:
+def make_reference(overrides: Sequence[str]) -> None:
     """Reference statistics."""
     from data_prep import reference  # loads torch
 
-    with _settings(words) as cfg:
+    with _settings(overrides) as cfg:
         reference.run(cfg)
         CONSOLE.print(f"reference: finished in {data_directory(cfg) / 'reference'}")
 
 
-def weights(words: Sequence[str], *, into: Path = Path("weights"), mirror: str | None = None) -> None:
+def weights(names: Sequence[str], *, into: Path = Path("weights"), mirror: str | None = None) -> None:
     """Weights for evaluation; without names, the list of them."""
     with _rights({"--into": into}):
-        for word in fetch_weights(words, into, CONSOLE, mirror=mirror):
+        for word in fetch_weights(names, into, CONSOLE, mirror=mirror):
             print(word)
 
 
-def _directory(words: Sequence[str]) -> Path | None:
+def _directory(overrides: Sequence[str]) -> Path | None:
     """The directory of shards that is given in place of a run or settings."""
-    path = run_named(words)
+    path = run_named(overrides)
     return None if path is None or (path / "config.yaml").exists() else path
 
 
 @contextlib.contextmanager
-def _settings(words: Sequence[str]) -> Iterator[Config]:
+def _settings(overrides: Sequence[str]) -> Iterator[Config]:
     """The config of a command line; errors about rights name the setting."""
-    cfg = data_config(words)
+    cfg = data_config(overrides)
     source = getattr(cfg.data.source, "path", None)
     with _rights({"data_dir": cfg.data_dir} | ({"data.source.path": source} if source else {})):
         yield cfg
@@ -138,11 +138,11 @@ def _say_listed(receipt: Mapping[str, Any]) -> None:
         CONSOLE.print(f"fetch: {note}", highlight=False, markup=False)
 
 
-def make_latents(words: Sequence[str], *, workers: int | None = None, part: Part = WHOLE) -> None:
+def make_latents(overrides: Sequence[str], *, workers: int | None = None, part: Part = WHOLE) -> None:
     """Latents of an autoencoder."""
     from data_prep import encode  # loads torch
 
-    with _settings(words) as cfg:
+    with _settings(overrides) as cfg:
         receipt = encode.run(cfg, workers=workers, part=part)
         CONSOLE.print(f"encode: {_splits(receipt)} in {latents_directory(cfg)}")
         for channel, share in enumerate(receipt.get("spread", {}).get("informed", ())):
@@ -151,12 +151,12 @@ def make_latents(words: Sequence[str], *, workers: int | None = None, part: Part
                 CONSOLE.print(f"encode: channel {channel} {told}")
 
 
-def data_config(words: Sequence[str]) -> Config:
-    """The config that the words mean. Data alone needs no network, but a Config has one: it gets one that suits any."""
-    data = next((word.partition("=")[2] for word in words if word.startswith("data=")), None)
-    given = {word.lstrip("+").partition("=")[0].split(".")[0] for word in words}
-    if data is None or "experiment" in given or run_named(words):
-        return config_from(words)
+def data_config(overrides: Sequence[str]) -> Config:
+    """The config of the overrides. Data alone needs no network, but a Config has one: it gets one that suits any."""
+    data = next((override.partition("=")[2] for override in overrides if override.startswith("data=")), None)
+    given = {override.lstrip("+").partition("=")[0].split(".")[0] for override in overrides}
+    if data is None or "experiment" in given or run_named(overrides):
+        return config_from(overrides)
     network = [] if "model" in given else ["kind=unet", "condition=none", "multipliers=[1]", "attention=[]"]
     name = [] if "name" in given else [f"++name={data}"]
-    return config_from([*words, *name, *(f"++model.{setting}" for setting in network)])
+    return config_from([*overrides, *name, *(f"++model.{setting}" for setting in network)])

@@ -203,7 +203,7 @@ def fetch_weights(names: Sequence[str], into: Path, console: Console, *, mirror:
         if name not in WEIGHTS:
             known = ", ".join(WEIGHTS)
             raise UserError(f"fetch weights: found '{name}', expected some of {known}.{did_you_mean(name, WEIGHTS)}")
-    return [word for name in dict.fromkeys(names) for word in _fetch(name, into / name, console, mirror=mirror)]
+    return [override for name in dict.fromkeys(names) for override in _fetch(name, into / name, console, mirror=mirror)]
 
 
 def listed() -> Table:
@@ -246,8 +246,8 @@ def _checked(file: Download, folder: Path, console: Console) -> str:
 
 
 def _settings(weights: Weights, folder: Path, found: Mapping[str, str]) -> list[str]:
-    """The words for a command line or, as they are, an experiment's overrides."""
-    words = [f"{setting}={folder / file if file else folder}" for setting, file in weights.settings.items()]
+    """Overrides for a command line or an experiment."""
+    overrides = [f"{setting}={folder / file if file else folder}" for setting, file in weights.settings.items()]
     if weights.pins:
-        words.append(f"{weights.pins}={found[weights.files[-1].name]}")
-    return words
+        overrides.append(f"{weights.pins}={found[weights.files[-1].name]}")
+    return overrides

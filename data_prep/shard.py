@@ -237,7 +237,7 @@ def run(cfg: Config, *, workers: int | None = None, part: tuple[int, int] = (0, 
     receipt = finished(source_directory(cfg))
     if receipt is None:
         raise Incomplete(
-            f"{source_directory(cfg)} is not finished. Run `mudi prepare fetch` with the same words first."
+            f"{source_directory(cfg)} is not finished. Run `mudi prepare fetch` with the same overrides first."
         )
     inputs = {
         "protocol": cfg.data.identity(),

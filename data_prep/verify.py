@@ -32,7 +32,7 @@ def run(cfg: Config, *, workers: int | None = None) -> Mapping[str, Any]:
     directory = shards_directory(cfg)
     receipt = finished(directory)
     if receipt is None:
-        raise Incomplete(f"{directory} is not finished. Run `mudi prepare shard` with the same words first.")
+        raise Incomplete(f"{directory} is not finished. Run `mudi prepare shard` with the same overrides first.")
     if (directory / REPORT).exists() and read_json(directory / REPORT)["splits"] == receipt["splits"]:
         report: dict[str, Any] = read_json(directory / REPORT)
         return report

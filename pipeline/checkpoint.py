@@ -2,8 +2,8 @@
 
     checkpoints/step-000012000/
       network.<name>.safetensors      weights and buffers of each network
-      average.<name>.safetensors      its exponential average; power-<width>.<name>.safetensors the power-function ones
-      optimizer.<player>.safetensors  moments of each player's optimiser
+      ema.<name>.safetensors      its EMA of the weights; power-<width>.<name>.safetensors the power-function ones
+      optimizer.<network>.safetensors  moments of each network's optimiser
       state.json                      step and everything else that is a number
       commit.json                     size and sha256 of every file above, written last
 
@@ -234,17 +234,17 @@ def load_weights(run: RunDir, *, which: str, network: str, step: int | None = No
 
     Args:
         run: a run directory.
-        which: "network" (training weights), "average" (exponential), or "power:<relative width>": any width, rebuilt
-            from the stored power-function averages of all kept checkpoints up to that step.
+        which: "network" (training weights), "ema" (exponential), or "power:<relative width>": any width, rebuilt
+            from the stored power-function EMAs of all kept checkpoints up to that step.
         network: name of the network, such as "denoiser".
         step: of the checkpoint; None is the newest valid one.
     Raises:
-        UserError: where there is no such checkpoint or average; `Incomplete` where it is damaged.
+        UserError: where there is no such checkpoint or EMA; `Incomplete` where it is damaged.
     """
     directory = step_to_read(run, step)
     found = step_of(directory.name) or 0
     if which.startswith("power:"):
-        return _power_average(run, network, found, float(which.partition(":")[2])), found
+        return _power_ema(run, network, found, float(which.partition(":")[2])), found
     records, name = _records(directory), f"{which}.{network}.safetensors"
     if name not in records:
         there = sorted(Path(n).stem for n in records if n.endswith(".safetensors") and not n.startswith("optimizer"))
@@ -255,7 +255,7 @@ def load_weights(run: RunDir, *, which: str, network: str, step: int | None = No
         raise Incomplete(f"{error} Choose another step: {run.steps()}.") from error
 
 
-def _power_average(run: RunDir, network: str, step: int, width: float) -> Tensors:
+def _power_ema(run: RunDir, network: str, step: int, width: float) -> Tensors:
     stored = [
         (s, float(match[1]), path)
         for s in run.steps()
@@ -264,7 +264,7 @@ def _power_average(run: RunDir, network: str, step: int, width: float) -> Tensor
         if (match := re.match(r"power-([0-9.]+)\.", path.name))
     ]
     if not stored:
-        raise UserError(f"{run.path} keeps no power-function averages up to step {step} (train.average.power_widths).")
+        raise UserError(f"{run.path} keeps no power-function EMA up to step {step} (train.ema.power_widths).")
     coefficients = solve_weights(
         [s for s, _, _ in stored], [gamma_of(w) for _, w, _ in stored], time=step, gamma=gamma_of(width)
     )

@@ -32,7 +32,7 @@ CONVENTIONS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One sample set's numbers. `measured_by`: hashes of the images and the networks, by name. `standard`: a hash that
+    """One sample set's numbers. `measured_by`: hashes of the images and the networks, by name. `reference`: a hash that
     rows of one table share."""
 
     run: str
@@ -41,7 +41,7 @@ class Row:
     metrics: Mapping[str, float]
     details: Mapping[str, Any]
     measured_by: Mapping[str, str]
-    standard: str = ""
+    reference: str = ""
 
 
 def compare(runs: Sequence[Path], out: Path, *, metrics: Sequence[str] = ()) -> list[Path]:
@@ -107,7 +107,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def grouped(rows: Sequence[Row]) -> list[Row]:
-    """The rows with their `standard`: rows share it unless something that measured both of them is not the same."""
+    """The rows with their `reference`: rows share it unless something that measured both of them is not the same."""
     groups: list[dict[str, str]] = []
     places = []
     for row in rows:
@@ -118,7 +118,7 @@ def grouped(rows: Sequence[Row]) -> list[Row]:
         groups[place] |= row.measured_by
         places.append(place)
     hashes = [content_hash(group)[:8] for group in groups]
-    return [replace(row, standard=hashes[place]) for row, place in zip(rows, places, strict=True)]
+    return [replace(row, reference=hashes[place]) for row, place in zip(rows, places, strict=True)]
 
 
 def _agree(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
@@ -144,16 +144,16 @@ def chosen(rows: Sequence[Row], asked: Sequence[str]) -> list[str]:
 
 
 def markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
-    """Tables for each standard of measurement, the best of a column in bold, and what a reader should know."""
+    """Tables for each reference, the best of a column in bold, and what a reader should know."""
     parts = [
         "# Comparison\n\nBold: the best, and what its 95% interval does not tell from the best. The legend stands "
         "below.\n"
     ]
-    standards = list(dict.fromkeys(row.standard for row in rows))
-    for standard in standards:
-        group = [row for row in rows if row.standard == standard]
-        if len(standards) > 1:
-            parts.append(f"## Measured against standard {standard}\n")
+    references = list(dict.fromkeys(row.reference for row in rows))
+    for reference in references:
+        group = [row for row in rows if row.reference == reference]
+        if len(references) > 1:
+            parts.append(f"## Measured against reference {reference}\n")
         known = [n for n in names if any(n in row.metrics for row in group)]
         first = usual()
         shown_first = [n for n in known if n in first] or known
@@ -165,16 +165,15 @@ def markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
         parts.append(_table(group, shown_first, columns))
         if other := [n for n in known if n not in shown_first]:
             parts.append("Other metrics\n\n" + _table(group, other, columns))
-    return "\n".join([*parts, *_remarks(rows, standards, names)])
+    return "\n".join([*parts, *_remarks(rows, references, names)])
 
 
-def _remarks(rows: Sequence[Row], standards: Sequence[str], names: Sequence[str]) -> list[str]:
+def _remarks(rows: Sequence[Row], references: Sequence[str], names: Sequence[str]) -> list[str]:
     details = {n: facts for row in rows for n, facts in row.details.items()}
     parts = ["".join(f"- {said}\n" for said in (*directions(names), *legend(names, details)))]
-    if len(standards) > 1:
+    if len(references) > 1:
         parts.append(
-            f"The {len(standards)} standards are other reference images or other features: their numbers do not "
-            "compare.\n"
+            f"The {len(references)} references are other images or other features: their numbers do not compare.\n"
         )
     if len({(row.settings["guidance"], row.settings["convention"]) for row in rows} - {("", "")}) > 1:
         parts.append(CONVENTIONS)
@@ -237,10 +236,10 @@ def table_csv(rows: Sequence[Row], names: Sequence[str]) -> str:
     """All numbers in full, one line for each sample set."""
     text, settings = io.StringIO(), [*SETTINGS, *_differing(rows)]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["run", "set", "standard", *settings, *names])
+    writer.writerow(["run", "set", "reference", *settings, *names])
     for row in rows:
         values = [row.metrics.get(name, "") for name in names]
-        writer.writerow([row.run, row.name, row.standard, *(row.settings.get(s, "") for s in settings), *values])
+        writer.writerow([row.run, row.name, row.reference, *(row.settings.get(s, "") for s in settings), *values])
     return text.getvalue()
 
 
@@ -271,14 +270,14 @@ def _groups(rows: Sequence[Row], axis: str) -> dict[tuple[str, ...], list[Row]]:
     names = [s for s in (*SETTINGS, *_differing(rows)) if s != axis]
     for row in rows:
         others = (f"{s} {_shown(row.settings[s])}" for s in names if row.settings.get(s, "") != "")
-        groups.setdefault((f"standard {row.standard}", row.run, *others), []).append(row)
+        groups.setdefault((f"reference {row.reference}", row.run, *others), []).append(row)
     return {k: g for k, g in groups.items() if len({_place(row.settings[axis]) for row in g} - {None}) > 1}
 
 
 def _labels(keys: Sequence[tuple[str, ...]]) -> tuple[str, dict[tuple[str, ...], str]]:
-    """What all keys share, and of each what the others do not share. The standard shows only where it differs."""
+    """What all keys share, and of each what the others do not share. The reference shows only where it differs."""
     shared = set(keys[0]).intersection(*keys) if keys else set()
-    title = ", ".join(word for word in keys[0] if word in shared and not word.startswith("standard ")) if keys else ""
+    title = ", ".join(word for word in keys[0] if word in shared and not word.startswith("reference ")) if keys else ""
     return title, {key: ", ".join(word for word in key if word not in shared) or key[1] for key in keys}
 
 
@@ -323,7 +322,7 @@ def training_curves(runs: Sequence[Path]) -> Iterator[tuple[str, str, dict[str, 
         found: dict[str, list[Point]] = {}
         for row in read_lines(run / "metrics.jsonl"):
             for name, value in row.items():
-                if name in CURVE_NAMES or name.startswith(("valid/", "sampled/")):
+                if name in CURVE_NAMES or name.startswith(("valid/", "in_loop/")):
                     found.setdefault(name, []).append(Point(float(row["step"]), float(value)))
         for name, points in found.items():
             every = -(-len(points) // MOST_POINTS)
@@ -335,7 +334,7 @@ def training_curves(runs: Sequence[Path]) -> Iterator[tuple[str, str, dict[str, 
 
 
 def _place(value: Any) -> float | None:
-    """Where a setting stands on an axis. An average's relative width is in its name; other weights have no place."""
+    """Where a setting stands on an axis. An EMA's relative width is in its name; other weights have no place."""
     try:
         return float(value.rpartition(":")[2]) if isinstance(value, str) else float(value)
     except ValueError:
@@ -357,9 +356,9 @@ def _growth(rows: Sequence[Row]) -> tuple[str, dict[str, list[Line]]] | None:
     return (title, panels) if panels else None
 
 
-def main(words: list[str], *, out: Path | None = None, metric: Sequence[str] = ()) -> None:
+def main(paths: list[str], *, out: Path | None = None, metric: Sequence[str] = ()) -> None:
     """`mudi compare`."""
-    runs = [Path(word) for word in words]
+    runs = [Path(path) for path in paths]
     files = compare(runs, out or runs[0].resolve().parent / "comparison", metrics=metric)
     print(files[0].read_text())
     print("\n".join(map(str, files)), file=sys.stderr)

@@ -21,9 +21,9 @@ from pipeline.sample import sample
 FOLDER = "curve"
 
 
-def main(words: list[str], *, metric: Sequence[str] = ()) -> None:
+def main(overrides: list[str], *, metric: Sequence[str] = ()) -> None:
     """`mudi curve RUN_DIR [--metric NAME ...] [key=value ...]`."""
-    run, cfg = existing_run(words)
+    run, cfg = existing_run(overrides)
     require(cfg, "sample", "evaluate")
     print(*curve(cfg, run, metrics=metric), sep="\n")
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from pipeline import checkpoint, visualize
 from pipeline.config.autoencoder import require_latents
 from pipeline.config.load import config_from
-from pipeline.config.overrides import word_for
+from pipeline.config.overrides import override_for
 from pipeline.config.paths import training_shards
 from pipeline.config.registry import SAMPLERS
 from pipeline.config.schema import Config
@@ -36,7 +36,7 @@ from pipeline.data.reader import Reader
 from pipeline.data.shards import ShardDirectory, open_shards
 from pipeline.diffusion.build_sampler import Generator
 from pipeline.exported import Exported, export_named
-from pipeline.inference import asked_for, autocast, loaded_objective, weak_model
+from pipeline.inference import asked_for, autocast, guide_model, loaded_objective
 from pipeline.metrics.memorisation import pixels as vectors
 from pipeline.metrics.nearest import nearest_streamed
 from pipeline.objectives.denoising import Denoising
@@ -65,7 +65,7 @@ class Wish:
     steps: int | None = None
     guidance: float | None = None
 
-    def words(self, cfg: Config) -> list[str]:
+    def overrides(self, cfg: Config) -> list[str]:
         """As settings of the run that has `cfg`.
 
         Raises:
@@ -99,7 +99,7 @@ class Wish:
             asked["sampler.steps"] = self.steps
         if self.guidance is not None:
             asked["sampler.guidance.scale"] = self.guidance
-        return [word_for(f"sample.{name}", value) for name, value in asked.items()]
+        return [override_for(f"sample.{name}", value) for name, value in asked.items()]
 
 
 def _unread(sampler: SamplerConfig, kind: str) -> dict[str, Any]:
@@ -115,9 +115,9 @@ def _unread(sampler: SamplerConfig, kind: str) -> dict[str, Any]:
 class Studio:
     """The model of one checkpoint, loaded once. One picture at a time: the page has a queue."""
 
-    def __init__(self, words: Sequence[str], *, step: Step = None) -> None:
-        """Everything that `sample` would refuse is refused here. `words`: as for `sample`, or an exported folder's."""
-        folder = export_named(words)
+    def __init__(self, overrides: Sequence[str], *, step: Step = None) -> None:
+        """What `sample` would refuse is refused here. `overrides`: as for `sample`, or of an exported folder."""
+        folder = export_named(overrides)
         self.run: RunDir | None = None
         self.export: Exported | None = None
         self.train: ShardDirectory
@@ -125,15 +125,15 @@ class Studio:
         if folder is not None:
             if step is not None:
                 raise UserError(f"--step: found {step}, but {folder} is an export, which holds one step. Leave it out.")
-            self.export = Exported.opened(folder, words[1:])
+            self.export = Exported.opened(folder, overrides[1:])
             self.cfg, self.train = self.export.config(), self.export.data
             self.device = self._device()
             self.objective = self.export.objective(self.cfg, device=self.device)
             made_from = self.export.network.made_from
             self.name, self.step = made_from.get("run") or folder.resolve().name, made_from.get("step")
         else:
-            self.run, self.cfg = existing_run(words)
-            self._words = [str(self.run.path), *(word for word in overrides_for(self.run, self.cfg))]
+            self.run, self.cfg = existing_run(overrides)
+            self._overrides = [str(self.run.path), *(override for override in overrides_for(self.run, self.cfg))]
             require_latents(self.cfg)
             asked = self.cfg.sample.step if step is None else step
             self.name, self.step = self.run.path.name, step_of(checkpoint.step_to_read(self.run, asked).name) or 0
@@ -142,7 +142,7 @@ class Studio:
             self.objective = loaded_objective(
                 self.cfg, self.run, self.train.manifest, step=self.step, device=self.device
             )
-        self._weak = weak_model(self.cfg, self.train.manifest, self.device)
+        self._guide = guide_model(self.cfg, self.train.manifest, self.device)
         self._reader = Reader(self.train, keep_bytes=2**29)
         asked_for(self.cfg, torch.tensor([0]), self.train)  # raises for what the data has not
 
@@ -189,8 +189,8 @@ class Studio:
 
     def settings(self, wish: Wish) -> Config:
         """The run's settings with those of a wish, checked as those of any job."""
-        words = wish.words(self.cfg)
-        cfg = config_from([*self._words, *words]) if self.export is None else self.export.config(words)
+        overrides = wish.overrides(self.cfg)
+        cfg = config_from([*self._overrides, *overrides]) if self.export is None else self.export.config(overrides)
         if wish.label is not None and not 0 <= wish.label < len(self.classes):
             raise UserError(f"class: found number {wish.label}, expected one of {', '.join(self.classes) or 'none'}.")
         return cfg
@@ -206,21 +206,21 @@ class Studio:
 
     def _python(self, call: str) -> str:
         """Lines that save the picture that `call`, which may say `studio`, returns."""
-        words = [] if self.export is None else [str(self.export.folder.resolve()), *self.export.words]
+        overrides = [] if self.export is None else [str(self.export.folder.resolve()), *self.export.overrides]
         name = call.partition("(")[0]
         imports = sorted({"Studio", "Wish", name})
         return (
-            f"from PIL import Image\nfrom pipeline.demo import {', '.join(imports)}\n\nstudio = Studio({words!r})\n"
+            f"from PIL import Image\nfrom pipeline.demo import {', '.join(imports)}\n\nstudio = Studio({overrides!r})\n"
             f'Image.fromarray({call}).save("picture.png")'
         )
 
     def _command(self, run: RunDir, cfg: Config, job: Sequence[str]) -> str:
         """`job`: the command, and what stands before the settings."""
         name, *options = job
-        words = overrides_for(run, cfg)
+        overrides = overrides_for(run, cfg)
         if name != "sample":  # these count no images, and take their seeds as an option
-            words = [w for w in words if w.split("=")[0] not in _OF_SETS]
-        return shlex.join(["mudi", name, str(run.path), *options, "--step", str(self.step), *words])
+            overrides = [w for w in overrides if w.split("=")[0] not in _OF_SETS]
+        return shlex.join(["mudi", name, str(run.path), *options, "--step", str(self.step), *overrides])
 
     def draw(self, cfg: Config) -> Iterator[Pixels]:
         """Estimates of the images, uint8 [B, H, W, C], a few on the way; the last are what `sample` makes."""
@@ -229,13 +229,13 @@ class Studio:
             yield from _on_the_way(lambda show: self._diffused(cfg, seeds, show))
             return
         with torch.inference_mode(), autocast(cfg, self.device):
-            told = asked_for(cfg, seeds, self.train).to(self.device)
+            condition = asked_for(cfg, seeds, self.train).to(self.device)
             yield to_uint8(
                 self.objective.generate(
                     self.objective.networks,
                     seeds.to(self.device),
-                    told.labels,
-                    attributes=told.attributes,
+                    condition.labels,
+                    attributes=condition.attributes,
                     sampler=cfg.sample.sampler,
                 )
             )
@@ -244,7 +244,7 @@ class Studio:
         """The model as `visualize` has it."""
         if not isinstance(self.objective, Denoising):
             raise UserError(f"model.kind={cfg.model.kind} makes images in one step: there is no way to change.")
-        return visualize.Model(cfg, self.objective, self._weak, self.train, self.device)
+        return visualize.Model(cfg, self.objective, self._guide, self.train, self.device)
 
     @torch.inference_mode()
     def _diffused(self, cfg: Config, seeds: Tensor, show: Callable[[Pixels], None]) -> None:
@@ -375,9 +375,9 @@ def page(studio: Studio, folder: Path) -> Any:
             for images in studio.draw(cfg):
                 yield picture(images), line, *hidden
             if near and images is not None:
-                found, words = _shown(lambda: studio.nearest(images), gr)
-                told = gr.Markdown(f"{words} training images", visible=True)
-                yield picture(images), line, told, gr.Image(picture(found), visible=True)
+                found, caption = _shown(lambda: studio.nearest(images), gr)
+                note = gr.Markdown(f"{caption} training images", visible=True)
+                yield picture(images), line, note, gr.Image(picture(found), visible=True)
 
         def on_interpolate(to: int | None, to_class: int, frames: int, *values: Any) -> Any:
             chosen, own = (None if to_class < 0 else to_class), _wish(studio, values)
@@ -429,13 +429,13 @@ def _controls(gr: Any, studio: Studio) -> list[Any]:
 def _wish(studio: Studio, values: Sequence[Any]) -> Wish:
     """What stands in the controls."""
     seed, count, label, with_, without, kind, steps, guidance = values
-    told = {**dict.fromkeys(with_ or (), 1), **dict.fromkeys(without or (), 0)}
-    told = {name: value for name, value in told.items() if name in studio.attributes}
+    condition = {**dict.fromkeys(with_ or (), 1), **dict.fromkeys(without or (), 0)}
+    condition = {name: value for name, value in condition.items() if name in studio.attributes}
     chosen = None if label is None or label < 0 else int(label)
     if not studio.diffusion:
-        return Wish(seed, count, chosen, told)
+        return Wish(seed, count, chosen, condition)
     scale = guidance if studio.guided else None
-    return Wish(seed, count, chosen, told, kind, steps, None if scale is None else float(scale))
+    return Wish(seed, count, chosen, condition, kind, steps, None if scale is None else float(scale))
 
 
 def _editor(gr: Any) -> Any:
@@ -528,7 +528,7 @@ def filled(studio: Studio, wish: Wish, *, image: str, mask: str) -> Pixels:
     return picture_of(images, columns=1 + wish.count)
 
 
-def main(words: list[str], *, step: Step = None, host: str = "127.0.0.1", port: int | None = None) -> int:
+def main(overrides: list[str], *, step: Step = None, host: str = "127.0.0.1", port: int | None = None) -> int:
     """`mudi demo`: serve the page until interrupted."""
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
     with tempfile.TemporaryDirectory(prefix="mudi-demo-") as folder:
@@ -537,7 +537,7 @@ def main(words: list[str], *, step: Step = None, host: str = "127.0.0.1", port: 
             import gradio as gr
         except ImportError as error:
             raise UserError(f"demo needs gradio, which is not installed ({error}): pip install 'mudi[demo]'") from error
-        studio = Studio(words, step=step)
+        studio = Studio(overrides, step=step)
         blocks = page(studio, Path(folder))
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
         blocks.launch(

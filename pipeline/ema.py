@@ -1,4 +1,4 @@
-"""Averages of the weights: exponential with a half-life in images, and EDM2's power-function averages.
+"""EMAs of the weights: exponential with a half-life in images, and EDM2's power-function EMAs.
 
 Every decay is a function of images seen, so an average is the same whatever the hardware and however often the run
 was interrupted. Weights are kept in fp32 (fp64 where training is), apart from the training weights.

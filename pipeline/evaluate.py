@@ -21,7 +21,6 @@ from pipeline.config.schema import Config
 from pipeline.config.schema_metrics import CLASS_ACCURACY
 from pipeline.data.reader import Reader
 from pipeline.data.shards import Manifest, ShardDirectory, open_shards
-from pipeline.metrics.board import write_board
 from pipeline.metrics.copies import QUERIES, Images, InFeatures, Worst, measure_copies
 from pipeline.metrics.extraction import Read, Work, all_features, default_device, extract, first_features
 from pipeline.metrics.features import Extractor
@@ -31,7 +30,9 @@ from pipeline.metrics.provenance import versions
 from pipeline.metrics.quality_suite import measure_quality, quality_work, score_blocks
 from pipeline.metrics.references import Reference
 from pipeline.metrics.report import caution, show
-from pipeline.metrics.suite import Asked, Measured, measure, spaces_of
+from pipeline.metrics.suite import Asked, Measured, feature_sets, measure
+from pipeline.metrics.tensorboard_log import write_tensorboard
+from pipeline.reference_set import ReferenceSet, open_reference_set
 from pipeline.runtime.distributed import own_device
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, write_json
@@ -39,7 +40,6 @@ from pipeline.runtime.numerics import set_numerics
 from pipeline.runtime.parts import WHOLE, Part, this_world
 from pipeline.runtime.progress import progress
 from pipeline.runtime.run_dir import RunDir, existing_run
-from pipeline.standards import Standards, open_standards
 
 FINISHED = "manifest.json"
 
@@ -53,21 +53,21 @@ def evaluate(cfg: Config, run: RunDir, *, part: Part | None = None) -> list[Path
         Incomplete: no sample set, or no reference statistics, or one of them unfinished.
         UserError: a reference of other images or another protocol.
     """
-    standards = open_standards(cfg)
+    reference_set = open_reference_set(cfg)
     sets = [open_shards(directory) for directory in chosen(cfg, run)]
     for samples in sets:
-        _check_shape(samples, standards)
+        _check_shape(samples, reference_set)
     finished = []
     for samples in sets:
         directory = samples.path
         result = run.results / f"{directory.parent.name.removeprefix('step-')}-{directory.name}.json"
-        key = _key(cfg, samples, standards)
+        key = _key(cfg, samples, reference_set)
         if not (result.exists() and read_json(result).get("key") == key):
             work = run.results / f".work-{key[:16]}"
-            if not _features(cfg, samples, standards, work=work, part=part):
+            if not _features(cfg, samples, reference_set, work=work, part=part):
                 continue
-            found = _result(cfg, samples, standards, work=work, picture=result.with_suffix(".nearest.png"))
-            write_board(run.tensorboard / "eval", found, _experiment(cfg, found))
+            found = _result(cfg, samples, reference_set, work=work, picture=result.with_suffix(".nearest.png"))
+            write_tensorboard(run.tensorboard / "eval", found, _experiment(cfg, found))
             write_json(result, {"key": key, **found})
             shutil.rmtree(work, ignore_errors=True)
         finished.append(result)
@@ -90,8 +90,8 @@ def chosen(cfg: Config, run: RunDir) -> list[Path]:
     return [names[cfg.evaluate.samples]]
 
 
-def _check_shape(samples: ShardDirectory, standards: Standards) -> None:
-    data = next(iter(standards.splits.values()))
+def _check_shape(samples: ShardDirectory, reference_set: ReferenceSet) -> None:
+    data = next(iter(reference_set.splits.values()))
     if samples.manifest.shape != data.manifest.shape:
         raise UserError(
             f"{samples.path} has images [C, H, W] of {list(samples.manifest.shape)}, {data.path} of "
@@ -99,16 +99,16 @@ def _check_shape(samples: ShardDirectory, standards: Standards) -> None:
         )
 
 
-def _key(cfg: Config, samples: ShardDirectory, standards: Standards) -> str:
+def _key(cfg: Config, samples: ShardDirectory, reference_set: ReferenceSet) -> str:
     """What decides every number of a result, as one hash. How the work is cut up is not part of it."""
     elsewhere = {"domain", "inception", "dinov2", "clip"}  # what they decide is in the networks' own identities
     settings = cfg.evaluate.model_dump(
         mode="json", exclude={"samples", "batch", "block", "quality", "copies", "options", *elsewhere}
     )
-    quality = [cfg.evaluate.quality.images, *(scorer.sha256 for scorer in standards.scorers)]
+    quality = [cfg.evaluate.quality.images, *(scorer.sha256 for scorer in reference_set.scorers)]
     left_out = [] if cfg.evaluate.copies else ["copies"]  # so that results from before the switch keep their key
     added = [[k.name, k.version, cfg.evaluate.options.get(k.name, {})] for k in METRICS if k.added]
-    return content_hash([samples.manifest.sha256, standards.identity, quality, settings, *left_out, *added])
+    return content_hash([samples.manifest.sha256, reference_set.identity, quality, settings, *left_out, *added])
 
 
 def _work(cfg: Config, samples: ShardDirectory, extractor: Extractor, *, work: Path) -> Work:
@@ -117,12 +117,12 @@ def _work(cfg: Config, samples: ShardDirectory, extractor: Extractor, *, work: P
 
 
 def _quality_works(
-    cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path
+    cfg: Config, samples: ShardDirectory, reference_set: ReferenceSet, *, work: Path
 ) -> list[tuple[ShardDirectory, Work]]:
     """The pieces of work of single images' quality: the samples', and those of the held-out images, where there are
     any."""
-    most, scorers = cfg.evaluate.quality.images, standards.scorers
-    sets = [("samples", samples), *list(standards.splits.items())[1:2]] if scorers else []
+    most, scorers = cfg.evaluate.quality.images, reference_set.scorers
+    sets = [("samples", samples), *list(reference_set.splits.items())[1:2]] if scorers else []
     return [(s, quality_work(work / f"quality-{n}", scorers, count=s.manifest.count, most=most)) for n, s in sets]
 
 
@@ -136,14 +136,18 @@ class _Mirrored:
     blocks: Work
 
 
-def _mirrored_works(cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path) -> list[_Mirrored]:
+def _mirrored_works(
+    cfg: Config, samples: ShardDirectory, reference_set: ReferenceSet, *, work: Path
+) -> list[_Mirrored]:
     """What has to be computed for the copy check, in the last network that is switched on. The features of images that
     are not mirrored are there already."""
-    extractor = next((e for e in reversed(standards.extractors) if e.name in ("domain", "inception", "dinov2")), None)
+    extractor = next(
+        (e for e in reversed(reference_set.extractors) if e.name in ("domain", "inception", "dinov2")), None
+    )
     if extractor is None or not cfg.evaluate.copies:
         return []
     sets = [(samples, np.arange(samples.manifest.count))]
-    sets += [(standards.splits[name], held.indices()) for name, held in _held_out(standards, extractor)]
+    sets += [(reference_set.splits[name], held.indices()) for name, held in _held_out(reference_set, extractor)]
     found = []
     for images, numbers in sets:
         name = f"mirrored-{images.manifest.sha256[:12]}-{extractor.key}-{cfg.evaluate.block}"
@@ -153,9 +157,9 @@ def _mirrored_works(cfg: Config, samples: ShardDirectory, standards: Standards, 
     return found
 
 
-def _held_out(standards: Standards, extractor: Extractor) -> list[tuple[str, Reference]]:
+def _held_out(reference_set: ReferenceSet, extractor: Extractor) -> list[tuple[str, Reference]]:
     """The second split, the images of which nobody can have copied, and its reference; [] where there is none."""
-    return list(standards.references[extractor.key].items())[1:2]
+    return list(reference_set.references[extractor.key].items())[1:2]
 
 
 def _read_mirrored(
@@ -164,7 +168,9 @@ def _read_mirrored(
     return mirrored(reader.read(numbers[places]))
 
 
-def _features(cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path, part: Part | None) -> bool:
+def _features(
+    cfg: Config, samples: ShardDirectory, reference_set: ReferenceSet, *, work: Path, part: Part | None
+) -> bool:
     """Compute this process's share of features and scores; whether it is the one that goes on and writes the result.
 
     The first process of several then computes whatever is missing still: it waits for nobody and nobody's death
@@ -175,39 +181,45 @@ def _features(cfg: Config, samples: ShardDirectory, standards: Standards, *, wor
     mine = (part or WHOLE).for_task(this_world())
     gathers = part is None and mine.number == 0
     shares = [mine, WHOLE] if gathers and mine != WHOLE else [mine]
-    for extractor in standards.extractors:
+    for extractor in reference_set.extractors:
         blocks = _work(cfg, samples, extractor, work=work)
         for share in shares:
             with progress(f"{extractor.name} features of {samples.path.name}", blocks.images_of(share)) as tick:
                 extract(blocks, Reader(samples).read, extractor, part=share, tick=tick, device=default_device())
-    for some in _mirrored_works(cfg, samples, standards, work=work):
+    for some in _mirrored_works(cfg, samples, reference_set, work=work):
         label = f"{some.extractor.name} features of {some.images}, mirrored"
         for share in shares:
             with progress(label, some.blocks.images_of(share)) as tick:
                 extract(some.blocks, some.read, some.extractor, part=share, tick=tick, device=default_device())
-    for images, blocks in _quality_works(cfg, samples, standards, work=work):
+    for images, blocks in _quality_works(cfg, samples, reference_set, work=work):
         for share in shares:
             with progress(f"quality of {images.path.name}", blocks.images_of(share)) as tick:
-                score_blocks(blocks, Reader(images).read, standards.scorers, part=share, tick=tick)
+                score_blocks(blocks, Reader(images).read, reference_set.scorers, part=share, tick=tick)
     return gathers
 
 
-def _result(cfg: Config, samples: ShardDirectory, standards: Standards, *, work: Path, picture: Path) -> dict[str, Any]:
+def _result(
+    cfg: Config, samples: ShardDirectory, reference_set: ReferenceSet, *, work: Path, picture: Path
+) -> dict[str, Any]:
     """Everything that the result file says, apart from its key."""
     measured = Measured()
     names = tuple(samples.manifest.attributes)
     asked = Asked(np.asarray(samples.index["label"], np.int64), samples.attributes, names)
-    for extractor in standards.extractors:
+    for extractor in reference_set.extractors:
         blocks = _work(cfg, samples, extractor, work=work)
-        measured.update(measure(extractor, blocks, standards.references[extractor.key], asked=asked, cfg=cfg.evaluate))
-    sets = [Images(Reader(s).read, s.manifest.count) for s in (samples, *standards.splits.values())]
-    copies, worst = _copies(cfg, samples, standards, sets=sets, work=work) if cfg.evaluate.copies else (Measured(), [])
+        measured.update(
+            measure(extractor, blocks, reference_set.references[extractor.key], asked=asked, cfg=cfg.evaluate)
+        )
+    sets = [Images(Reader(s).read, s.manifest.count) for s in (samples, *reference_set.splits.values())]
+    copies, worst = (
+        _copies(cfg, samples, reference_set, sets=sets, work=work) if cfg.evaluate.copies else (Measured(), [])
+    )
     measured.update(copies)
     manifest = samples.manifest
-    scores = [blocks for _, blocks in _quality_works(cfg, samples, standards, work=work)]
+    scores = [blocks for _, blocks in _quality_works(cfg, samples, reference_set, work=work)]
     if scores:
         held_out = scores[1] if len(scores) > 1 else None
-        measured.update(measure_quality(scores[0], held_out, standards.scorers, size=manifest.shape[1:]))
+        measured.update(measure_quality(scores[0], held_out, reference_set.scorers, size=manifest.shape[1:]))
     cautions = caution(manifest.count, measured.metrics, measured.details)
     _draw(picture, worst, sets)
     return {
@@ -220,12 +232,12 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, *, work:
             "protocol": manifest.protocol,
             "made_from": manifest.made_from,
         },
-        "data": {n: {"count": s.manifest.count, "sha256": s.manifest.sha256} for n, s in standards.splits.items()},
-        "extractors": {e.name: dict(e.protocol) for e in standards.extractors},
+        "data": {n: {"count": s.manifest.count, "sha256": s.manifest.sha256} for n, s in reference_set.splits.items()},
+        "extractors": {e.name: dict(e.protocol) for e in reference_set.extractors},
         "metrics": measured.metrics,
         "details": measured.details,
         "nearest_training_images": [asdict(w) for w in worst],
-        "words": [*_partial(manifest), *_never_seen(standards, measured), *cautions, *measured.words],
+        "notes": [*_partial(manifest), *_never_seen(reference_set, measured), *cautions, *measured.notes],
         "settings": cfg.evaluate.model_dump(mode="json"),
         "seed": cfg.evaluate.seed,
         "versions": versions(),
@@ -233,19 +245,19 @@ def _result(cfg: Config, samples: ShardDirectory, standards: Standards, *, work:
 
 
 def _copies(
-    cfg: Config, samples: ShardDirectory, standards: Standards, *, sets: Sequence[Images], work: Path
+    cfg: Config, samples: ShardDirectory, reference_set: ReferenceSet, *, sets: Sequence[Images], work: Path
 ) -> tuple[Measured, list[Worst]]:
     """The memorisation check, in pixels and in the features of a network."""
-    others, features = _mirrored_works(cfg, samples, standards, work=work), None
+    others, features = _mirrored_works(cfg, samples, reference_set, work=work), None
     if others:
         extractor = others[0].extractor
-        space = next(s for s, what in spaces_of(extractor).items() if what.full)
-        train = next(iter(standards.references[extractor.key].values()))
-        plain = [first_features(_work(cfg, samples, extractor, work=work), space, QUERIES)]
-        plain += [held.features(space)[:QUERIES] for _, held in _held_out(standards, extractor)]
-        views = [(one, all_features(some.blocks, space)) for one, some in zip(plain, others, strict=True)]
+        output = next(s for s, what in feature_sets(extractor).items() if what.full)
+        train = next(iter(reference_set.references[extractor.key].values()))
+        plain = [first_features(_work(cfg, samples, extractor, work=work), output, QUERIES)]
+        plain += [held.features(output)[:QUERIES] for _, held in _held_out(reference_set, extractor)]
+        views = [(one, all_features(some.blocks, output)) for one, some in zip(plain, others, strict=True)]
         held_out = views[1] if len(views) > 1 else None
-        features = InFeatures(extractor.name, views[0], held_out, train.features(space), train.indices())
+        features = InFeatures(extractor.name, views[0], held_out, train.features(output), train.indices())
     return measure_copies(
         sets[0],
         sets[1],
@@ -279,9 +291,9 @@ def _partial(manifest: Manifest) -> list[str]:
     return [f"the sample set holds {manifest.count} of the {wanted} images asked for: some of its shards are missing"]
 
 
-def _never_seen(standards: Standards, measured: Measured) -> list[str]:
+def _never_seen(reference_set: ReferenceSet, measured: Measured) -> list[str]:
     """A sentence where samples of classes were asked for of which the classifier never saw an image."""
-    split, train = next((name, shards.manifest) for name, shards in standards.splits.items())
+    split, train = next((name, shards.manifest) for name, shards in reference_set.splits.items())
     seen = measured.details.get(CLASS_ACCURACY, {}).get("by_class", ())
     if not any(share is not None and not count for share, count in zip(seen, train.class_counts, strict=False)):
         return []
@@ -289,9 +301,9 @@ def _never_seen(standards: Standards, measured: Measured) -> list[str]:
     return [f"{CLASS_ACCURACY}: {said}. Samples that were asked for one of these count as wrong"]
 
 
-def main(words: list[str], *, part: Part | None = None) -> None:
+def main(overrides: list[str], *, part: Part | None = None) -> None:
     """`mudi evaluate`."""
-    run, cfg = existing_run(words)
+    run, cfg = existing_run(overrides)
     require(cfg, "evaluate")
     for path in evaluate(cfg, run, part=part):
         show(read_json(path))

@@ -1,6 +1,6 @@
 """The export job: a checkpoint's weights as a folder that diffusers loads, or as one safetensors file with settings.
 
-mudi export RUN_DIR                       RUN_DIR/exports/step-000012000-average-diffusers/
+mudi export RUN_DIR                       RUN_DIR/exports/step-000012000-ema-diffusers/
 mudi export RUN_DIR --format safetensors --to FOLDER sample.weights=network
 """
 
@@ -27,7 +27,7 @@ from pipeline.diffusers_io.folder import (
 )
 from pipeline.model_card import CARD, write_card
 from pipeline.models.pretrained import load_autoencoder
-from pipeline.objectives.space import remember, space_of
+from pipeline.objectives.latent_codec import codec_of, remember
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 from pipeline.runtime.run_dir import COMMIT, RunDir, Step, existing_run, parse_step, step_name, step_of
@@ -35,13 +35,13 @@ from pipeline.runtime.run_dir import COMMIT, RunDir, Step, existing_run, parse_s
 NETWORKS = ("denoiser", "autoencoder")
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """`mudi export RUN_DIR [--step N] [--format diffusers|safetensors] [--to FOLDER] [key=value ...]`."""
     parser = argparse.ArgumentParser(prog="mudi export", description=main.__doc__)
     parser.add_argument("--step", help="of the checkpoint: a number, or best; default: sample.step, or else the newest")
     parser.add_argument("--format", choices=get_args(Format), default="diffusers")
     parser.add_argument("--to", type=Path, help="the folder to write; default: inside the run directory")
-    options, rest = parser.parse_known_args(words)
+    options, rest = parser.parse_known_args(argv)
     run, cfg = existing_run(rest)
     folder, notes = export(cfg, run, step=parse_step(options.step), form=options.format, to=options.to)
     for note in notes:
@@ -86,7 +86,7 @@ def at_rest(cfg: Config, run: RunDir, *, step: int) -> Network:
     require_latents(cfg)
     manifest = read_manifest(training_shards(cfg) / "train")
     remember(run, manifest, write=False)
-    shape = space_of(cfg, manifest).shape
+    shape = codec_of(cfg, manifest).shape
     name = _network_name(run.checkpoint(step))
     stored, _ = checkpoint.load_weights(run, which=cfg.sample.weights, network=name, step=step)
     weights = {name: tensor for name, tensor in stored.items() if not name.startswith(TRAINING_ONLY)}
@@ -129,8 +129,8 @@ def _latents(cfg: Config, manifest: Manifest) -> Latents | None:
 
 
 def _network_name(directory: Path) -> str:
-    """The network that makes images: one that is known by its name, or the only one of which averages are kept."""
-    for kind in ("average", "network"):
+    """The network that makes images: one that is known by its name, or the only one of which an EMA is kept."""
+    for kind in ("ema", "network"):
         names = sorted(path.name.split(".")[1] for path in directory.glob(f"{kind}.*.safetensors"))
         known = [name for name in NETWORKS if name in names]
         if known or len(names) == 1:

@@ -31,13 +31,13 @@ OVERRIDES = ("sample", "cluster")  # what may be said of a model that is trained
 _MARKS = (SETTINGS, WEIGHTS, "model_index.json", "config.json", "unet/config.json", "transformer/config.json")
 
 
-def export_named(words: Sequence[str]) -> Path | None:
+def export_named(overrides: Sequence[str]) -> Path | None:
     """The exported folder that a command line begins with; None where it begins with a run, or with settings.
 
     Raises:
         UserError: for a folder that is neither a run nor an export.
     """
-    folder = run_named(words)
+    folder = run_named(overrides)
     if folder is None or (folder / CONFIG_FILE).is_file():
         return None
     if not folder.is_dir():
@@ -53,21 +53,21 @@ def export_named(words: Sequence[str]) -> Path | None:
 
 @dataclass(frozen=True)
 class Exported:
-    """A network at rest, ready to be built and asked for images. `words`: overrides of this call."""
+    """A network at rest, ready to be built and asked for images. `overrides`: those of this call."""
 
     folder: Path
     network: Network
-    words: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
     @classmethod
-    def opened(cls, folder: Path, words: Sequence[str] = ()) -> "Exported":
+    def opened(cls, folder: Path, overrides: Sequence[str] = ()) -> "Exported":
         """Read the folder.
 
         Raises:
             UserError: for a network that makes no images, or not in a way that the folder says; for overrides of
                 what training decided.
         """
-        if wrong := [word for word in words if key_of(word).split(".")[0] not in OVERRIDES]:
+        if wrong := [override for override in overrides if key_of(override).split(".")[0] not in OVERRIDES]:
             raise UserError(
                 f"{', '.join(wrong)}: the model of {folder} is trained. Say settings of {' or '.join(OVERRIDES)}."
             )
@@ -87,11 +87,11 @@ class Exported:
                 f"{folder} has an autoencoder, and does not say how its latents were normalised for the network. Of "
                 "models of latents, only folders that `export` wrote are drawn with."
             )
-        return cls(folder, network, tuple(words))
+        return cls(folder, network, tuple(overrides))
 
-    def config(self, words: Sequence[str] = ()) -> Config:
-        """The settings: those that the folder says, the overrides of this call, then `words`."""
-        return config_of(self._settings, [*self.words, *words], trained=True)
+    def config(self, overrides: Sequence[str] = ()) -> Config:
+        """The settings: those that the folder says, those of this call, then `overrides`."""
+        return config_of(self._settings, [*self.overrides, *overrides], trained=True)
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
@@ -196,7 +196,7 @@ class Exported:
 
 def load_network(objective: Objective, network: Network) -> None:
     """Put the weights of a network at rest into the objective's own; what only training needs stays as it is."""
-    first = objective.averaged[0]
+    first = objective.ema_networks[0]
     fresh = objective.networks[first].state_dict()
     training_only = {name: tensor for name, tensor in fresh.items() if name.startswith(TRAINING_ONLY)}
     checkpoint.load_strictly(

@@ -24,20 +24,20 @@ from pipeline.diffusers_io.folder import Network, read
 from pipeline.diffusers_io.schedulers import disagreements
 from pipeline.exported import load_network
 from pipeline.objectives.build import build_objective
-from pipeline.objectives.space import remember
+from pipeline.objectives.latent_codec import remember
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.run_dir import RunDir, create_run
 
 ROWS = "condition.rows.weight"
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """`mudi import FOLDER name=RUN data=DATA [experiment=NAME] [key=value ...]`."""
     parser = argparse.ArgumentParser(
         prog="mudi import", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, help="written by `mudi export`, or by diffusers")
-    options, rest = parser.parse_known_args(words)
+    options, rest = parser.parse_known_args(argv)
     network = read(options.folder)
     given: dict[str, Any] = {"model": network.model.model_dump(mode="json")}
     if network.diffusion is not None:
@@ -98,14 +98,14 @@ def _with_no_label(network: Network, manifest: Manifest) -> Network:
 
 
 def _snapshot(cfg: Config, manifest: Manifest, network: Network) -> checkpoint.Snapshot:
-    """A training state before its first step: the imported weights, averages equal to them, no moments."""
+    """A training state before its first step: the imported weights, EMAs equal to them, no moments."""
     objective = build_objective(cfg, manifest)
     load_network(objective, network)
     states = {name: module.state_dict() for name, module in objective.networks.items()}
-    kinds = ["average"] if cfg.train.average.half_life else []
-    kinds += [f"power-{width:g}" for width in cfg.train.average.power_widths]
+    kinds = ["ema"] if cfg.train.ema.half_life else []
+    kinds += [f"power-{width:g}" for width in cfg.train.ema.power_widths]
     tensors: dict[str, Any] = {f"network.{name}": state for name, state in states.items()}
-    tensors |= {f"{kind}.{name}": states[name] for kind in kinds for name in objective.averaged}
+    tensors |= {f"{kind}.{name}": states[name] for kind in kinds for name in objective.ema_networks}
     tensors |= {f"optimizer.{name}": {} for name in objective.trained}
     return checkpoint.Snapshot(tensors, {"step": 0})
 

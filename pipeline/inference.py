@@ -15,8 +15,8 @@ from pipeline.config.schema import Config
 from pipeline.data.shards import Manifest, ShardDirectory
 from pipeline.objectives.build import build_objective
 from pipeline.objectives.denoising import Denoising
+from pipeline.objectives.latent_codec import remember
 from pipeline.objectives.objective import Networks, Objective
-from pipeline.objectives.space import remember
 from pipeline.runtime import distributed
 from pipeline.runtime.cuda_graphs import GraphedNetwork
 from pipeline.runtime.errors import UserError
@@ -64,14 +64,14 @@ def labels_for(cfg: Config, seeds: Tensor, train: Manifest) -> Tensor:
 def places_taken_for_names(plan: Any, classes: Sequence[str]) -> str:
     """A sentence on the numbers of `sample.classes` that are also the name of another class; "" where there is none."""
     asked = [] if isinstance(plan, str) else [c for c in plan if isinstance(c, int)]
-    told = [f"{c} is the class called '{classes[c]}'" for c in asked if str(c) in classes and classes[c] != str(c)]
-    if not told:
+    hints = [f"{c} is the class called '{classes[c]}'" for c in asked if str(c) in classes and classes[c] != str(c)]
+    if not hints:
         return ""
-    return f'sample.classes: numbers are places, from 0 on: {", ".join(told)}. Names are in quotes: ["{asked[0]}"].'
+    return f'sample.classes: numbers are places, from 0 on: {", ".join(hints)}. Names are in quotes: ["{asked[0]}"].'
 
 
 def attributes_for(cfg: Config, seeds: Tensor, train: ShardDirectory) -> Tensor | None:
-    """The attributes asked for with each seed, [B, A] int8; None where the model is not told any."""
+    """The attributes asked for with each seed, [B, A] int8; None where it is not conditioned on any."""
     plan, names = cfg.sample.attributes, train.manifest.attributes
     if cfg.model.condition != "attributes" or train.attributes is None:
         return None
@@ -88,7 +88,7 @@ def loaded_objective(cfg: Config, run: RunDir, train: Manifest, *, step: int | N
     """The objective of a run with the weights that `cfg.sample.weights` names, for inference."""
     objective = build_objective(cfg, train)
     remember(run, train, write=False)
-    for name in objective.averaged:
+    for name in objective.ema_networks:
         tensors, found = checkpoint.load_weights(run, which=cfg.sample.weights, network=name, step=step)
         checkpoint.load_strictly(objective.networks[name], tensors, what=f"{cfg.sample.weights} of step {found}")
     for network in objective.networks.values():
@@ -96,17 +96,17 @@ def loaded_objective(cfg: Config, run: RunDir, train: Manifest, *, step: int | N
     return objective
 
 
-def weak_model(cfg: Config, train: Manifest, device: torch.device) -> Denoising | None:
+def guide_model(cfg: Config, train: Manifest, device: torch.device) -> Denoising | None:
     """The worse model that autoguidance leads away from: a run directory, or one of its checkpoints."""
     guidance = cfg.sample.sampler.guidance
-    if guidance.kind != "autoguidance" or not guidance.active or guidance.weak is None:
+    if guidance.kind != "autoguidance" or not guidance.active or guidance.guide_model is None:
         return None
-    place = Path(guidance.weak)
+    place = Path(guidance.guide_model)
     step = step_of(place.name)
     run, its = open_run(place if step is None else place.parent.parent)
     found = loaded_objective(its, run, train, step=step, device=device)
     if not isinstance(found, Denoising):
-        raise UserError(f"sample.sampler.guidance.weak: {place} must be a diffusion model.")
+        raise UserError(f"sample.sampler.guidance.guide_model: {place} must be a diffusion model.")
     return found
 
 
@@ -115,21 +115,21 @@ def image_maker(cfg: Config, run: RunDir, train: Manifest, *, step: int) -> Make
     set_numerics(tf32=cfg.train.precision == "tf32")
     device = distributed.own_device(gpus=cfg.cluster.sample.gpus, setting="cluster.sample.gpus")
     objective = loaded_objective(cfg, run, train, step=step, device=device)
-    weak = weak_model(cfg, train, device)
-    networks, of_weak = quick_networks(objective, device), {} if weak is None else quick_networks(weak, device)
+    guide = guide_model(cfg, train, device)
+    networks, of_guide = quick_networks(objective, device), {} if guide is None else quick_networks(guide, device)
 
     @torch.inference_mode()
     def make(seeds: Tensor, asked: Asked) -> Tensor:
-        told, seeds = asked.to(device), seeds.to(device)
+        condition, seeds = asked.to(device), seeds.to(device)
         with autocast(cfg, device):
-            led = None if weak is None else weak.denoise(of_weak, told.labels, told.attributes)
+            led = None if guide is None else guide.denoise(of_guide, condition.labels, condition.attributes)
             return objective.generate(
                 networks,
                 seeds,
-                told.labels,
-                attributes=told.attributes,
+                condition.labels,
+                attributes=condition.attributes,
                 sampler=cfg.sample.sampler,
-                weak=led,
+                guide=led,
             )
 
     return make

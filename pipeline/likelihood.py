@@ -36,9 +36,9 @@ BLOCK = 64  # images of one restartable piece of work
 Bits = npt.NDArray[np.float64]
 
 
-def main(words: list[str], *, split: str = "valid", images: int | None = None, step: Step = None) -> None:
+def main(overrides: list[str], *, split: str = "valid", images: int | None = None, step: Step = None) -> None:
     """`mudi likelihood`."""
-    run, cfg = existing_run(words)
+    run, cfg = existing_run(overrides)
     path = likelihood(cfg, run, split=split, images=images, step=step)
     if path is not None:
         found = read_json(path)

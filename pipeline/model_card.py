@@ -103,7 +103,7 @@ def _recipe(cfg: Config, run: RunDir, step: int) -> str:
         "steps": f"{step:,} of {train.global_batch} images ({train.duration} were asked for)",
         "optimiser": f"{optim.kind}, lr {optim.lr:g}, {optim.schedule}, warm-up {optim.warmup}",
         "precision": train.precision,
-        "weights": f"{cfg.sample.weights}, half-life {train.average.half_life}",
+        "weights": f"{cfg.sample.weights}, half-life {train.ema.half_life}",
         "seed": f"{cfg.seed}",
     }
     if starts:

@@ -43,15 +43,15 @@ from pipeline.data.shards import (
     write_shard,
 )
 from pipeline.inference import loaded_objective
-from pipeline.metrics.board import write_board
 from pipeline.metrics.latent_sums import DEAD_NATS, DEAD_SPREAD, LatentSums, dead_channels
 from pipeline.metrics.provenance import versions
+from pipeline.metrics.reconstruction import RANGE, psnr
 from pipeline.metrics.report import caution, show
-from pipeline.metrics.restoration import RANGE, psnr
 from pipeline.metrics.suite import Measured
+from pipeline.metrics.tensorboard_log import write_tensorboard
 from pipeline.models.posterior import Posterior
 from pipeline.objectives.autoencoder import Autoencoding
-from pipeline.objectives.measuring import Standards, measure_restoration, open_standards, pixels
+from pipeline.objectives.measuring import Measures, measure_reconstruction, open_measures, pixels
 from pipeline.objectives.variational import Variational
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import Incomplete, UserError
@@ -65,9 +65,9 @@ SHOWN = 32  # images in the picture
 WIDTH = 1200  # pixels of the picture, about
 
 
-def main(words: list[str], *, step: Step = None, part: Part | None = None) -> None:
+def main(overrides: list[str], *, step: Step = None, part: Part | None = None) -> None:
     """`mudi reconstruct`."""
-    run, cfg = existing_run(words)
+    run, cfg = existing_run(overrides)
     require(cfg, "reconstruct")
     path = reconstruct(cfg, run, step=step, part=part)
     if path is not None:
@@ -86,22 +86,24 @@ def reconstruct(cfg: Config, run: RunDir, *, step: Step = None, part: Part | Non
     found = step_of(checkpoint.step_to_read(run, step).name) or 0
     originals = open_shards(_split(cfg))
     objective = _objective(cfg, run, originals, step=found)
-    standards = open_standards(cfg)
-    name = originals.path.name + ("" if cfg.sample.weights == "average" else f"-{cfg.sample.weights.replace(':', '')}")
+    measures = open_measures(cfg)
+    name = originals.path.name + ("" if cfg.sample.weights == "ema" else f"-{cfg.sample.weights.replace(':', '')}")
     directory = run.path / "reconstructions" / step_name(found) / name
     mine = (part or WHOLE).for_task(this_world())
-    restored = _restored(cfg, run, objective, originals=originals, directory=directory, part=mine)
+    reconstructed = _reconstructed(cfg, run, objective, originals=originals, directory=directory, part=mine)
     if part is not None or mine.number:
         return None
-    if restored is None:  # others have not finished their shards: nobody is waited for
-        restored = _restored(cfg, run, objective, originals=originals, directory=directory, part=WHOLE)
-    if restored is None:
+    if reconstructed is None:  # others have not finished their shards: nobody is waited for
+        reconstructed = _reconstructed(cfg, run, objective, originals=originals, directory=directory, part=WHOLE)
+    if reconstructed is None:
         raise Incomplete(f"{directory}: shards have vanished while they were made. Start this again.")
     result = run.results / f"{found:09d}-reconstruction.json"
-    key = content_hash([restored.manifest.sha256, originals.manifest.sha256, standards.identity, SHOWN])
+    key = content_hash([reconstructed.manifest.sha256, originals.manifest.sha256, measures.identity, SHOWN])
     if not (result.exists() and read_json(result).get("key") == key):
-        value = _result(cfg, standards, objective, originals=originals, restored=restored)
-        write_board(run.tensorboard / "reconstruction", value, {"autoencoder": cfg.autoencoder.model_dump(mode="json")})
+        value = _result(cfg, measures, objective, originals=originals, reconstructed=reconstructed)
+        write_tensorboard(
+            run.tensorboard / "reconstruction", value, {"autoencoder": cfg.autoencoder.model_dump(mode="json")}
+        )
         _picture(objective, originals, path=result.with_suffix(".png"))
         write_json(result, {"key": key, **value})
     return result
@@ -121,12 +123,12 @@ def _objective(cfg: Config, run: RunDir, originals: ShardDirectory, *, step: int
     if not isinstance(objective, Autoencoding | Variational):
         raise UserError(
             f"model.kind: found {cfg.model.kind}, expected kl_autoencoder, bottleneck_autoencoder or vae: only they "
-            f"restore images. Run mudi sample {run.path}."
+            f"reconstruct images. Run mudi sample {run.path}."
         )
     return objective
 
 
-def _restored(
+def _reconstructed(
     cfg: Config, run: RunDir, objective: Reconstructing, *, originals: ShardDirectory, directory: Path, part: Part
 ) -> ShardDirectory | None:
     """The set, finished by the process that finds all of its shards; None where others have to make theirs.
@@ -198,17 +200,17 @@ def _samples(
     notes: list[dict[str, str]],
     tick: Callable[[int], None],
 ) -> Iterator[Sample]:
-    """Restored images of these places; sums over their latents are added to `notes` at the end."""
+    """Reconstructed images of these places; sums over their latents are added to `notes` at the end."""
     device, sums = next(objective.networks["autoencoder"].parameters()).device, []
     shape: tuple[int, ...] = ()
     for first in range(places.start, places.stop, cfg.sample.batch):
         indices = np.arange(first, min(first + cfg.sample.batch, places.stop), dtype=np.int64)
         batch = _batch(reader, indices, device)
         with torch.inference_mode():
-            restored = objective.reconstructed(objective.networks, batch)
-        posterior = restored.posterior
+            reconstructed = objective.reconstructed(objective.networks, batch)
+        posterior = reconstructed.posterior
         shape = tuple(posterior.mean.shape[1:])
-        if not (torch.isfinite(posterior.mean).all() and torch.isfinite(restored.images).all()):
+        if not (torch.isfinite(posterior.mean).all() and torch.isfinite(reconstructed.images).all()):
             raise UserError(
                 f"the latents of images {first} to {indices[-1]} of {reader.path}, or what is decoded from them, are "
                 "not finite: this checkpoint is of no use. Choose an earlier one with --step, or train with "
@@ -217,7 +219,7 @@ def _samples(
         wide = Posterior(_maps(posterior.mean.double()), _maps(posterior.std.double()))
         sums.append(LatentSums.of(wide.mean, wide.std, wide.kl() if objective.has_noise else None))
         labels = reader.labels(indices).tolist()
-        for k, label, image in zip(indices.tolist(), labels, to_uint8(restored.images), strict=True):
+        for k, label, image in zip(indices.tolist(), labels, to_uint8(reconstructed.images), strict=True):
             told = None if label < 0 else label
             yield Sample(f"{k:012d}", encode(image, "png"), "png", told, {"place": k}, pixels=image)
         tick(len(indices))
@@ -244,42 +246,47 @@ def _batch(reader: Reader, indices: npt.NDArray[np.int64], device: torch.device)
         images=pixels(reader, indices).to(device),
         labels=torch.from_numpy(reader.labels(indices)).to(device),
         attributes=None if attributes is None else torch.from_numpy(attributes).to(device),
-        visits=torch.from_numpy(indices).to(device),
+        sample_indices=torch.from_numpy(indices).to(device),
         newest=int(indices.max()),
     )
 
 
 def _result(
-    cfg: Config, standards: Standards, objective: Reconstructing, *, originals: ShardDirectory, restored: ShardDirectory
+    cfg: Config,
+    measures: Measures,
+    objective: Reconstructing,
+    *,
+    originals: ShardDirectory,
+    reconstructed: ShardDirectory,
 ) -> dict[str, Any]:
     """Everything that the result file says, apart from its key."""
-    manifest = restored.manifest
-    work = restored.path.parent / f".work-{restored.path.name}"
-    measured = measure_restoration(cfg, standards, originals=originals, restored=restored, work=work)
+    manifest = reconstructed.manifest
+    work = reconstructed.path.parent / f".work-{reconstructed.path.name}"
+    measured = measure_reconstruction(cfg, measures, originals=originals, reconstructed=reconstructed, work=work)
     measured.update(_latents(manifest.made_from["latents"], manifest.shape))
     if cfg.autoencoder.degradation.active and isinstance(objective, Autoencoding):
         measured.update(_repaired(cfg, objective, originals))
     if originals.path.name != "valid":
-        measured.words.append(f"there is no validation split: these are images of {originals.path.name}, trained on")
+        measured.notes.append(f"there is no validation split: these are images of {originals.path.name}, trained on")
     return {
         "run": cfg.name,
         "step": manifest.made_from["step"],
         "samples": {
-            "set": f"{restored.path.parent.name}/{restored.path.name}",
+            "set": f"{reconstructed.path.parent.name}/{reconstructed.path.name}",
             "count": manifest.count,
             "sha256": manifest.sha256,
             "protocol": manifest.protocol,
             "made_from": manifest.made_from,
         },
         "data": {originals.path.name: {"count": originals.manifest.count, "sha256": originals.manifest.sha256}},
-        "extractors": standards.identity["extractors"],
-        "perceptual": standards.identity["perceptual"],
+        "extractors": measures.identity["extractors"],
+        "perceptual": measures.identity["perceptual"],
         "metrics": measured.metrics,
         "details": measured.details,
-        "words": [
+        "notes": [
             f"errors are between pixels of 8 bits, in [-1, 1] (a range of {RANGE:g}), by the posterior's mean",
             *caution(manifest.count, measured.metrics, measured.details),
-            *measured.words,
+            *measured.notes,
         ],
         "settings": cfg.evaluate.model_dump(mode="json"),
         "versions": versions(),
@@ -297,14 +304,14 @@ def _latents(about: dict[str, Any], shape: tuple[int, int, int]) -> Measured:
         limit = f"kl_nats < {DEAD_NATS}"
     else:
         limit = f"deviation < {DEAD_SPREAD}"
-        out.words.append("the code has no noise, and so no divergence from a prior")
+        out.notes.append("the code has no noise, and so no divergence from a prior")
     out.add("dead-channels", len(dead), dead=dead, of=len(channels["mean"]), limit=limit)
     out.details["latents"] = channels
     return out
 
 
 def _repaired(cfg: Config, objective: Autoencoding, originals: ShardDirectory) -> Measured:
-    """PSNR of degraded images, and of what is restored from them: what the degradation was trained for.
+    """PSNR of degraded images, and of what is reconstructed from them: what the degradation was trained for.
 
     Of those that were changed at all: an untouched one has no error, which would hide what the others lost.
     """
@@ -312,7 +319,7 @@ def _repaired(cfg: Config, objective: Autoencoding, originals: ShardDirectory) -
     device, sums, count = next(objective.networks["autoencoder"].parameters()).device, np.zeros(2), 0
     for batch in validation_batches(reader, count=reader.count, batch=cfg.sample.batch):
         with torch.inference_mode():
-            clean, given, made = objective.restorations(objective.networks, batch.to(device))
+            clean, given, made = objective.reconstructions(objective.networks, batch.to(device))
         changed = (given != clean).flatten(1).any(dim=1)
         count += int(changed.sum())
         sums += [float((psnr(images, clean).double() * changed).sum()) for images in (given, made)]
@@ -324,7 +331,7 @@ def _repaired(cfg: Config, objective: Autoencoding, originals: ShardDirectory) -
 def _shown(objective: Reconstructing, batch: Batch) -> tuple[Tensor, ...]:
     """What the picture has of each image, the original first."""
     if isinstance(objective, Autoencoding):
-        return objective.restorations(objective.networks, batch)
+        return objective.reconstructions(objective.networks, batch)
     return batch.images, objective.reconstructed(objective.networks, batch).images
 
 

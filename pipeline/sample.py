@@ -128,10 +128,10 @@ class SampleSet:
 
 
 def main(
-    words: list[str], *, step: Step = None, part: Part = WHOLE, partial: bool = False, png: Path | None = None
+    overrides: list[str], *, step: Step = None, part: Part = WHOLE, partial: bool = False, png: Path | None = None
 ) -> None:
     """`mudi sample`."""
-    run, cfg = existing_run(words)
+    run, cfg = existing_run(overrides)
     require(cfg, "sample")
     directory = sample(cfg, run, step=step, part=part, finish_partial=partial)
     classes = open_shards(training_shards(cfg) / "train").manifest.classes

@@ -32,9 +32,9 @@ from pipeline.metrics.features import Extractor
 from pipeline.metrics.moments import Moments
 from pipeline.metrics.provenance import versions
 from pipeline.metrics.quality_suite import build_scorers, measure_quality, quality_work, score_blocks
-from pipeline.metrics.references import CLASS_SPACES, Reference, save_reference
+from pipeline.metrics.references import CLASS_OUTPUTS, Reference, save_reference
 from pipeline.metrics.report import caution, show
-from pipeline.metrics.suite import Asked, Measured, View, frechet, measure, spaces_of
+from pipeline.metrics.suite import Asked, Measured, View, feature_sets, frechet, measure
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_path, read_json, write_json
 from pipeline.runtime.numerics import set_numerics
@@ -56,15 +56,15 @@ class Published(Reference):
 
     found: Moments
 
-    def moments(self, space: str) -> Moments:  # noqa: ARG002
-        """The published ones, whatever the space is called."""
+    def moments(self, output: str) -> Moments:  # noqa: ARG002
+        """The published ones, whatever the output is called."""
         return self.found
 
 
-def settings_from(words: list[str]) -> EvaluateConfig:
-    """`evaluate.key=value` words as settings. The domain classifier, which belongs to a prepared data set, is off.
+def settings_from(overrides: list[str]) -> EvaluateConfig:
+    """`evaluate.key=value` overrides as settings. The domain classifier, which belongs to a prepared data set, is off.
 
-    Inception's weights are taken from where MUDI_WEIGHTS says, if they are there, unless a word says otherwise.
+    Inception's weights are taken from where MUDI_WEIGHTS says, if they are there, unless an override says otherwise.
     """
     values = OmegaConf.create({"evaluate": {"domain": {"enabled": False}}})
     where = NO_FOLDER
@@ -75,8 +75,8 @@ def settings_from(words: list[str]) -> EvaluateConfig:
         )
         if (path := weights_file("inception", folder)).is_file():
             put(values, f"evaluate.inception.weights={path}")
-    for word in words:
-        put(values, word)
+    for override in overrides:
+        put(values, override)
     try:
         cfg = ScoreSettings.model_validate(OmegaConf.to_container(values)).evaluate
     except ValidationError as error:
@@ -162,30 +162,32 @@ def _reference(images: ImageSet, extractor: Extractor, work: Work, cfg: Evaluate
     """Moments and kept features of the second set, made once."""
     path = work.directory.with_name(f"{work.directory.name}-{cfg.reference_features}-{cfg.seed}.safetensors")
     if not path.with_suffix(".json").exists():
-        words = {"keep": cfg.reference_features, "seed": cfg.seed}
-        save_reference(path, work, extractor, split=SPLIT, images=images.identity, **words)
+        options = {"keep": cfg.reference_features, "seed": cfg.seed}
+        save_reference(path, work, extractor, split=SPLIT, images=images.identity, **options)
     return Reference(path, {**read_json(path.with_suffix(".json")), "split": Path(images.name).name})
 
 
 def _against_statistics(
     extractor: Extractor, work: Work, second: Statistics, asked: Asked, cfg: EvaluateConfig
 ) -> Measured:
-    """Frechet distances in the spaces that have as many dimensions as the statistics."""
+    """Frechet distances in the features that have as many dimensions as the statistics."""
     out, width = Measured(), len(second.moments.mean)
     reference = Published(
         Path(second.name), {"split": Path(second.name).name, "count": second.moments.count}, second.moments
     )
-    for output, space in spaces_of(extractor).items():
-        view = View(extractor, output, space.ending, work, asked, cfg, reference=reference, frechet=space.frechet)
-        if output not in CLASS_SPACES and view.samples.shape[1] == width:
+    for output, features in feature_sets(extractor).items():
+        view = View(extractor, output, features.ending, work, asked, cfg, reference=reference, frechet=features.frechet)
+        if output not in CLASS_OUTPUTS and view.samples.shape[1] == width:
             out.update(frechet(view))
     for details in out.details.values():
         details["images"] = [work.count, None]
         details.pop("dimensions", None)  # they say nothing of a singular covariance where the count is not known
     if not out.metrics:
-        widths = {output: View(extractor, output, "", work, asked, cfg).samples.shape[1] for output in extractor.spaces}
+        widths = {
+            output: View(extractor, output, "", work, asked, cfg).samples.shape[1] for output in extractor.outputs
+        }
         raise UserError(f"{second.name} has statistics of {width} features, {extractor.name} gives {widths}.")
-    out.words.append(f"{second.name} does not say of how many images it is, or how they were resized")
+    out.notes.append(f"{second.name} does not say of how many images it is, or how they were resized")
     return out
 
 
@@ -204,7 +206,7 @@ def _result(
         "extractors": {e.name: dict(e.protocol) for e in extractors},
         "metrics": measured.metrics,
         "details": measured.details,
-        "words": [*notes, *cautions, *measured.words],
+        "notes": [*notes, *cautions, *measured.notes],
         "versions": versions(),
     }
 
@@ -237,7 +239,7 @@ def default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mudi" / "score"
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Score the images of A against those of B, the reference."""
     parser = argparse.ArgumentParser(
         prog="mudi score",
@@ -253,7 +255,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--cache", type=Path, default=default_cache(), help="features (default: %(default)s)")
     parser.add_argument("--check", action="store_true", help="print what would be scored, and compute nothing")
     parser.add_argument("--part", metavar="k/n", help="compute this share of the features alone, and write no result")
-    options, rest = parser.parse_known_args(words)
+    options, rest = parser.parse_known_args(argv)
     cfg = settings_from(rest)
     first, second = open_sets(options.a, options.b, size=options.size)
     if isinstance(first, Statistics):
@@ -267,7 +269,7 @@ def main(words: list[str]) -> int:
     if result is None:
         return 0
     if options.size is not None:
-        result["words"].append(f"every image: its central square, resized to {options.size} pixels by Lanczos")
+        result["notes"].append(f"every image: its central square, resized to {options.size} pixels by Lanczos")
     show(result)
     for protocol in result["extractors"].items():
         print(f"{protocol[0]}: {_protocol(protocol[1])}")

@@ -29,7 +29,7 @@ from pipeline.data.shards import ShardDirectory, open_shards
 from pipeline.diffusion import editing
 from pipeline.diffusion.build_sampler import Generator
 from pipeline.diffusion.samplers import Noise
-from pipeline.inference import asked_for, autocast, loaded_objective, weak_model
+from pipeline.inference import asked_for, autocast, guide_model, loaded_objective
 from pipeline.objectives.denoising import Denoising
 from pipeline.objectives.objective import FromLatents
 from pipeline.runtime import distributed
@@ -61,7 +61,7 @@ class Request:
     mask: Path | None = None
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """`mudi visualize RUN_DIR strip|interpolate|edit|inpaint [--seeds 0-7] [options] [key=value ...]`."""
     parser = argparse.ArgumentParser(
         prog="mudi visualize", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -79,7 +79,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--mask", type=Path, help="of inpaint: white is painted anew, black stays")
     parser.add_argument("--step", help="of the checkpoint: a number, or best; default: sample.step, or else the newest")
     parser.add_argument("--to", type=Path, help="the PNG to write; default: in the run directory's visualizations/")
-    options, rest = parser.parse_known_args(words)
+    options, rest = parser.parse_known_args(argv)
     run, cfg = existing_run([options.run, *rest])
     request = Request(**{name: getattr(options, name) for name in Request.__dataclass_fields__})
     print(visualize(cfg, run, request, step=parse_step(options.step), to=options.to))
@@ -190,7 +190,7 @@ class Model:
 
     cfg: Config
     objective: Denoising
-    weak: Denoising | None
+    guide: Denoising | None
     train: ShardDirectory
     device: torch.device
 
@@ -207,9 +207,9 @@ class Model:
         """The sampler and the denoiser under the condition of each seed."""
         condition = asked_for(self.cfg, seeds, self.train).to(self.device)
         labels, attributes = condition.labels, condition.attributes
-        weak = None if self.weak is None else self.weak.denoise(self.weak.networks, labels, attributes)
+        guide = None if self.guide is None else self.guide.denoise(self.guide.networks, labels, attributes)
         networks, sampler = self.objective.networks, self.cfg.sample.sampler
-        return self.objective.generator(networks, labels, attributes=attributes, sampler=sampler, weak=weak)
+        return self.objective.generator(networks, labels, attributes=attributes, sampler=sampler, guide=guide)
 
     def pixels(self, x0: Tensor) -> Pixels:
         """uint8 [B, H, W, C] of what the network makes."""
@@ -236,7 +236,7 @@ def load_any(cfg: Config, run: RunDir, *, step: int) -> Model | AtOnce:
     train = open_shards(training_shards(cfg) / "train")
     objective = loaded_objective(cfg, run, train.manifest, step=step, device=device)
     if isinstance(objective, Denoising):
-        return Model(cfg, objective, weak_model(cfg, train.manifest, device), train, device)
+        return Model(cfg, objective, guide_model(cfg, train.manifest, device), train, device)
     if isinstance(objective, FromLatents):
         return AtOnce(cfg, objective, train, device)
     raise UserError(
@@ -294,7 +294,7 @@ def between_classes(model: Model, seeds: Tensor, classes: tuple[int, int], *, fr
     A network knows whole classes alone. So every step mixes its estimates of the image for both classes.
 
     Raises:
-        UserError: for a class that the data has not, and for a model that is not told classes.
+        UserError: for a class that the data has not, and for a model without classes as its condition.
     """
     if model.cfg.model.condition != "class":
         raise UserError(f"--classes: model.condition is {model.cfg.model.condition}, expected class. Give two seeds.")

@@ -37,7 +37,7 @@ def cancel(runs: Sequence[Launch], *, job: str | None = None) -> list[str]:
             job_named(launch, job)
         for name, submission in ledger.submissions(launch.run).items():
             state = states.get(name)
-            if state is None or not (state.active or state.word == "held") or job not in (None, name):
+            if state is None or not (state.active or state.status == "held") or job not in (None, name):
                 continue
             line = f"{launch.run.path.name}/{name} ({', '.join(submission.ids)})"
             if job is None and (other := others.get(submission.ids)):

@@ -1,4 +1,4 @@
-"""What the commands of `python -m slurm` do: see `pipeline.runtime.commands` for their words and options."""
+"""What the commands of `python -m slurm` do: see `pipeline.runtime.commands` for their arguments and options."""
 
 import os
 import sys
@@ -22,9 +22,9 @@ from slurm.workflows import Launch, launch_for, meant, missing_for, trained_auto
 INTERRUPTED = 130  # of `run_here`: by Ctrl-C or SIGTERM
 
 
-def submit(words: list[str], *, until: str | None = None, only: str | None = None) -> int:
+def submit(overrides: list[str], *, until: str | None = None, only: str | None = None) -> int:
     """Submit experiments, or a run directory again; or some of its jobs."""
-    every = each_experiment(words)
+    every = each_experiment(overrides)
     meanings = [meant(one) for one in every]  # of several, none is submitted where one has a mistake
     with taken_back(_places(meanings), keep=lambda run: (run / "jobs" / ledger.LEDGER).is_file()):
         return _submit([_made(one, until=until, only=only) for one in every])
@@ -37,7 +37,7 @@ def _places(every: list[Config]) -> list[Path]:
 
 
 def submit_score(
-    words: list[str],
+    arguments: list[str],
     *,
     size: int | None = None,
     json: Path | None = None,
@@ -45,28 +45,34 @@ def submit_score(
     cache: Path | None = None,
 ) -> int:
     """Score two sets of images as a job."""
-    launch = launch_for_score(words, size=size, result=json, table=csv, cache=cache)
+    launch = launch_for_score(arguments, size=size, result=json, table=csv, cache=cache)
     print(f"result: {launch.result}")
     return _submit([launch])
 
 
-def each_experiment(words: list[str]) -> list[list[str]]:
-    """One list of words for each experiment of `experiment=a,b`.
+def each_experiment(overrides: list[str]) -> list[list[str]]:
+    """One list of overrides for each experiment of `experiment=a,b`.
 
     Raises:
         UserError: several with one name.
     """
-    place = next((n for n, word in enumerate(words) if word.startswith("experiment=") and "," in word), None)
+    place = next(
+        (n for n, override in enumerate(overrides) if override.startswith("experiment=") and "," in override), None
+    )
     if place is None:
-        return [words]
-    if named := [word for word in words if word.startswith("name=")]:
-        raise UserError(f"{named[0]}: found several experiments in {words[place]}, expected one, as each has its name.")
-    names = words[place].removeprefix("experiment=").strip("[]").split(",")
-    return [[*words[:place], f"experiment={name.strip()}", *words[place + 1 :]] for name in names if name.strip()]
+        return [overrides]
+    if named := [override for override in overrides if override.startswith("name=")]:
+        raise UserError(
+            f"{named[0]}: found several experiments in {overrides[place]}, expected one, as each has its name."
+        )
+    names = overrides[place].removeprefix("experiment=").strip("[]").split(",")
+    return [
+        [*overrides[:place], f"experiment={name.strip()}", *overrides[place + 1 :]] for name in names if name.strip()
+    ]
 
 
-def _made(words: list[str], *, until: str | None = None, only: str | None = None) -> Launch:
-    cfg = meant(words)
+def _made(overrides: list[str], *, until: str | None = None, only: str | None = None) -> Launch:
+    cfg = meant(overrides)
     if problems := missing_for(launch_for(cfg, make=False, until=until, only=only)):  # before settings of a run change
         raise UserError(listed(problems))
     for line in correct(cfg):
@@ -94,7 +100,7 @@ def _run_here(launch: Launch) -> int:
         then = _goes_on(launch) if code == INTERRUPTED else "Submit again to go on from here."
         console.print(f"Logs: {launch.run.jobs}. {then}", highlight=False, soft_wrap=True)
         for state in ledger.states(launch.run, launch.complete()).values():
-            if table.rows[state.job].word == "failed":  # in this call: others may have ended for other settings
+            if table.rows[state.job].status == "failed":  # in this call: others may have ended for other settings
                 advice = f"{state.job}: {status.what_to_do(launch, state)}"
                 console.print(advice, highlight=False, markup=False, soft_wrap=True)
     return code
@@ -121,32 +127,34 @@ def _queue(launches: list[Launch]) -> None:
                 "running": "running: left alone",
                 "waiting": "in the queue already",
             }
-            words = f"queued, to start when {', '.join(state.ids)} has ended" if state.leaving else said.get(state.word)
-            words = words or ("queued" if name in wanted else "not asked")
-            console.print(f"{run}{name}: {words}", highlight=False)
+            text = (
+                f"queued, to start when {', '.join(state.ids)} has ended" if state.leaving else said.get(state.status)
+            )
+            text = text or ("queued" if name in wanted else "not asked")
+            console.print(f"{run}{name}: {text}", highlight=False)
     status.show(launches, console)
     runs = " ".join(str(launch.run.path) for launch in launches)
     console.print(f"Nothing needs to stay here. Later: mudi status {runs}", soft_wrap=True)
 
 
-def plan_(words: list[str], *, sbatch: Path | None = None) -> None:
+def plan_(overrides: list[str], *, sbatch: Path | None = None) -> None:
     """Print what `submit` would do; write it as scripts into the folder `sbatch`.
 
     Raises:
         UserError: what `submit` would refuse, in place of the plan.
     """
-    launch = launch_for(meant(words), make=False) if sbatch is None else _made(words)
+    launch = launch_for(meant(overrides), make=False) if sbatch is None else _made(overrides)
     if problems := missing_for(launch):
         raise UserError(f"submit would refuse this:\n{listed(problems)}")
     refuse_others(launch.cfg)
-    plan.show(launch, _console(), words=words)
+    plan.show(launch, _console(), overrides=overrides)
     for path in plan.write(launch, sbatch) if sbatch is not None else ():
         print(path)
 
 
-def status_(words: list[str]) -> int:
+def status_(arguments: list[str]) -> int:
     """Show runs; 1 where a job of them failed, or one of them cannot be read."""
-    runs, unread = _opened(words or [str(ledger.RUNS)])
+    runs, unread = _opened(arguments or [str(ledger.RUNS)])
     console = _console()
     code = status.show(runs, console)
     if len(runs) == 1:
@@ -154,17 +162,17 @@ def status_(words: list[str]) -> int:
     return max(code, unread)
 
 
-def _opened(words: list[str]) -> tuple[list[Launch], int]:
+def _opened(arguments: list[str]) -> tuple[list[Launch], int]:
     """The runs that can be read, and 1 where others cannot, which are named."""
-    runs, problems = ledger.launches([Path(w) for w in words])
+    runs, problems = ledger.launches([Path(w) for w in arguments])
     for problem in problems:
         print(f"slurm: cannot read {problem}", file=sys.stderr)
     return runs, int(bool(problems))
 
 
-def retry(words: list[str]) -> int:
+def retry(arguments: list[str]) -> int:
     """Submit again what is not complete, as it was submitted."""
-    runs, unread = _opened(words)
+    runs, unread = _opened(arguments)
     remote = [launch for launch in runs if launch.cfg.cluster.executor == "slurm"]
     if remote:
         submit_all(remote)
@@ -172,26 +180,26 @@ def retry(words: list[str]) -> int:
     return max([unread, *(_submit([launch]) for launch in runs if launch not in remote)])
 
 
-def logs_(words: list[str], *, follow: bool = False, lines: int = 40) -> None:
+def logs_(arguments: list[str], *, follow: bool = False, lines: int = 40) -> None:
     """Print a job's newest log."""
-    if len(words) > 2:
-        raise UserError(f"logs: found {' '.join(words)}, expected one run directory and one job.")
-    (launch, *_), _ = ledger.launches([Path(words[0])])
-    status.show_log(launch, words[1] if len(words) == 2 else None, follow=follow, lines=lines)
+    if len(arguments) > 2:
+        raise UserError(f"logs: found {' '.join(arguments)}, expected one run directory and one job.")
+    (launch, *_), _ = ledger.launches([Path(arguments[0])])
+    status.show_log(launch, arguments[1] if len(arguments) == 2 else None, follow=follow, lines=lines)
 
 
-def cancel_(words: list[str], *, job: str | None = None) -> int:
+def cancel_(arguments: list[str], *, job: str | None = None) -> int:
     """Cancel runs, or one job of them."""
-    runs, unread = _opened(words)
+    runs, unread = _opened(arguments)
     print("\n".join(cancel.cancel(runs, job=job)) or "nothing was under way")
     return unread
 
 
-def preflight_(words: list[str], *, wait: float = 300.0) -> int:
+def preflight_(overrides: list[str], *, wait: float = 300.0) -> int:
     """Check a cluster; 1 where something is red."""
-    if run_named(words) is None and not any(w.startswith(("experiment=", "data=", "model=")) for w in words):
-        words = ["data=glyphs16", "model=unet_tiny", "name=preflight", *words]
-    return int(not preflight.preflight(meant(words), _console(), wait_s=wait))
+    if run_named(overrides) is None and not any(w.startswith(("experiment=", "data=", "model=")) for w in overrides):
+        overrides = ["data=glyphs16", "model=unet_tiny", "name=preflight", *overrides]
+    return int(not preflight.preflight(meant(overrides), _console(), wait_s=wait))
 
 
 def _console() -> Console:

@@ -165,9 +165,9 @@ def seconds_of(cfg: Config, jobs: Sequence[Job], *, train_images: int | None) ->
     return seconds
 
 
-def shipped_cost(words: Sequence[str]) -> str | None:
+def shipped_cost(overrides: Sequence[str]) -> str | None:
     """What the header of the chosen experiment says of its cost, in a line; None where it says nothing."""
-    name = next((word.partition("=")[2] for word in words if word.startswith("experiment=")), "")
+    name = next((override.partition("=")[2] for override in overrides if override.startswith("experiment=")), "")
     path = CONFIG_ROOT / "experiment" / f"{name}.yaml"
     found = re.search(r"^# Cost: +(.*(?:\n#  +.*)*)", path.read_text(), re.MULTILINE) if path.is_file() else None
     said = "" if found is None else re.sub(r"\n#  +", " ", found[1]).strip()
@@ -178,7 +178,7 @@ def _training(cfg: Config, job: Job, found: Measured, train_images: int | None) 
     train, ranks = cfg.train, _ranks(cfg)
     plan = plan_for(cfg, train_images=train_images or train.global_batch, world_size=ranks)
     seconds = _training_seconds(cfg, found, train_images)
-    copies = 1 + bool(train.average.half_life) + len(train.average.power_widths)
+    copies = 1 + bool(train.ema.half_life) + len(train.ema.power_widths)
     moments = {"sgd": 1, "muon": 1}.get(train.optim.kind, 2)
     kept = train.keep_last + (plan.total_steps // plan.keep_every if plan.keep_every else 0)
     disk = 4 * found.parameters * (copies + moments) * kept

@@ -57,7 +57,7 @@ class SubmitContext:
     record: Path  # runs/<name>/jobs/<job>: scripts, logs and the records of attempts
     snapshot: Path  # the code
     label: str  # the job's name in the queue
-    comment: str  # what it is, for adopting it later
+    comment: str  # what it is, for finding it in the queue
     dependency: str | None = None  # Slurm's --dependency
     cwd: Path = field(default_factory=Path.cwd)  # the job's working directory
     chain: Path | None = None  # of several jobs that make the same: where one says that those after it cannot either
@@ -112,7 +112,7 @@ def _sbatch(script: Path, job: Job, context: SubmitContext) -> str:
 
 
 def python_of(cluster: ClusterConfig) -> str:
-    """The shell words that start Python in a job."""
+    """The command line that starts Python in a job."""
     return cluster.python or shlex.quote(sys.executable)
 
 
@@ -140,7 +140,7 @@ def batch_script(job: Job, context: SubmitContext, *, call: Path | None = None) 
     srun: Options = {"unbuffered": True, "output": str(context.record / f"{names}_%t_log.out"), "kill-on-bad-exit": 1}
     # srun of Slurm 22.05 and later does not take the cores of a task from sbatch: a rank would be bound to one.
     srun |= {"cpus-per-task": job.resources.cpus} if job.resources.cpus else {}
-    run = ["srun", *_words({**srun, "export": "ALL", **cluster.srun_options})]  # ALL: also after sbatch --export=NONE
+    run = ["srun", *_flags({**srun, "export": "ALL", **cluster.srun_options})]  # ALL: also after sbatch --export=NONE
     lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options if option), "", "# setup"]
     lines += [*setup_lines(job, context), "", "# command", *start]
     lines += [f"{shlex.join(run)} {python_of(cluster)} {argv}", "", "# teardown"]
@@ -180,17 +180,17 @@ def sbatch_options(job: Job, context: SubmitContext) -> Options:
     ours |= {"array": f"0-{parts - 1}%{min(parts, asked.at_once)}"} if parts > 1 else {}
     ours |= {"dependency": ",".join(str(w) for w in waits if w)} if any(waits) else {}
     mine = {name: value for name, value in asked.sbatch().items() if value is not None}
-    theirs = {name: value for name, value in cluster.sbatch().items() if value is not None}
-    return {**options, **theirs, **mine, **ours}
+    of_profile = {name: value for name, value in cluster.sbatch().items() if value is not None}
+    return {**options, **of_profile, **mine, **ours}
 
 
 def _flag(name: str, value: bool | str | int | float | None) -> str:
-    word = "".join(_words({name: value}))
-    option, equals, text = word.partition("=")
+    flag = "".join(_flags({name: value}))
+    option, equals, text = flag.partition("=")
     return option + equals + (shlex.quote(text) if equals else "")
 
 
-def _words(options: Options) -> list[str]:
+def _flags(options: Options) -> list[str]:
     """Options as a command line has them. True, None and "" are flags without a value; False leaves one out."""
     flags = [(name, value is True or value is None or value == "") for name, value in options.items()]
     return [f"--{name}" if flag else f"--{name}={options[name]}" for name, flag in flags if options[name] is not False]
@@ -259,7 +259,7 @@ def _teardown_lines(job: Job, context: SubmitContext, *, by_hand: bool) -> list[
     limits = f"--retries '{allowed}' --backoff {retry.backoff_s}" + " --by-hand" * (by_hand and cluster.requeue)
     limits += f" --chain {shlex.quote(str(context.chain))}" if context.chain else ""
     # Where srun starts a container, Python may be in there alone.
-    inside = "".join(f"{word} " for word in _words(cluster.srun_options)) if cluster.srun_options else ""
+    inside = "".join(f"{flag} " for flag in _flags(cluster.srun_options)) if cluster.srun_options else ""
     run = f"srun --quiet --overlap --nodes=1 --ntasks=1 --export=ALL {inside}" if "--container" in inside else ""
     epilogue = f"{run}{python_of(cluster)} -m slurm.epilogue {shlex.quote(str(context.record))} $code {limits}"
     return [
@@ -334,7 +334,7 @@ def first_node() -> str:
 
 
 def _srun(job: Job, cluster: ClusterConfig) -> str:
-    """The shell words that start a job's processes in the allocation around us.
+    """The command line that starts a job's processes in the allocation around us.
 
     To submitit each is a process of this machine: it gets its place from srun. Of the job around them, which is not
     theirs to queue again, they know nothing.
@@ -345,9 +345,9 @@ def _srun(job: Job, cluster: ClusterConfig) -> str:
     options |= {"cpus-per-task": asked.cpus} if asked.cpus else {}
     options |= {"gres": f"gpu:{asked.gpus}"} if asked.gpus else {}
     places = {"NTASKS": "NTASKS", "GLOBALID": "PROCID", "LOCALID": "LOCALID", "JOB_NUM_NODES": "NNODES"}
-    lines = [f"export SUBMITIT_LOCAL_{ours}=$SLURM_{theirs}" for ours, theirs in places.items()]
+    lines = [f"export SUBMITIT_LOCAL_{local}=$SLURM_{name}" for local, name in places.items()]
     lines += ["export SUBMITIT_EXECUTOR=local", "unset SLURM_JOB_ID SLURM_JOBID", 'exec "$@"']
-    return f"srun {shlex.join(_words(options | cluster.srun_options))} bash -c {shlex.quote('; '.join(lines))} step"
+    return f"srun {shlex.join(_flags(options | cluster.srun_options))} bash -c {shlex.quote('; '.join(lines))} step"
 
 
 def _free_port() -> int:

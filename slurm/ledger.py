@@ -72,7 +72,7 @@ class State:
     """How a job stands."""
 
     job: str
-    word: str  # complete, or one of _ORDER, or: not submitted, unknown (Slurm is away)
+    status: str  # complete, or one of _ORDER, or: not submitted, unknown (Slurm is away)
     cause: str | None = None  # a class of slurm.failures, where it did not end well
     message: str = ""
     ids: tuple[str, ...] = ()
@@ -84,12 +84,12 @@ class State:
     @property
     def active(self) -> bool:
         """Whether something is under way that a new submission should leave alone."""
-        return self.word in ("running", "suspended", "waiting") or self.cause == "held_by_user"
+        return self.status in ("running", "suspended", "waiting") or self.cause == "held_by_user"
 
     @property
     def stuck(self) -> bool:
         """Whether it does not go on by itself: somebody has to do something, or to look."""
-        return self.word in ("failed", "blocked", "cancelled", "held", "unknown")
+        return self.status in ("failed", "blocked", "cancelled", "held", "unknown")
 
     @property
     def advice(self) -> str:
@@ -220,12 +220,12 @@ def runs_under(paths: Sequence[Path]) -> list[Path]:
 def overrides_of(run: Path) -> tuple[str, ...]:
     """The overrides that the newest submission of a run was made with."""
     row = _submitted_last(run)
-    return tuple(row["words"]) if row else ()
+    return tuple(row["overrides"]) if row else ()
 
 
 def _submitted_last(run: Path) -> dict[str, Any] | None:
     """The ledger's newest row of a submission with overrides of its own; else of scripts that were written."""
-    rows = [row for row in read_lines(run / "jobs" / LEDGER) if "words" in row]
+    rows = [row for row in read_lines(run / "jobs" / LEDGER) if "overrides" in row]
     return max(rows, key=lambda row: (row["event"] == "submitted", row["time"]), default=None)
 
 
@@ -323,13 +323,13 @@ def _part(job_id: str) -> int:
     return int(job_id.partition("_")[2] or 0)
 
 
-def adopt(launch: Launch, stray: Stray) -> None:
+def reconcile(launch: Launch, stray: Stray) -> None:
     """Write a job into the ledger that somebody else submitted."""
-    row = {"executor": "slurm", "born": [], "snapshot": "", "adopted": True}
+    row = {"executor": "slurm", "born": [], "snapshot": "", "reconciled": True}
     note(launch.run, "submitted", job=stray.job, ids=stray.ids, record=str(stray.record), **row)
 
 
-def adopt_its_own(launch: Launch, queue: Sequence[Seen]) -> bool:
+def reconcile_its_own(launch: Launch, queue: Sequence[Seen]) -> bool:
     """Take in what was submitted for this run alone; whether anything was.
 
     Not while a submitter is at work on the run, which knows better, nor where the run is somebody else's.
@@ -338,7 +338,7 @@ def adopt_its_own(launch: Launch, queue: Sequence[Seen]) -> bool:
         return False
     with contextlib.suppress(UserError, PermissionError), locked(launch.run):
         for stray in _own(launch, queue):
-            adopt(launch, stray)
+            reconcile(launch, stray)
     return True
 
 
@@ -361,7 +361,7 @@ def states_of(runs: Sequence[Launch]) -> list[dict[str, State]]:
     asked = by_hand or open_ids((launch.run, done) for launch, done in complete)
     queue = listed(users_of(launch.run for launch in runs)) if asked else []
     for number, launch in enumerate(runs):
-        if adopt_its_own(launch, queue):
+        if reconcile_its_own(launch, queue):
             known[number] = submissions(launch.run)
     found = states_of_all([(launch.run, launch.complete) for launch in runs], known, queue)
     for launch, mine, states_now in zip(runs, known, found, strict=True):
@@ -380,7 +380,7 @@ def states_without_slurm(runs: Sequence[Launch], why: str) -> list[dict[str, Sta
         now = states(launch.run, launch.complete(), {})
         for name, state in now.items():
             if state.cause in ("vanished", "upstream") and known[name].executor == "slurm":
-                now[name] = replace(state, word="unknown", cause=None, message=why)
+                now[name] = replace(state, status="unknown", cause=None, message=why)
         found.append(now)
     return found
 
@@ -448,15 +448,15 @@ def _of_before(state: State, known: Mapping[str, Submission], before: Mapping[st
     """A job that ended well, with other settings than a job before it that was submitted since and is not complete."""
     since = [s for s in before.values() if s.job in known and known[s.job].time > known[state.job].time]
     if bad := [s for s in since if s.stuck]:
-        return replace(state, word="blocked", cause="upstream", message=f"{bad[0].job} did not end well")
-    under_way = any(s.word != "complete" for s in since)
+        return replace(state, status="blocked", cause="upstream", message=f"{bad[0].job} did not end well")
+    under_way = any(s.status != "complete" for s in since)
     return State(state.job, "not submitted") if under_way else state
 
 
 def _upstream(state: State, submission: Submission, before: Mapping[str, State]) -> State:
     """Slurm forgets a job that it cancelled because another ended badly; where there is no accounting, in minutes."""
-    bad = {one_word(s.ids) for s in before.values() if s.ids and s.word in ("failed", "blocked", "cancelled")}
-    waited = {word.partition(":")[2] for word in submission.dependency.split(",") if word.startswith("afterok:")}
+    bad = {one_word(s.ids) for s in before.values() if s.ids and s.status in ("failed", "blocked", "cancelled")}
+    waited = {part.partition(":")[2] for part in submission.dependency.split(",") if part.startswith("afterok:")}
     if not waited & bad:
         return state
     return State(state.job, "blocked", cause="upstream", message=_UPSTREAM, ids=state.ids)
@@ -470,19 +470,19 @@ def _state(job: str, submission: Submission | None, *, done: bool, seen: Mapping
     if done:
         return State(job, "complete", ids=submission.ids, starts=starts)
     parts = [part_state(submission, number, rows=rows, seen=seen) for number in range(len(submission.ids))]
-    worst = min(parts, key=lambda part: _ORDER.index(part.word))
-    if worst.word == "waiting" and (now := _first_active(submission, seen)) is not None:
+    worst = min(parts, key=lambda part: _ORDER.index(part.status))
+    if worst.status == "waiting" and (now := _first_active(submission, seen)) is not None:
         left = sum(i in seen and seen[i].waits for i in (*submission.earlier, *submission.ids))
         worst = State(job, "waiting", message=now.why)
         if now.runs:
             worst = State(job, "running", message=f"{left} more starts in the queue", nodes=now.nodes)
             parts = [worst]
     nodes = ",".join(sorted({part.nodes for part in parts if part.nodes}))
-    ended = sum(part.word == "ended" for part in parts)
+    ended = sum(part.status == "ended" for part in parts)
     leaving = submission.cancelled and worst.active
-    if worst.word == "ended":
+    if worst.status == "ended":
         worst = State(job, "failed", cause="error", message=_ENDED_WELL)
-    return State(job, worst.word, worst.cause, worst.message, submission.ids, starts, nodes, ended, leaving)
+    return State(job, worst.status, worst.cause, worst.message, submission.ids, starts, nodes, ended, leaving)
 
 
 def _first_active(submission: Submission, seen: Mapping[str, Seen]) -> Seen | None:
@@ -491,7 +491,7 @@ def _first_active(submission: Submission, seen: Mapping[str, Seen]) -> Seen | No
 
 
 def part_state(submission: Submission, number: int, *, rows: list[dict[str, Any]], seen: Mapping[str, Seen]) -> State:
-    """One part: what Slurm (or the process table) says, then what the attempts say. Word "ended": it ended well."""
+    """One part: what Slurm (or the process table) says, then what the attempts say. Status "ended": it ended well."""
     job, job_id = submission.job, submission.ids[number]
     now = seen.get(job_id)
     mine = [row for row in rows if row["id"] == job_id]
@@ -539,7 +539,7 @@ def _cause(submission: Submission, rows: list[dict[str, Any]], *, now: Seen | No
         return str(told["class"]), str(told["message"])
     if line := outgrown(log):
         return "out_of_memory", line
-    words = own_error(submission.record, log.name.removesuffix(_LOG))
+    text = own_error(submission.record, log.name.removesuffix(_LOG))
     if by_slurm:
         return by_slurm, f"Slurm says {now.state if now else ''}"
     if now is not None and now.state == "CANCELLED":
@@ -550,11 +550,11 @@ def _cause(submission: Submission, rows: list[dict[str, Any]], *, now: Seen | No
         return str(told["class"]), str(told["message"])
     ended = next((row for row in reversed(rows) if row["event"] in ("batch", "end")), None)
     if ended is not None and rows[-1] is ended:
-        return class_of_exit(int(ended["code"]), log), words
+        return class_of_exit(int(ended["code"]), log), text
     if any(row["event"] == "terminated" for row in rows[-1:]):
         return "cancelled", "it was asked to end (SIGTERM)"
     if now is not None and now.reason.partition(":")[0].isdigit() and now.state == "FAILED":
-        return class_of_exit(int(now.reason.partition(":")[0]), log), words
+        return class_of_exit(int(now.reason.partition(":")[0]), log), text
     if now is not None and now.state == "FAILED":
-        return class_of_exit(1, log), words
-    return ("killed" if submission.executor == "local" and rows else "vanished"), words
+        return class_of_exit(1, log), text
+    return ("killed" if submission.executor == "local" and rows else "vanished"), text

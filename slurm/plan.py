@@ -30,9 +30,9 @@ from slurm.workflows import Launch, trained_autoencoder
 BRIGHTNESS = 0.2  # standard deviation of whole images' means, in [-1, 1]; of Oxford Flowers 0.17
 
 
-def show(launch: Launch, console: Console, *, words: Sequence[str] = ()) -> None:
-    """Print the graph with what is complete already, then the derived quantities. Commands stay in one line. `words`
-    may name an experiment.
+def show(launch: Launch, console: Console, *, overrides: Sequence[str] = ()) -> None:
+    """Print the graph with what is complete already, then the derived quantities. Commands stay in one line.
+    `overrides` may name an experiment.
 
     Raises:
         UserError: as `quantities`; before anything is printed, unless the site is in the way.
@@ -46,7 +46,7 @@ def show(launch: Launch, console: Console, *, words: Sequence[str] = ()) -> None
         _say(console, f"  {job.command()}", f"  {asked(job.resources)}")
         _say(console, "" if complete[job.name] or job.name not in costs else f"  estimate: {costs[job.name]}\n")
     check_gpus(launch.cfg, launch.jobs)
-    unknown = _unknown(launch.cfg, words) if not costs and not all(complete.values()) else {}
+    unknown = _unknown(launch.cfg, overrides) if not costs and not all(complete.values()) else {}
     to_do = [job for job in launch.jobs if not complete[job.name]]
     total = in_all(launch.cfg, to_do, train_images=train_images(launch.cfg))
     for name, value in (rows | unknown | total | _limits(launch)).items():
@@ -61,9 +61,9 @@ def _say(console: Console, *lines: str) -> None:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _unknown(cfg: Config, words: Sequence[str]) -> dict[str, str]:
+def _unknown(cfg: Config, overrides: Sequence[str]) -> dict[str, str]:
     """Said where nothing like any job was measured."""
-    cost = shipped_cost(words)
+    cost = shipped_cost(overrides)
     said = f"nothing like these jobs was measured; they come from runs in {cfg.runs_dir}"
     return {"estimates": said} | ({"cost": cost} if cost else {})
 
@@ -80,13 +80,13 @@ def _limits(launch: Launch) -> dict[str, str]:
 def asked(resources: Resources) -> str:
     """Resources in words."""
     nodes = f"{resources.nodes} nodes x " if resources.nodes > 1 else ""
-    words = [nodes + _counted(resources.tasks_per_node, "process", "processes")]
-    words += [_counted(resources.gpus, "GPU", "GPUs") + (" a node" if nodes else "")] if resources.gpus else []
-    words += [_counted(resources.cpus, "core", "cores") + " each"] if resources.cpus else []
-    words += [f"{resources.memory_gb:g} GB"] if resources.memory_gb else []
-    words.append(f"{duration(60 * resources.minutes)} at most")
-    words += [f"{resources.parts} parts"] if resources.parts > 1 else []
-    return ", ".join(words)
+    parts = [nodes + _counted(resources.tasks_per_node, "process", "processes")]
+    parts += [_counted(resources.gpus, "GPU", "GPUs") + (" a node" if nodes else "")] if resources.gpus else []
+    parts += [_counted(resources.cpus, "core", "cores") + " each"] if resources.cpus else []
+    parts += [f"{resources.memory_gb:g} GB"] if resources.memory_gb else []
+    parts.append(f"{duration(60 * resources.minutes)} at most")
+    parts += [f"{resources.parts} parts"] if resources.parts > 1 else []
+    return ", ".join(parts)
 
 
 def _counted(number: int, one: str, many: str) -> str:
@@ -108,8 +108,8 @@ def followed(launch: Launch) -> dict[str, str]:
     if isinstance(launch, ScoreLaunch):
         return {}
     own = trained_autoencoder(launch.cfg)
-    theirs = {f"autoencoder: {k}": v for k, v in derived(own).items()} if own is not None else {}
-    return theirs | derived(launch.cfg)
+    first_stage = {f"autoencoder: {k}": v for k, v in derived(own).items()} if own is not None else {}
+    return first_stage | derived(launch.cfg)
 
 
 def check_gpus(cfg: Config, jobs: Sequence[Job]) -> None:
@@ -124,8 +124,8 @@ def check_gpus(cfg: Config, jobs: Sequence[Job]) -> None:
     if cfg.cluster.executor != "local" or cfg.cluster.inside or not asked:  # srun refuses what was not allocated
         return
     # The job's own Python is asked: this package's launcher does not load torch.
-    words = [*shlex.split(python_of(cfg.cluster)), "-c", "import torch; print(torch.cuda.device_count())"]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    argv = [*shlex.split(python_of(cfg.cluster)), "-c", "import torch; print(torch.cuda.device_count())"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
     found = int(done.stdout) if done.returncode == 0 else 0
     if short := [f"{name}={number}" for name, number in asked.items() if number > found]:
         raise UserError(
@@ -243,7 +243,7 @@ def write(launch: Launch, folder: Path) -> list[Path]:
         lines += [f"{job.name}=$(sbatch --parsable{option} {shlex.quote(str(path))})", f'echo "{job.name} ${job.name}"']
     write_text(folder / "submit.sh", "\n".join(lines) + "\n")
     (folder / "submit.sh").chmod(0o777 & (folder / "submit.sh").stat().st_mode | 0o111)
-    ledger.note(launch.run, ledger.SCRIPTS, folder=str(folder), words=launch.words, cwd=str(launch.cwd))
+    ledger.note(launch.run, ledger.SCRIPTS, folder=str(folder), overrides=launch.overrides, cwd=str(launch.cwd))
     return [*written, folder / "submit.sh"]
 
 

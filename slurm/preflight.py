@@ -303,8 +303,8 @@ def _gpus(asked: int, reports: list[dict[str, Any]]) -> Finding:
     clash = asked > 0 and len(set(per_host)) < len(per_host)
     enough = asked == 0 or (min(counts) in (1, asked) and max(counts) in (1, asked) and not clash)
     names = sorted({name for g in found for name in g["names"]}) or ["none"]
-    words = f"each rank sees {'/'.join(map(str, counts))} ({', '.join(names)})" + (", two share one" if clash else "")
-    return Finding("GPUs", enough, words, f"cluster.train.gpus={asked}: ask for what a node has; check cluster.setup")
+    text = f"each rank sees {'/'.join(map(str, counts))} ({', '.join(names)})" + (", two share one" if clash else "")
+    return Finding("GPUs", enough, text, f"cluster.train.gpus={asked}: ask for what a node has; check cluster.setup")
 
 
 def _cores(asked: int, reports: list[dict[str, Any]]) -> Finding:

@@ -38,7 +38,7 @@ class Training:
     loss: float | None
     starts: int
 
-    def words(self, *, running: bool = True) -> str:
+    def text(self, *, running: bool = True) -> str:
         """One line: where it is and, while it runs, how fast."""
         parts = [f"step {self.step}" + (f"/{self.total}" if self.total else "")]
         if running and self.images_per_second is not None:
@@ -108,7 +108,7 @@ def newest_log(record: Path, ids: Collection[str] | None = None) -> Path | None:
 class Row:
     """One job in the progress table."""
 
-    word: str = "waiting"
+    status: str = "waiting"
     detail: str = ""
     began: float | None = None
     seconds: float = 0.0
@@ -137,15 +137,15 @@ class ProgressTable:
             self._live.update(self.table(), refresh=True)
             self._live.__exit__(kind, error, trace)
 
-    def show(self, name: str, word: str, detail: str = "") -> None:
+    def show(self, name: str, status: str, detail: str = "") -> None:
         """The state of a job and what there is to say about it."""
         row, now = self.rows[name], time.monotonic()
-        changed = word != row.word
-        if word == "running" and row.began is None:
+        changed = status != row.status
+        if status == "running" and row.began is None:
             row.began = now
-        if row.began is not None and (word == "running" or changed):
+        if row.began is not None and (status == "running" or changed):
             row.seconds = now - row.began
-        row.word, row.detail = word, detail
+        row.status, row.detail = status, detail
         if self._live is not None:
             self._live.update(self.table())
         else:
@@ -155,8 +155,8 @@ class ProgressTable:
         detail, said_at = self._said.get(name, ("", 0.0))
         due = row.detail != detail and time.monotonic() - said_at > LINE_EVERY_SECONDS
         if changed or due:
-            took = f" ({duration(row.seconds)})" if row.began is not None and row.word != "running" else ""
-            print(f"{name}: {row.word}{took}{': ' if row.detail else ''}{row.detail}", file=sys.stderr, flush=True)
+            took = f" ({duration(row.seconds)})" if row.began is not None and row.status != "running" else ""
+            print(f"{name}: {row.status}{took}{': ' if row.detail else ''}{row.detail}", file=sys.stderr, flush=True)
             self._said[name] = (row.detail, time.monotonic())
 
     def table(self) -> Group:
@@ -167,5 +167,5 @@ class ProgressTable:
         for name, row in self.rows.items():
             took = duration(row.seconds) if row.began is not None else ""
             # Text, so that brackets in a log's line are not taken for markup.
-            table.add_row(name, Text(row.word, COLOURS.get(row.word, "")), took, Text(row.detail))
+            table.add_row(name, Text(row.status, COLOURS.get(row.status, "")), took, Text(row.detail))
         return Group(Text(self._title), table)  # a title of the table would be as narrow as its columns

@@ -179,8 +179,8 @@ def listed(users: Collection[str] = ()) -> list[Seen]:
         SlurmAway: where there is no squeue, or it cannot reach the controller.
     """
     try:
-        words = ["-u", ",".join(sorted({str(os.geteuid()), *users}))]
-        said = command("squeue", "-h", *words, "-r", "-t", "all", "-o", _FIELDS)
+        argv = ["-u", ",".join(sorted({str(os.geteuid()), *users}))]
+        said = command("squeue", "-h", *argv, "-r", "-t", "all", "-o", _FIELDS)
     except SlurmAway:
         raise
     except UserError as error:
@@ -260,8 +260,8 @@ def _submit_limits() -> Iterator[int]:
         yield from (int(value) for value in (most, group) if value.isdigit())
         names |= set(filter(None, qos.split(",")))
     if names:
-        words = ["show", "qos", ",".join(sorted(names)), "format=MaxSubmitJobsPerUser,GrpSubmitJobs"]
-        for line in _said("sacctmgr", "-nP", *words).splitlines():
+        argv = ["show", "qos", ",".join(sorted(names)), "format=MaxSubmitJobsPerUser,GrpSubmitJobs"]
+        for line in _said("sacctmgr", "-nP", *argv).splitlines():
             yield from (int(value) for value in line.split("|") if value.isdigit())
 
 

@@ -23,16 +23,16 @@ SWEEPS = Path("sweeps")
 
 
 def main(
-    words: Sequence[str], *, yes: bool = False, unused: bool = False, runs: Sequence[Path] = (), data: Path = DATA
+    arguments: Sequence[str], *, yes: bool = False, unused: bool = False, runs: Sequence[Path] = (), data: Path = DATA
 ) -> int:
     """Remove runs, scorings and directories of data; with `unused`, all data below `data` that no run uses.
 
     Raises:
         UserError: before anything is removed, with every reason why something has to stay.
     """
-    if bool(words) == unused:
+    if bool(arguments) == unused:
         raise UserError("rm: give directories of runs, scorings or prepared data, or --unused alone for data.")
-    paths = [Path(word) for word in words]
+    paths = [Path(argument) for argument in arguments]
     for path in paths:
         if not _has_jobs(path) and not is_data_directory(path):
             raise UserError(
@@ -76,7 +76,7 @@ def _needed(path: Path, known: Sequence[Launch], others: Sequence[Launch]) -> It
     if _has_jobs(path):
         launch = as_submitted(path)
         (states,) = states_of([launch])
-        if busy := [f"{job} ({state.word})" for job, state in states.items() if state.active]:
+        if busy := [f"{job} ({state.status})" for job, state in states.items() if state.active]:
             yield f"{path}: under way: {', '.join(busy)}. Cancel it first: mudi cancel {path}"
         sweep = next((parent for parent in path.parents if (parent / SETTINGS).is_file()), None)
         if sweep is not None:
@@ -101,9 +101,9 @@ def _uses(launch: Launch, path: Path) -> Iterator[str]:
     start = cfg.train.start_from
     if start is not None and (launch.cwd / start).resolve().is_relative_to(path) and not launch.run.steps():
         yield "the weights that its training begins with (train.start_from)"
-    weak = cfg.sample.sampler.guidance.weak
-    if weak is not None and (launch.cwd / weak).resolve().is_relative_to(path):
-        yield "the weaker model of its guidance (sample.sampler.guidance.weak)"
+    guide = cfg.sample.sampler.guidance.guide_model
+    if guide is not None and (launch.cwd / guide).resolve().is_relative_to(path):
+        yield "the guide model of its guidance (sample.sampler.guidance.guide_model)"
 
 
 def _scores(launch: Launch, path: Path) -> bool:

@@ -63,7 +63,7 @@ class ScoreLaunch(Launch):
 
 
 def launch_for_score(
-    words: Sequence[str],
+    arguments: Sequence[str],
     *,
     size: int | None = None,
     result: Path | None = None,
@@ -77,15 +77,15 @@ def launch_for_score(
     Raises:
         UserError: for sets that are not there or cannot be read, unknown settings, weights that are not there.
     """
-    if len(words) < 2 or any("=" in word and not Path(word).exists() for word in words[:2]):
-        raise UserError(f"submit score: found {' '.join(words)}, expected A B, two sets of images, then key=value.")
-    a, b, said = *(str(Path(word).resolve()) for word in words[:2]), list(words[2:])
-    if wrong := [word for word in said if key_of(word).split(".")[0] not in _SETTINGS]:
+    if len(arguments) < 2 or any("=" in argument and not Path(argument).exists() for argument in arguments[:2]):
+        raise UserError(f"submit score: found {' '.join(arguments)}, expected A B, two sets of images, then key=value.")
+    a, b, said = *(str(Path(argument).resolve()) for argument in arguments[:2]), list(arguments[2:])
+    if wrong := [argument for argument in said if key_of(argument).split(".")[0] not in _SETTINGS]:
         raise UserError(f"submit score: found {', '.join(wrong)}, expected settings of {', '.join(_SETTINGS)} alone.")
     cfg = _config("score", said)
     if problems := missing(cfg, ["evaluate"]):  # mistakes in settings come before a look at images
         raise UserError(listed(problems))
-    metrics = [word for word in said if key_of(word).startswith("evaluate.")]
+    metrics = [argument for argument in said if key_of(argument).startswith("evaluate.")]
     if (weights := cfg.evaluate.inception.weights) is not None:  # also of the profile, or of this environment
         metrics = [w for w in metrics if key_of(w) != WEIGHTS] + [f"{WEIGHTS}={weights.resolve()}"]
     sized = [] if size is None else [f"--size={size}"]
@@ -101,7 +101,7 @@ def launch_for_score(
     for place, setting in ((folder, "runs_dir"), (result.parent, "--json")):
         check_folder(place, setting)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / SCORE, {**note, "words": said, "cwd": str(Path.cwd())})
+    write_json(folder / SCORE, {**note, "overrides": said, "cwd": str(Path.cwd())})
     return launch_of_score(folder)
 
 
@@ -109,9 +109,9 @@ def launch_of_score(folder: Path) -> ScoreLaunch:
     """The launch of a folder that `launch_for_score` made."""
     folder = folder.resolve()
     note = read_json(folder / SCORE)
-    words = [word for word in note["words"] if key_of(word) != "name"]
-    cfg = _config(folder.name, [*words, f"runs_dir={folder.parent}"])
-    cache = next(word.partition("=")[2] for word in note["options"] if word.startswith("--cache="))
+    overrides = [override for override in note["overrides"] if key_of(override) != "name"]
+    cfg = _config(folder.name, [*overrides, f"runs_dir={folder.parent}"])
+    cache = next(override.partition("=")[2] for override in note["options"] if override.startswith("--cache="))
     argv = ("pipeline", "score", note["a"], note["b"], *note["metrics"], *note["options"])
     # The job is called as the settings of its resources are.
     job = Job("evaluate", argv, cfg.cluster.evaluate, makes=(Path(cache),))
@@ -124,26 +124,26 @@ def launch_of_score(folder: Path) -> ScoreLaunch:
         cfg,
         RunDir(folder),
         tuple(jobs),
-        tuple(note["words"]),
+        tuple(note["overrides"]),
         Path(note["cwd"]),
         result=Path(note["result"]),
         asked=note["asked"],
     )
 
 
-def _config(name: str, words: Sequence[str]) -> Config:
-    """The settings of a scoring, as those of a run whose data and model are of no account. `words` may say the name."""
-    cfg = meant(["data=glyphs16", "model=unet_tiny", "evaluate.domain.enabled=false", f"name={name}", *words])
+def _config(name: str, overrides: Sequence[str]) -> Config:
+    """The settings of a scoring, as those of a run whose data and model do not matter. `overrides` may say the name."""
+    cfg = meant(["data=glyphs16", "model=unet_tiny", "evaluate.domain.enabled=false", f"name={name}", *overrides])
     return cfg.model_copy(update={"data_dir": cfg.runs_dir})
 
 
-def _checked(a: str, b: str, words: Sequence[str]) -> dict[str, Any]:
+def _checked(a: str, b: str, overrides: Sequence[str]) -> dict[str, Any]:
     """What the result is to be of: `mudi score --check` opens both sets. It has torch, and we have not.
 
     Raises:
         UserError: what it says.
     """
-    argv = [sys.executable, "-m", "pipeline", "score", a, b, *words, "--check"]
+    argv = [sys.executable, "-m", "pipeline", "score", a, b, *overrides, "--check"]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     env = without_launcher(os.environ) | {"PYTHONPATH": path}
     done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False)

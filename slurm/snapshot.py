@@ -83,9 +83,9 @@ def _record(partial: Path, root: Path, sha256: str) -> None:
     write_json(partial / RECORD, {"commit": commit, "dirty": bool(diff or new), "sha256": sha256})
 
 
-def _git(root: Path, *words: str) -> str:
+def _git(root: Path, *argv: str) -> str:
     try:
-        done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, timeout=30, check=True)
+        done = subprocess.run(["git", "-C", root, *argv], capture_output=True, text=True, timeout=30, check=True)
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout

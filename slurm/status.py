@@ -54,7 +54,7 @@ def show(runs: Sequence[Launch], console: Console) -> int:
             table.add_row(
                 name,
                 state.job,
-                Text(state.word, COLOURS.get(state.word, "")),
+                Text(state.status, COLOURS.get(state.status, "")),
                 short_ids(state.ids),
                 str(state.starts or ""),
                 Text(told),
@@ -72,7 +72,7 @@ def stopped_short(states: dict[str, State]) -> str | None:
     """
     if any(s.active or s.stuck for s in states.values()) or not any(s.ids for s in states.values()):
         return None
-    return next((s.job for s in states.values() if s.word == "not submitted"), None)
+    return next((s.job for s in states.values() if s.status == "not submitted"), None)
 
 
 def short_ids(ids: Sequence[str]) -> str:
@@ -85,22 +85,26 @@ def short_ids(ids: Sequence[str]) -> str:
 
 def explain(launch: Launch, state: State) -> str:
     """A line or two: progress of what runs, the reason of what waits, cause and advice for what failed."""
-    told = [f"{state.ended} of {len(state.ids)} parts done"] if len(state.ids) > 1 and state.word != "complete" else []
+    told = (
+        [f"{state.ended} of {len(state.ids)} parts done"] if len(state.ids) > 1 and state.status != "complete" else []
+    )
     trained = launch.trains(state.job)
-    training = training_of(trained) if trained is not None and state.word not in ("blocked", "not submitted") else None
+    training = (
+        training_of(trained) if trained is not None and state.status not in ("blocked", "not submitted") else None
+    )
     if training is not None:
-        told += [training.words(running=state.word == "running")] if state.word != "complete" else []
+        told += [training.text(running=state.status == "running")] if state.status != "complete" else []
         told += [goodput_of(training.goodput)] if training.goodput is not None else []
     told += ["cancelled: it saves and ends"] if state.leaving else []
-    told += [state.message] if state.word in ("running", "suspended") and state.message else []
-    if state.word == "running":
+    told += [state.message] if state.status in ("running", "suspended") and state.message else []
+    if state.status == "running":
         log = None if told else ledger.log_now(launch.run, state.job)
         told += [last_line(log)[:100]] if log is not None else []
         return " ".join(filter(None, [", ".join(filter(None, told)), state.nodes and f"on {state.nodes}"]))
-    if state.word == "waiting":
+    if state.status == "waiting":
         parents = ", ".join(job_named(launch, state.job).parents)
         told += [f"waits for {parents}" if state.message.startswith("Dependency") and parents else state.message]
-    told += [state.message] if state.word == "unknown" else []
+    told += [state.message] if state.status == "unknown" else []
     line = ", ".join(filter(None, told))
     if state.cause is None:
         return line
@@ -194,7 +198,7 @@ def _followed(launch: Launch, job: str, file: TextIO, *, log: Path) -> Path | No
             state = states_of([launch])[0][job]
             if not state.active:
                 print(_of_job(file.read()), end="", flush=True)
-                print(f"==> {job}: {state.word} {state.cause or ''}", file=sys.stderr)
+                print(f"==> {job}: {state.status} {state.cause or ''}", file=sys.stderr)
                 return None
         time.sleep(POLL_SECONDS)
 
@@ -222,10 +226,10 @@ def summary(launch: Launch, console: Console) -> None:
         return
     results: list[dict[str, Any]] = []
     samples = sample_set(launch)
-    restored = reconstruction_of(launch.autoencoder)
-    if any(job.name == "reconstruct" for job in launch.jobs) and restored.is_file():
-        results.append(show_result(restored, "reconstructions", console))
-        console.print(f"Picture:     {restored.with_suffix('.png')}", highlight=False, soft_wrap=True)
+    reconstruction = reconstruction_of(launch.autoencoder)
+    if any(job.name == "reconstruct" for job in launch.jobs) and reconstruction.is_file():
+        results.append(show_result(reconstruction, "reconstructions", console))
+        console.print(f"Picture:     {reconstruction.with_suffix('.png')}", highlight=False, soft_wrap=True)
     if samples is not None and (path := result_of(launch, samples)).is_file():
         results.append(show_result(path, "samples", console))
     explain_numbers(results, console)
@@ -263,6 +267,6 @@ def explain_numbers(results: Sequence[dict[str, Any]], console: Console) -> None
     """Print once what the tables above mean, and what a reader of them should know."""
     metrics = {name: value for result in results for name, value in sorted(result["metrics"].items())}
     details = {name: facts for result in results for name, facts in result.get("details", {}).items()}
-    words = [said for result in results for said in result.get("words", notes(result["metrics"]))]
-    for line in [*directions(metrics), *legend(metrics, details), *(f"- {said}" for said in dict.fromkeys(words))]:
+    overrides = [said for result in results for said in result.get("overrides", notes(result["metrics"]))]
+    for line in [*directions(metrics), *legend(metrics, details), *(f"- {said}" for said in dict.fromkeys(overrides))]:
         console.print(line, highlight=False, markup=False)

@@ -1,6 +1,6 @@
 """Submit a graph to Slurm, as often as one likes, returning at once; or run it on this machine, in the foreground.
 
-What is complete is skipped, what waits or runs is adopted, the rest is queued. Submitters of one folder
+What is complete is skipped, what waits or runs is kept, the rest is queued. Submitters of one folder
 of runs take turns.
 """
 
@@ -31,7 +31,7 @@ from slurm.access import check_file, check_folder, name_of, who_else_writes
 from slurm.cancel import POLL_SECONDS, alive, scancel, stop
 from slurm.failures import retries_allowed
 from slurm.graph import Job, ancestors, ordered
-from slurm.ledger import State, Stray, adopt, as_submitted, in_turn, locked, states_of, strays, users_of
+from slurm.ledger import State, Stray, as_submitted, in_turn, locked, reconcile, states_of, strays, users_of
 from slurm.plan import beyond
 from slurm.progress import ProgressTable, last_line, training_of
 from slurm.queue import limits, listed, patiently
@@ -53,7 +53,7 @@ def submit_all(launches: Sequence[Launch]) -> list[dict[str, State]]:
     """Queue what of many runs is not complete and not under way; one look at the queue, one snapshot of the code.
 
     Raises:
-        UserError: sbatch's complaint; what was queued before it stays, and is adopted the next time.
+        UserError: sbatch's complaint; what was queued before it stays, and is found the next time.
     """
     for launch in launches:
         refuse_unwritable(launch)
@@ -68,7 +68,7 @@ def submit_all(launches: Sequence[Launch]) -> list[dict[str, State]]:
         queue = patiently(lambda: listed(users), seconds=patience)
         for launch in launches:
             for stray in strays(launch, queue):
-                adopt(launch, stray)
+                reconcile(launch, stray)
         known = [ledger.submissions(launch.run) for launch in launches]
         found = ledger.states_of_all([(launch.run, launch.complete) for launch in launches], known, queue)
         for launch, states in zip(launches, found, strict=True):
@@ -109,7 +109,7 @@ def refuse_without_parents(launch: Launch, states: dict[str, State]) -> None:
     """
     for job in _to_do(launch):
         names = [name for name in job.parents if launch.chosen is not None and name not in launch.chosen]
-        if lacking := [name for name in names if states[name].word != "complete" and not states[name].active]:
+        if lacking := [name for name in names if states[name].status != "complete" and not states[name].active]:
             raise UserError(
                 f"{job.name} of {launch.run.path} waits for what is not complete: {', '.join(lacking)}. "
                 f"To run that too: --until {job.name}"
@@ -150,7 +150,7 @@ def _submit(
     for job in ordered(launch.jobs):
         state = states[job.name]
         stays = state.active and not state.leaving and not ancestors(launch.jobs, job.name) & set(queued)
-        if state.word == "complete" or stays or job.name not in wanted:
+        if state.status == "complete" or stays or job.name not in wanted:
             continue
         _refuse_two_places(launch, state)
         stale = left & {*state.ids, *_earlier(launch, job.name)}  # held, or waiting for a job that is being replaced
@@ -159,7 +159,7 @@ def _submit(
         key = launch.key(job.name)
         if key in made:  # another run of this call prepares the same data
             queued[job.name], record = made[key]
-            adopt(launch, Stray(job.name, queued[job.name], record))
+            reconcile(launch, Stray(job.name, queued[job.name], record))
             continue
         waits_for = {**{n: s.ids for n, s in states.items() if s.active and not s.leaving}, **queued}
         folder, ending = launch.run.path.parent / snapshot.FOLDER, state.ids if state.leaving else ()
@@ -205,7 +205,7 @@ def place(
         snapshot=str(code),
         commit=commit_of(code),
         record=str(context.record),
-        words=launch.words,
+        overrides=launch.overrides,
         cwd=str(launch.cwd),
     )
     return ids
@@ -221,9 +221,9 @@ def dependency_of(job: Job, waits_for: dict[str, tuple[str, ...]], jobs: Sequenc
     ok = list(job.after)
     for name in ok:
         ok += [n for n in by_name[name].after if n not in ok] if name in by_name and name not in waits_for else []
-    words = [f"afterok:{ledger.one_word(waits_for[n])}" for n in ok if n in waits_for]
-    words += [f"afterany:{ledger.one_word(waits_for[n])}" for n in job.after_any if n in waits_for]
-    return ",".join(words) or None
+    conditions = [f"afterok:{ledger.one_word(waits_for[n])}" for n in ok if n in waits_for]
+    conditions += [f"afterany:{ledger.one_word(waits_for[n])}" for n in job.after_any if n in waits_for]
+    return ",".join(conditions) or None
 
 
 def _earlier(launch: Launch, job: str) -> tuple[str, ...]:
@@ -291,9 +291,9 @@ def run_here(launch: Launch, table: ProgressTable) -> int:
                 code = code or snapshot.take(launch.run.path.parent / snapshot.FOLDER)
                 place(launch, job, code=code, waits_for={})
                 state = _watch(launch, job, table=table, interrupt=interrupt)
-            if state.word != "complete":
+            if state.status != "complete":
                 failed.add(job.name)
-            table.show(job.name, state.word, "; ".join(_found(launch, job)) or _said(state))
+            table.show(job.name, state.status, "; ".join(_found(launch, job)) or _said(state))
         return 130 if interrupt.asked else int(bool(failed))
 
 
@@ -307,7 +307,7 @@ def _again(
 ) -> bool:
     """Whether a job that failed is to be started again: cluster.retry says how often for what may pass. Waits first."""
     retry = launch.cfg.cluster.retry
-    allowed = retries_allowed(state.cause, retry) if state.word == "failed" and state.cause else 0
+    allowed = retries_allowed(state.cause, retry) if state.status == "failed" and state.cause else 0
     before = tries.count(state.cause)
     if before >= allowed:
         return False
@@ -320,7 +320,7 @@ def _again(
 
 
 def _said(state: State) -> str:
-    if state.word == "complete":
+    if state.status == "complete":
         return ""
     last = state.message.strip().splitlines()[-1:] or [""]
     return f"{state.cause}: {last[0]}"
@@ -343,7 +343,7 @@ def detail(launch: Launch, job: str) -> str:
     """How far a running job is, in a line."""
     trained = launch.trains(job)
     if trained is not None and (training := training_of(trained)) is not None and training.images_per_second:
-        return training.words()
+        return training.text()
     log = ledger.log_now(launch.run, job)
     return last_line(log)[:100] if log else ""
 

@@ -39,7 +39,7 @@ class Launch:
     cfg: Config
     run: RunDir
     jobs: tuple[Job, ...]
-    words: tuple[str, ...]  # what this call says differently from the run's own config
+    overrides: tuple[str, ...]  # what this call says differently from the run's own config
     cwd: Path = field(default_factory=Path.cwd)  # relative paths in the run's config, and so its jobs, start here
     chosen: frozenset[str] | None = None  # jobs that this call may submit; None: all
 
@@ -108,8 +108,8 @@ def part_of(launch: Launch, *, until: str | None = None, only: str | None = None
 
 def _launch(cfg: Config) -> Launch:
     run = RunDir(run_directory(cfg).resolve())
-    words = overrides_for(run, cfg) if run.config.is_file() else []
-    return Launch(cfg, run, tuple(graph_of(cfg, run, words)), tuple(words))
+    overrides = overrides_for(run, cfg) if run.config.is_file() else []
+    return Launch(cfg, run, tuple(graph_of(cfg, run, overrides)), tuple(overrides))
 
 
 def missing_for(launch: Launch) -> list[str]:
@@ -151,12 +151,12 @@ def _make_autoencoder(cfg: Config, latents: LatentsConfig) -> None:
         return
     if missing := missing_autoencoder(cfg):
         raise UserError(missing)
-    theirs, step = RunDir(latents.autoencoder), latents.step
-    if theirs.config.is_file() and step is None and not theirs.finished():
+    first_stage, step = RunDir(latents.autoencoder), latents.step
+    if first_stage.config.is_file() and step is None and not first_stage.finished():
         raise UserError(
-            f"latents.autoencoder: the training of {theirs.path} has not ended (checkpoints of steps "
-            f"{theirs.steps() or 'none'}). Submit again when it has, name its experiment in latents.experiment so that "
-            "this graph waits for it, or choose one of its steps by latents.step."
+            f"latents.autoencoder: the training of {first_stage.path} has not ended (checkpoints of steps "
+            f"{first_stage.steps() or 'none'}). Submit again when it has, name its experiment in latents.experiment so "
+            "that this graph waits for it, or choose one of its steps by latents.step."
         )
 
 
@@ -165,22 +165,22 @@ def trained_autoencoder(cfg: Config) -> Config | None:
     return autoencoder_config(cfg) if cfg.latents is not None and cfg.latents.experiment is not None else None
 
 
-def launch_of_run(path: Path, words: tuple[str, ...] = (), *, cwd: Path | None = None) -> Launch:
-    """The launch of an existing run directory, with the words of its last submission or others.
+def launch_of_run(path: Path, overrides: tuple[str, ...] = (), *, cwd: Path | None = None) -> Launch:
+    """The launch of an existing run directory, with the overrides of its last submission or others.
 
     Args:
         cwd: where it was submitted; None: here.
     """
     cwd = cwd or Path.cwd()
-    run, cfg = RunDir(path.resolve()), _seen_from(cwd, meant([str(path), *words]))
-    return Launch(cfg, run, tuple(graph_of(cfg, run, words)), words, cwd)
+    run, cfg = RunDir(path.resolve()), _seen_from(cwd, meant([str(path), *overrides]))
+    return Launch(cfg, run, tuple(graph_of(cfg, run, overrides)), overrides, cwd)
 
 
-def meant(words: Sequence[str]) -> Config:
+def meant(overrides: Sequence[str]) -> Config:
     """The config that a command line means. A run directory may have been copied or moved: its own name and place
     count, not those in its config.
     """
-    cfg, path = config_from(words), run_named(words)
+    cfg, path = config_from(overrides), run_named(overrides)
     if path is None:
         return cfg
     here = path.resolve() if path.name in ("", "..") else path
@@ -207,14 +207,14 @@ def folder_of(cfg: Config, run: RunDir, job: str) -> Path:
     return run.path.resolve()
 
 
-def graph_of(cfg: Config, run: RunDir, words: list[str] | tuple[str, ...]) -> list[Job]:
-    """The jobs of an experiment. `words` are overrides that they are given beside the run directory."""
-    return [replace(job, makes=(folder_of(cfg, run, job.name),)) for job in _jobs(cfg, run, words)]
+def graph_of(cfg: Config, run: RunDir, overrides: list[str] | tuple[str, ...]) -> list[Job]:
+    """The jobs of an experiment. `overrides` are what they are given beside the run directory."""
+    return [replace(job, makes=(folder_of(cfg, run, job.name),)) for job in _jobs(cfg, run, overrides)]
 
 
-def _jobs(cfg: Config, run: RunDir, words: list[str] | tuple[str, ...]) -> list[Job]:
+def _jobs(cfg: Config, run: RunDir, overrides: list[str] | tuple[str, ...]) -> list[Job]:
     cluster, where = cfg.cluster, str(run.path)
-    said = tuple(w for w in words if not w.startswith("cluster."))
+    said = tuple(w for w in overrides if not w.startswith("cluster."))
     jobs = [Job("prepare", ("data_prep", "all", where, *said), cluster.prepare)]
     if cfg.latents is not None:
         jobs += _latents(cfg, where, said)
@@ -227,8 +227,8 @@ def _jobs(cfg: Config, run: RunDir, words: list[str] | tuple[str, ...]) -> list[
         jobs.append(replace(evaluate, name="features"))
         one = evaluate.resources.model_copy(update={"parts": 1})
         evaluate = replace(evaluate, resources=one, after=("features",))
-    words_of_compare = ("pipeline", "compare", where, "--out", str(run.path / COMPARISON))
-    return [*jobs, evaluate, Job("compare", words_of_compare, cluster.compare, after=("evaluate",))]
+    compare_argv = ("pipeline", "compare", where, "--out", str(run.path / COMPARISON))
+    return [*jobs, evaluate, Job("compare", compare_argv, cluster.compare, after=("evaluate",))]
 
 
 def _latents(cfg: Config, where: str, said: tuple[str, ...]) -> list[Job]:
@@ -237,10 +237,12 @@ def _latents(cfg: Config, where: str, said: tuple[str, ...]) -> list[Job]:
     encode = Job("encode", ("data_prep", "encode", where, *said), cluster.encode, after=("prepare",))
     if latents is None or latents.experiment is None:
         return [encode]
-    theirs = str(latents.autoencoder.resolve())
+    first_stage = str(latents.autoencoder.resolve())
     return [
-        Job("autoencoder", ("pipeline", "train", theirs), cluster.autoencoder or cluster.train, after=("prepare",)),
-        _reconstruct(cluster, theirs, (), after="autoencoder"),
+        Job(
+            "autoencoder", ("pipeline", "train", first_stage), cluster.autoencoder or cluster.train, after=("prepare",)
+        ),
+        _reconstruct(cluster, first_stage, (), after="autoencoder"),
         replace(encode, after=("autoencoder",)),
     ]
 
@@ -253,7 +255,7 @@ def _reconstruct(cluster: ClusterConfig, where: str, said: tuple[str, ...], *, a
 def _prepared(launch: Launch) -> bool:
     data = data_directory(launch.cfg)
     # Other evaluation settings than the run's own may need other reference statistics: preparing finds out.
-    asked = any(w.startswith("evaluate.") for w in launch.words) and not _evaluated(launch)
+    asked = any(w.startswith("evaluate.") for w in launch.overrides) and not _evaluated(launch)
     return not asked and all((data / stage / RECEIPT).is_file() for stage in ("shards", "reference"))
 
 

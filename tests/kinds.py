@@ -6,11 +6,16 @@ TIMESTEPS = {"kind": "ddpm", "timesteps": 20, "schedule": "cosine"}
 PROCESSES: dict[str, dict[str, Any]] = {
     "edm": {},
     "uncertainty": {"learned_uncertainty": True},
-    "ddpm": {"parametrisation": "eps", "levels": TIMESTEPS, "clock": "timestep"},
+    "ddpm": {"parametrisation": "eps", "levels": TIMESTEPS, "time_input": "timestep"},
     "ddpm-learned": {"parametrisation": "eps", "levels": TIMESTEPS, "learned_variance": True},
     "v-min-snr": {"parametrisation": "v", "levels": TIMESTEPS, "weighting": "min_snr"},
-    "flow": {"parametrisation": "flow", "levels": {"kind": "logit_normal"}, "clock": "flow_time"},
-    "x0-flow": {"parametrisation": "x0_flow", "levels": {"kind": "uniform_flow"}, "clock": "none", "noise": "uniform"},
+    "flow": {"parametrisation": "flow", "levels": {"kind": "logit_normal"}, "time_input": "flow_time"},
+    "x0-flow": {
+        "parametrisation": "x0_flow",
+        "levels": {"kind": "uniform_flow"},
+        "time_input": "none",
+        "noise": "uniform",
+    },
     "ve": {"levels": {"kind": "geometric", "sigma_min": 0.01, "sigma_max": 50.0}},
     "ve-exponential": {"levels": {"kind": "exponential"}},
 }

@@ -31,7 +31,7 @@ LEVELS = {
     "pipeline.ema": 2,
     "pipeline.objectives": 3,
     "pipeline.checkpoint": 3,
-    "pipeline.standards": 3,
+    "pipeline.reference_set": 3,
     "pipeline.train": 4,
     "pipeline.sample": 4,
     "pipeline.reconstruct": 4,

@@ -1,4 +1,4 @@
-"""A model that is told attributes draws what it is asked for: chosen ones, those of training images, or nothing."""
+"""A model conditioned on attributes draws what it is asked for: chosen ones, those of training images, or nothing."""
 
 import numpy as np
 import pytest
@@ -56,29 +56,35 @@ def test_guidance_hides_all_attributes(trained):
     cfg, run = trained
     _, unconditional = drawn(asking(cfg, {"Large": 1, "Left": 0, "Top": 1}, scale=0.0), run)
     _, unknown = drawn(asking(cfg, {}), run)
-    _, told = drawn(asking(cfg, {"Large": 1, "Left": 0, "Top": 1}), run)
+    _, asked = drawn(asking(cfg, {"Large": 1, "Left": 0, "Top": 1}), run)
     assert np.array_equal(unconditional, unknown)
-    assert not np.array_equal(told, unknown)
+    assert not np.array_equal(asked, unknown)
 
 
 def test_attributes_that_do_not_exist_or_cannot_be_asked_for(trained):
     cfg, run = trained
     with pytest.raises(UserError, match=r"sample.attributes: found 'Lage', which the data has not. Did you mean 'Lar"):
         sample(asking(cfg, {"Lage": 1}), run)
-    words = ["data=celeba64_squash", "model=unet_tiny", "name=x", "model.attention=[]"]
+    overrides = ["data=celeba64_squash", "model=unet_tiny", "name=x", "model.attention=[]"]
     with pytest.raises(UserError, match="Did you mean 'Smiling'"):
-        config_from([*words, "model.condition=attributes", "sample.attributes={smiling: 1}"])
+        config_from([*overrides, "model.condition=attributes", "sample.attributes={smiling: 1}"])
     with pytest.raises(UserError, match=r"train with model\.condition=attributes"):
-        config_from([*words, "model.condition=none", "sample.attributes={Smiling: 1}"])
+        config_from([*overrides, "model.condition=none", "sample.attributes={Smiling: 1}"])
     with pytest.raises(UserError, match=r"sample\.attributes\..*Smiling.*less than or equal to 1"):
-        config_from([*words, "model.condition=attributes", "sample.attributes={Smiling: 2}"])
+        config_from([*overrides, "model.condition=attributes", "sample.attributes={Smiling: 2}"])
     with pytest.raises(UserError, match="the data set has no labels"):
-        config_from([*words, "model.condition=class"])
+        config_from([*overrides, "model.condition=class"])
 
 
 def test_a_part_of_the_attributes_needs_a_model_that_has_seen_some_hidden():
-    words = ["data=celeba64_squash", "model=unet_tiny", "name=x", "model.attention=[]", "model.condition=attributes"]
-    some, none = [*words, "sample.attributes={Smiling: 1}"], [*words, "sample.attributes={}"]
+    overrides = [
+        "data=celeba64_squash",
+        "model=unet_tiny",
+        "name=x",
+        "model.attention=[]",
+        "model.condition=attributes",
+    ]
+    some, none = [*overrides, "sample.attributes={Smiling: 1}"], [*overrides, "sample.attributes={}"]
     with pytest.raises(UserError, match=r"found 1 of 40, so the others are unknown, but diffusion\.attribute_dropout"):
         config_from(some)
     with pytest.raises(UserError, match=r"found 0 of 40, so the others are unknown, but diffusion\.label_dropout is 0"):

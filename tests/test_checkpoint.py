@@ -17,7 +17,7 @@ from pipeline.runtime.run_dir import COMMIT, RunDir
 
 def snapshot(step, value=None):
     weights = {"w": torch.full((4, 4), float(step if value is None else value)), "n": torch.tensor(step)}
-    return Snapshot({"network.net": weights, "average.net": {"w": weights["w"] / 2}}, {"step": step})
+    return Snapshot({"network.net": weights, "ema.net": {"w": weights["w"] / 2}}, {"step": step})
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_what_is_written_is_read_back(run):
     found = checkpoint.read(run.checkpoint(4))
     assert found.step == 4
     assert torch.equal(found.tensors["network.net"]["w"], torch.full((4, 4), 4.0))
-    assert found.tensors.keys() == {"network.net", "average.net"}
+    assert found.tensors.keys() == {"network.net", "ema.net"}
 
 
 DAMAGE = {
@@ -45,12 +45,12 @@ DAMAGE = {
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damage_is_named_and_the_one_before_is_used(run, kind):
-    harm, words = DAMAGE[kind]
+    harm, message = DAMAGE[kind]
     harm(run.checkpoint(6) / "network.net.safetensors")
     path, sentences = checkpoint.newest_valid(run)
     assert path == run.checkpoint(4)
     assert len(sentences) == 1
-    assert words in sentences[0]
+    assert message in sentences[0]
     assert "network.net.safetensors" in sentences[0]
     with pytest.raises(Incomplete, match="step-000000006"):
         checkpoint.read(run.checkpoint(6))
@@ -58,11 +58,11 @@ def test_damage_is_named_and_the_one_before_is_used(run, kind):
 
 def test_no_byte_of_a_tensor_file_may_differ(run):
     """The header's names, places and shapes too, whatever the reader makes of them."""
-    file = run.checkpoint(6) / "average.net.safetensors"
+    file = run.checkpoint(6) / "ema.net.safetensors"
     whole = file.read_bytes()
     for place in range(len(whole)):
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        with pytest.raises(Incomplete, match=r"step-000000006 is damaged: average.net.safetensors .*sha256 differs"):
+        with pytest.raises(Incomplete, match=r"step-000000006 is damaged: ema.net.safetensors .*sha256 differs"):
             checkpoint.read(run.checkpoint(6))
 
 
@@ -105,10 +105,10 @@ def test_a_file_is_not_read_again_for_its_hash(tmp_path):
 
 
 def test_weights_that_are_asked_for_by_step_are_verified(run):
-    file = run.checkpoint(4) / "average.net.safetensors"
+    file = run.checkpoint(4) / "ema.net.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"x")
-    with pytest.raises(Incomplete, match=r"average.net.safetensors .*sha256 differs.*Choose another step: \[2, 4, 6\]"):
-        checkpoint.load_weights(run, which="average", network="net", step=4)
+    with pytest.raises(Incomplete, match=r"ema.net.safetensors .*sha256 differs.*Choose another step: \[2, 4, 6\]"):
+        checkpoint.load_weights(run, which="ema", network="net", step=4)
 
 
 def test_a_checkpoint_without_a_commit_record_is_none(run):
@@ -180,7 +180,7 @@ def test_a_moment_of_another_shape_is_named():
 def test_asking_for_what_is_not_there_says_what_is(run):
     with pytest.raises(UserError, match=r"no checkpoint of step 5. It has: \[2, 4, 6\]"):
         checkpoint.load_weights(run, which="network", network="net", step=5)
-    with pytest.raises(UserError, match=r"no 'power-0.1.net'. It has: average.net, network.net"):
+    with pytest.raises(UserError, match=r"no 'power-0.1.net'. It has: ema.net, network.net"):
         checkpoint.load_weights(run, which="power-0.1", network="net")
 
 

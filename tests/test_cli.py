@@ -30,9 +30,9 @@ PROGRAMS = ("pipeline", "slurm", "data_prep", "mudi")
 EVERY = [(program, name) for program in PROGRAMS for name in cli.table_of(program)]
 
 
-def said(capsys: pytest.CaptureFixture[str], program: str, *words: str, code: int = 0) -> str:
+def said(capsys: pytest.CaptureFixture[str], program: str, *argv: str, code: int = 0) -> str:
     """What a command prints, which ends with `code`."""
-    found = cli.main(program, list(words))
+    found = cli.main(program, list(argv))
     text = "".join(capsys.readouterr())
     assert found == code, text
     return text
@@ -91,7 +91,7 @@ def test_the_console_command_has_every_command_once():
 
 
 @pytest.mark.parametrize(
-    ("words", "hint"),
+    ("argv", "hint"),
     [
         ("mudi trian x", "error: no command 'trian'. Did you mean 'train'?"),
         ("mudi sweep sbumit x", "Did you mean 'sweep submit'? `mudi sweep --help` lists all."),
@@ -113,14 +113,14 @@ def test_the_console_command_has_every_command_once():
         ("mudi list settings train.lr", "Did you mean 'train.optim.lr'?"),
     ],
 )
-def test_mistakes_are_answered_with_what_was_meant(capsys, words, hint):
-    program, *rest = words.split()
+def test_mistakes_are_answered_with_what_was_meant(capsys, argv, hint):
+    program, *rest = argv.split()
     assert hint in said(capsys, program, *rest, code=2)
 
 
 def test_options_may_stand_anywhere(monkeypatch, capsys):
     got = []
-    monkeypatch.setattr("data_prep.commands.make_shards", lambda words, **options: got.append((words, options)))
+    monkeypatch.setattr("data_prep.commands.make_shards", lambda overrides, **options: got.append((overrides, options)))
     said(capsys, "data_prep", "shard", "--workers", "3", "data=a", "--part=1/2", "data_dir=b")
     said(capsys, "mudi", "prepare", "shard", "data=a", "data_dir=b", "--part", "1/2", "--workers=3")
     assert got == [(["data=a", "data_dir=b"], {"workers": 3, "part": Part(1, 2)})] * 2
@@ -145,13 +145,13 @@ ENDS = {
 
 @pytest.mark.parametrize(("error", "code"), ENDS.items(), ids=lambda value: type(value).__name__)
 def test_how_a_command_ends_is_its_exit_code(monkeypatch, capsys, error, code):
-    for program, words, place in (
+    for program, argv, place in (
         ("pipeline", ["list", "x"], "pipeline.runtime.inventory.main"),
         ("slurm", ["submit", "x"], "slurm.commands.submit"),
         ("mudi", ["prepare", "fetch", "x"], "data_prep.commands.fetch"),
     ):
         monkeypatch.setattr(place, raising(error))
-        assert "Traceback" not in said(capsys, program, *words, code=code) or code == 77
+        assert "Traceback" not in said(capsys, program, *argv, code=code) or code == 77
 
 
 def test_another_error_keeps_its_traceback(monkeypatch):
@@ -161,13 +161,13 @@ def test_another_error_keeps_its_traceback(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "code"), [("pipeline list settings", 141), ("slurm --help", 141), ("slurm plan experiment=glyphs16", 1)]
+    ("argv", "code"), [("pipeline list settings", 141), ("slurm --help", 141), ("slurm plan experiment=glyphs16", 1)]
 )
-def test_a_reader_that_goes_away_is_no_error(words, code):
+def test_a_reader_that_goes_away_is_no_error(argv, code):
     """rich, which prints plans, ends a process with 1."""
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", *words.split()]
+    command = [sys.executable, "-m", *argv.split()]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     os.close(writing)
     assert (done.returncode, done.stderr) == (code, "")
@@ -225,13 +225,13 @@ def test_settings_are_listed_with_type_default_and_comment(capsys):
     assert "diffusion.levels.kind  log_normal | " in said(capsys, "mudi", "list", "settings", "diffusion")
 
 
-def on_a_terminal(*words: str, columns: int = 60, **env: str) -> str:
+def on_a_terminal(*argv: str, columns: int = 60, **env: str) -> str:
     """What a command prints on a terminal of so many columns."""
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     clean = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "FORCE_COLOR")}
     env = {**clean, "TERM": "xterm-256color", **env}
-    process = subprocess.Popen([sys.executable, *words], stdin=terminal, stdout=terminal, stderr=terminal, env=env)
+    process = subprocess.Popen([sys.executable, *argv], stdin=terminal, stdout=terminal, stderr=terminal, env=env)
     os.close(terminal)
     text = b""
     with contextlib.suppress(OSError):  # what a terminal says when nobody holds its other side
@@ -255,7 +255,7 @@ def test_help_is_read_on_sixty_columns(name):
 RESULT = """
 from pipeline.metrics.report import show
 facts = {"reference": "train", "images": [500, 700], "dimensions": 64, "std": 0.003}
-show({"run": "r", "samples": {"set": "s", "count": 500}, "data": {"train": {"count": 700}}, "words": ["a word [x]"],
+show({"run": "r", "samples": {"set": "s", "count": 500}, "data": {"train": {"count": 700}}, "notes": ["a note [x]"],
       "metrics": {"fd-domain": 1.5, "kid-domain": -0.001}, "details": {"fd-domain": facts, "kid-domain": facts}})
 """
 
@@ -264,8 +264,8 @@ def test_a_result_is_read_on_sixty_columns_and_without_colours():
     text = on_a_terminal("-c", RESULT)
     plain = re.sub(r"\x1b\[[\d;]*m", "", text)
     assert max(map(len, plain.splitlines())) <= 60 and "\x1b[" in text
-    words = " ".join(re.sub(r"[^\w.\[\] -]", " ", plain).split())
-    assert "counts as 0" in words and "lower" in words and "a word [x]" in words
+    shown = " ".join(re.sub(r"[^\w.\[\] -]", " ", plain).split())
+    assert "counts as 0" in shown and "lower" in shown and "a note [x]" in shown
     assert not re.search(r"\x1b\[[\d;]*3[0-7]", on_a_terminal("-c", RESULT, NO_COLOR="1"))
 
 

@@ -11,7 +11,7 @@ from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import append_line, read_json, write_json
 
 
-def result(run: Path, *, step: int, scale: float, value: float, data: str = "a", weights: str = "average") -> Path:
+def result(run: Path, *, step: int, scale: float, value: float, data: str = "a", weights: str = "ema") -> Path:
     name = f"heun-w{scale}-{weights.replace(':', '')}"
     points = [[500, value + 1], [1000, value + 0.5]]
     path = run / "results" / f"{step:09d}-{name}.json"
@@ -113,7 +113,7 @@ def test_lines_are_named_by_what_tells_them_apart_and_weights_without_a_width_ar
     title, panels = drawn["weights"]
     assert title == "two, step 2000, sampler heun, steps 12, guidance 1, images 1000"
     level, line = panels["fd-domain"]
-    assert (level.name, [p.y for p in level.points]) == ("two: average", [5.0])
+    assert (level.name, [p.y for p in level.points]) == ("two: ema", [5.0])
     assert [(p.x, p.y, p.low, p.high) for p in line.points] == [(0.1, 5.5, 4.5, 6.5), (0.2, 5.2, 4.2, 6.2)]
     assert [p.x for p in drawn["guidance"][1]["fd-domain"][0].points] == [1.0, 2.0, 4.0]
 
@@ -131,7 +131,7 @@ def test_of_many_sets_the_best_are_drawn_against_the_number_of_samples(tmp_path:
 def test_other_reference_images_stand_in_another_table(runs: list[Path], tmp_path: Path) -> None:
     result(tmp_path / "three", step=1, scale=1.0, value=1.0, data="b")
     text = compare([*runs, tmp_path / "three"], tmp_path / "out")[0].read_text()
-    assert text.count("## Measured against standard") == 2 and "their numbers do not" in text
+    assert text.count("## Measured against reference") == 2 and "their numbers do not" in text
     assert "**4 (3 to 5)**" in text  # still the best of its own table
 
 
@@ -147,7 +147,7 @@ def test_a_run_with_one_metric_more_stands_in_the_same_table(runs: list[Path], t
     found["extractors"]["domain"]["version"] = 2  # now its common network is another one
     write_json(path, found)
     text = compare([*runs, tmp_path / "three"], tmp_path / "out")[0].read_text()
-    assert text.count("## Measured against standard") == 2
+    assert text.count("## Measured against reference") == 2
 
 
 SETS = (([0], 0.0, 1), ([1], 0.0, 1), ([1], 0.5, 1), ([1], 0.5, 2))  # classes, eta, seed
@@ -158,7 +158,7 @@ def test_sets_that_differ_in_anything_can_be_told_apart(tmp_path: Path) -> None:
         path = result(tmp_path / "one", step=1, scale=1.0, value=3.0, weights=f"power:0.{number + 1}")
         found = read_json(path)
         made_from = found["samples"]["made_from"]
-        made_from["sample"] |= {"classes": classes, "weights": "average", "first_seed": 0}
+        made_from["sample"] |= {"classes": classes, "weights": "ema", "first_seed": 0}
         made_from["sample"]["sampler"] |= {"eta": eta}
         made_from["seed"] = seed
         write_json(path, found)

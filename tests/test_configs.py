@@ -25,7 +25,7 @@ from pipeline.runtime.run_dir import FINISHED, RunDir, create_run
 from pipeline.train import loop
 from pipeline.visualize import Kind
 from slurm import plan
-from slurm.sweep.runs import run_words
+from slurm.sweep.runs import trial_overrides
 from slurm.sweep.settings import corners, settings_from
 from slurm.sweep.submit import check
 
@@ -50,7 +50,7 @@ def weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MUDI_WEIGHTS", "/weights")
 
 
-def words_for(name: str) -> list[str]:
+def experiment_overrides(name: str) -> list[str]:
     path = ["data.source.path=/images"] if name.startswith("photos") else []
     return [f"experiment={name}", "cluster=local", *path]
 
@@ -88,9 +88,9 @@ def prepare(cfg: Config) -> None:
         samples = []
         for k in range(count):
             pixels = rng.integers(0, 256, (*shape[1:], shape[0]), dtype=np.uint8)
-            told = tuple(int(v) for v in rng.integers(0, 2, len(names)))
+            values = tuple(int(v) for v in rng.integers(0, 2, len(names)))
             raw = images.encode(pixels, "raw")
-            samples.append(Sample(f"{split}{k}", raw, "npy", label=k % CLASSES, attributes=told, pixels=pixels))
+            samples.append(Sample(f"{split}{k}", raw, "npy", label=k % CLASSES, attributes=values, pixels=pixels))
         directory = data_directory(cfg) / "shards" / split
         records = [write_shard(directory / shard_name(0), samples, layout)]
         protocol = {"name": cfg.data.name, "hash": protocol_hash(cfg.data)}
@@ -105,7 +105,7 @@ def with_latents(cfg: Config, root: Path) -> Config:
     prepare(its)
     network = build_network(its.model, shape=(its.data.channels, its.data.image_size, its.data.image_size))
     run = create_run(its)
-    tensors = {f"{kind}.autoencoder": network.state_dict() for kind in ("network", "average")}
+    tensors = {f"{kind}.autoencoder": network.state_dict() for kind in ("network", "ema")}
     checkpoint.write(run.checkpoint(1), checkpoint.Snapshot(tensors, {"step": 1}))
     write_json(run.checkpoints / FINISHED, {"step": 1})
     made = validated({**small, "latents": {**small["latents"], "autoencoder": str(run.path), "experiment": None}})
@@ -126,7 +126,7 @@ def takes_two_steps(cfg: Config, root: Path) -> RunDir:
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_plans_and_takes_two_steps(name: str, tmp_path: Path) -> None:
-    cfg = config_from(words_for(name))
+    cfg = config_from(experiment_overrides(name))
     plan.derived(cfg)
     takes_two_steps(cfg, tmp_path)
 
@@ -137,7 +137,7 @@ def test_every_sweep_plans_and_its_last_configuration_takes_two_steps(name: str,
     check(settings)
     grid = settings.strategy.kind == "grid"
     tried = settings.combinations if grid else corners(settings.dimensions)
-    takes_two_steps(config_from(run_words(settings, tried[-1])), tmp_path)
+    takes_two_steps(config_from(trial_overrides(settings, tried[-1])), tmp_path)
 
 
 # The README
@@ -186,19 +186,19 @@ def test_every_row_of_the_reports_is_in_the_readme() -> None:
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_of_the_readme_composes_and_plans_without_data(command: str) -> None:
-    program, *words = shlex.split(command.removeprefix("python -m "))
-    if words[0] == "submit":
-        plan.derived(config_from(words[1:]))
-    elif words[:2] == ["sweep", "submit"]:
-        settings = settings_from(words[2:])
+    program, *argv = shlex.split(command.removeprefix("python -m "))
+    if argv[0] == "submit":
+        plan.derived(config_from(argv[1:]))
+    elif argv[:2] == ["sweep", "submit"]:
+        settings = settings_from(argv[2:])
         if settings.run is None:
             check(settings)
     else:  # on a run that is trained
         known = table_of("pipeline")
-        assert program in ("mudi", "pipeline") and words[0] in known, command
-        known[words[0]].parser("pipeline").parse_known_args(words[1:])
-        assert words[1] == "RUN", command  # a run stands first, whatever is asked of it
-        assert words[0] != "visualize" or words[2] in get_args(Kind), command
+        assert program in ("mudi", "pipeline") and argv[0] in known, command
+        known[argv[0]].parser("pipeline").parse_known_args(argv[1:])
+        assert argv[1] == "RUN", command  # a run stands first, whatever is asked of it
+        assert argv[0] != "visualize" or argv[2] in get_args(Kind), command
 
 
 def test_the_rows_of_tables_are_those_of_their_sweeps() -> None:

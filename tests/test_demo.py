@@ -57,8 +57,8 @@ def last(studio, wish):
 
 def by_command(line, capsys):
     """Run what the page says; the path that it prints, if any."""
-    program, *words = shlex.split(line)
-    assert program == "mudi" and main(words) == 0
+    program, *argv = shlex.split(line)
+    assert program == "mudi" and main(argv) == 0
     return capsys.readouterr().out.strip()
 
 
@@ -129,8 +129,8 @@ def test_a_visitor_who_leaves_ends_the_work(studio):
 
 def test_the_nearest_of_training_images_are_themselves(studio):
     images = Reader(studio.train).read(np.array([7, 30, 59]))
-    found, words = studio.nearest(images)
-    assert np.array_equal(found, images) and words == "Nearest of 60 of 60"
+    found, caption = studio.nearest(images)
+    assert np.array_equal(found, images) and caption == "Nearest of 60 of 60"
 
 
 @pytest.mark.parametrize(
@@ -219,19 +219,19 @@ def test_the_lines_of_python_below_an_exports_pictures_make_them_again(studio, e
     ]
     for number, (pixels, lines) in enumerate(shown):
         assert np.array_equal(by_python(lines, tmp_path / str(number), monkeypatch), pixels), lines
-    theirs, _ = demo.interpolated(studio, Wish(3, 1, label=2, steps=4), to=8, to_class=None, frames=5)
-    assert far(shown[1][0], theirs) <= 1
+    expected, _ = demo.interpolated(studio, Wish(3, 1, label=2, steps=4), to=8, to_class=None, frames=5)
+    assert far(shown[1][0], expected) <= 1
 
 
 def test_an_export_says_what_it_does_not_have(exported):
     alone = Studio([str(exported)])
     assert any("training images are not in the folder" in note for note in alone.notes)
-    for words, step, said in (
+    for overrides, step, said in (
         (["model.width=16"], None, "is trained. Say settings of sample or cluster"),
         ([], 3, "found 3, but"),
     ):
         with pytest.raises(UserError, match=said):
-            Studio([str(exported), *words], step=step)
+            Studio([str(exported), *overrides], step=step)
     with pytest.raises(UserError, match="an export holds the model alone"):
         alone.nearest(last(alone, Wish(0, 1)))
     with pytest.raises(UserError, match="class: found number 9, expected one of small, middle, large"):
@@ -244,26 +244,26 @@ def test_the_page_of_an_export_says_so_and_offers_no_nearest_images(run, exporte
     for given in (run.path, exported):
         parts = [part["props"] for part in demo.page(Studio([str(given)]), tmp_path).config["components"]]
         box = next(part for part in parts if part.get("label") == "the nearest training images")
-        words = " ".join(str(part.get(name, "")) for part in parts for name in ("value", "label"))
-        found[given] = box["visible"], "the same from Python" in words, "training images are not in the folder" in words
+        text = " ".join(str(part.get(name, "")) for part in parts for name in ("value", "label"))
+        found[given] = box["visible"], "the same from Python" in text, "training images are not in the folder" in text
     assert found == {run.path: (True, False, False), exported: (False, True, True)}
 
 
 def test_what_a_folder_of_diffusers_does_not_say_takes_defaults_and_is_said(run, tmp_path):
-    assert main(["export", str(run.path), "--to", str(tmp_path / "theirs")]) == 0
-    (tmp_path / "theirs" / "settings.json").unlink()
-    alone = Studio([str(tmp_path / "theirs")])
+    assert main(["export", str(run.path), "--to", str(tmp_path / "diffusers")]) == 0
+    (tmp_path / "diffusers" / "settings.json").unlink()
+    alone = Studio([str(tmp_path / "diffusers")])
     assert alone.classes == ("class 0", "class 1", "class 2") and alone.cfg.sample.sampler.steps == 18
     told = " ".join(alone.notes)
     assert "sampler, steps and guidance are the defaults" in told and "does not name its classes" in told
     assert "The same seed gives the same image" not in told and "does not say the seed" in told
     assert last(alone, Wish(0, 2, label=1)).shape == (2, SIZE, SIZE, 1)
-    (tmp_path / "theirs" / "vae").mkdir()
+    (tmp_path / "diffusers" / "vae").mkdir()
     with pytest.raises(UserError, match="does not say how its latents were normalised"):
-        Studio([str(tmp_path / "theirs")])
-    shutil.rmtree(tmp_path / "theirs" / "scheduler")
+        Studio([str(tmp_path / "diffusers")])
+    shutil.rmtree(tmp_path / "diffusers" / "scheduler")
     with pytest.raises(UserError, match="does not say by which diffusion process"):
-        Studio([str(tmp_path / "theirs")])
+        Studio([str(tmp_path / "diffusers")])
 
 
 def test_an_export_of_latents_decodes_with_the_autoencoder_that_it_has(tmp_path):
@@ -329,10 +329,10 @@ def served(target, home):
     (home / "cwd").mkdir()
     (home / "tmp").mkdir()
     env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(home / "tmp"), "HOME": str(home / "home")}
-    words = [sys.executable, "-m", "pipeline", "demo", str(target)]
+    argv = [sys.executable, "-m", "pipeline", "demo", str(target)]
     before = set(target.rglob("*"))
     with (home / "log").open("w") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=log, env=env, cwd=home / "cwd")
+        process = subprocess.Popen(argv, stdout=log, stderr=log, env=env, cwd=home / "cwd")
     try:
         end = time.monotonic() + 600
         while not (found := re.search(r"http://127\.0\.0\.1:\d+", text := (home / "log").read_text())):
@@ -468,6 +468,6 @@ def test_it_listens_here_alone_and_answers(address):
 def test_without_gradio_it_says_what_to_install(run, tmp_path):
     (tmp_path / "gradio.py").write_text("raise ImportError('none')")
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    words = [sys.executable, "-m", "pipeline", "demo", str(run.path)]
-    done = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True)
+    argv = [sys.executable, "-m", "pipeline", "demo", str(run.path)]
+    done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "pip install 'mudi[demo]'" in done.stderr and "Traceback" not in done.stderr

@@ -69,7 +69,7 @@ COMPILER = ("torch._dynamo", "sympy")  # a second, which an optimiser alone need
 
 
 @pytest.mark.parametrize(
-    ("package", "words", "but"),
+    ("package", "argv", "but"),
     [
         ("pipeline", ["--help"], (*LARGE, "numpy", "pydantic", "hydra")),
         ("slurm", ["--help"], LARGE),
@@ -78,12 +78,12 @@ COMPILER = ("torch._dynamo", "sympy")  # a second, which an optimiser alone need
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_command_that_computes_nothing_loads_nothing_large(tmp_path, package, words, but):
+def test_a_command_that_computes_nothing_loads_nothing_large(tmp_path, package, argv, but):
     run = create_run(tiny.config(tmp_path))
-    words = [str(run.path) if word == "RUN" else word for word in words]
+    argv = [str(run.path) if argument == "RUN" else argument for argument in argv]
     code = (
         "import atexit, runpy, sys\n"
-        f"sys.argv = [{package!r}, *{words!r}]\n"
+        f"sys.argv = [{package!r}, *{argv!r}]\n"
         f"atexit.register(lambda: print('loaded:', [name for name in {but!r} if name in sys.modules]))\n"
         f"runpy.run_module({package!r}, run_name='__main__', alter_sys=True)"
     )

@@ -233,5 +233,5 @@ def test_a_folder_as_the_first_versions_wrote_it_is_read(tmp_path):
     ours = build_network(network.model, shape=network.shape).eval()
     ours.load_state_dict(network.weights)
     assert differ(ours, of_diffusers, Sizes((3, 32, 32))) < 1e-5
-    assert (network.diffusion.parametrisation, network.diffusion.network_clock) == ("eps", "timestep")
+    assert (network.diffusion.parametrisation, network.diffusion.network_time_input) == ("eps", "timestep")
     assert network.diffusion.levels.betas == pytest.approx(diffusers.DDPMScheduler().betas.tolist())

@@ -17,7 +17,7 @@ STEPS = 12
 
 
 def largest_difference(one: RunDir, other: RunDir, *, step: int = STEPS) -> float:
-    """Over all tensors of the last checkpoints: weights, averages, moments."""
+    """Over all tensors of the last checkpoints: weights, EMAs, moments."""
     worst = 0.0
     for path in sorted(one.checkpoint(step).glob("*.safetensors")):
         a, b = load_file(path), load_file(other.checkpoint(step) / path.name)
@@ -171,9 +171,9 @@ def test_a_graphs_gradients_are_accumulated_and_averaged_over_ranks(tmp_path, si
     ids=["game", "autoencoder", "vae"],
 )
 def test_other_objectives_on_several_ranks(tmp_path, model, world_size):
-    """The game's critic sees how images of a group differ: groups follow image numbers, not ranks. What is compared
-    has augmentation's p, the mean path length and the average style in it. An autoencoder's critic counts as much as
-    each image's own gradients say."""
+    """The game's discriminator sees how images of a group differ: groups follow image numbers, not ranks. What is
+    compared has augmentation's p, the mean path length and the average style in it. An autoencoder's discriminator
+    counts as much as each image's own gradients say."""
     one = tiny.config(tmp_path, name="one", model=model, precision="fp64")
     several = tiny.config(tmp_path, name="several", model=model, precision="fp64", micro_batch=2)
     tiny.prepare(one)

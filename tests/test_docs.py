@@ -1,4 +1,4 @@
-"""The pages under docs: links lead somewhere, messages are the program's own, shell words are commands."""
+"""The pages under docs: links lead somewhere, messages are the program's own, shell lines are commands."""
 
 import ast
 import re
@@ -46,8 +46,8 @@ def test_commands_are_there(page):
     spans = re.findall(r"`((?:mudi|python -m (?:pipeline|slurm|data_prep)) [^`]+)`", page.read_text())
     lines = [*spans, *(line for block in blocks for line in block.splitlines())]
     for line in lines:
-        words = re.sub(r"^python -m (\w+)", r"\1", line.split(" #")[0].strip())
-        program, _, rest = words.partition(" ")
+        command = re.sub(r"^python -m (\w+)", r"\1", line.split(" #")[0].strip())
+        program, _, rest = command.partition(" ")
         if (
             program in ("mudi", "pipeline", "slurm", "data_prep")
             and rest

@@ -89,28 +89,28 @@ def test_the_commands_of_a_page_run(page, my, shared, tmp_path, monkeypatch):
     weights = shared / "weights"
     for line in commands(page):
         line = line.replace("/my/weights", str(weights)).replace("cluster=mine", "cluster=local")
-        words = shlex.split(line.replace("/my/", f"{my}/"))
+        argv = shlex.split(line.replace("/my/", f"{my}/"))
         if not line.startswith(("mudi ", "python -m ")):
             subprocess.run(["bash", "-c", line.replace("/my/", f"{my}/")], check=True)
             continue
-        program, words = ("mudi", words[1:]) if words[0] == "mudi" else (words[2], words[3:])
-        mudi(program, *small(words, my))
+        program, argv = ("mudi", argv[1:]) if argv[0] == "mudi" else (argv[2], argv[3:])
+        mudi(program, *small(argv, my))
 
 
-def small(words: list[str], my: Path) -> list[str]:
-    """The words of a command with those that make it quick. A sweep's rows have lengths of their own: it is planned."""
-    if "sweep" in words:
+def small(argv: list[str], my: Path) -> list[str]:
+    """A command's arguments with those that make it quick. A sweep's rows have their own lengths: it is planned."""
+    if "sweep" in argv:
         return [
             "sweep",
             "plan",
-            *(w for w in words[words.index("submit") + 1 :]),
+            *(w for w in argv[argv.index("submit") + 1 :]),
             "sweep.seeds=1",
             "sweep.metric=fd-domain",
         ]
-    if "submit" in words or "all" in words:
-        (experiment,) = (w.partition("=")[2] for w in words if w.startswith("experiment="))
-        longer = [w for w in words if w.startswith("train.") and "kimg" in w]
+    if "submit" in argv or "all" in argv:
+        (experiment,) = (w.partition("=")[2] for w in argv if w.startswith("experiment="))
+        longer = [w for w in argv if w.startswith("train.") and "kimg" in w]
         extra = [*SMALL.get(experiment, []), *(f"{w.partition('=')[0]}=4 steps" for w in longer)]
         extra = [w.replace("/my/", f"{my}/") for w in extra]
-        return [*(w for w in words if w not in longer), *COMMON, "train.duration=4 steps", *extra]
-    return ["fd-domain" if w == "fid" else w for w in words]  # fid needs a network that is not everywhere
+        return [*(w for w in argv if w not in longer), *COMMON, "train.duration=4 steps", *extra]
+    return ["fd-domain" if w == "fid" else w for w in argv]  # fid needs a network that is not everywhere

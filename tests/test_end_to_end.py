@@ -35,17 +35,17 @@ SMALL = [
 ]
 
 
-def mudi(program: str, *words: str, code: int = 0) -> str:
-    """`python -m program words`, or `mudi words`, without its interpreter; what it printed."""
+def mudi(program: str, *argv: str, code: int = 0) -> str:
+    """`python -m program argv`, or `mudi argv`, without its interpreter; what it printed."""
     with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
-        found = cli.main(program, list(words))
+        found = cli.main(program, list(argv))
     assert found == code, said.getvalue()
     return said.getvalue()
 
 
-def graph_here(*words: str) -> Launch:
-    """Every job of an experiment, with the words it would be queued with, one after the other in this process."""
-    launch = launch_for(config_from(words), make=True)
+def graph_here(*overrides: str) -> Launch:
+    """Every job of an experiment, with the command it would be queued with, one after the other in this process."""
+    launch = launch_for(config_from(overrides), make=True)
     for job in ordered(launch.jobs):
         mudi(*job.argv)
     return launch
@@ -55,11 +55,11 @@ def graph_here(*words: str) -> Launch:
 def submitted(tmp_path_factory):
     """The demo, as a person types it: every job is a process."""
     root = tmp_path_factory.mktemp("end_to_end")
-    words = ["experiment=glyphs16", "cluster=local", f"data_dir={root}/data", f"runs_dir={root}/runs", *SMALL]
-    command = [sys.executable, "-m", "slurm", "submit", *words]
+    overrides = ["experiment=glyphs16", "cluster=local", f"data_dir={root}/data", f"runs_dir={root}/runs", *SMALL]
+    command = [sys.executable, "-m", "slurm", "submit", *overrides]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return root, words, done.stdout + done.stderr
+    return root, overrides, done.stdout + done.stderr
 
 
 def test_one_command_prepares_trains_samples_and_scores(submitted):
@@ -83,9 +83,9 @@ def test_a_result_says_what_it_was_made_from(submitted):
 
 
 def test_submitting_again_skips_what_is_complete(submitted):
-    root, words, _ = submitted
+    root, overrides, _ = submitted
     before = {p: p.stat().st_mtime_ns for p in (root / "data").rglob("*.tar")}
-    said = mudi("slurm", "submit", *words)
+    said = mudi("slurm", "submit", *overrides)
     assert said.count("skipped") >= 4
     assert {p: p.stat().st_mtime_ns for p in (root / "data").rglob("*.tar")} == before
 
@@ -105,24 +105,24 @@ def test_a_dry_run_says_what_follows_from_the_settings(submitted):
 
 
 def test_a_dry_run_counts_parameters_before_there_is_data(submitted, tmp_path):
-    _, words, _ = submitted
-    nowhere = [word for word in words if not word.startswith("data_dir=")] + [f"data_dir={tmp_path}"]
-    before, after = (mudi("pipeline", "train", *given, "--dry-run").splitlines() for given in (nowhere, words))
+    _, overrides, _ = submitted
+    nowhere = [override for override in overrides if not override.startswith("data_dir=")] + [f"data_dir={tmp_path}"]
+    before, after = (mudi("pipeline", "train", *given, "--dry-run").splitlines() for given in (nowhere, overrides))
     sizes = [[line.split("│")[2].strip() for line in said if "│ parameters" in line] for said in (before, after)]
     assert sizes[0] == sizes[1] and sizes[0][0].endswith(" M")
 
 
 def test_a_run_directory_made_with_other_settings_is_left_alone(submitted):
-    _, words, _ = submitted
-    said = mudi("slurm", "submit", *words, "train.optim.lr=1", code=2)
+    _, overrides, _ = submitted
+    said = mudi("slurm", "submit", *overrides, "train.optim.lr=1", code=2)
     assert "was made with other settings" in said
     assert "train.optim.lr: the run has 0.002, this call has 1.0" in said
     assert "name=glyphs16-2" in said
-    assert "was made with other settings" in mudi("slurm", "plan", *words, "train.optim.lr=1", code=2)
+    assert "was made with other settings" in mudi("slurm", "plan", *overrides, "train.optim.lr=1", code=2)
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("overrides", "expected"),
     [
         (["train.globl_batch=3"], "Did you mean 'train.global_batch'"),
         (["train.global_batch=many"], "train.global_batch: found 'many'"),
@@ -130,8 +130,8 @@ def test_a_run_directory_made_with_other_settings_is_left_alone(submitted):
     ],
     ids=["misspelt key", "wrong type", "missing folder"],
 )
-def test_a_mistake_is_told_without_a_traceback_and_nothing_is_made(tmp_path, words, expected):
-    said = mudi("data_prep", "all", "experiment=glyphs16", f"data_dir={tmp_path}", *words, code=2)
+def test_a_mistake_is_told_without_a_traceback_and_nothing_is_made(tmp_path, overrides, expected):
+    said = mudi("data_prep", "all", "experiment=glyphs16", f"data_dir={tmp_path}", *overrides, code=2)
     assert expected in said
     assert "Traceback" not in said
     assert list(tmp_path.rglob("*.tar")) == []
@@ -139,8 +139,8 @@ def test_a_mistake_is_told_without_a_traceback_and_nothing_is_made(tmp_path, wor
 
 def test_an_empty_data_set(tmp_path):
     (tmp_path / "images").mkdir()
-    words = ["experiment=photos16", f"data_dir={tmp_path}/data", f"data.source.path={tmp_path}/images"]
-    said = mudi("data_prep", "all", *words, code=2)
+    overrides = ["experiment=photos16", f"data_dir={tmp_path}/data", f"data.source.path={tmp_path}/images"]
+    said = mudi("data_prep", "all", *overrides, code=2)
     assert str(tmp_path / "images") in said and "Traceback" not in said
 
 
@@ -151,13 +151,13 @@ def test_an_image_that_does_not_decode_is_listed_and_too_many_are_an_error(tmp_p
             Image.new("RGB", (20, 20), (k * 10, 0, 0)).save(tmp_path / "images" / name / f"{k}.png")
     broken = tmp_path / "images" / "a" / "7.png"
     broken.write_bytes(broken.read_bytes()[:40])
-    words = ["experiment=photos16", f"data_dir={tmp_path}/data", f"data.source.path={tmp_path}/images"]
-    mudi("data_prep", "fetch", *words)
-    mudi("data_prep", "shard", *words)
+    overrides = ["experiment=photos16", f"data_dir={tmp_path}/data", f"data.source.path={tmp_path}/images"]
+    mudi("data_prep", "fetch", *overrides)
+    mudi("data_prep", "shard", *overrides)
     (listed,) = (tmp_path / "data").glob("*/shards/rejected.jsonl")
     assert "7.png" in listed.read_text()
     strict = ["data.max_rejected=0.01", f"data_dir={tmp_path}/strict"]
-    assert "max_rejected" in mudi("data_prep", "all", *words, *strict, code=2)
+    assert "max_rejected" in mudi("data_prep", "all", *overrides, *strict, code=2)
 
 
 def test_an_unknown_job_names_the_nearest():

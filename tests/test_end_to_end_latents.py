@@ -34,21 +34,26 @@ AUTOENCODER = [
     "train.validate_every=40 steps",
     "train.preview_every=40 steps",
     "train.checkpoint_every=40 steps",
-    "train.average.half_life=100 images",
+    "train.ema.half_life=100 images",
 ]
 
 
 @pytest.fixture(scope="module")
 def made(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Launch]:
-    """Every job of the graph, with the words it would be queued with, one after the other in this process."""
+    """Every job of the graph, with the command it would be queued with, one after the other in this process."""
     root = tmp_path_factory.mktemp("photographs")
     (root / "flowers").mkdir()
     with tarfile.open(shared / "data" / "flowers102_64.tar") as archive:
         for member in archive.getmembers()[:160]:
             archive.extract(member, root / "flowers", filter="data")
-    words = ["experiment=photos32_ldm_f4", "cluster=local", "name=tiny", f"data.source.path={root}/flowers"]
-    words += [f"data_dir={root}/data", f"runs_dir={root}/runs", *SMALL, f"latents.overrides={json.dumps(AUTOENCODER)}"]
-    return root, graph_here(*words)
+    overrides = ["experiment=photos32_ldm_f4", "cluster=local", "name=tiny", f"data.source.path={root}/flowers"]
+    overrides += [
+        f"data_dir={root}/data",
+        f"runs_dir={root}/runs",
+        *SMALL,
+        f"latents.overrides={json.dumps(AUTOENCODER)}",
+    ]
+    return root, graph_here(*overrides)
 
 
 def test_one_graph_goes_from_photographs_to_scores(made):

@@ -30,7 +30,7 @@ from pipeline.runtime.run_dir import RunDir, open_run
 
 LAYOUT = Layout("png", (1, 16, 16))
 CLASSES = ["across", "down", "both"]
-WORDS = (
+OVERRIDES = (
     "experiment=glyphs16",
     "name=scored",
     "evaluate.domain.width=8",
@@ -63,9 +63,9 @@ def write_set(path: Path, images: np.ndarray, labels: np.ndarray, split: str) ->
     finish(path, [record], LAYOUT, classes=CLASSES, protocol={"name": "test", "hash": "0"}, split=split)
 
 
-def make(root: Path, *words: str, share: int = 1) -> tuple[Config, RunDir]:
+def make(root: Path, *overrides: str, share: int = 1) -> tuple[Config, RunDir]:
     """A data set with train and valid, and a run with one sample set: half fresh drawings, some copies."""
-    cfg = config_from([*WORDS, f"data_dir={root}/data", f"runs_dir={root}/runs", *words])
+    cfg = config_from([*OVERRIDES, f"data_dir={root}/data", f"runs_dir={root}/runs", *overrides])
     data = data_directory(cfg) / "shards"
     train, valid, fresh = drawings(240 // share, 0), drawings(90 // share, 1), drawings(60 // share, 2)
     write_set(data / "train", *train, "train")
@@ -95,7 +95,7 @@ def test_a_result_says_what_was_measured_on_what_with_what(scored) -> None:
     assert result["samples"]["count"] == 72 and result["step"] == 120
     assert result["data"]["train"]["sha256"] == open_shards(data_directory(cfg) / "shards/train").manifest.sha256
     assert result["extractors"]["domain"]["task"] == "labels" and result["versions"]["torch"]
-    assert any("fewer than 10000 images" in sentence for sentence in result["words"])
+    assert any("fewer than 10000 images" in sentence for sentence in result["notes"])
     low, high = (result["details"]["fd-domain"][k] for k in ("low", "high"))
     assert low < result["metrics"]["fd-domain"] < high
 
@@ -171,9 +171,9 @@ def test_two_processes_give_the_file_of_one(scored, tmp_path) -> None:
     _, done, _ = scored
     cfg, run = make(tmp_path)
     reference.run(cfg)
-    words = [sys.executable, "-m", "pipeline", "evaluate", str(run.path)]
+    argv = [sys.executable, "-m", "pipeline", "evaluate", str(run.path)]
     environments = [{**os.environ, "RANK": str(r), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"} for r in (0, 1)]
-    started = [subprocess.Popen(words, env=e, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for e in environments]
+    started = [subprocess.Popen(argv, env=e, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) for e in environments]
     for process in started:
         _, error = process.communicate()
         assert process.returncode == 0, error.decode()
@@ -218,15 +218,15 @@ def test_the_command_line_prints_a_table(scored, capsys) -> None:
 
 def test_inception_features_are_named_by_their_number(tmp_path, shared: Path) -> None:
     weights = shared / "weights" / "inception2015_to_mixed_6e_fp32.npz"
-    words = [f"evaluate.inception.weights={weights}", "evaluate.domain.enabled=false"]
-    words += ["evaluate.inception.features=['64']", f"evaluate.quality.brisque={shared}/weights/brisque_allmodel"]
-    cfg, run = make(tmp_path, *words, share=5)
+    overrides = [f"evaluate.inception.weights={weights}", "evaluate.domain.enabled=false"]
+    overrides += ["evaluate.inception.features=['64']", f"evaluate.quality.brisque={shared}/weights/brisque_allmodel"]
+    cfg, run = make(tmp_path, *overrides, share=5)
     reference.run(cfg)
     (path,) = evaluate(cfg, run)
     result = json.loads(path.read_text())
     assert {"fid-64", "kid-64", "recall-64"} <= result["metrics"].keys() and "fid" not in result["metrics"]
     assert result["extractors"]["inception"]["resize"] == "tf1"
-    assert any("fewer images than dimensions" in sentence for sentence in result["words"])
+    assert any("fewer images than dimensions" in sentence for sentence in result["notes"])
     assert len(result["details"]["brisque"]["values"]) == 24
 
 
@@ -235,12 +235,12 @@ def test_attributes_that_were_asked_for_are_looked_for(tmp_path) -> None:
     cfg, run = make(tmp_path, "evaluate.domain.max_images=6000")
     data = data_directory(cfg) / "shards"
     for split, (images, labels) in {"train": drawings(600, 0), "valid": drawings(90, 1)}.items():
-        rewrite(data / split, images, told=np.stack([labels != 1, labels != 0], axis=1), split=split)
+        rewrite(data / split, images, attributes=np.stack([labels != 1, labels != 0], axis=1), split=split)
     images, labels = drawings(60, 2)
-    told = np.stack([labels != 1, labels != 0], axis=1).astype(np.int8)
+    attributes = np.stack([labels != 1, labels != 0], axis=1).astype(np.int8)
     lacking = np.flatnonzero(labels == 1)[:15]
-    told[lacking] = (1, -1)
-    rewrite(run.samples(120) / "heun", images, told=told, split="samples")
+    attributes[lacking] = (1, -1)
+    rewrite(run.samples(120) / "heun", images, attributes=attributes, split="samples")
     reference.run(cfg)
     (path,) = evaluate(cfg, run)
     result = json.loads(path.read_text())
@@ -251,12 +251,12 @@ def test_attributes_that_were_asked_for_are_looked_for(tmp_path) -> None:
     assert "accuracy-domain" not in result["metrics"] and "is-domain" not in result["metrics"]
 
 
-def rewrite(path: Path, images: np.ndarray, *, told: np.ndarray, split: str) -> None:
+def rewrite(path: Path, images: np.ndarray, *, attributes: np.ndarray, split: str) -> None:
     """A set without classes and with the attributes 'row' and 'column'."""
     shutil.rmtree(path, ignore_errors=True)
     samples = [
         Sample(f"{k:06d}", encode(image, "png"), "png", attributes=tuple(map(int, row)))
-        for k, (image, row) in enumerate(zip(images, told, strict=True))
+        for k, (image, row) in enumerate(zip(images, attributes, strict=True))
     ]
     record = write_shard(path / "000000.tar", samples, LAYOUT)
     names, protocol = ["row", "column"], {"name": "test", "hash": "0"}
@@ -270,11 +270,11 @@ def pieces(watched: Path) -> set[Path]:
     return set()
 
 
-def killed_until_done(words: list[str], watched: Path, *, kills: int, seed: int) -> int:
+def killed_until_done(argv: list[str], watched: Path, *, kills: int, seed: int) -> int:
     """Start a command again and again, killing it soon after it has finished a few more files; how often it was."""
     rng, killed, seen = random.Random(seed), 0, pieces(watched)
     while True:
-        process = subprocess.Popen(words, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(argv, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         wanted = len(seen) + rng.randint(1, 4)
         while process.poll() is None:
             seen |= pieces(watched)

@@ -28,15 +28,15 @@ def test_the_page_is_short() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_means_something(command: str) -> None:
-    program, *words = shlex.split(command.removeprefix("python -m "))
-    found, words = _found(program, words)
+    program, *argv = shlex.split(command.removeprefix("python -m "))
+    found, argv = _found(program, argv)
     job = found.name
     if job == "submit":
-        plan.derived(config_from(words))
+        plan.derived(config_from(argv))
     elif job == "score":
-        settings_from(words[2:])
+        settings_from(argv[2:])
     else:
-        found.parser(program).parse_known_args(words)
+        found.parser(program).parse_known_args(argv)
 
 
 def test_the_shell_commands_are_those_of_every_system() -> None:

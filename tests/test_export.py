@@ -45,12 +45,12 @@ DIT = DiTConfig(kind="dit", width=32, depth=2, heads=2, qk_norm=False)
 DDPM = {"kind": "ddpm"}
 CASES = {
     "edm euler": (UNET, {}, {"kind": "euler", "steps": 8, "guidance": {"scale": 2.0}}),
-    "edm dpm++": (UNET, {"sigma_data": 0.6}, {"kind": "dpmpp_2m", "steps": 8, "grid": {"kind": "exponential"}}),
+    "edm dpm++": (UNET, {"sigma_data": 0.6}, {"kind": "dpmpp_2m", "steps": 8, "sigmas": {"kind": "exponential"}}),
     "v continuous": (UNET, {"parametrisation": "v"}, {"kind": "euler", "steps": 8}),
     "eps ddim": (
         UNET.model_copy(update={"condition": "none"}),
         {"parametrisation": "eps", "levels": DDPM},
-        {"kind": "ddim", "steps": 10, "grid": {"kind": "ddpm", "spacing": "leading"}, "clip": 1.0},
+        {"kind": "ddim", "steps": 10, "sigmas": {"kind": "ddpm", "spacing": "leading"}, "clip": 1.0},
     ),
     "x0 ddim cosine": (
         UNET,
@@ -59,7 +59,7 @@ CASES = {
             "kind": "ddim",
             "steps": 10,
             "clip": 1,
-            "grid": {"kind": "ddpm", "spacing": "leading"},
+            "sigmas": {"kind": "ddpm", "spacing": "leading"},
             "guidance": {"scale": 2},
         },
     ),
@@ -68,22 +68,22 @@ CASES = {
     "v dpm++ timesteps": (
         UNET,
         {"parametrisation": "v", "levels": DDPM},
-        {"kind": "dpmpp_2m", "steps": 8, "grid": {"kind": "ddpm"}},
+        {"kind": "dpmpp_2m", "steps": 8, "sigmas": {"kind": "ddpm"}},
     ),
     "v euler exponential": (
         UNET,
         {"parametrisation": "v", "levels": DDPM},
-        {"kind": "euler", "steps": 8, "grid": {"kind": "exponential"}},
+        {"kind": "euler", "steps": 8, "sigmas": {"kind": "exponential"}},
     ),
     "x0 unipc timesteps": (
         UNET,
         {"parametrisation": "x0", "levels": DDPM},
-        {"kind": "unipc", "steps": 8, "grid": {"kind": "ddpm"}},
+        {"kind": "unipc", "steps": 8, "sigmas": {"kind": "ddpm"}},
     ),
     "v dpm++ sde": (
         UNET,
         {"parametrisation": "v", "levels": DDPM},
-        {"kind": "dpmpp_2m_sde", "steps": 8, "grid": {"kind": "ddpm"}},
+        {"kind": "dpmpp_2m_sde", "steps": 8, "sigmas": {"kind": "ddpm"}},
     ),
     "v ddpm learned variance guided": (
         UNET,
@@ -93,19 +93,19 @@ CASES = {
             "variance": "learned",
             "steps": 8,
             "clip": 1.0,
-            "grid": {"kind": "ddpm", "spacing": "leading"},
+            "sigmas": {"kind": "ddpm", "spacing": "leading"},
             "guidance": {"scale": 3.0},
         },
     ),
     "v ddim eta": (
         UNET,
         {"parametrisation": "v", "levels": DDPM},
-        {"kind": "ddim", "eta": 0.7, "steps": 8, "clip": 1.0, "grid": {"kind": "ddpm", "spacing": "leading"}},
+        {"kind": "ddim", "eta": 0.7, "steps": 8, "clip": 1.0, "sigmas": {"kind": "ddpm", "spacing": "leading"}},
     ),
     "flow transformer": (
         DIT,
         {"parametrisation": "flow", "levels": {"kind": "uniform_flow"}},
-        {"kind": "euler", "steps": 8, "grid": {"kind": "flow", "shift": 2.0}, "guidance": {"scale": 3.0}},
+        {"kind": "euler", "steps": 8, "sigmas": {"kind": "flow", "shift": 2.0}, "guidance": {"scale": 3.0}},
     ),
 }
 
@@ -261,7 +261,7 @@ def test_a_run_is_exported_imported_and_trained_further(trained, tmp_path):
     folder, _ = export(cfg, run, to=tmp_path / "out")
     of_diffusers = diffusers.UNet2DModel.from_pretrained(folder / "unet").eval()
     ours = build_network(cfg.model, shape=(1, 8, 8), classes=3).eval()
-    weights, step = checkpoint.load_weights(run, which="average", network="denoiser")
+    weights, step = checkpoint.load_weights(run, which="ema", network="denoiser")
     ours.load_state_dict(weights)
     x, noise_cond, labels = torch.randn(3, 1, 8, 8), torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([0, 2, 3])
     with torch.no_grad():
@@ -270,7 +270,7 @@ def test_a_run_is_exported_imported_and_trained_further(trained, tmp_path):
 
     again = cfg.model_copy(update={"name": "imported"})
     imported = import_diffusers(folder, again)
-    for which in ("network", "average"):
+    for which in ("network", "ema"):
         loaded, step = checkpoint.load_weights(imported, which=which, network="denoiser")
         assert step == 0 and all(torch.equal(loaded[name], weights[name]) for name in weights)
     tiny.run(again)
@@ -342,11 +342,11 @@ def test_a_card_says_what_is_known_of_the_licence(trained, tmp_path):
 
 def test_exporting_twice_does_nothing_and_never_overwrites(trained, capsys, tmp_path):
     cfg, run = trained
-    words = [str(run.path), "--format", "safetensors"]
-    assert export_main(words) == 0
+    argv = [str(run.path), "--format", "safetensors"]
+    assert export_main(argv) == 0
     first = Path(capsys.readouterr().out.strip())
     before = (first / "model.safetensors").stat().st_mtime_ns
-    assert export_main(words) == 0
+    assert export_main(argv) == 0
     assert "nothing to do" in capsys.readouterr().err
     assert (first / "model.safetensors").stat().st_mtime_ns == before
     (tmp_path / "taken").mkdir()
@@ -373,7 +373,7 @@ def test_a_scheduler_tells_the_process_that_it_was_made_from():
         its = DiffusionConfig.model_validate(process_of(scheduling(ours, SamplerConfig.model_validate(sampler)).config))
         its = its.model_copy(update={"learned_variance": ours.learned_variance})  # the network's channels tell that
         assert disagreements(its, ours) == [], model
-        if ours.network_clock == "timestep":
+        if ours.network_time_input == "timestep":
             assert its.levels.betas == pytest.approx(ours.levels.betas, rel=1e-6)
     eps = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": DDPM})
     for name, levels in {"linear": {}, "squaredcos_cap_v2": {"schedule": "cosine"}}.items():
@@ -394,7 +394,7 @@ def test_another_process_than_the_scheduler_tells_is_refused():
     assert "sigma_data" in disagreements(edm, DiffusionConfig(sigma_data=0.7))[0]
 
 
-def test_a_network_that_is_told_timesteps_is_refused_other_timesteps(trained, tmp_path):
+def test_a_network_that_is_given_timesteps_is_refused_other_timesteps(trained, tmp_path):
     cfg, _ = trained
     process = DiffusionConfig.model_validate({"parametrisation": "eps", "levels": DDPM})
     _, rest = network_of(cfg.model)
@@ -429,17 +429,17 @@ UNETS = {  # of diffusers, and what becomes of them here
 def test_a_folder_of_diffusers_alone_says_model_and_process(kind, tmp_path, capsys):
     """What has no equal among our networks is run by diffusers, and is not trained."""
     data, runs = f"data_dir={tmp_path / 'data'}", f"runs_dir={tmp_path / 'runs'}"
-    words = ["name=x", "data=glyphs16", "data.name=squares", "data.image_size=8", data, runs, "sample.count=3"]
-    tiny.prepare(config_from(words, given={"model": tiny.UNET}))
+    overrides = ["name=x", "data=glyphs16", "data.name=squares", "data.image_size=8", data, runs, "sample.count=3"]
+    tiny.prepare(config_from(overrides, given={"model": tiny.UNET}))
     torch.manual_seed(0)
     sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": (8, 16)}
     unet = diffusers.UNet2DModel(
         **sizes, layers_per_block=1, norm_num_groups=4, attention_head_dim=None, **UNETS[kind]
     ).eval()
     diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "its")
-    sampler = ["kind=ddim", "steps=10", "grid.kind=ddpm", "grid.spacing=leading", "clip=1"]
-    ddim = [f"sample.sampler.{word}" for word in sampler]
-    assert main(["import", str(tmp_path / "its"), *words, *ddim]) == 0
+    sampler = ["kind=ddim", "steps=10", "sigmas.kind=ddpm", "sigmas.spacing=leading", "clip=1"]
+    ddim = [f"sample.sampler.{override}" for override in sampler]
+    assert main(["import", str(tmp_path / "its"), *overrides, *ddim]) == 0
     captured = capsys.readouterr()
     assert ("downsample_type: found conv and resnet" in captured.err) == (kind == "diffusers")
     run, cfg = existing_run([captured.out.strip()])
@@ -453,7 +453,7 @@ def test_a_folder_of_diffusers_alone_says_model_and_process(kind, tmp_path, caps
             output = unet(x, t, class_labels=torch.arange(3) if kind == "unet" else None).sample
             x = scheduler.step(output, t, x, use_clipped_model_output=True).prev_sample
     assert np.abs(found - to_uint8(x).astype(int)).max() <= 1
-    assert main(["import", str(tmp_path / "its"), *words, "name=y", "diffusion.parametrisation=v"]) == 2
+    assert main(["import", str(tmp_path / "its"), *overrides, "name=y", "diffusion.parametrisation=v"]) == 2
     assert "found v, the network was trained with eps" in capsys.readouterr().err
     if kind == "diffusers":
         assert main(["train", str(run.path)]) == 2
@@ -470,7 +470,7 @@ def test_what_diffusers_cannot_do_is_said():
         learned = DiffusionConfig.model_validate({"parametrisation": row, "levels": DDPM, "learned_variance": True})
         for kind in ("ddpm", "euler"):
             with pytest.raises(UserError, match="cannot read the variance channels"):
-                scheduling(learned, SamplerConfig.model_validate({"kind": kind, "grid": {"kind": "ddpm"}}))
+                scheduling(learned, SamplerConfig.model_validate({"kind": kind, "sigmas": {"kind": "ddpm"}}))
     notes = scheduling(DiffusionConfig(), SamplerConfig(kind="heun", clip=1.0)).notes
     assert any("no heun" in note for note in notes) and any("not clipped" in note for note in notes)
 
@@ -480,16 +480,19 @@ def test_what_diffusers_cannot_do_is_said():
     [
         ({"kind": "dpmpp_2m"}, "DPMSolverMultistepScheduler rounds the timesteps"),
         (
-            {"kind": "unipc", "grid": {"kind": "ddpm", "spacing": "leading"}},
-            "understands grid.spacing=leading otherwise",
+            {"kind": "unipc", "sigmas": {"kind": "ddpm", "spacing": "leading"}},
+            "understands sigmas.spacing=leading otherwise",
         ),
-        ({"kind": "dpmpp_2m_sde", "eta": 0.5, "grid": {"kind": "ddpm"}}, "eta=1, not 0.5"),
-        ({"kind": "heun", "grid": {"sigma_max": 20.0}}, "its own sigma_max"),
-        ({"kind": "heun", "grid": {"kind": "uniform_t"}}, "not uniform_t"),
-        ({"kind": "ddpm", "variance": "large", "grid": {"kind": "ddpm"}}, "adds noise to the finished image"),
-        ({"kind": "langevin", "grid": {"kind": "ddpm"}, "steps": 20}, "no langevin sampler"),
-        ({"kind": "ddim", "grid": {"kind": "ddpm", "spacing": "linspace"}, "steps": 20}, "steps back by 50 timesteps"),
-        ({"kind": "ddim", "grid": {"kind": "ddpm"}, "steps": 12}, "steps back by 83 timesteps"),
+        ({"kind": "dpmpp_2m_sde", "eta": 0.5, "sigmas": {"kind": "ddpm"}}, "eta=1, not 0.5"),
+        ({"kind": "heun", "sigmas": {"sigma_max": 20.0}}, "its own sigma_max"),
+        ({"kind": "heun", "sigmas": {"kind": "uniform_t"}}, "not uniform_t"),
+        ({"kind": "ddpm", "variance": "large", "sigmas": {"kind": "ddpm"}}, "adds noise to the finished image"),
+        ({"kind": "langevin", "sigmas": {"kind": "ddpm"}, "steps": 20}, "no langevin sampler"),
+        (
+            {"kind": "ddim", "sigmas": {"kind": "ddpm", "spacing": "linspace"}, "steps": 20},
+            "steps back by 50 timesteps",
+        ),
+        ({"kind": "ddim", "sigmas": {"kind": "ddpm"}, "steps": 12}, "steps back by 83 timesteps"),
         ({"kind": "euler", "steps": 1}, "begins at timestep 0"),
         ({"kind": "heun", "churn": {"amount": 3.0}}, "churn is left out"),
     ],

@@ -38,10 +38,10 @@ QUICK = [  # the document's command is for people; this much less of it is enoug
 ]
 
 
-def python(folder: Path, *words: str, code: int = 0) -> str:
+def python(folder: Path, *argv: str, code: int = 0) -> str:
     """Python in a folder, as a batch script of Slurm starts it: the code on PYTHONPATH, and nothing from the folder."""
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, *argv], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
     return " ".join((done.stdout + done.stderr).split())
 
@@ -94,16 +94,16 @@ def test_the_jobs_of_the_run_import_its_plugins_again(folder):
 
 
 def test_an_exported_network_names_the_plugins_that_it_needs(folder):
-    """The words of the import name the source and the sampler alone: the network comes with the folder."""
-    words = [word for word in SUBMIT[2:] if word.startswith(("cluster=", "data=", "sample."))]
-    made = python(folder, "-m", "pipeline", "import", "exported", "name=again", *words, PLUGINS)
+    """The overrides of the import name the source and the sampler alone: the network comes with the folder."""
+    overrides = [override for override in SUBMIT[2:] if override.startswith(("cluster=", "data=", "sample."))]
+    made = python(folder, "-m", "pipeline", "import", "exported", "name=again", *overrides, PLUGINS)
     assert "runs/again" in made
     assert "- plain" in (folder / "runs" / "again" / "config.yaml").read_text()
 
 
 def test_mistakes_in_a_plugins_settings_are_said_as_those_of_the_package(folder):
-    words = [word for word in SUBMIT[2:] if not word.startswith("name=")]  # there is a run of that name
-    plan = ["-m", "slurm", "plan", *words, "name=another"]
+    overrides = [override for override in SUBMIT[2:] if not override.startswith("name=")]  # there is a run of that name
+    plan = ["-m", "slurm", "plan", *overrides, "name=another"]
     said = python(folder, *plan, "model.kind=plian", code=2)
     assert "model.kind: found 'plian', expected one of" in said and "Did you mean 'plain'?" in said
     said = python(folder, *plan, "model.widht=4", "model.width=5", "objective.limit=-1", code=2)

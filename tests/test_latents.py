@@ -1,4 +1,4 @@
-"""Training on latents: the noise of the posterior belongs to the visit, and kills and ranks change nothing."""
+"""Training on latents: the noise of the posterior belongs to the sample index, and kills and ranks change nothing."""
 
 import io
 import json
@@ -19,13 +19,13 @@ from test_sample import pixels
 from data_prep import encode
 from pipeline.config.paths import data_directory, latents_directory
 from pipeline.data.batches import Batch, batches, validation_batches
-from pipeline.data.order import samples_of
+from pipeline.data.order import images_of
 from pipeline.data.pictures import from_uint8
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
 from pipeline.models.pretrained import load_autoencoder
 from pipeline.objectives.build import build_objective
-from pipeline.objectives.space import LatentSpace, space_of
+from pipeline.objectives.latent_codec import LatentCodec, codec_of
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.random import Stream, normal
 from pipeline.runtime.run_dir import RunDir, create_run
@@ -37,7 +37,7 @@ DIT = {"kind": "dit", "width": 16, "depth": 2, "heads": 2, "patch": 2}
 
 @pytest.fixture(scope="module")
 def encoded(tmp_path_factory):
-    """Squares, an autoencoder that restores them, their latents with mirrored ones."""
+    """Squares, an autoencoder that reconstructs them, their latents with mirrored ones."""
     root = tmp_path_factory.mktemp("latents")
     return tiny_latents.prepared(root, steps=150, flip=True)
 
@@ -74,59 +74,59 @@ def step_of_data(cfg, *, rank=0, world_size=1, start=0):
     )[0].to("cpu")
 
 
-def test_a_visit_draws_its_own_latent_wherever_it_is_computed(encoded):
-    space = space_of(encoded, reader_of(encoded).manifest)
-    whole = space.clean(step_of_data(encoded))
-    parts = [space.clean(step_of_data(encoded, rank=r, world_size=2)) for r in range(2)]
+def test_a_sample_index_draws_its_own_latent_wherever_it_is_computed(encoded):
+    codec = codec_of(encoded, reader_of(encoded).manifest)
+    whole = codec.clean(step_of_data(encoded))
+    parts = [codec.clean(step_of_data(encoded, rank=r, world_size=2)) for r in range(2)]
     assert torch.equal(torch.cat(parts), whole)
     later = step_of_data(encoded, start=1)
     again = Batch(**{**vars(later), "images": step_of_data(encoded).images})
-    assert not torch.equal(space.clean(again), whole)  # the same image on another visit
-    assert not torch.equal(space.clean(step_of_data(encoded), draw=1), whole)
+    assert not torch.equal(codec.clean(again), whole)  # the same image at another sample index
+    assert not torch.equal(codec.clean(step_of_data(encoded), draw=1), whole)
 
 
 def test_a_clean_latent_is_the_normalised_draw_from_the_posterior(encoded):
-    space, batch = space_of(encoded, reader_of(encoded).manifest), step_of_data(encoded)
+    codec, batch = codec_of(encoded, reader_of(encoded).manifest), step_of_data(encoded)
     reader = Reader(open_shards(data_directory(encoded) / "shards" / "train"))
-    images = reader.read(samples_of(batch.visits.numpy(), seed=encoded.seed, size=reader.count))
+    images = reader.read(images_of(batch.sample_indices.numpy(), seed=encoded.seed, size=reader.count))
     network = load_autoencoder(encoded.latents.autoencoder)
     pictures = from_uint8(images)
     with torch.no_grad():
         options = [network.encode(p) for p in (pictures, pictures.flip(-1))]
-    noise = normal(encoded.seed, Stream.POSTERIOR, batch.visits, shape=(3, 4, 4))
-    mean, std = (v.float()[:, None, None] for v in (space._mean, space._std))
+    noise = normal(encoded.seed, Stream.POSTERIOR, batch.sample_indices, shape=(3, 4, 4))
+    mean, std = (v.float()[:, None, None] for v in (codec._mean, codec._std))
     wanted = [(posterior.sample(noise) - mean) / std for posterior in options]
-    found = space.clean(batch)
+    found = codec.clean(batch)
     errors = torch.stack([(found - w).abs().amax((1, 2, 3)) for w in wanted])
     assert errors.amin(0).max() < 1e-4
-    assert set(errors.argmin(0).tolist()) == {0, 1}  # some visits are mirrored
+    assert set(errors.argmin(0).tolist()) == {0, 1}  # some are mirrored
 
 
 def test_latents_that_are_trained_on_have_deviation_one(encoded):
-    space, reader = space_of(encoded, reader_of(encoded).manifest), reader_of(encoded)
+    codec, reader = codec_of(encoded, reader_of(encoded).manifest), reader_of(encoded)
     (everything,) = validation_batches(reader, count=reader.count, batch=reader.count)
     plain = torch.from_numpy(reader.read(np.arange(reader.count)))
     both = Batch(
         images=torch.cat(plain.chunk(2, dim=1)),
         labels=everything.labels,
         attributes=None,
-        visits=torch.arange(2 * reader.count),
+        sample_indices=torch.arange(2 * reader.count),
     )
-    values = space.clean(both).transpose(0, 1).flatten(1)
+    values = codec.clean(both).transpose(0, 1).flatten(1)
     assert values.mean(1).abs().max() < 0.05 and (values.std(1) - 1).abs().max() < 0.05
 
 
 def test_decoding_undoes_encoding(encoded):
-    """As well as the autoencoder restores images, and not worse for having been stored and normalised."""
-    space = space_of(encoded, reader_of(encoded).manifest)
+    """As well as the autoencoder reconstructs images, and not worse for having been stored and normalised."""
+    codec = codec_of(encoded, reader_of(encoded).manifest)
     valid = reader_of(encoded, "valid")
     (loaded,) = validation_batches(valid, count=valid.count)
     batch = loaded.to("cpu")
     images = from_uint8(Reader(open_shards(data_directory(encoded) / "shards" / "valid")).read(np.arange(15)))
     plain = Batch(**{**vars(batch), "images": batch.images[:, :6]})
-    decoded = space.images(space.clean(plain, draw=1))
+    decoded = codec.images(codec.clean(plain, draw=1))
     network = load_autoencoder(encoded.latents.autoencoder)
-    noise = normal(encoded.seed, Stream.POSTERIOR, batch.visits, shape=(3, 4, 4), draw=1)
+    noise = normal(encoded.seed, Stream.POSTERIOR, batch.sample_indices, shape=(3, 4, 4), draw=1)
     with torch.no_grad():
         direct = network.decode(network.encode(images).sample(noise))
     assert (decoded - direct).abs().max() < 1e-4
@@ -136,16 +136,16 @@ def test_decoding_undoes_encoding(encoded):
 @pytest.mark.parametrize("settings", [{"decode_batch": 2}, {"tile": 64}], ids=str)
 def test_pieces_decode_to_the_same_images(encoded, settings):
     manifest, x = reader_of(encoded).manifest, torch.randn(5, 3, 4, 4)
-    whole = LatentSpace(encoded, manifest).images(x)
+    whole = LatentCodec(encoded, manifest).images(x)
     assert whole.shape == (5, 1, 8, 8)
-    pieces = LatentSpace(like(encoded, latents=settings), manifest).images(x)
+    pieces = LatentCodec(like(encoded, latents=settings), manifest).images(x)
     assert (pieces - whole).abs().max() < 1e-5
 
 
 def test_tiles_blend_larger_latents(encoded):
     manifest, x = reader_of(encoded).manifest, torch.randn(1, 3, 12, 12)
-    whole = LatentSpace(encoded, manifest).images(x)
-    tiles = LatentSpace(like(encoded, latents={"tile": 8}), manifest).images(x)
+    whole = LatentCodec(encoded, manifest).images(x)
+    tiles = LatentCodec(like(encoded, latents={"tile": 8}), manifest).images(x)
     assert tiles.shape == whole.shape == (1, 1, 24, 24)
     assert (tiles - whole).abs().mean() < 0.2 * whole.std()
 
@@ -226,15 +226,15 @@ def test_the_same_weights_in_another_network_are_refused(place):
     assert settings.read_text() != text
     load_autoencoder(cfg.latents.autoencoder)
     with pytest.raises(UserError, match="settings of its network have changed"):
-        space_of(cfg, reader_of(cfg).manifest)
+        codec_of(cfg, reader_of(cfg).manifest)
 
 
 def test_an_autoencoder_that_changes_while_a_job_runs_does_not_decode(place):
     cfg = tiny_latents.config(place, place / "runs" / "squares_f2", flip=True)
-    space = space_of(cfg, reader_of(cfg).manifest)
+    codec = codec_of(cfg, reader_of(cfg).manifest)
     another_autoencoder(place, cfg)
     with pytest.raises(UserError, match="another autoencoder than when this job began"):
-        space.images(torch.zeros(1, 3, 4, 4))
+        codec.images(torch.zeros(1, 3, 4, 4))
 
 
 def test_images_that_changed_since_they_were_encoded(place):

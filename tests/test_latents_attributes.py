@@ -1,4 +1,4 @@
-"""A model of latents that is told attributes: they travel with the latents and show in the decoded samples."""
+"""A model of latents conditioned on attributes: they travel with the latents and show in the decoded samples."""
 
 import numpy as np
 import pytest
@@ -16,12 +16,12 @@ ALL = {"Large": 0, "Left": 0, "Top": 0}
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Squares with attributes, their latents, and a denoiser that was told which are large, left and at the top."""
+    """Squares with attributes, their latents, and a denoiser conditioned on which are large, left and at the top."""
     model = {**tiny.UNET, "condition": "attributes", "width": 16, "attention": []}
-    often = {"checkpoint_every": "250 steps", "log_every": "100 steps", "average": {"half_life": "200 images"}}
+    often = {"checkpoint_every": "250 steps", "log_every": "100 steps", "ema": {"half_life": "200 images"}}
     steps = {"duration": "250 steps", "global_batch": 16, **often}
     root = tmp_path_factory.mktemp("latents-attributes")
-    plain = tiny.config(root, name="told", model=model, **steps)
+    plain = tiny.config(root, name="conditioned", model=model, **steps)
     tiny.prepare(plain, attributes=True)
     folder = tiny_latents.autoencoder(plain, steps=150).path
     latents = {"autoencoder": str(folder), "dtype": "fp32", "images_per_shard": 12}

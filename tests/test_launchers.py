@@ -33,9 +33,9 @@ def test_a_training_under_a_launcher_is_that_of_one_process(tmp_path, launcher):
     tiny.prepare(cfg)
     expected = tiny.run(cfg)
     run = create_run(tiny.config(tmp_path, name="several", precision="fp64"))
-    words = [sys.executable, *LAUNCHERS[launcher], "pipeline", "train", str(run.path)]
+    argv = [sys.executable, *LAUNCHERS[launcher], "pipeline", "train", str(run.path)]
     env = without_launcher({"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "HOME": str(tmp_path)})
-    done = subprocess.run(words, capture_output=True, text=True, env=env, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
     assert read_lines(run.starts)[0]["world_size"] == 2
     assert largest_difference(expected, run) < 1e-9

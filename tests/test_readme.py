@@ -40,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.new("RGB", (24, 24), (shade,) * 3).save(folder / f"{k}.png")
     for command in COMMANDS:
         if command.startswith("mudi submit") and not (root / "runs" / name_in(command)).is_dir():
-            graph_here(*words_of(command, root)[1:])
+            graph_here(*argv_of(command, root)[1:])
     return root
 
 
@@ -49,25 +49,25 @@ def name_in(command: str) -> str:
     return re.findall(r"(?:name|experiment)=(\w+)", command)[-1]
 
 
-def words_of(command: str, root: Path) -> list[str]:
-    """Words after `mudi` as they stand in the README, but for the size of the experiment and where it writes."""
+def argv_of(command: str, root: Path) -> list[str]:
+    """Arguments after `mudi` as they stand in the README, but for the size of the experiment and where it writes."""
     command = command.replace("runs/", f"{root}/runs/").replace("sweeps/", f"{root}/sweeps/")
-    words = shlex.split(command.replace("/my/images", f"{root}/images"))[1:]
-    if not any(word.startswith("experiment=") for word in words):
-        return words if "plan" not in words else [*words, f"sweep.folder={root}/sweeps", "sweep.trials=2"]
-    varied = [word.partition("=")[0] for word in words if "=" in word]
+    argv = shlex.split(command.replace("/my/images", f"{root}/images"))[1:]
+    if not any(argument.startswith("experiment=") for argument in argv):
+        return argv if "plan" not in argv else [*argv, f"sweep.folder={root}/sweeps", "sweep.trials=2"]
+    varied = [argument.partition("=")[0] for argument in argv if "=" in argument]
     extra = [f"data_dir={root}/data", f"runs_dir={root}/runs"]
-    extra += [w for w in SMALL if "experiment=glyphs16" in words or "alphabet" not in w]
-    if "sweep" in words:
+    extra += [w for w in SMALL if "experiment=glyphs16" in argv or "alphabet" not in w]
+    if "sweep" in argv:
         extra = [w for w in extra if w.partition("=")[0] not in varied]
         extra += [f"sweep.folder={root}/sweeps", "sweep.trials=1"]
-    return [*words, *extra]
+    return [*argv, *extra]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("mudi ")])
 def test_a_command_runs(root, command):
     """In the order in which they stand; what is made already is skipped, as it would be on the second day."""
-    mudi("mudi", *words_of(command, root))
+    mudi("mudi", *argv_of(command, root))
 
 
 def test_there_are_enough_of_them():

@@ -60,10 +60,10 @@ def made(trained, **sample):
 
 
 def test_every_image_of_the_validation_split_is_there_and_the_numbers_are_those_of_its_bytes(trained):
-    restored, result = made(trained)
-    assert restored.manifest.count == IMAGES and result["data"].keys() == {"valid"}
+    reconstructed, result = made(trained)
+    assert reconstructed.manifest.count == IMAGES and result["data"].keys() == {"valid"}
     originals = open_shards(data_directory(trained[0]) / "shards" / "valid")
-    x, y = (Reader(s).read(np.arange(IMAGES)).astype(np.float64) for s in (originals, restored))
+    x, y = (Reader(s).read(np.arange(IMAGES)).astype(np.float64) for s in (originals, reconstructed))
     squared = ((x - y) ** 2).mean((1, 2, 3))
     assert result["metrics"]["psnr"] == pytest.approx((10 * np.log10(255**2 / squared)).mean(), rel=1e-5)
     assert result["metrics"]["l1"] == pytest.approx(np.abs(x - y).mean() / 127.5, rel=1e-5)
@@ -90,13 +90,13 @@ def test_latents_are_measured_in_full_precision(trained):
 
 
 def test_distances_between_features_are_those_of_the_bytes(trained):
-    """By numpy and scipy, from the classifier's features of originals and restored images."""
-    restored, result = made(trained)
+    """By numpy and scipy, from the classifier's features of originals and reconstructed images."""
+    reconstructed, result = made(trained)
     cfg, _ = trained
     originals = open_shards(data_directory(cfg) / "shards" / "valid")
     network = load_classifier(next((data_directory(cfg) / "reference").rglob(CLASSIFIER)))
     found = []
-    for shards in (originals, restored):
+    for shards in (originals, reconstructed):
         pixels = torch.from_numpy(Reader(shards).read(np.arange(IMAGES))).permute(0, 3, 1, 2)
         with torch.no_grad():
             found.append(network(to_input(pixels))["features"].double().numpy())
@@ -106,7 +106,7 @@ def test_distances_between_features_are_those_of_the_bytes(trained):
     assert result["metrics"]["rfd-domain"] == pytest.approx(expected, rel=1e-3) and expected > 0
 
 
-def test_what_degrading_costs_and_restoring_returns(trained):
+def test_what_degrading_costs_and_reconstruction_returns(trained):
     _, result = made(trained)
     cfg, run = trained
     images = from_uint8(Reader(open_shards(data_directory(cfg) / "shards" / "valid")).read(np.arange(IMAGES)))
@@ -129,10 +129,10 @@ def test_training_shows_reconstructions_of_held_out_images_and_how_near_they_are
     rows = [row for row in tiny.history(run) if "valid/psnr" in row]
     assert [row["step"] for row in rows] == [6, 12]
     assert {"valid/loss", "valid/l1", "valid/l2", "valid/ssim", "valid/kl"} <= rows[0].keys()
-    board = EventAccumulator(str(run.tensorboard)).Reload()
-    assert board.Tags()["images"] == ["reconstructions"]
-    (picture,) = board.Images("reconstructions")
-    assert picture.width >= 3 * 4 * tiny.SIZE  # the original, what was made of it by degrading it, and the restored one
+    events = EventAccumulator(str(run.tensorboard)).Reload()
+    assert events.Tags()["images"] == ["reconstructions"]
+    (picture,) = events.Images("reconstructions")
+    assert picture.width >= 3 * 4 * tiny.SIZE  # the original, what degrading made of it, and the reconstruction
 
 
 def test_again_is_the_same_to_the_byte_and_done_is_done(trained):
@@ -206,7 +206,7 @@ def test_a_refused_call_leaves_everything_as_it_was(trained, capsys):
 def test_weights_that_are_not_finite_are_named(trained):
     cfg, run = trained
     snapshot = checkpoint.read(run.checkpoint(STEPS))
-    snapshot.tensors["average.autoencoder"]["to_moments.bias"].fill_(float("nan"))
+    snapshot.tensors["ema.autoencoder"]["to_moments.bias"].fill_(float("nan"))
     snapshot.numbers["step"] = 99
     checkpoint.write(run.checkpoint(99), snapshot)
     try:
@@ -226,7 +226,7 @@ def test_without_a_validation_split_training_images_are_named(trained, tmp_path)
     shutil.rmtree(data_directory(cfg) / "shards" / "valid")
     result = read_json(reconstruct(cfg, copy))
     assert result["samples"]["count"] == 60 and result["data"].keys() == {"train"}
-    assert any("no validation split" in sentence for sentence in result["words"])
+    assert any("no validation split" in sentence for sentence in result["notes"])
     assert "rfd-domain" not in result["metrics"] and "perceptual-domain" not in result["metrics"]
 
 
@@ -252,14 +252,14 @@ def test_an_autoencoder_of_diffusers_is_imported_and_measured(trained, tmp_path)
     images = from_uint8(Reader(open_shards(data_directory(cfg) / "shards" / "valid")).read(np.arange(IMAGES)))
     with torch.no_grad():
         posterior = of_diffusers.encode(images).latent_dist
-        restored = from_uint8(to_uint8(of_diffusers.decode(posterior.mean).sample))
-    squared = (restored - images).square().mean((1, 2, 3))
+        reconstructed = from_uint8(to_uint8(of_diffusers.decode(posterior.mean).sample))
+    squared = (reconstructed - images).square().mean((1, 2, 3))
     assert result["metrics"]["psnr"] == pytest.approx((10 * torch.log10(4 / squared)).mean().item(), abs=1e-3)
     nats = posterior.kl().sum() / posterior.mean.numel()
     assert result["metrics"]["kl-per-dimension"] == pytest.approx(nats.item(), rel=1e-4)
 
 
-def test_a_model_that_restores_nothing_is_refused(tmp_path):
+def test_a_model_that_reconstructs_nothing_is_refused(tmp_path):
     cfg = tiny.config(tmp_path, duration="1 steps")
     tiny.prepare(cfg)
     with pytest.raises(UserError, match="mudi sample"):
@@ -277,7 +277,7 @@ def test_a_vae_is_scored_by_its_samples_and_by_its_reconstructions_under_separat
     found = read_json(reconstruct(cfg, run))["metrics"]
     assert {"psnr", "rfd-domain", "kl-per-dimension"} <= found.keys() and "fd-domain" not in found
     assert found["compression"] == 64 / 6
-    originals, restored = (
+    originals, reconstructed = (
         open_shards(path)
         for path in (
             data_directory(cfg) / "shards" / "valid",
@@ -286,9 +286,9 @@ def test_a_vae_is_scored_by_its_samples_and_by_its_reconstructions_under_separat
     )
     objective = loaded_objective(cfg, run, originals.manifest, step=6, device=torch.device("cpu"))
     (batch,) = validation_batches(Reader(originals), count=IMAGES, batch=IMAGES)
-    with torch.inference_mode():  # by the mean, told the class
+    with torch.inference_mode():  # by the mean, conditioned on the class
         images = objective.reconstructed(objective.networks, batch.to("cpu")).images
-    assert np.abs(Reader(restored).read(np.arange(IMAGES)).astype(int) - to_uint8(images).astype(int)).max() <= 1
+    assert np.abs(Reader(reconstructed).read(np.arange(IMAGES)).astype(int) - to_uint8(images).astype(int)).max() <= 1
     sample(cfg, run)
     evaluate(cfg, run)
     (result,) = run.results.glob("*-heun*.json")

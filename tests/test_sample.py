@@ -117,8 +117,8 @@ def test_classes_may_be_asked_for_by_name(trained, elsewhere):
 
 def test_images_are_written_as_files_and_what_is_there_stays(by_command, tmp_path, capsys):
     run, folder = by_command("files"), tmp_path / "png"
-    words = ["sample", str(run.path), "sample.first_seed=3", "sample.count=10", "--png", str(folder)]
-    assert main(words) == 0
+    argv = ["sample", str(run.path), "sample.first_seed=3", "sample.count=10", "--png", str(folder)]
+    assert main(argv) == 0
     names = sorted(p.name for p in folder.iterdir())
     assert names[:3] == ["000003-small.png", "000004-middle.png", "000005-large.png"] and len(names) == 10
     (directory,) = run.samples(12).iterdir()
@@ -127,10 +127,10 @@ def test_images_are_written_as_files_and_what_is_there_stays(by_command, tmp_pat
     before = {p: p.stat().st_mtime_ns for p in (*folder.iterdir(), *directory.iterdir())}
     (folder / names[4]).unlink()
     before.pop(folder / names[4])
-    assert main(words) == 0 and "1 PNG files written" in capsys.readouterr().err
+    assert main(argv) == 0 and "1 PNG files written" in capsys.readouterr().err
     assert before == {p: p.stat().st_mtime_ns for p in before} and (folder / names[4]).is_file()
     (folder / names[0]).write_bytes(b"mine")
-    assert main(words) == 2 and f"{folder / names[0]} is there and holds another image" in capsys.readouterr().err
+    assert main(argv) == 2 and f"{folder / names[0]} is there and holds another image" in capsys.readouterr().err
 
 
 def test_a_grid_names_its_rows(trained, elsewhere):
@@ -149,17 +149,17 @@ def test_autoguidance_by_an_earlier_checkpoint(trained, elsewhere):
     plain, _ = pixels(sample(cfg, elsewhere("plain")))
     sets = {}
     for step in (9, 12):
-        weak = guidance.model_copy(update={"weak": str(run.checkpoint(step))})
-        sets[step], _ = pixels(sample(changed(cfg, sampler={"guidance": weak}), elsewhere(f"weak{step}")))
+        guide = guidance.model_copy(update={"guide_model": str(run.checkpoint(step))})
+        sets[step], _ = pixels(sample(changed(cfg, sampler={"guidance": guide}), elsewhere(f"guide{step}")))
     assert np.abs(sets[12].astype(int) - plain).max() <= 1
     assert np.abs(sets[9].astype(int) - plain).max() > 1
 
 
-def test_a_preview_in_training_does_without_the_weaker_model(tmp_path):
-    """Which may be trained later: the run that will be its own weaker model has no checkpoint yet."""
+def test_a_preview_in_training_does_without_the_guide_model(tmp_path):
+    """Which may be trained later: the run that will be its own guide model has no checkpoint yet."""
     cfg = tiny.config(tmp_path, duration="2 steps", preview_every="2 steps")
     tiny.prepare(cfg)
-    guidance = {"kind": "autoguidance", "scale": 2.0, "weak": str(tmp_path / "later")}
+    guidance = {"kind": "autoguidance", "scale": 2.0, "guide_model": str(tmp_path / "later")}
     guided = tiny.revalidated(cfg, sample={"sampler": {"steps": 3, "guidance": guidance}})
     assert tiny.run(guided).finished()
 
@@ -245,8 +245,8 @@ def by_command(trained, elsewhere):
         ("train.optim.lr=5", "train.optim.lr: the run has 0.003, this call has 5"),
         ("sample.classes=[9]", "sample.classes: found [9], but the data has classes 0 to 2"),
         (
-            "sample.sampler.guidance={kind: autoguidance, scale: 2, weak: nowhere}",
-            "the run directory of the weaker model",
+            "sample.sampler.guidance={kind: autoguidance, scale: 2, guide_model: nowhere}",
+            "the run directory of the guide model",
         ),
     ],
 )
@@ -276,23 +276,23 @@ def test_a_set_that_grows_stays_whole_until_the_larger_one_is(trained, elsewhere
     assert digest(sample(larger, run)) == digest(sample(larger, elsewhere("at_once")))
 
 
-def _rank(path, words, rank, size):
+def _rank(path, overrides, rank, size):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(size))
-    sys.exit(main(["sample", str(path), *words]))
+    sys.exit(main(["sample", str(path), *overrides]))
 
 
-def ranks(run, *words, size=2):
-    started = [tiny.processes().Process(target=_rank, args=(run.path, words, rank, size)) for rank in range(size)]
+def ranks(run, *overrides, size=2):
+    started = [tiny.processes().Process(target=_rank, args=(run.path, overrides, rank, size)) for rank in range(size)]
     for process in started:
         process.start()
     return started
 
 
 def test_tasks_of_one_job_share_the_shards(trained, by_command):
-    run, words = by_command("shared"), ["sample.count=80"]
+    run, overrides = by_command("shared"), ["sample.count=80"]
     expected = digest(sample(changed(trained[0], count=80), by_command("whole")))
-    first, second = ranks(run, *words)
+    first, second = ranks(run, *overrides)
     for process in (first, second):
         process.join()
     (directory,) = run.samples(12).iterdir()

@@ -123,10 +123,10 @@ def test_however_images_are_kept_they_are_the_same(tmp_path, pixels):
     assert prepared.read(np.arange(2)).dtype == np.uint8
 
 
-def scores(a, b, tmp_path, *words):
+def scores(a, b, tmp_path, *overrides):
     out = tmp_path / "out.json"
     common = ["evaluate.inception.weights=unused", f"--cache={tmp_path / 'cache'}", f"--json={out}"]
-    assert scoring.main([str(a), str(b), *common, f"--csv={tmp_path / 'out.csv'}", *words]) == 0
+    assert scoring.main([str(a), str(b), *common, f"--csv={tmp_path / 'out.csv'}", *overrides]) == 0
     return json.loads(out.read_text())
 
 
@@ -167,16 +167,16 @@ def test_kid_over_whole_sets_has_no_spread(tmp_path, pixels, capsys):
 
 def test_features_are_computed_once_and_in_parts(tmp_path, pixels, small_network, monkeypatch):
     a, b = (keep(tmp_path / name, images, "folder") for name, images in zip("ab", pixels, strict=True))
-    words = ["evaluate.block=16"]
+    overrides = ["evaluate.block=16"]
     assert (
         scoring.main(
-            [str(a), str(b), "evaluate.inception.weights=x", f"--cache={tmp_path / 'cache'}", *words, "--part=0/2"]
+            [str(a), str(b), "evaluate.inception.weights=x", f"--cache={tmp_path / 'cache'}", *overrides, "--part=0/2"]
         )
         == 0
     )
-    whole = scores(a, b, tmp_path, *words)
+    whole = scores(a, b, tmp_path, *overrides)
     monkeypatch.setattr(scoring, "extract", lambda *_, **__: None)  # nothing is left to compute
-    assert scores(a, b, tmp_path, *words)["metrics"] == whole["metrics"]
+    assert scores(a, b, tmp_path, *overrides)["metrics"] == whole["metrics"]
     monkeypatch.undo()
     (a / "0" / "000.png").write_bytes(png(255 - pixels[0][0]))  # one image changed: its set is another
     del small_network
@@ -187,14 +187,14 @@ def test_features_are_computed_once_and_in_parts(tmp_path, pixels, small_network
             Extractor("inception", {"resize": "tf1"}, ("2048",), lambda images: {"2048": Projected()(images)})
         ],
     )
-    assert scores(a, b, tmp_path, *words)["metrics"] != whole["metrics"]
+    assert scores(a, b, tmp_path, *overrides)["metrics"] != whole["metrics"]
 
 
 @pytest.mark.usefixtures("small_network")
 def test_a_check_says_what_the_result_will_be_of_and_computes_nothing(tmp_path, pixels, capsys):
     a, b = (keep(tmp_path / name, images, "folder") for name, images in zip("ab", pixels, strict=True))
-    words = [str(a), str(b), "evaluate.inception.weights=unused", f"--cache={tmp_path / 'cache'}", "--check"]
-    assert scoring.main(words) == 0 and not (tmp_path / "cache").exists()
+    argv = [str(a), str(b), "evaluate.inception.weights=unused", f"--cache={tmp_path / 'cache'}", "--check"]
+    assert scoring.main(argv) == 0 and not (tmp_path / "cache").exists()
     checked = json.loads(capsys.readouterr().out)
     found = scores(a, b, tmp_path)
     assert {name: found[name] for name in checked} == checked and checked["samples"]["count"] == COUNTS[0]
@@ -254,7 +254,7 @@ def test_sets_of_two_sizes_are_refused_or_brought_to_one(tmp_path, pixels):
     with pytest.raises(UserError, match=r"8 x 8 pixels.*16 x 16.*--size N"):
         scores(a, b, tmp_path)
     found = scores(a, b, tmp_path, f"--size={SIZE}")
-    assert any("resized to 8 pixels by Lanczos" in word for word in found["words"])
+    assert any("resized to 8 pixels by Lanczos" in word for word in found["notes"])
     assert found["metrics"]["fid"] > 0
 
 
@@ -273,8 +273,8 @@ def test_real_features_give_the_distance_of_an_independent_implementation(tmp_pa
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(tar.extractfile(members[name]).read())
     out = tmp_path / "found.json"
-    words = [f"evaluate.inception.weights={weights}", "evaluate.inception.features=['64']", f"--json={out}"]
-    assert scoring.main([str(tmp_path / "a"), str(tmp_path / "b"), *words, f"--cache={tmp_path / 'cache'}"]) == 0
+    overrides = [f"evaluate.inception.weights={weights}", "evaluate.inception.features=['64']", f"--json={out}"]
+    assert scoring.main([str(tmp_path / "a"), str(tmp_path / "b"), *overrides, f"--cache={tmp_path / 'cache'}"]) == 0
     found = json.loads(out.read_text())["metrics"]
     assert found["fid-64"] == pytest.approx(frechet_distance(moments(expected[:32]), moments(expected[32:])), rel=1e-3)
 

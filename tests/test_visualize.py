@@ -119,20 +119,20 @@ def test_commands_write_the_same_bytes_again(trained, picture, capsys):
     paint = np.zeros((SIZE, SIZE))
     paint[2:5, 2:5] = 255
     image, mask = picture("image.png", np.full((SIZE, SIZE), 200)), picture("mask.png", paint)
-    words = {
+    requests = {
         "strip": ["--seeds", "0-2", "--frames", "3", "--show", "both"],
         "interpolate": ["--seeds", "0,2", "--frames", "3", "--interpolation", "linear"],
         "edit": ["--image", str(image), "--sigmas", "0.5,2", "--seeds", "1"],
         "inpaint": ["--image", str(image), "--mask", str(mask), "--seeds", "1,4"],
     }
-    for kind, options in words.items():
+    for kind, options in requests.items():
         found = set()
         for _ in range(2):
             assert main(["visualize", str(run.path), kind, *options, "sample.sampler.steps=4"]) == 0
             path = capsys.readouterr().out.strip()
             found.add((path, Path(path).read_bytes()))
         assert len(found) == 1
-        assert f"visualizations/step-000000012/{kind}-heun4-w1-average-" in path
+        assert f"visualizations/step-000000012/{kind}-heun4-w1-ema-" in path
     assert visualize(cfg, run, Request("strip", [0])) != visualize(cfg, run, Request("strip", [1]))
 
 
@@ -171,8 +171,8 @@ def test_a_model_of_vectors_goes_from_seed_to_seed(tmp_path, kind):
     sampled = Reader(open_shards(sample(cfg, run))).read(np.arange(9))
     model, seeds = pictures.load_any(cfg, run, step=6), torch.tensor([0, 3, 6])  # all of one class
 
-    def rows(**words):
-        request = Request("interpolate", [0, 3, 6], frames=3, **words)
+    def rows(**settings):
+        request = Request("interpolate", [0, 3, 6], frames=3, **settings)
         return pictures.between_vectors(model, seeds, request).reshape(2, 3, SIZE, SIZE, 1)
 
     found = rows()
@@ -191,8 +191,8 @@ def test_a_model_of_vectors_goes_from_seed_to_seed(tmp_path, kind):
         return
     assert far(rows(space="w")[:, [0, -1]], found[:, [0, -1]]) <= 1
     generator = model.objective.networks["generator"]
-    z, told = model.objective.latents(seeds[:2]), torch.tensor([0, 0])
-    middle = generator.synthesis(generator.styles(z, told).mean(0, keepdim=True), visits=seeds[:1])
+    z, condition = model.objective.latents(seeds[:2]), torch.tensor([0, 0])
+    middle = generator.synthesis(generator.styles(z, condition).mean(0, keepdim=True), sample_indices=seeds[:1])
     assert far(rows(space="w")[0, 1], pictures.to_uint8(middle)[0]) <= 1
 
 

@@ -38,7 +38,7 @@ UNET = {
     "head_channels": 8,
     "groups": 4,
 }
-GAME = {  # two players, and a layer that mixes the images of a group
+GAME = {  # two networks, and a layer that mixes the images of a group
     "kind": "stylegan",
     "condition": "class",
     "width": 8,
@@ -57,7 +57,7 @@ EVERYTHING = {  # that a game may have; the penalties at some steps alone
 }
 
 AUTOENCODER = {"kind": "kl_autoencoder", "width": 8, "multipliers": [1, 2], "blocks": 1, "groups": 4}
-AGAINST_A_CRITIC = {  # who begins to play in the middle of a step, and sees degraded images restored
+WITH_DISCRIMINATOR = {  # joins in the middle of a step, and reconstructs degraded images
     "adversarial_weight": 0.5,
     "adversarial_start": "20 images",
     "discriminator": {"layers": 1, "width": 8},
@@ -86,12 +86,12 @@ def config(root: Path, *, name: str = "tiny", model: dict[str, Any] = UNET, **tr
             },
             "model": model,
             "adversarial": EVERYTHING if model["kind"] == "stylegan" else {},
-            "autoencoder": AGAINST_A_CRITIC if model["kind"] == "kl_autoencoder" else {},
+            "autoencoder": WITH_DISCRIMINATOR if model["kind"] == "kl_autoencoder" else {},
             "train": {
                 "duration": "12 steps",
                 "global_batch": 8,
                 "optim": {"lr": 3e-3, "warmup": "4 steps"},
-                "average": {"half_life": "1 kimg", "power_widths": [0.1]},
+                "ema": {"half_life": "1 kimg", "power_widths": [0.1]},
                 "log_every": "2 steps",
                 "checkpoint_every": "3 steps",
                 **train,
@@ -122,9 +122,9 @@ def prepare(cfg: Config, *, count: int = 60, attributes: bool = False) -> None:
             pixels = np.zeros((SIZE, SIZE, 1), np.uint8)
             top, left = rng.integers(0, SIZE - 2 - label, size=2)
             pixels[top : top + 2 + label, left : left + 2 + label] = 220 + k % 30
-            told = (int(label == 2), int(left < 3), int(top < 3)) if attributes else ()
+            values = (int(label == 2), int(left < 3), int(top < 3)) if attributes else ()
             image = encode(pixels, "raw")
-            samples.append(Sample(f"{split}{k:04d}", image, "npy", label=label, attributes=told, pixels=pixels))
+            samples.append(Sample(f"{split}{k:04d}", image, "npy", label=label, attributes=values, pixels=pixels))
         half = images // 2
         records = [
             write_shard(directory / shard_name(0), samples[:half], layout),
@@ -211,7 +211,7 @@ def run(cfg: Config, *, world_size: int = 1, change: Change | None = None) -> Ru
 
 
 def fingerprint(run: RunDir, step: int) -> dict[str, str]:
-    """sha256 of every tensor file of a checkpoint: weights, averages, optimiser."""
+    """sha256 of every tensor file of a checkpoint: weights, EMAs, optimiser."""
     files = json.loads((run.checkpoint(step) / COMMIT).read_text())["files"]
     return {name: record["sha256"] for name, record in files.items() if name.endswith(".safetensors")}
 

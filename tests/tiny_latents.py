@@ -51,9 +51,9 @@ def fit(network: KLAutoencoder, cfg: Config, *, steps: int) -> None:
         images = from_uint8(reader.read(torch.randint(0, reader.count, (32,)).numpy()))
         noise = torch.randn(len(images), network.latent_channels, 4, 4)
         posterior = network.encode(images)
-        restored = network.decode(posterior.sample(noise))
+        reconstructed = network.decode(posterior.sample(noise))
         optimizer.zero_grad()
-        ((restored - images).square().mean() + 1e-4 * posterior.kl().mean()).backward()
+        ((reconstructed - images).square().mean() + 1e-4 * posterior.kl().mean()).backward()
         optimizer.step()
 
 
@@ -61,7 +61,7 @@ def save(cfg: Config, network: torch.nn.Module, *, step: int = 5) -> RunDir:
     """Weights as the last checkpoint of a finished run."""
     run = create_run(cfg)
     weights = network.state_dict()
-    tensors = {"network.autoencoder": weights, "average.autoencoder": weights}
+    tensors = {"network.autoencoder": weights, "ema.autoencoder": weights}
     checkpoint.write(run.checkpoint(step), checkpoint.Snapshot(tensors, {"step": step}))
     write_json(run.checkpoints / FINISHED, {"step": step})
     return run

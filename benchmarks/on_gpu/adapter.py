@@ -69,7 +69,7 @@ def config(
                 "duration": "100000 steps",
                 "global_batch": batch,
                 "optim": {"lr": 1e-4, "warmup": "0 steps"},
-                "average": {"half_life": "10 kimg"},
+                "ema": {"half_life": "10 kimg"},
                 "log_every": "1 steps",
                 "checkpoint_every": "100000 steps",
                 **train,
@@ -111,8 +111,8 @@ def exact_float32() -> Iterator[None]:
 @contextlib.contextmanager
 def using(device: str) -> Iterator[None]:
     """What is built in the body stands on "cuda" or "cpu", whatever torch sees."""
-    place = torch.device("cuda", 0) if device == "cuda" else torch.device(device)
-    with mock.patch.object(distributed, "device_for", return_value=place):
+    context = torch.device("cuda", 0) if device == "cuda" else torch.device(device)
+    with mock.patch.object(distributed, "device_for", return_value=context):
         yield
 
 
@@ -159,7 +159,7 @@ def _rank(cfg: Config, run: RunDir, device: str, rank: int, ranks: int, port: in
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     begin = torch.distributed.init_process_group
     with (
-        mock.patch.object(torch.distributed, "init_process_group", lambda _, **words: begin("gloo", **words)),
+        mock.patch.object(torch.distributed, "init_process_group", lambda _, **options: begin("gloo", **options)),
         using(device),
     ):
         code = loop.train(cfg, run)
@@ -258,5 +258,5 @@ def update_weights(s: Session) -> None:
 
 
 def update_ema(s: Session) -> None:
-    """The averages' update alone."""
+    """The update of the EMA alone."""
     s.state.update_ema(batch=s.cfg.train.global_batch, half_life=s.plan.half_life_images)

@@ -6,18 +6,18 @@ import checks
 from on_gpu.report import Clock, Report, guarded, release
 
 
-def run(report: Report, clock: Clock, place: checks.Place) -> None:
+def run(report: Report, clock: Clock, context: checks.CheckContext) -> None:
     """Print every finding with its figure and limit."""
     for check in checks.CHECKS:
         name = check.__name__.replace("_", " ")
-        if place.device != "cuda" and check in checks.NEEDS_CUDA:
+        if context.device != "cuda" and check in checks.NEEDS_CUDA:
             note(report, {"name": name, "ok": None, "note": "needs CUDA"})
             continue
         if clock.left() < 0:
             note(report, {"name": name, "ok": None, "note": "no time left"})
             continue
         with guarded(report, name):
-            for found in check(place):
+            for found in check(context):
                 row = {"name": found.name, "figure": found.figure, "limit": found.limit}
                 note(report, {**row, "ok": found.ok, "note": found.note})
         release()

@@ -36,15 +36,15 @@ class Job:
     clock: Clock
     device: str
     root: Path
-    words: list[str]
+    overrides: list[str]
     settings: list[str]
 
-    def run(self, *words: str, limit: float, may_stop: bool = False) -> float:
+    def run(self, *argv: str, limit: float, may_stop: bool = False) -> float:
         """Run `python -m ...`; seconds. Beyond `limit` it is asked to stop: an error, or the end where it may."""
         env = {**os.environ, **({} if self.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""})}
-        log, start = self.root / f"{words[0]}-{words[1]}.log", time.monotonic()
+        log, start = self.root / f"{argv[0]}-{argv[1]}.log", time.monotonic()
         with log.open("a") as output:
-            process = subprocess.Popen([sys.executable, "-m", *words], cwd=ROOT, env=env, stdout=output, stderr=output)
+            process = subprocess.Popen([sys.executable, "-m", *argv], cwd=ROOT, env=env, stdout=output, stderr=output)
             stopped = False
             try:
                 process.wait(max(limit, 1.0))
@@ -57,36 +57,36 @@ class Job:
                 if process.poll() is None:
                     process.kill()
                     process.wait()
-        self.report.log(f"--- {' '.join(words)}\n{log.read_text()[-4000:]}")
+        self.report.log(f"--- {' '.join(argv)}\n{log.read_text()[-4000:]}")
         if stopped and not may_stop:
-            raise TimeoutError(f"{' '.join(words[:2])} took longer than {limit:.0f} s")
+            raise TimeoutError(f"{' '.join(argv[:2])} took longer than {limit:.0f} s")
         if process.returncode and not stopped:
             last = log.read_text().strip().splitlines()[-1:]
-            raise RuntimeError(f"{' '.join(words[:2])} ended with code {process.returncode}: {' '.join(last)}")
+            raise RuntimeError(f"{' '.join(argv[:2])} ended with code {process.returncode}: {' '.join(last)}")
         return time.monotonic() - start
 
 
-def run(report: Report, clock: Clock, place: checks.Place, settings: list[str], *, rate: float | None) -> None:
+def run(report: Report, clock: Clock, context: checks.CheckContext, settings: list[str], *, rate: float | None) -> None:
     """Train, and keep the curve, the pictures and the scores in the folder of results. `settings` come last.
 
     `rate`: images a second that the length of the training is planned with; None: as measured before, or tried.
     """
-    if place.images is None and place.device == "cuda":
+    if context.images is None and context.device == "cuda":
         report.say("no images: give --images")
         return
-    images = place.images.resolve() if place.images else generated(place.root / "few.tar")
-    words = base_words(images, place.root, place.weights, device=place.device)
-    job = Job(report, clock, place.device, place.root, words, settings)
+    images = context.images.resolve() if context.images else generated(context.root / "few.tar")
+    overrides = base_overrides(images, context.root, context.weights, device=context.device)
+    job = Job(report, clock, context.device, context.root, overrides, settings)
     found: dict[str, Any] = {
-        "prepare_seconds": job.run("data_prep", "all", *job.words, *settings, limit=clock.left() / 2)
+        "prepare_seconds": job.run("data_prep", "all", *job.overrides, *settings, limit=clock.left() / 2)
     }
     report.put("flowers", found)
     mode, rate = ("graph", rate) if rate else speed(job)
-    words = [*job.words, *training_words(job, mode, rate), *settings]
-    found |= {"words": words, "expected_rate": rate, "mode": mode}
-    limit = clock.left() * 0.72 if place.device == "cuda" else clock.left()
-    found["train_seconds"] = job.run("pipeline", "train", *words, limit=limit, may_stop=True)
-    run_dir = RunDir(place.root / "runs" / "flowers64")
+    overrides = [*job.overrides, *training_overrides(job, mode, rate), *settings]
+    found |= {"overrides": overrides, "expected_rate": rate, "mode": mode}
+    limit = clock.left() * 0.72 if context.device == "cuda" else clock.left()
+    found["train_seconds"] = job.run("pipeline", "train", *overrides, limit=limit, may_stop=True)
+    run_dir = RunDir(context.root / "runs" / "flowers64")
     curve = keep_curve(report.out / "flowers_loss.json", run_dir)
     found |= {"steps": run_dir.latest_step(), "finished": run_dir.finished(), **curve}
     report.put("flowers", found)
@@ -97,24 +97,24 @@ def run(report: Report, clock: Clock, place: checks.Place, settings: list[str], 
     report.put("flowers", found)
 
 
-def base_words(images: Path, root: Path, weights: Path | None, *, device: str) -> list[str]:
+def base_overrides(images: Path, root: Path, weights: Path | None, *, device: str) -> list[str]:
     """What data, network, and evaluation are."""
     cuda = device == "cuda"
-    words = ["data=folder", f"model={NETWORK if cuda else 'unet_tiny'}", "name=flowers64"]
-    words += [f"data_dir={root / 'data'}", f"runs_dir={root / 'runs'}", "data.name=flowers64", "data.encoding=raw"]
-    words += [f"data.source.path={images}", f"data.image_size={SIZE if cuda else 16}", "data.split.valid=0.05"]
-    labels = label_words(images)
-    words += labels or ["model.condition=none"]
+    overrides = ["data=folder", f"model={NETWORK if cuda else 'unet_tiny'}", "name=flowers64"]
+    overrides += [f"data_dir={root / 'data'}", f"runs_dir={root / 'runs'}", "data.name=flowers64", "data.encoding=raw"]
+    overrides += [f"data.source.path={images}", f"data.image_size={SIZE if cuda else 16}", "data.split.valid=0.05"]
+    labels = label_overrides(images)
+    overrides += labels or ["model.condition=none"]
     path = checks.inception_weights(weights)
     if path is not None and cuda:
-        space = 768 if path.suffix == ".npz" else 2048
-        words += [f"evaluate.inception.weights={path.resolve()}", f"evaluate.inception.features=['{space}']"]
-        return [*words, "evaluate.domain.enabled=false"]
+        output = 768 if path.suffix == ".npz" else 2048
+        overrides += [f"evaluate.inception.weights={path.resolve()}", f"evaluate.inception.features=['{output}']"]
+        return [*overrides, "evaluate.domain.enabled=false"]
     few = [] if cuda else ["evaluate.domain.width=8", "evaluate.domain.features=8", "evaluate.kid_subset_size=4"]
-    return [*words, f"evaluate.domain.max_images={15_000 if cuda else 32}", *few]
+    return [*overrides, f"evaluate.domain.max_images={15_000 if cuda else 32}", *few]
 
 
-def label_words(images: Path) -> list[str]:
+def label_overrides(images: Path) -> list[str]:
     """Settings for labels.csv inside a tar or folder, whatever its column of labels is called; [] without one."""
     if images.is_dir():
         text = (images / "labels.csv").read_text() if (images / "labels.csv").is_file() else ""
@@ -137,24 +137,24 @@ def speed(job: Job) -> tuple[str, float]:
     ]
     time_there = job.clock.left() * 0.7
     asked = {"train.compile=true": "compiled", "train.compile=false": "graph"}
-    modes = {asked[word] for word in job.settings if word in asked} or {"graph", "compiled"}
+    modes = {asked[override] for override in job.settings if override in asked} or {"graph", "compiled"}
     if rows := [row for row in rows if row["mode"] in modes]:
         best = max(rows, key=lambda r: r["ours"] * (time_there - STARTUP_SECONDS[r["mode"]]))
         return best["mode"], best["ours"]
     trial = ["name=trial", "train.duration=60 steps", "train.log_every=20 steps", "train.precision=bf16"]
     trial += [f"train.global_batch={BATCH}", f"train.workers={min(os.cpu_count() or 1, 8)}", *job.settings]
-    words = [word for word in job.words if not word.startswith("name=")]
-    job.run("pipeline", "train", *words, *trial, limit=150)
+    overrides = [override for override in job.overrides if not override.startswith("name=")]
+    job.run("pipeline", "train", *overrides, *trial, limit=150)
     rows = [json.loads(line) for line in RunDir(job.root / "runs" / "trial").metrics.read_text().splitlines()]
     mode = "compiled" if modes == {"compiled"} else "graph"
     return mode, max(row["speed/images_per_second"] for row in rows if "loss" in row)
 
 
-def training_words(job: Job, mode: str, rate: float) -> list[str]:
+def training_overrides(job: Job, mode: str, rate: float) -> list[str]:
     """A recipe as long as the time allows: 70 % of what is left, less the start; a tenth in reserve."""
     if job.device == "cpu":
-        words = ["train.duration=6 steps", "train.global_batch=8", "train.checkpoint_every=3 steps"]
-        return [*words, "train.log_every=1 steps", "train.average.half_life=16 images", "train.workers=1"]
+        overrides = ["train.duration=6 steps", "train.global_batch=8", "train.checkpoint_every=3 steps"]
+        return [*overrides, "train.log_every=1 steps", "train.ema.half_life=16 images", "train.workers=1"]
     kimg = max(rate * (job.clock.left() * 0.7 - STARTUP_SECONDS[mode]) * 0.9 / 1000, 20.0)
     job.report.say(f"training for {kimg:.0f} kimg: {rate:.0f} images per second are expected ({mode})")
     return [
@@ -166,7 +166,7 @@ def training_words(job: Job, mode: str, rate: float) -> list[str]:
         "train.optim.lr=5e-4",
         "train.optim.schedule=cosine",
         f"train.optim.warmup={kimg / 20:.0f} kimg",
-        f"train.average.half_life={max(kimg / 15, 1):.0f} kimg",
+        f"train.ema.half_life={max(kimg / 15, 1):.0f} kimg",
         "train.log_every=10 steps",
         f"train.validate_every={max(kimg / 8, 1):.0f} kimg",
         f"train.checkpoint_every={max(kimg / 3, 1):.0f} kimg",
@@ -195,12 +195,17 @@ def sample(job: Job, run_dir: RunDir) -> dict[str, Any]:
     time_there = job.clock.left() * 0.5
     count = int(min(max(rate * (time_there - 15), LEAST_SAMPLES), MOST_SAMPLES)) // 256 * 256
     count, batch = (count, 256) if job.device == "cuda" else (8, 8)
-    words = [str(run_dir.path), f"sample.count={count}", f"sample.batch={batch}", f"sample.images_per_shard={batch}"]
-    words += ["sample.sampler.kind=heun", f"sample.sampler.steps={18 if job.device == 'cuda' else 2}"]
+    overrides = [
+        str(run_dir.path),
+        f"sample.count={count}",
+        f"sample.batch={batch}",
+        f"sample.images_per_shard={batch}",
+    ]
+    overrides += ["sample.sampler.kind=heun", f"sample.sampler.steps={18 if job.device == 'cuda' else 2}"]
     limit = job.clock.left() * 0.6
-    spent = job.run("pipeline", "sample", *words, limit=limit, may_stop=True)
+    spent = job.run("pipeline", "sample", *overrides, limit=limit, may_stop=True)
     if not any(run_dir.path.glob("samples/*/*/manifest.json")):
-        job.run("pipeline", "sample", *words, "--partial", limit=60)
+        job.run("pipeline", "sample", *overrides, "--partial", limit=60)
     grid = next(run_dir.path.glob("samples/*/*/grid.png"), None)
     if grid is None:
         raise TimeoutError(f"no shard of {batch} samples was done in {spent:.0f} s")

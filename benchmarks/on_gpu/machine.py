@@ -47,8 +47,8 @@ def driver() -> str:
     if path.is_file() and (match := re.search(r"\s(\d+\.\d+(\.\d+)?)\s", path.read_text())):
         return match[1]
     try:
-        words = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        return subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
+        argv = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=20).stdout.split()[0]
     except (OSError, subprocess.SubprocessError, IndexError):
         return "unknown"
 

@@ -24,20 +24,25 @@ from pipeline.objectives.build import build_objective
 GUIDANCE = 2.0
 
 
-def run(report: Report, clock: Clock, place: checks.Place) -> None:
+def run(report: Report, clock: Clock, context: checks.CheckContext) -> None:
     """Print both tables."""
-    network, size, batch, steps = sizes(place.device)
-    report.say(f"images per second of {network} at {size} px, batch {batch}, {steps} steps (ours euler, theirs DDIM)")
+    network, size, batch, steps = sizes(context.device)
+    report.say(
+        f"images per second of {network} at {size} px, batch {batch}, {steps} steps (ours euler, diffusers DDIM)"
+    )
     rows: list[dict[str, Any]] = []
     try:
-        _compare(report, clock.part(0.7), place, rows)
+        _compare(report, clock.part(0.7), context, rows)
     finally:  # also where the time is over in the middle of a row
         report.table(
-            ("precision", "guidance", "ours", "theirs", "ratio"),
-            [[r["precision"], GUIDANCE if r["guided"] else "none", r["ours"], r["theirs"], r["ratio"]] for r in rows],
+            ("precision", "guidance", "ours", "diffusers", "ratio"),
+            [
+                [r["precision"], GUIDANCE if r["guided"] else "none", r["ours"], r["diffusers"], r["ratio"]]
+                for r in rows
+            ],
         )
     with guarded(report, "features of Inception"):
-        features(report, clock, device=place.device, weights=place.weights)
+        features(report, clock, device=context.device, weights=context.weights)
 
 
 def sizes(device: str) -> tuple[str, int, int, int]:
@@ -45,19 +50,22 @@ def sizes(device: str) -> tuple[str, int, int, int]:
     return ("unet_base", 64, 256, 50) if device == "cuda" else ("unet_tiny", 16, 2, 3)
 
 
-def _compare(report: Report, clock: Clock, place: checks.Place, rows: list[dict[str, Any]]) -> None:
-    device = place.device
+def _compare(report: Report, clock: Clock, context: checks.CheckContext, rows: list[dict[str, Any]]) -> None:
+    device = context.device
     network, size, batch, steps = sizes(device)
     for precision, guided in (("bf16", False), ("bf16", True), ("fp32", False), ("fp32", True)):
         if rows and clock.left() < 0:
             break
         with guarded(report, f"sampling, {precision}, {'guided' if guided else 'plain'}"):
-            words: dict[str, Any] = {"batch": batch, "precision": precision, "guided": guided, "device": device}
-            sides = {"ours": ours(place.root, network, size, **words), "theirs": theirs(network, size, **words)}
+            settings: dict[str, Any] = {"batch": batch, "precision": precision, "guided": guided, "device": device}
+            sides = {
+                "ours": ours(context.root, network, size, **settings),
+                "diffusers": diffusers_sampling(network, size, **settings),
+            }
             for make in sides.values():
                 make(2)
             rate = {name: batch / seconds(lambda make=make: make(steps), device) for name, make in sides.items()}
-            row = {"precision": precision, "guided": guided, **rate, "ratio": rate["ours"] / rate["theirs"]}
+            row = {"precision": precision, "guided": guided, **rate, "ratio": rate["ours"] / rate["diffusers"]}
             rows.append(row)
             report.add("sampling", row)
         release()
@@ -86,7 +94,9 @@ def ours(
     return make
 
 
-def theirs(network: str, size: int, *, batch: int, precision: str, guided: bool, device: str) -> Callable[[int], Any]:
+def diffusers_sampling(
+    network: str, size: int, *, batch: int, precision: str, guided: bool, device: str
+) -> Callable[[int], Any]:
     """The loop of DDIMPipeline around the same network; bf16 is the network's own type, as users load it."""
     import diffusers
 
@@ -105,8 +115,8 @@ def theirs(network: str, size: int, *, batch: int, precision: str, guided: bool,
         for t in scheduler.timesteps:
             if guided:
                 both = model(torch.cat([image, image]), t, class_labels=torch.cat([labels, nothing])).sample
-                told, plain = both.chunk(2)
-                output = plain + GUIDANCE * (told - plain)
+                conditional, plain = both.chunk(2)
+                output = plain + GUIDANCE * (conditional - plain)
             else:
                 output = model(image, t, class_labels=labels).sample
             image = scheduler.step(output, t, image).prev_sample
@@ -121,8 +131,8 @@ def features(report: Report, clock: Clock, *, device: str, weights: Path | None)
     if path is None:
         report.say("features of Inception: no weights (--weights)")
         return
-    spaces = ("768",) if path.suffix == ".npz" else ("2048",)
-    extractor = {device: inception_extractor(InceptionConfig(weights=path, features=spaces), device=device)}
+    outputs = ("768",) if path.suffix == ".npz" else ("2048",)
+    extractor = {device: inception_extractor(InceptionConfig(weights=path, features=outputs), device=device)}
     count, batch = (4096, 256) if device == "cuda" else (4, 2)
     pixels = np.random.default_rng(0).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
 
@@ -130,16 +140,16 @@ def features(report: Report, clock: Clock, *, device: str, weights: Path | None)
         features_of(np.arange(images), lambda k: pixels[k], extractor[where], batch=batch, device=where)
 
     pass_over(device, batch)
-    rates: dict[str, Any] = {"spaces": spaces, "ours": count / seconds(lambda: pass_over(device, count), device)}
+    rates: dict[str, Any] = {"outputs": outputs, "ours": count / seconds(lambda: pass_over(device, count), device)}
     other = torchmetrics_pass(path, pixels, batch=batch, device=device)
     other(batch)
     rates["torchmetrics"] = count / seconds(lambda: other(count), device)
     if device == "cuda" and clock.left() > 10:
-        extractor["cpu"] = inception_extractor(InceptionConfig(weights=path, features=spaces), device="cpu")
+        extractor["cpu"] = inception_extractor(InceptionConfig(weights=path, features=outputs), device="cpu")
         rates["ours, fp32 on this machine's CPU"] = 64 / seconds(lambda: pass_over("cpu", 64), "cpu")
     report.put("features", rates)
-    shown = ", ".join(f"{name} {value:.0f}" for name, value in rates.items() if name != "spaces")
-    report.say(f"images per second of Inception's {'/'.join(spaces)} features, fp32: {shown}")
+    shown = ", ".join(f"{name} {value:.0f}" for name, value in rates.items() if name != "outputs")
+    report.say(f"images per second of Inception's {'/'.join(outputs)} features, fp32: {shown}")
 
 
 def torchmetrics_pass(path: Path, pixels: np.ndarray, *, batch: int, device: str) -> Callable[[int], None]:
@@ -147,14 +157,14 @@ def torchmetrics_pass(path: Path, pixels: np.ndarray, *, batch: int, device: str
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     network = load_inception(path).to(device).eval()
-    space = "768" if path.suffix == ".npz" else "2048"
+    output = "768" if path.suffix == ".npz" else "2048"
 
     class Features(torch.nn.Module):
-        num_features = int(space)
+        num_features = int(output)
 
         @torch.inference_mode()
         def forward(self, images: Tensor) -> Tensor:
-            return network(prepare(images, "tf1"), [space])[space]
+            return network(prepare(images, "tf1"), [output])[output]
 
     metric = FrechetInceptionDistance(feature=Features()).to(device)
 

@@ -20,9 +20,9 @@ from pipeline.runtime.run_dir import create_run
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(report: Report, clock: Clock, place: checks.Place) -> None:
+def run(report: Report, clock: Clock, context: checks.CheckContext) -> None:
     """Print stalls and start-up."""
-    root, device = place.root, place.device
+    root, device = context.root, context.device
     cuda = device == "cuda"
     networks = {"25 M": model_settings("unet_base"), "100 M": {**model_settings("unet_base"), "width": 128}}
     if not cuda:
@@ -43,7 +43,7 @@ def run(report: Report, clock: Clock, place: checks.Place) -> None:
                     report.add("saves", row)
                 release()
     finally:
-        report.say("training stands still for a checkpoint (weights, average, two moments)")
+        report.say("training stands still for a checkpoint (weights, EMA, two moments)")
         report.table(
             ("network", "M", "MiB", "save", "stall s", "worst s"),
             [[r["network"], r["parameters"], r["mib"], r["save"], r["stall"], r["worst"]] for r in rows],
@@ -52,9 +52,9 @@ def run(report: Report, clock: Clock, place: checks.Place) -> None:
 
 def stall(root: Path, name: str, model: dict[str, Any], *, background: bool, device: str, size: int) -> dict[str, Any]:
     """Seconds of three saves, a step between them; the first takes new memory and is left out."""
-    words = {"precision": "bf16", "async_save": background}
+    settings = {"precision": "bf16", "async_save": background}
     kind = "async" if background else "sync"
-    cfg = adapter.config(root, name=f"save-{name[:3].strip()}-{kind}", model=model, size=size, batch=8, **words)
+    cfg = adapter.config(root, name=f"save-{name[:3].strip()}-{kind}", model=model, size=size, batch=8, **settings)
     adapter.prepare(cfg, count=64)
     times = []
     with adapter.open_session(cfg, device) as s:
@@ -87,9 +87,9 @@ def startup(root: Path, *, device: str, limit: float) -> dict[str, float]:
     adapter.prepare(cfg, count=64)
     run = create_run(cfg)
     env = {**os.environ, **({} if cuda else {"CUDA_VISIBLE_DEVICES": ""})}
-    words = [sys.executable, "-m", "pipeline", "train", str(run.path)]
+    argv = [sys.executable, "-m", "pipeline", "train", str(run.path)]
     start = time.time()
-    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, timeout=limit)
+    done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=limit)
     if done.returncode:
         raise RuntimeError(f"training ended with code {done.returncode}: {done.stderr[-500:]}")
     end = time.time()

@@ -24,7 +24,20 @@ from pipeline.diffusers_io.tables import Sizes, to_config
 from pipeline.models.build import build_network
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "model"
-COLUMNS = ("network", "px", "batch", "mode", "ours", "theirs", "bare", "/theirs", "/bare", "MFU%", "GiB", "theirs")
+COLUMNS = (
+    "network",
+    "px",
+    "batch",
+    "mode",
+    "ours",
+    "diffusers",
+    "bare",
+    "/diffusers",
+    "/bare",
+    "MFU%",
+    "GiB",
+    "diffusers",
+)
 SHARES = ("fwd+bwd", "optim", "ema", "data", "rest")
 
 
@@ -66,17 +79,19 @@ def cases(device: str) -> list[Case]:
     return [*first, *eager, *compiled]
 
 
-def run(report: Report, clock: Clock, place: checks.Place, chosen: list[str]) -> None:
+def run(report: Report, clock: Clock, context: checks.CheckContext, chosen: list[str]) -> None:
     """Measure cases until the time is over, and print the table. `chosen`: parts of their labels; [] is all."""
     rows: list[dict[str, Any]] = []
-    some = [case for case in cases(place.device) if not chosen or any(part in case.label for part in chosen)]
+    some = [case for case in cases(context.device) if not chosen or any(part in case.label for part in chosen)]
     try:
-        _run_cases(report, clock, place, rows, some)
+        _run_cases(report, clock, context, rows, some)
     finally:  # also where the time is over in the middle of a case
         show(report, rows)
 
 
-def _run_cases(report: Report, clock: Clock, place: checks.Place, rows: list[dict[str, Any]], some: list[Case]) -> None:
+def _run_cases(
+    report: Report, clock: Clock, context: checks.CheckContext, rows: list[dict[str, Any]], some: list[Case]
+) -> None:
     spent = {False: 0.0, True: 0.0}  # seconds of the longest case, by compilation
     for case in some:
         if rows and clock.left() < spent[case.compiled] * 1.2:
@@ -87,7 +102,7 @@ def _run_cases(report: Report, clock: Clock, place: checks.Place, rows: list[dic
         rows.append(row)
         try:
             with guarded(report, f"step of {case.network}, {case.size} px, batch {case.batch}, {case.mode}"):
-                measure(case, clock, place, report, row)
+                measure(case, clock, context, report, row)
         finally:  # where the time is over, what is measured of the row
             if "ours" in row or "note" in row:
                 report.add("steps", row)
@@ -99,8 +114,21 @@ def _run_cases(report: Report, clock: Clock, place: checks.Place, rows: list[dic
 
 def show(report: Report, rows: list[dict[str, Any]]) -> None:
     """Two tables: speeds, and where the time of our step goes."""
-    report.say("images per second, bf16; GiB is peak memory, ours and theirs")
-    keys = ("network", "px", "batch", "mode", "ours", "theirs", "bare", "ratio", "of_bare", "mfu", "gib", "gib_theirs")
+    report.say("images per second, bf16; GiB is peak memory, ours and diffusers'")
+    keys = (
+        "network",
+        "px",
+        "batch",
+        "mode",
+        "ours",
+        "diffusers",
+        "bare",
+        "ratio",
+        "of_bare",
+        "mfu",
+        "gib",
+        "gib_diffusers",
+    )
     report.table(COLUMNS, [[row.get(key) for key in keys] for row in rows if "ours" in row])
     for row in rows:
         if "note" in row:
@@ -135,9 +163,9 @@ def flops_per_image(cfg: UNetConfig, size: int) -> int:
     """Of one forward and backward pass: products and convolutions, two for each multiplication."""
     with torch.device("meta"):
         network = build_network(cfg, shape=(3, size, size), classes=adapter.CLASSES)
-        x, told, labels = torch.randn(2, 3, size, size), torch.randn(2), torch.zeros(2, dtype=torch.int64)
+        x, noise_cond, labels = torch.randn(2, 3, size, size), torch.randn(2), torch.zeros(2, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
-        network(x, told, labels).sum().backward()
+        network(x, noise_cond, labels).sum().backward()
     return int(counter.get_total_flops()) // 2
 
 
@@ -157,10 +185,10 @@ class Waiting:
         return self
 
 
-def config_of(case: Case, place: checks.Place) -> Config:
+def config_of(case: Case, context: checks.CheckContext) -> Config:
     """Our experiment of a case, with its data prepared."""
     cfg = adapter.config(
-        place.root,
+        context.root,
         name=f"{case.network}-{case.batch}-{case.mode}-{case.precision}",
         model=model_settings(case.network, case.size),
         size=case.size,
@@ -168,21 +196,21 @@ def config_of(case: Case, place: checks.Place) -> Config:
         precision=case.precision,
         compile=case.compiled,
         cuda_graph=case.graph,
-        workers=min(os.cpu_count() or 1, 8) if place.device == "cuda" else 0,
+        workers=min(os.cpu_count() or 1, 8) if context.device == "cuda" else 0,
     )
-    adapter.prepare(cfg, count=4096 if place.device == "cuda" else 64)
+    adapter.prepare(cfg, count=4096 if context.device == "cuda" else 64)
     return cfg
 
 
-def measure(case: Case, clock: Clock, place: checks.Place, report: Report, row: dict[str, Any]) -> None:
+def measure(case: Case, clock: Clock, context: checks.CheckContext, report: Report, row: dict[str, Any]) -> None:
     """Fill one row. Where a side has no memory, the row says so."""
-    device, cuda = place.device, place.device == "cuda"
+    device, cuda = context.device, context.device == "cuda"
     rounds, least = (5, 0.25) if cuda else (2, 0.0)
     peak = report.data.get("header", {}).get("peak_tflops")
     try:
         with contextlib.ExitStack() as stack:
             memory = Memory(device)
-            s = stack.enter_context(adapter.open_session(config_of(case, place), device))
+            s = stack.enter_context(adapter.open_session(config_of(case, context), device))
             data = Waiting(adapter.feed(s))
             stack.callback(data.data.close)  # type: ignore[attr-defined]
             start = time.perf_counter()
@@ -194,17 +222,17 @@ def measure(case: Case, clock: Clock, place: checks.Place, report: Report, row: 
                 "ours": lambda: adapter.step(s, data),
                 "bare": lambda: forward_backward(network, inputs, keep=False),
             }
-            if case.compiled:  # theirs takes minutes to compile: ours is kept where they do not come in time
+            if case.compiled:  # diffusers takes minutes to compile: ours is kept where they do not come in time
                 times = interleaved(sides, device=device, rounds=rounds, least=least, clock=clock)
                 row |= speeds(case, times, peak=peak)
             try:
                 memory = Memory(device)
-                theirs = their_step(case, inputs[0], inputs[2], device=device)
+                diffusers_step = diffusers_loop(case, inputs[0], inputs[2], device=device)
                 for _ in range(3):
-                    theirs()
-                sides["theirs"], row["gib_theirs"] = theirs, memory.peak()
+                    diffusers_step()
+                sides["diffusers"], row["gib_diffusers"] = diffusers_step, memory.peak()
             except torch.OutOfMemoryError:
-                row["note"] = "out of memory (theirs)"
+                row["note"] = "out of memory (diffusers)"
                 release()
             times = interleaved(sides, device=device, rounds=rounds, least=least, clock=clock)
             row |= speeds(case, times, peak=peak)
@@ -238,14 +266,14 @@ def example(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def forward_backward(network: torch.nn.Module, inputs: tuple[Tensor, ...], *, keep: bool) -> None:
     """The network and its gradients, and nothing else; `keep` leaves the gradients there."""
-    x, told, labels, numbers = inputs
-    network(x, told, labels, visits=numbers).float().square().mean().backward()
+    x, noise_cond, labels, numbers = inputs
+    network(x, noise_cond, labels, sample_indices=numbers).float().square().mean().backward()
     if not keep:
         network.zero_grad(set_to_none=True)
 
 
-def their_step(case: Case, images: Tensor, labels: Tensor, *, device: str) -> Callable[[], float]:
-    """A step of diffusers' example of unconditional training, told classes; its batch lies on the device already."""
+def diffusers_loop(case: Case, images: Tensor, labels: Tensor, *, device: str) -> Callable[[], float]:
+    """A step of diffusers' example of unconditional training, given classes; its batch lies on the device already."""
     import diffusers
     from accelerate import Accelerator
     from diffusers.optimization import get_scheduler
@@ -290,7 +318,7 @@ def speeds(case: Case, times: dict[str, float], *, peak: float | None) -> dict[s
     flops = flops_per_image(unet(case.network, case.size), case.size)
     return {
         **rate,
-        "ratio": rate["ours"] / rate["theirs"] if "theirs" in rate else None,
+        "ratio": rate["ours"] / rate["diffusers"] if "diffusers" in rate else None,
         "of_bare": rate["ours"] / rate["bare"],
         "gflop_per_image": flops / 1e9,
         "mfu": None if peak is None else 100 * rate["ours"] * flops / (peak * 1e12),
@@ -301,7 +329,7 @@ def speeds(case: Case, times: dict[str, float], *, peak: float | None) -> dict[s
 def shares(
     s: Any, times: dict[str, float], *, network: torch.nn.Module, inputs: tuple[Tensor, ...], device: str
 ) -> dict[str, float]:
-    """Percent of our step: the bare network's time, optimiser and averages timed alone, a wait for data, the rest."""
+    """Percent of our step: the bare network's time, optimiser and EMA timed alone, a wait for data, the rest."""
     forward_backward(network, inputs, keep=True)
     parts = {"fwd+bwd": times["bare"]}
     for name, work in (("optim", adapter.update_weights), ("ema", adapter.update_ema)):

@@ -58,9 +58,9 @@ def download(folder: Path, name: str, version: str, *, python: str) -> bool:
     """A wheel for that Python, or one built here from a source that is Python alone."""
     pip = [sys.executable, "-m", "pip"]
     platforms = [word for tag in GLIBC for word in ("--platform", f"{tag}_x86_64")]
-    words = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--implementation", "cp"]
-    words += ["--python-version", python, *platforms, "--dest", str(folder), f"{name}=={version}"]
-    if subprocess.run([*pip, *words], capture_output=True).returncode == 0:
+    argv = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--implementation", "cp"]
+    argv += ["--python-version", python, *platforms, "--dest", str(folder), f"{name}=={version}"]
+    if subprocess.run([*pip, *argv], capture_output=True).returncode == 0:
         return True
     built = ["wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), f"{name}=={version}"]
     if subprocess.run([*pip, *built], capture_output=True).returncode:

@@ -13,7 +13,7 @@ from pipeline.runtime.errors import UserError, did_you_mean
 def listing(source: HubSource, directory: Path) -> Listing:
     """Every row of the wanted splits, in the hub's order. Rows are read once: the images go into `images.bin`."""
     rejected: list[Rejected] = []
-    streams = {ours: hub_rows(source, theirs) for ours, theirs in source.splits.items()}
+    streams = {name: hub_rows(source, hub_name) for name, hub_name in source.splits.items()}
     label_column = ""
     classes: list[str] = []
     for split, rows in streams.items():

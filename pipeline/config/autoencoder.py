@@ -33,7 +33,7 @@ class Facts:
     factor: int
     latent_channels: int
     settings: str  # hash of the network's settings
-    averaged: bool = True  # whether there are averaged weights
+    has_ema: bool = True  # whether there is an EMA of the weights
 
 
 def facts_of(cfg: Config) -> Facts:
@@ -51,12 +51,12 @@ def facts_in(folder: Path) -> Facts | None:
             channels, plugins = ours["shape"][0], ours.get("plugins", ())
             return _facts({"model": ours["model"], "data": {"channels": channels}, "plugins": plugins})
         if (folder / "config.json").is_file():
-            theirs = read_json(folder / "config.json")
-            halvings = len(theirs["block_out_channels"]) - 1
-            kind = str(theirs.get("_class_name", DIFFUSERS_CLASS))
+            config = read_json(folder / "config.json")
+            halvings = len(config["block_out_channels"]) - 1
+            kind = str(config.get("_class_name", DIFFUSERS_CLASS))
             known = kind == DIFFUSERS_CLASS
-            settings = content_hash({key: value for key, value in theirs.items() if not key.startswith("_")})
-            return Facts(kind, theirs["in_channels"], 2**halvings, theirs["latent_channels"] if known else 0, settings)
+            settings = content_hash({key: value for key, value in config.items() if not key.startswith("_")})
+            return Facts(kind, config["in_channels"], 2**halvings, config["latent_channels"] if known else 0, settings)
     except (Incomplete, KeyError, TypeError, ValidationError, yaml.YAMLError):
         return None
     return None
@@ -68,9 +68,9 @@ def _facts(values: dict[str, Any]) -> Facts:
     channels, hashed = values["data"]["channels"], content_hash(values["model"])
     if model.is_a != "autoencoder":
         return Facts(model.kind, channels, 1, 0, hashed)
-    averaged = values.get("train", {}).get("average", {}).get("half_life", "") is not None
+    has_ema = values.get("train", {}).get("ema", {}).get("half_life", "") is not None
     latent, side, _ = model.latent_shape((channels, _LARGE, _LARGE))
-    return Facts(model.kind, channels, _LARGE // side, latent, hashed, averaged)
+    return Facts(model.kind, channels, _LARGE // side, latent, hashed, has_ema)
 
 
 def missing_autoencoder(cfg: Config) -> str | None:
@@ -96,5 +96,5 @@ def require_latents(cfg: Config) -> None:
     if cfg.latents is not None and not (training_shards(cfg) / "train" / "manifest.json").is_file():
         raise Incomplete(
             f"{training_shards(cfg)}: the latents of {cfg.data.name} by {cfg.latents.autoencoder} are not there. Run: "
-            f"mudi prepare encode {run_directory(cfg)} (or with the same words)"
+            f"mudi prepare encode {run_directory(cfg)} (or with the same overrides)"
         )

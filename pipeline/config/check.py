@@ -161,31 +161,31 @@ def _sampler(cfg: Config) -> Iterator[str]:
 
 def _embedding(cfg: Config) -> Iterator[str]:
     """Random frequencies suit what moves by about 1: over a thousand timesteps nothing can be learned from them."""
-    model, levels, clock = cfg.model, cfg.diffusion.levels, cfg.diffusion.network_clock
+    model, levels, time_input = cfg.model, cfg.diffusion.levels, cfg.diffusion.network_time_input
     if not isinstance(model, UNetConfig) or model.embedding != "fourier":
         return
     timesteps = levels.timesteps if levels.kind == "ddpm" else 1
     reach = {"log_sigma": math.log(levels.sigma_max / levels.sigma_min) / 4, "flow_time": 1000, "timestep": timesteps}
-    turns = model.embedding_scale * reach[clock]
+    turns = model.embedding_scale * reach[time_input]
     if turns > MOST_TURNS:
         yield (
-            f"model.embedding_scale: found {model.embedding_scale:g}, but the network is told {clock}, which moves by "
-            f"{reach[clock]:.3g}: features of model.embedding=fourier turn {turns:.0f} times on the way, expected at "
-            f"most {MOST_TURNS}, or noise levels look unrelated. Use embedding_scale={16 / reach[clock]:.2g}, or "
-            "diffusion.clock=log_sigma, or embedding=sinusoidal."
+            f"model.embedding_scale: found {model.embedding_scale:g}, but the time input is {time_input}, which moves "
+            f"by {reach[time_input]:.3g}: features of model.embedding=fourier turn {turns:.0f} times on the way, "
+            f"expected at most {MOST_TURNS}, or noise levels look unrelated. Use "
+            f"embedding_scale={16 / reach[time_input]:.2g}, or diffusion.time_input=log_sigma, or embedding=sinusoidal."
         )
 
 
-def _average(cfg: Config) -> Iterator[str]:
-    average, weights = cfg.train.average, cfg.sample.weights
-    if weights == "average" and average.half_life is None:
-        yield "sample.weights: found 'average', but train.average.half_life is null. Use sample.weights=network."
-    elif weights.startswith("power:") and not average.power_widths:
-        yield f"sample.weights: found '{weights}', but train.average.power_widths is empty: train with two widths."
+def _ema(cfg: Config) -> Iterator[str]:
+    ema, weights = cfg.train.ema, cfg.sample.weights
+    if weights == "ema" and ema.half_life is None:
+        yield "sample.weights: found 'ema', but train.ema.half_life is null. Use sample.weights=network."
+    elif weights.startswith("power:") and not ema.power_widths:
+        yield f"sample.weights: found '{weights}', but train.ema.power_widths is empty: train with two widths."
     elif weights.startswith("power:"):
         yield from _power(weights)
-    elif weights not in ("average", "network"):
-        yield f"sample.weights: found '{weights}', expected average, network or power:<relative width>."
+    elif weights not in ("ema", "network"):
+        yield f"sample.weights: found '{weights}', expected ema, network or power:<relative width>."
 
 
 def _power(weights: str) -> Iterator[str]:
@@ -264,10 +264,10 @@ def _first_stage(cfg: Config, known: Facts) -> Iterator[str]:
             f"data.image_size: found {size}, but the autoencoder {latents.autoencoder} shrinks images {known.factor} "
             f"times, and {size} is not a multiple of {known.factor}. Use {near}."
         )
-    if latents.weights == "average" and not known.averaged:
+    if latents.weights == "ema" and not known.has_ema:
         yield (
-            f"latents.weights: found 'average', but {latents.autoencoder} keeps no averages "
-            "(train.average.half_life=null). Use latents.weights=network."
+            f"latents.weights: found 'ema', but {latents.autoencoder} keeps no EMA "
+            "(train.ema.half_life=null). Use latents.weights=network."
         )
 
 
@@ -293,7 +293,7 @@ RULES: tuple[Callable[[Config], Iterator[str]], ...] = (
     _attributes,
     _sampler,
     _embedding,
-    _average,
+    _ema,
     check_objective,
     check_training,
     _tasks,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pipeline.config.registry import METRICS, NETWORKS, known_metric
 from pipeline.config.schema import Config
 from pipeline.config.schema_data import split_names
-from pipeline.config.schema_metrics import network_of, sampled_metrics
+from pipeline.config.schema_metrics import in_loop_metrics, network_of
 from pipeline.config.schema_objectives import objective_kind, objective_of
 from pipeline.config.weights import NO_FOLDER
 from pipeline.runtime.errors import did_you_mean
@@ -72,11 +72,11 @@ def metric_problems(cfg: Config, metric: str) -> Iterator[str]:
         return
     if kind == "valid" and not cfg.train.validate_every:
         yield f"{metric} needs train.validate_every, which is null."
-    if kind == "sampled" and not cfg.train.metric_every:
+    if kind == "in_loop" and not cfg.train.metric_every:
         yield f"{metric} needs train.metric_every, which is null."
     if kind == "valid" and (problem := _no_split(cfg, "valid")):
         yield (
-            f"{metric} needs a validation split, but {problem}. Use a metric of samples, such as sampled/fd-domain, or "
+            f"{metric} needs a validation split, but {problem}. Use a metric of samples, such as in_loop/fd-domain, or "
             "another protocol: data.split.rule=hash data.split.valid=0.1 data.counts=null under a data.name of its own."
         )
     if metric not in (known := measured_in_training(cfg)):
@@ -90,7 +90,7 @@ def measured_in_training(cfg: Config) -> tuple[str, ...]:
     """What training measures at its validations and of its samples, where the settings ask for it."""
     found = [f"valid/{name}" for name in objective_of(cfg).measures(cfg)]
     if objective_kind(cfg).samples:
-        found += [f"sampled/{name}" for name in sampled_metrics(cfg.model.condition)]
+        found += [f"in_loop/{name}" for name in in_loop_metrics(cfg.model.condition)]
     return tuple(found)
 
 

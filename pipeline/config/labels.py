@@ -1,4 +1,4 @@
-"""Whether images have what a network is told of them: known once they are listed, or from a look at their folder."""
+"""Whether images have what a network is conditioned on: known once they are listed, or from a look at their folder."""
 
 import json
 import os
@@ -27,7 +27,7 @@ class _Found(NamedTuple):
 
 
 def label_problems(cfg: Config) -> Iterator[str]:
-    """A sentence where the network is told classes or attributes, and the images are known to have none."""
+    """A sentence where the network is conditioned on classes or attributes, and the images are known to have none."""
     asked, source = cfg.model.condition, cfg.data.source
     found = None if asked == "none" else _listed(cfg) or _looked_at(cfg)
     if found is None or found.labelled:

@@ -44,21 +44,21 @@ class Setting(NamedTuple):
     comment: str
 
 
-def experiments(words: list[str]) -> None:
+def experiments(arguments: list[str]) -> None:
     """Print each experiment with the first sentence of its file's comment."""
-    _choices(words, "experiment")
+    _choices(arguments, "experiment")
     print("\nOne of them: mudi plan experiment=NAME\nthen: mudi submit experiment=NAME")
 
 
-def models(words: list[str]) -> None:
+def models(arguments: list[str]) -> None:
     """Print each model of configs/model with the first sentence of its file's comment."""
-    _choices(words, "model")
+    _choices(arguments, "model")
     print("\nOne of them: model=NAME. Its settings: mudi list settings model")
 
 
-def _choices(words: list[str], group: str) -> None:
-    if words:
-        raise UserError(f"list {group}s: found '{words[0]}', expected nothing: it lists all.")
+def _choices(arguments: list[str], group: str) -> None:
+    if arguments:
+        raise UserError(f"list {group}s: found '{arguments[0]}', expected nothing: it lists all.")
     heading = ""
     for path in sorted((CONFIG_ROOT / group).glob("*.yaml"), key=lambda path: (_subject(path), path.stem)):
         if group == "experiment" and heading != (heading := _subject(path)):
@@ -79,14 +79,14 @@ def described(text: str) -> str:
     return re.split(r"(?<=[\w)\]])\. (?=[A-Z])", whole)[0].rstrip(".")
 
 
-def settings(words: list[str]) -> None:
+def settings(arguments: list[str]) -> None:
     """Print all settings, or those below a prefix; a setting of some kinds alone with their names."""
-    if len(words) > 1:
-        raise UserError(f"list settings: found {' '.join(words)}, expected one prefix, such as train.optim.")
+    if len(arguments) > 1:
+        raise UserError(f"list settings: found {' '.join(arguments)}, expected one prefix, such as train.optim.")
     found: dict[Setting, list[str]] = {}
     for kind, setting in _settings(Config, ""):
         found.setdefault(setting, []).append(kind)
-    prefix = words[0].rstrip(".") if words else ""
+    prefix = arguments[0].rstrip(".") if arguments else ""
     shown = {s: kinds for s, kinds in found.items() if not prefix or f"{s.key}.".startswith(f"{prefix}.")}
     if not shown:
         known = {".".join(parts[:n]) for parts in (s.key.split(".") for s in found) for n in range(1, len(parts) + 1)}

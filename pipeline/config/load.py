@@ -1,4 +1,4 @@
-"""Words of a command line -> a checked Config. Hydra composes the groups of `configs/`; pydantic checks the result.
+"""Overrides of a command line -> a checked Config. Hydra composes the groups of `configs/`; pydantic checks the result.
 
 Every problem is collected and reported at once, with the nearest known name beside each that is unknown.
 """
@@ -42,46 +42,46 @@ logging.getLogger("hydra").setLevel(logging.WARNING)
 register()
 
 
-def config_from(words: Sequence[str], *, given: Mapping[str, Any] | None = None) -> Config:
+def config_from(overrides: Sequence[str], *, given: Mapping[str, Any] | None = None) -> Config:
     """The config that a command line means.
 
     Args:
-        words: either a run directory (its `config.yaml`) or a group choice such as `experiment=glyphs16`, followed by
-            any number of `key=value` overrides.
+        overrides: `key=value`, any number. First stands a run directory (its `config.yaml`) or a group choice such
+            as `experiment=glyphs16`.
         given: whole groups of settings that replace those of the experiment; overrides are put into them.
     Raises:
         UserError: naming every problem found.
     """
-    directory = run_named(words)
+    directory = run_named(overrides)
     try:
         if directory is None:
-            return validated(_compose(words, given))
-        stored, words = _stored(directory), words[1:]
+            return validated(_compose(overrides, given))
+        stored, overrides = _stored(directory), overrides[1:]
     except (HydraException, OmegaConfBaseException) as error:
-        raise _cannot_apply(words, error) from error
+        raise _cannot_apply(overrides, error) from error
     trained = (directory / "checkpoints" / FINISHED).is_file()
-    return config_of({**stored, **given} if given else stored, words, trained=trained)
+    return config_of({**stored, **given} if given else stored, overrides, trained=trained)
 
 
-def config_of(values: Mapping[str, Any], words: Sequence[str], *, trained: bool = False) -> Config:
+def config_of(values: Mapping[str, Any], overrides: Sequence[str], *, trained: bool = False) -> Config:
     """The config of settings that are all said, with overrides put in. `trained`: see `check`."""
     try:
-        return validated(_changed(values, words) if words else values, trained=trained)
+        return validated(_changed(values, overrides) if overrides else values, trained=trained)
     except (HydraException, OmegaConfBaseException) as error:
-        raise _cannot_apply(words, error) from error
+        raise _cannot_apply(overrides, error) from error
 
 
-def _cannot_apply(words: Sequence[str], error: Exception) -> UserError:
-    return UserError(f"Cannot apply {' '.join(words)}: {str(error).splitlines()[0]}")
+def _cannot_apply(overrides: Sequence[str], error: Exception) -> UserError:
+    return UserError(f"Cannot apply {' '.join(overrides)}: {str(error).splitlines()[0]}")
 
 
-def run_named(words: Sequence[str]) -> Path | None:
+def run_named(overrides: Sequence[str]) -> Path | None:
     """The run directory that a command line begins with; None where it begins with key=value, or is empty.
 
     A directory's name may hold an equals sign: what has a slash before it is no key.
     """
-    key, equals, _ = words[0].partition("=") if words else ("", "=", "")
-    return Path(words[0]) if not equals or "/" in key else None
+    key, equals, _ = overrides[0].partition("=") if overrides else ("", "=", "")
+    return Path(overrides[0]) if not equals or "/" in key else None
 
 
 def validated(values: Any, *, trained: bool = False) -> Config:
@@ -108,13 +108,13 @@ def autoencoder_config(cfg: Config) -> Config:
     latents = cfg.latents
     if latents is None or latents.experiment is None:
         raise UserError("latents.experiment: found null, expected the experiment that trains the autoencoder.")
-    fixed = [word for word in latents.overrides if key_of(word).split(".")[0] in _GIVEN]
+    fixed = [override for override in latents.overrides if key_of(override).split(".")[0] in _GIVEN]
     if fixed:
         raise UserError(
             f"latents.overrides: found {', '.join(fixed)}, but name and place of the autoencoder follow from "
             "latents.autoencoder, and its data are those of this experiment. Leave them out."
         )
-    choices, words = _divided(latents.overrides)
+    choices, overrides = _divided(latents.overrides)
     taken = {name: getattr(cfg, name) for name in ("data", "data_dir", "seed", "cluster", "evaluate")}
     chosen = _compose([f"experiment={latents.experiment}", *choices])
     values = {
@@ -126,7 +126,7 @@ def autoencoder_config(cfg: Config) -> Config:
         "plugins": list(dict.fromkeys([*chosen.get("plugins", ()), *cfg.plugins])),
     }
     try:
-        return validated(_changed(values, words))
+        return validated(_changed(values, overrides))
     except (UserError, OmegaConfBaseException) as error:
         raise UserError(f"latents.experiment={latents.experiment}: {error}") from error
 
@@ -156,19 +156,19 @@ def _stored(directory: Path) -> Any:
         raise UserError(f"{path} is not readable YAML ({error}). Restore it.") from error
 
 
-def _changed(values: Any, words: Sequence[str]) -> Any:
+def _changed(values: Any, overrides: Sequence[str]) -> Any:
     """The settings of an existing run with overrides put in, as into those of a new one.
 
     A group choice takes the place of the whole group. An experiment cannot be chosen: the run is one.
     """
-    _check_choices(words)
-    choices, settings = _divided(words)
+    _check_choices(overrides)
+    choices, settings = _divided(overrides)
     config = OmegaConf.create(literal(values))
-    for word in choices:
-        group = key_of(word)
+    for override in choices:
+        group = key_of(override)
         if group not in Config.model_fields:
-            raise UserError(f"{word}: a run has its settings already. Leave it out, or begin a new run with it.")
-        config[group] = _composed((word.lstrip("+"),))[group]
+            raise UserError(f"{override}: a run has its settings already. Leave it out, or begin a new run with it.")
+        config[group] = _composed((override.lstrip("+"),))[group]
     _put(config, settings)
     return OmegaConf.to_container(config, resolve=True)
 
@@ -182,17 +182,17 @@ def groups() -> dict[str, list[str]]:
     }
 
 
-def _compose(words: Sequence[str], given: Mapping[str, Any] | None = None) -> Any:
-    _check_choices(words)
-    return _without_missing(OmegaConf.to_container(composed(words, given), resolve=True))
+def _compose(overrides: Sequence[str], given: Mapping[str, Any] | None = None) -> Any:
+    _check_choices(overrides)
+    return _without_missing(OmegaConf.to_container(composed(overrides, given), resolve=True))
 
 
-def composed(words: Sequence[str], given: Mapping[str, Any] | None = None) -> DictConfig:
+def composed(overrides: Sequence[str], given: Mapping[str, Any] | None = None) -> DictConfig:
     """What Hydra makes of `group=choice` and `key=value`: groups are composed once, keys are put in each time.
 
     `given`: groups of settings between the two.
     """
-    choices, settings = _divided(words)
+    choices, settings = _divided(overrides)
     config = copy.deepcopy(_composed(tuple(choices)))
     for group, values in (given or {}).items():
         OmegaConf.update(config, group, literal(values), merge=False, force_add=True)
@@ -200,35 +200,35 @@ def composed(words: Sequence[str], given: Mapping[str, Any] | None = None) -> Di
     return config
 
 
-def _put(config: DictConfig, words: Sequence[str]) -> None:
+def _put(config: DictConfig, overrides: Sequence[str]) -> None:
     """Put settings in. Plug-ins are imported first: their kinds decide how other settings are read and checked."""
-    own = [word for word in words if key_of(word) == "plugins"]
+    own = [override for override in overrides if key_of(override) == "plugins"]
     import_plugins(config.get("plugins", ()))
-    for word in own:
-        put(config, word)
+    for override in own:
+        put(config, override)
         import_plugins(config.get("plugins", ()))
-    for word in words:
-        if word not in own:
-            put(config, word)
+    for override in overrides:
+        if override not in own:
+            put(config, override)
 
 
-def _divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def _divided(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     """Choices of groups, and settings: a group may also be given as a mapping, `model={kind: unet, width: 64}`."""
     known = groups()
-    chooses = [key_of(word) in known and not _is_mapping(word) for word in words]
-    choices = [word.lstrip("+") for word, choice in zip(words, chooses, strict=True) if choice]
-    return choices, [word for word, choice in zip(words, chooses, strict=True) if not choice]
+    chooses = [key_of(override) in known and not _is_mapping(override) for override in overrides]
+    choices = [override.lstrip("+") for override, choice in zip(overrides, chooses, strict=True) if choice]
+    return choices, [override for override, choice in zip(overrides, chooses, strict=True) if not choice]
 
 
-def _is_mapping(word: str) -> bool:
-    return word.partition("=")[2].startswith("{")
+def _is_mapping(override: str) -> bool:
+    return override.partition("=")[2].startswith("{")
 
 
 @lru_cache(maxsize=64)
 def _composed(choices: tuple[str, ...]) -> DictConfig:
     """What Hydra composes; not to be changed. It takes 70 ms, and the trials of a sweep differ by what is put in."""
-    for word in choices:
-        _refuse_bare_times(CONFIG_ROOT / key_of(word) / f"{word.partition('=')[2]}.yaml")
+    for override in choices:
+        _refuse_bare_times(CONFIG_ROOT / key_of(override) / f"{override.partition('=')[2]}.yaml")
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(CONFIG_ROOT), version_base="1.3"):
         return compose("config", overrides=list(choices))
@@ -247,15 +247,15 @@ def _without_missing(value: Any) -> Any:
     return value
 
 
-def _check_choices(words: Sequence[str]) -> None:
+def _check_choices(overrides: Sequence[str]) -> None:
     known, problems = groups(), []
-    for word in words:
+    for override in overrides:
         try:
-            key, value = key_of(word), word.partition("=")[2]
+            key, value = key_of(override), override.partition("=")[2]
         except UserError as error:
             problems.append(str(error))
             continue
-        if key in known and value not in known[key] and not _is_mapping(word):
+        if key in known and value not in known[key] and not _is_mapping(override):
             problems.append(unknown_choice(key, value, known[key]))
     if problems:
         raise UserError(listed(problems))

@@ -105,15 +105,15 @@ def _classes(cfg: Config) -> Iterator[str]:
 
 
 def _guide(cfg: Config) -> Iterator[str]:
-    """The weaker model of autoguidance; a checkpoint of this very run is there once it is trained."""
-    weak = cfg.sample.sampler.guidance.weak
-    if weak is None or not cfg.sample.sampler.guidance.active:
+    """The guide model of autoguidance; a checkpoint of this very run is there once it is trained."""
+    guide = cfg.sample.sampler.guidance.guide_model
+    if guide is None or not cfg.sample.sampler.guidance.active:
         return
-    place = Path(weak)
+    place = Path(guide)
     if not place.exists() and not place.resolve().is_relative_to(run_directory(cfg).resolve()):
         yield (
-            f"sample.sampler.guidance.weak: found '{weak}', which does not exist, expected the run directory of the "
-            "weaker model, or one of its checkpoints. Submit that run first."
+            f"sample.sampler.guidance.guide_model: found '{guide}', which does not exist, expected the run directory "
+            "of the guide model, or one of its checkpoints. Submit that run first."
         )
 
 

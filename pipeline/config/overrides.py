@@ -35,40 +35,40 @@ _TEXT = (str, Path, types.NoneType)
 
 @dataclass(frozen=True)
 class Override:
-    """One parsed word. `replaces`: the value takes the place of a mapping instead of being merged into it."""
+    """One parsed override. `replaces`: the value takes the place of a mapping instead of being merged into it."""
 
     key: str
     value: Any
     replaces: bool = False
 
 
-def key_of(word: str) -> str:
+def key_of(override: str) -> str:
     """The key of `key=value`, `+key=value` or `++key=value`.
 
     Raises:
-        UserError: where there is no key or no `=`, or the word has Hydra's `~` or `@`, which settings do not need.
+        UserError: where there is no key or no `=`, or the override has Hydra's `~` or `@`, which settings do not need.
     """
-    key, equals, _ = word.partition("=")
+    key, equals, _ = override.partition("=")
     if key.startswith("~") or "@" in key:
-        raise UserError(f"'{word}': expected key=value. A setting is switched off by key=null.")
+        raise UserError(f"'{override}': expected key=value. A setting is switched off by key=null.")
     if key.startswith("-"):
-        raise UserError(f"'{word}' is not key=value, and no option of this command; `--help` lists them.")
+        raise UserError(f"'{override}' is not key=value, and no option of this command; `--help` lists them.")
     if not equals or not key.lstrip("+"):
-        raise UserError(f"'{word}' is not key=value.{_order(word)}")
+        raise UserError(f"'{override}' is not key=value.{_order(override)}")
     return key.lstrip("+")
 
 
-def _order(word: str) -> str:
-    return " A run directory stands first." if (Path(word) / "config.yaml").is_file() else ""
+def _order(override: str) -> str:
+    return " A run directory stands first." if (Path(override) / "config.yaml").is_file() else ""
 
 
-def parse(word: str, model: type[BaseModel] = Config) -> Override:
-    """The key and the value of a word, which sets something of `model`.
+def parse(override: str, model: type[BaseModel] = Config) -> Override:
+    """The key and the value of an override, which sets something of `model`.
 
     Raises:
         UserError: a list or mapping that cannot be read, with how to quote it, or several values at once.
     """
-    key, text = key_of(word), word.partition("=")[2]
+    key, text = key_of(override), override.partition("=")[2]
     kinds = _kinds(key, model, registered())
     if Path in kinds and not text:  # as from an empty variable; Path("") would be the current folder
         raise UserError(f"{key}: found nothing after the '=', expected a path.")
@@ -79,11 +79,11 @@ def parse(word: str, model: type[BaseModel] = Config) -> Override:
     return Override(key, value, replaces=bool(mappings) and isinstance(value, dict))
 
 
-def put(config: DictConfig, word: str) -> None:
+def put(config: DictConfig, override: str) -> None:
     """Put `key=value` into a config."""
-    override = parse(word)
-    merge = not override.replaces and not _another_kind(OmegaConf.select(config, override.key), override.value)
-    OmegaConf.update(config, override.key, override.value, merge=merge, force_add=True)
+    parsed = parse(override)
+    merge = not parsed.replaces and not _another_kind(OmegaConf.select(config, parsed.key), parsed.value)
+    OmegaConf.update(config, parsed.key, parsed.value, merge=merge, force_add=True)
 
 
 def _another_kind(current: Any, value: Any) -> bool:
@@ -98,14 +98,14 @@ def _are_texts(kinds: Sequence[Any]) -> bool:
     return any(kind is not types.NoneType for kind in kinds) and all(kind in _TEXT for kind in kinds)
 
 
-def is_sweep(word: str) -> bool:
+def is_sweep(override: str) -> bool:
     """Whether `key=value` gives several values in Hydra's sweep grammar: `a,b`, choice(), range(), interval()."""
-    found = _hydra(word.partition("=")[2])
+    found = _hydra(override.partition("=")[2])
     return isinstance(found, HydraOverride) and found.is_sweep_override()
 
 
-def word_for(key: str, value: Any) -> str:
-    """The word that `parse` reads as this value. Interpolations (`${...}`) in the value stay as they are."""
+def override_for(key: str, value: Any) -> str:
+    """The override that `parse` reads as this value. Interpolations (`${...}`) in the value stay as they are."""
     plain = literal(value)
     if (
         isinstance(plain, str)
@@ -145,7 +145,7 @@ def _value(key: str, text: str) -> Any:
     if text[:1] in ("[", "{", "'", '"'):
         raise UserError(
             f"{key}: cannot read {text} ({read}). Put texts inside it that hold more than letters, digits and -_./ "
-            f'into double quotes, and the whole word into single quotes for the shell: \'{key}=["a (1)","b#2"]\''
+            f'into double quotes, and the whole override into single quotes for the shell: \'{key}=["a (1)","b#2"]\''
         )
     return text  # the schema says what it expected instead
 

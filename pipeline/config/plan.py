@@ -62,7 +62,7 @@ def plan_for(cfg: Config, *, train_images: int, world_size: int) -> Plan:
     micro = max(d for d in range(1, local + 1) if local % d == 0 and d <= (train.micro_batch or local))
     for problem in cfg.model.micro_batch_problems(micro):
         raise UserError(problem)
-    half_life = train.average.half_life
+    half_life = train.ema.half_life
     return Plan(
         total_steps=max(steps(train.duration) or 0, 1),
         warmup_steps=steps(train.optim.warmup) or 0,

@@ -38,33 +38,33 @@ class OptimConfig(Settings):
     clip: float | None = Field(1.0, gt=0)  # largest gradient norm; None: no clipping
 
 
-class AverageConfig(Settings):
-    """Averages of the weights, in fp32, as functions of images seen."""
+class EMAConfig(Settings):
+    """EMAs of the weights, in fp32, as functions of images seen."""
 
-    half_life: Duration | None = "500 kimg"  # of the exponential average; None: no such average
+    half_life: Duration | None = "500 kimg"  # None: no EMA
     ramp_up: float | None = Field(0.05, gt=0)  # half-life is at most this share of images seen (EDM's ramp-up)
-    # EDM2 power-function averages, as relative widths, such as (0.05, 0.1). Beyond 0.288 they would grow backwards.
+    # EDM2's power-function EMAs, as relative widths, such as (0.05, 0.1). Beyond 0.288 they would grow backwards.
     power_widths: tuple[Annotated[float, Field(gt=0, le=0.288)], ...] = ()
 
 
 class EarlyStopConfig(Settings):
     """Keep the best checkpoint (`sample.step=best`), and end training when it has been the best for long enough."""
 
-    metric: str = Field("valid/loss", pattern="^(valid|sampled)/")  # as good as its registered direction says
+    metric: str = Field("valid/loss", pattern="^(valid|in_loop)/")  # as good as its registered direction says
     patience: Duration | None = None  # None: train to the end
 
 
 class AugmentConfig(Settings):
-    """Colour jitter, sharpness, rotation and shift, drawn per visit. Samples show what augmentation does to images: a
+    """Colour jitter, sharpness, rotation and shift, drawn per image. Samples show what augmentation does to images: a
     model learns turned flowers from turned flowers. The meanings are torchvision's; see `pipeline.data.augment`.
 
     brightness, contrast, saturation: their factor is uniform in [max(0, 1 - v), 1 + v]. hue: the turn is uniform in
-    [-v, v], where 0.5 is half a turn. sharpness: the factor that a share `sharpness_share` of visits gets; 1 changes
+    [-v, v], where 0.5 is half a turn. sharpness: the factor that a share `sharpness_share` of images gets; 1 changes
     nothing, 0 blurs, 2 sharpens. rotation: the angle is uniform in [-v, v] degrees; shift: both ways uniform in [-v, v]
     of the image's side. What comes from outside of the image is its mirror image at the edge.
     """
 
-    share: float = Field(1.0, gt=0, le=1)  # of visits that are changed at all; the others are told as unchanged
+    share: float = Field(1.0, gt=0, le=1)  # of images that are changed at all
     brightness: float = Field(0.0, ge=0)
     contrast: float = Field(0.0, ge=0)
     saturation: float = Field(0.0, ge=0)
@@ -74,7 +74,7 @@ class AugmentConfig(Settings):
     rotation: float = Field(0.0, ge=0, le=180)
     shift: float = Field(0.0, ge=0, le=0.5)
     # Tell the network (model.kind=unet) what was done, and when sampling that nothing was (Karras et al. 2022, appendix
-    # F.2). It learns what unchanged images are from the visits that `share` leaves unchanged.
+    # F.2). It learns what unchanged images are from the images that `share` leaves unchanged.
     condition: bool = False
 
     @property
@@ -100,7 +100,7 @@ class TrainConfig(Settings):
     sharding: Literal["none", "fsdp"] = "none"
     activation_checkpointing: bool = False  # less memory, a forward pass more: blocks keep their inputs alone
     optim: OptimConfig = OptimConfig()
-    average: AverageConfig = AverageConfig()
+    ema: EMAConfig = EMAConfig()
     flip: bool = False  # mirror half of the images, keyed by image number
     augmentation: AugmentConfig = AugmentConfig()  # colour jitter, sharpness, rotation and shift, keyed likewise
     workers: int | None = Field(
@@ -113,7 +113,7 @@ class TrainConfig(Settings):
     profile: int = Field(0, ge=0)  # record so many steps of rank 0 into RUN/profile, after 10 that warm up
     validate_every: Interval | None = None
     validate_images: int = Field(512, ge=1)
-    metric_every: Interval | None = None  # fd-domain and accuracies of samples of fixed seeds, as "sampled/..."
+    metric_every: Interval | None = None  # fd-domain and accuracies of samples of fixed seeds, as "in_loop/..."
     metric_images: int = Field(512, ge=2)
     early_stop: EarlyStopConfig | None = None
     preview_every: Interval | None = None
@@ -135,7 +135,7 @@ class SampleConfig(Settings):
     first_seed: int = Field(0, ge=0)
     batch: int = Field(256, ge=1)
     step: Annotated[int, Field(ge=0)] | Literal["best"] | None = None  # of the checkpoint; best: train.early_stop's
-    weights: str = "average"  # "average", "network", or "power:0.05": a relative width of the EDM2 averages
+    weights: str = "ema"  # "ema", "network", or "power:0.05": a relative width of EDM2's power-function EMA
     # uniform: all in turn; training: as often as in training; or chosen ones in turn, by name or number: [rose, 3]
     classes: Literal["uniform", "training"] | tuple[int | str, ...] = "uniform"
     # training: those of training images, drawn by seed; or chosen ones as {name: 0 or 1}, all others unknown
@@ -149,11 +149,11 @@ class LatentsConfig(Settings):
 
     autoencoder: Path  # a run directory, a folder written by `mudi export`, or an AutoencoderKL of diffusers
     experiment: str | None = None  # trains the autoencoder at that path, where a submission shall do so
-    overrides: tuple[str, ...] = ()  # words for that experiment, such as train.duration=200 kimg
+    overrides: tuple[str, ...] = ()  # of that experiment, such as train.duration=200 kimg
     name: str | None = Field(
         None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
     )  # of what is stored; None: the path's last part
-    weights: Literal["average", "network"] = "average"  # of an autoencoder's run
+    weights: Literal["ema", "network"] = "ema"  # of an autoencoder's run
     step: int | None = Field(None, ge=0)  # of its checkpoint; None: the last one of a finished run
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"  # as stored
     batch: int = Field(32, ge=1)  # images encoded at once: part of the protocol, as sums round differently in others

@@ -175,7 +175,7 @@ class DiffusionConfig(Settings):
     parametrisation: Literal["eps", "x0", "x0_flow", "v", "flow", "edm"] = "edm"
     sigma_data: float = Field(0.5, gt=0)  # standard deviation of the data, for edm's scales and weighting
     levels: Levels = LogNormalLevels()
-    clock: Literal["auto", "log_sigma", "flow_time", "timestep", "none"] = "auto"  # what the network is told of sigma
+    time_input: Literal["auto", "log_sigma", "flow_time", "timestep", "none"] = "auto"  # how the network gets sigma
     noise: Literal["normal", "uniform"] = "normal"  # uniform: in (-1, 1), the whole range of pixels
     weighting: Literal["plain", "uniform", "snr", "min_snr", "edm"] = "plain"  # plain: error of the network's output
     min_snr_gamma: float = Field(5.0, gt=0)
@@ -186,10 +186,10 @@ class DiffusionConfig(Settings):
     attribute_dropout: float = Field(0.0, ge=0, le=1)  # share of single attributes hidden, each on its own
 
     @property
-    def network_clock(self) -> Literal["log_sigma", "flow_time", "timestep", "none"]:
-        """`clock` with auto resolved: the timestep for DDPM's networks, 1000 t for flow, ln(sigma) / 4 otherwise."""
-        if self.clock != "auto":
-            return self.clock
+    def network_time_input(self) -> Literal["log_sigma", "flow_time", "timestep", "none"]:
+        """`time_input` with auto resolved: timestep for DDPM's networks, 1000 t for flow, ln(sigma) / 4 otherwise."""
+        if self.time_input != "auto":
+            return self.time_input
         if self.parametrisation in ("flow", "x0_flow"):
             return "flow_time"
         vp = self.parametrisation in ("eps", "x0", "v")
@@ -218,7 +218,7 @@ class DiffusionConfig(Settings):
     @model_validator(mode="after")
     def _discrete_where_needed(self) -> "DiffusionConfig":
         wanting = ["learned_variance"] if self.learned_variance else []
-        wanting += ["clock=timestep"] if self.clock == "timestep" else []
+        wanting += ["time_input=timestep"] if self.time_input == "timestep" else []
         if wanting and self.levels.kind != "ddpm":
             raise ValueError(
                 f"{' and '.join(wanting)} needs discrete timesteps, found levels.kind={self.levels.kind}:"
@@ -242,7 +242,7 @@ class GuidanceConfig(Settings):
     convention: Literal["cfg", "ho"] = "cfg"
     interval: tuple[float, float] | None = None  # noise levels with guidance; None: all (Kynkaanniemi et al. 2024)
     rescale: float = Field(0.0, ge=0, le=1)  # Lin et al. 2023: share of the conditional's contrast that is restored
-    weak: str | None = None  # autoguidance: run directory or checkpoint of the weaker model
+    guide_model: str | None = None  # autoguidance: run directory or checkpoint of a weaker model
 
     @property
     def factor(self) -> float:
@@ -263,10 +263,14 @@ class GuidanceConfig(Settings):
     def _complete(self) -> "GuidanceConfig":
         if self.interval is not None and not 0 <= self.interval[0] < self.interval[1]:
             raise ValueError(f"interval is {self.interval}, expected two noise levels 0 <= low < high")
-        if self.kind == "autoguidance" and self.active and self.weak is None:
-            raise ValueError("autoguidance needs a second model: set weak to a run directory or one of its checkpoints")
-        if self.kind == "classifier_free" and self.weak is not None:
-            raise ValueError(f"weak is {self.weak!r}, which only kind=autoguidance reads: set kind, or remove weak")
+        if self.kind == "autoguidance" and self.active and self.guide_model is None:
+            raise ValueError(
+                "autoguidance needs a second model: set guide_model to a run directory or one of its checkpoints"
+            )
+        if self.kind == "classifier_free" and self.guide_model is not None:
+            raise ValueError(
+                f"guide_model is {self.guide_model!r}, which only kind=autoguidance reads: set kind, or remove it"
+            )
         return self
 
 
@@ -278,7 +282,7 @@ def _refuse_unread(settings: Settings, readers: Mapping[str, tuple[str, ...]]) -
             raise ValueError(f"{name} is set, but kind={kind} does not read it; only {', '.join(kinds)} does")
 
 
-_GRID_READ_BY: Mapping[str, tuple[str, ...]] = {
+_SCHEDULE_READ_BY: Mapping[str, tuple[str, ...]] = {
     "rho": ("karras",),
     "shift": ("flow",),
     "spacing": ("ddpm",),
@@ -287,8 +291,8 @@ _GRID_READ_BY: Mapping[str, tuple[str, ...]] = {
 }
 
 
-class GridConfig(Settings):
-    """Where on the noise axis a sampler stands."""
+class SigmaSchedule(Settings):
+    """The sigma schedule: the noise levels that a sampler steps through."""
 
     kind: Literal["karras", "exponential", "uniform_t", "ddpm", "flow"] = "karras"
     rho: float = Field(7.0, gt=0)  # karras alone
@@ -298,8 +302,8 @@ class GridConfig(Settings):
     sigma_max: float | None = Field(None, gt=0)
 
     @model_validator(mode="after")
-    def _only_what_is_read(self) -> "GridConfig":
-        _refuse_unread(self, _GRID_READ_BY)
+    def _only_what_is_read(self) -> "SigmaSchedule":
+        _refuse_unread(self, _SCHEDULE_READ_BY)
         if self.sigma_min is not None and self.sigma_max is not None and self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min is {self.sigma_min} and sigma_max {self.sigma_max}: expected min < max")
         return self
@@ -328,7 +332,7 @@ class SamplerConfig(Settings):
 
     kind: str = "heun"  # one of SAMPLERS, below
     steps: int = Field(18, ge=1)
-    grid: GridConfig = GridConfig()
+    sigmas: SigmaSchedule = SigmaSchedule()
     churn: ChurnConfig = ChurnConfig()
     eta: float | None = Field(None, ge=0)  # fresh noise of ddim (None: 0) and dpmpp_2m_sde (None: 1)
     variance: Literal["small", "large", "learned"] = "small"  # of each step
@@ -427,7 +431,7 @@ def sampling_problems(cfg: SamplerConfig, diffusion: DiffusionConfig, *, conditi
     return [
         *_variance_problems(cfg, diffusion),
         *_noise_problems(cfg, diffusion),
-        *_grid_problems(cfg, diffusion),
+        *_sigmas_problems(cfg, diffusion),
         *_guidance_problems(cfg.guidance, diffusion, conditional=conditional),
     ]
 
@@ -454,23 +458,23 @@ def _noise_problems(cfg: SamplerConfig, diffusion: DiffusionConfig) -> Iterator[
         )
 
 
-def _grid_problems(cfg: SamplerConfig, diffusion: DiffusionConfig) -> Iterator[str]:
-    grid, levels = cfg.grid, diffusion.levels
+def _sigmas_problems(cfg: SamplerConfig, diffusion: DiffusionConfig) -> Iterator[str]:
+    sigmas, levels = cfg.sigmas, diffusion.levels
     low, high = levels.sigma_min, levels.sigma_max
-    if grid.kind == "ddpm" and not isinstance(levels, DDPMLevels):
-        yield f"sampler.grid.kind: found ddpm, but diffusion.levels.kind is {levels.kind}. Use grid.kind=uniform_t."
-    if isinstance(levels, DDPMLevels) and grid.kind in ("ddpm", "uniform_t") and cfg.steps > levels.timesteps:
+    if sigmas.kind == "ddpm" and not isinstance(levels, DDPMLevels):
+        yield f"sampler.sigmas.kind: found ddpm, but diffusion.levels.kind is {levels.kind}. Use sigmas.kind=uniform_t."
+    if isinstance(levels, DDPMLevels) and sigmas.kind in ("ddpm", "uniform_t") and cfg.steps > levels.timesteps:
         yield (
             f"sampler.steps: found {cfg.steps}, more than the process's {levels.timesteps} timesteps. Use fewer,"
-            " or grid.kind=karras, which stands between them."
+            " or sigmas.kind=karras, which stands between them."
         )
-    ends = {"sigma_min": grid.sigma_min, "sigma_max": grid.sigma_max}
+    ends = {"sigma_min": sigmas.sigma_min, "sigma_max": sigmas.sigma_max}
     outside = {name: value for name, value in ends.items() if value is not None and not low <= value <= high}
     for name, value in outside.items():
-        yield f"sampler.grid.{name}: found {value}, outside the trained range [{low:.4g}, {high:.4g}]. Stay within it."
-    if not outside and (grid.sigma_min or low) >= (grid.sigma_max or high):
+        yield f"sampler.sigmas.{name}: found {value}, expected within the trained range [{low:.4g}, {high:.4g}]."
+    if not outside and (sigmas.sigma_min or low) >= (sigmas.sigma_max or high):
         yield (
-            f"sampler.grid: found levels from {grid.sigma_max or high:.4g} down to {grid.sigma_min or low:.4g},"
+            f"sampler.sigmas: found levels from {sigmas.sigma_max or high:.4g} down to {sigmas.sigma_min or low:.4g},"
             " expected sigma_min < sigma_max. Leave one of them out: it is then that of the trained range."
         )
 

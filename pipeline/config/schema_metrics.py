@@ -24,7 +24,7 @@ class DomainConfig(Settings):
 
     enabled: bool = True
     width: int = Field(24, ge=8)  # channels of the first stage
-    features: int = Field(64, ge=8)  # dimensions of the feature space
+    features: int = Field(64, ge=8)  # dimensions of the features
     batch: int = Field(64, ge=1)
     lr: float = Field(2e-3, gt=0)
     max_images: int = Field(120_000, ge=1)  # images seen in training, at most
@@ -114,8 +114,8 @@ def network_of(name: str) -> str | None:
     return next((network for network in _NETWORKS if network in words), "inception")
 
 
-def sampled_metrics(condition: str) -> tuple[str, ...]:
-    """What training measures of samples, as the names of "sampled/<name>": of a model with this condition."""
+def in_loop_metrics(condition: str) -> tuple[str, ...]:
+    """What training measures of samples, as the names of "in_loop/<name>": of a model with this condition."""
     accuracy = {"class": (CLASS_ACCURACY,), "attributes": (ATTRIBUTE_ACCURACY,)}
     return (DOMAIN_DISTANCE, *accuracy.get(condition, ()))
 
@@ -161,14 +161,14 @@ _MEANINGS = {
     "compression": "how many times fewer numbers the latents have than the image",
     "kl-per-dimension": "bits of information, in nats, that each number of the latents carries",
     "dead-channels": "channels of the latents that carry nothing",
-    "psnr": "how exactly pixels are restored, in decibels; 25 is soft, 35 hard to tell from the original",
-    "ssim": "how well structure is restored; 1: exactly",
-    "l1": "mean absolute error of restored pixels",
-    "l2": "mean squared error of restored pixels",
+    "psnr": "how exactly pixels are reconstructed, in decibels; 25 is soft, 35 hard to tell from the original",
+    "ssim": "how well structure is reconstructed; 1: exactly",
+    "l1": "mean absolute error of reconstructed pixels",
+    "l2": "mean squared error of reconstructed pixels",
     "loss": "what training minimises, on images that it does not see",
     "error": "mean squared error of the estimate",
     "kl": "distance of the latents from a normal distribution, in nats",
-    "perceptual": "distance of restored images in a network's features",
+    "perceptual": "distance of reconstructed images in a network's features",
 }
 
 
@@ -182,8 +182,8 @@ def _compared(name: str, function: str, direction: Direction, **facts: Any) -> N
     _metric(name, f"{_SUITE}:{function}", direction=direction, networks=_COMPARED, **facts)
 
 
-# In the features of a network. Frechet distances in Inception's are called fid and sfid, those of restored images begin
-# with r.
+# In the features of a network. Frechet distances in Inception's are called fid and sfid, those of reconstructions
+# begin with r.
 _FID = ("fid", "sfid", "rfd", "rfid", "rsfid")
 _compared(FRECHET, "frechet", "minimize", also=_FID, full=False, note=_below_zero, usual=("fid", DOMAIN_DISTANCE))
 _compared("kid", "kernel", "minimize", least=0.0, note=_kid_below_zero)
@@ -197,7 +197,7 @@ _compared("density", "density", "maximize", usual=(), note=_knows_no_noise)
 _compared("coverage", "coverage", "maximize", usual=())
 _metric("cmmd", f"{_SUITE}:clip_distance", direction="minimize", networks=("clip",))
 
-# Of single images; the others are measured by jobs in their own ways: copies, restoration, use of latents, losses.
+# Of single images; the others are measured by jobs in their own ways: copies, reconstruction, use of latents, losses.
 _metric("copy-rate", direction="minimize", variants=False)
 for _name in ("niqe", "brisque", "cnniqa"):  # with the published weights all three grow with distortion
     _metric(_name, f"pipeline.metrics.quality:{_name}", direction="minimize", needs="image")

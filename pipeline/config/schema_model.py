@@ -223,7 +223,7 @@ class KLAutoencoderConfig(_ConvAutoencoderConfig):
 
 @network("pipeline.models.autoencoder:BottleneckAutoencoder", is_a="autoencoder", objective="autoencoding")
 class BottleneckAutoencoderConfig(_ConvAutoencoderConfig):
-    """A convolutional encoder to a small code without noise, and a decoder: what restores degraded images."""
+    """A convolutional encoder to a small code without noise, and a decoder: what reconstructs degraded images."""
 
     kind: Literal["bottleneck_autoencoder"]
     width: Positive = 32
@@ -281,7 +281,7 @@ class StyleGANConfig(ModelConfig):
 
 
 class PatchDiscriminatorConfig(Settings):
-    """Real or not, for overlapping patches (Isola et al. 2017): the second player of an autoencoder's training."""
+    """Real or not, for overlapping patches (Isola et al. 2017): the discriminator of an autoencoder's training."""
 
     width: Positive = 64
     layers: Positive = 3  # halvings: 3 sees patches of 70 px

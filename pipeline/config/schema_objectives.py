@@ -38,12 +38,12 @@ class PerceptualConfig(Settings):
 
 
 class DegradationConfig(Settings):
-    """What is done to an image that is to be restored, per visit; amounts are uniform from 0 to these."""
+    """What is done to an image that is to be reconstructed, per image; amounts are uniform from 0 to these."""
 
     noise: float = Field(0.0, ge=0)  # deviation of normal noise; pixels are in [-1, 1]
     blur: float = Field(0.0, ge=0)  # deviation of a Gaussian, in pixels
     mask: float = Field(0.0, ge=0, le=1)  # side of a grey square, as a share of the image's
-    share: float = Field(1.0, ge=0, le=1)  # of visits that are degraded at all
+    share: float = Field(1.0, ge=0, le=1)  # of images that are degraded at all
 
     @property
     def active(self) -> bool:
@@ -62,8 +62,8 @@ class AutoencoderConfig(Settings):
     reconstruction: Literal["l1", "l2"] = "l1"
     kl_weight: float = Field(1e-6, ge=0)  # beta; a bottleneck autoencoder has none
     perceptual: PerceptualConfig = PerceptualConfig()
-    adversarial_weight: float = Field(0.0, ge=0)  # 0: one player
-    adversarial_start: Duration = "0 steps"  # the critic plays from here on
+    adversarial_weight: float = Field(0.0, ge=0)  # 0: no discriminator
+    adversarial_start: Duration = "0 steps"  # the discriminator joins here
     adaptive: bool = True  # multiply by |gradient of the error| / |gradient of the score| (Esser et al. 2021, eq. 7)
     discriminator: PatchDiscriminatorConfig = PatchDiscriminatorConfig()
     degradation: DegradationConfig = DegradationConfig()
@@ -156,7 +156,7 @@ class AdversarialObjective(ObjectiveConfig):
 
 @objective("pipeline.objectives.autoencoder:Autoencoding", trains=("autoencoder",), samples=False)
 class AutoencodingObjective(ObjectiveConfig):
-    """Restoring images through small latents: the settings stand in `autoencoder`."""
+    """Reconstructing images through small latents: the settings stand in `autoencoder`."""
 
     kind: Literal["autoencoding"]
 
@@ -164,7 +164,7 @@ class AutoencodingObjective(ObjectiveConfig):
         """The perceptual distance, and the game with the discriminator."""
         yield from _perceptual(cfg)
         if cfg.autoencoder.adversarial_weight:
-            yield from _critic(cfg)
+            yield from _discriminator(cfg)
 
     def missing(self, cfg: "Config") -> Iterator[str]:
         """Weights of the perceptual distance."""
@@ -222,12 +222,12 @@ def check_objective(cfg: "Config") -> Iterator[str]:
 
 
 def _penalties(game: AdversarialConfig) -> Iterator[str]:
-    """The Wasserstein loss needs a critic of bounded slope; the others know R1."""
+    """The Wasserstein loss needs a discriminator of bounded slope; the others know R1."""
     wasserstein = game.loss == "wasserstein"
     if wasserstein and not game.gradient_penalty:
         yield (
-            "adversarial.gradient_penalty: found 0 with adversarial.loss=wasserstein, whose critic then grows without "
-            "bound. Set adversarial.gradient_penalty=10."
+            "adversarial.gradient_penalty: found 0 with adversarial.loss=wasserstein, whose discriminator then grows "
+            "without bound. Set adversarial.gradient_penalty=10."
         )
     if wasserstein and game.r1_gamma:
         yield (
@@ -320,7 +320,7 @@ def _vae(cfg: "Config") -> Iterator[str]:
             )
 
 
-def _critic(cfg: "Config") -> Iterator[str]:
+def _discriminator(cfg: "Config") -> Iterator[str]:
     layers, size = cfg.autoencoder.discriminator.layers, cfg.data.image_size
     if size >> layers < 3:
         fitting = max((n for n in range(1, layers) if size >> n >= 3), default=None)
@@ -333,13 +333,13 @@ def _critic(cfg: "Config") -> Iterator[str]:
 
 
 def late_start(cfg: "Config", *, train_images: int | None) -> Iterator[str]:
-    """What is wrong where the critic would begin after the end; nothing where that cannot be known yet."""
+    """What is wrong where the discriminator would begin after the end; nothing where that cannot be known yet."""
     start, duration, batch = cfg.autoencoder.adversarial_start, cfg.train.duration, cfg.train.global_batch
     if train_images is None and needs_images(start) != needs_images(duration):
         return
     images = train_images or 1_000_000  # where both are epochs, any number compares them
     if to_images(start, batch=batch, train_images=images) >= to_images(duration, batch=batch, train_images=images):
         yield (
-            f"{_HERE}.adversarial_start: found '{start}', but training ends after '{duration}': the critic would "
-            f"never play. Start it earlier, or set {_HERE}.adversarial_weight=0."
+            f"{_HERE}.adversarial_start: found '{start}', but training ends after '{duration}': the discriminator "
+            f"would never join. Start it earlier, or set {_HERE}.adversarial_weight=0."
         )

@@ -203,7 +203,7 @@ class HubSource(Source):
     data_files: dict[str, str] = {}  # split -> file pattern, for builders
     data_dir: Path | None = None
     revision: str | None = None  # a commit: without it the hub may change under a protocol's name
-    splits: dict[str, str] = {"train": "train"}  # ours -> theirs
+    splits: dict[str, str] = {"train": "train"}  # our split -> the hub's
     image_column: str = "image"
     label_column: str | None = None  # None: label, where there is one
 

@@ -1,4 +1,4 @@
-"""What is done to training images, keyed by image number: the same visit gets the same change anywhere.
+"""What is done to training images, keyed by image number: the same sample index gets the same change anywhere.
 
 The changes take and return images [B, C, H, W] float32 in [-1, 1] and one value per image [B]. Formulas are those of
 Pillow's ImageEnhance and torchvision's ColorJitter, without rounding to bytes in between. Sums are written out or
@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.config.schema import AugmentConfig
 from pipeline.runtime.random import Stream, uniform
 
-# What each of the numbers drawn for a visit decides.
+# What each of the numbers drawn for an image decides.
 NAMES = ("brightness", "contrast", "saturation", "hue", "sharpness", "rotation", "shift", "shift")
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 _TO_YIQ = torch.tensor([_LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)], dtype=torch.float64)
@@ -24,17 +24,17 @@ _CHROMA = torch.eye(3, dtype=torch.float64) - _KEEP
 _QUARTER = _BACK @ torch.tensor([[0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]], dtype=torch.float64) @ _TO_YIQ
 
 
-def flipped(visits: Tensor, *, seed: int) -> Tensor:
-    """Which visits [B] show their image mirrored: bool [B], half of them."""
-    return uniform(seed, Stream.FLIP, visits) < 0.5
+def flipped(sample_indices: Tensor, *, seed: int) -> Tensor:
+    """Which images [B] are mirrored: bool [B], half of them."""
+    return uniform(seed, Stream.FLIP, sample_indices) < 0.5
 
 
-def augment_draws(visits: Tensor, *, seed: int) -> Tensor:
-    """The numbers that `augment` needs: uniform in (0, 1), [B, 9], each a function of its visit.
+def augment_draws(sample_indices: Tensor, *, seed: int) -> Tensor:
+    """The numbers that `augment` needs: uniform in (0, 1), [B, 9], each a function of its sample index.
 
     One for each of NAMES, then the one that decides whether the image is changed at all.
     """
-    parts = [uniform(seed, Stream.AUGMENT, visits, shape=(n,), draw=k) for k, n in enumerate((5, 3, 1))]
+    parts = [uniform(seed, Stream.AUGMENT, sample_indices, shape=(n,), draw=k) for k, n in enumerate((5, 3, 1))]
     return torch.cat(parts, dim=1)
 
 
@@ -63,17 +63,17 @@ def augment(images: Tensor, drawn: Tensor, *, cfg: AugmentConfig) -> Tensor:
 def parameters(drawn: Tensor, *, cfg: AugmentConfig) -> Tensor:
     """What `augment` does, as [B, 8] numbers in [-1, 1], all 0 where it does nothing; `drawn` [B, 9]."""
     signs = 2 * drawn - 1
-    told = [torch.zeros_like(drawn[:, 0])] * len(NAMES)
+    numbers = [torch.zeros_like(drawn[:, 0])] * len(NAMES)
     for place, name in enumerate(NAMES):
         amount = getattr(cfg, name)
         if name == "sharpness":
-            told[place] = (drawn[:, place] < cfg.sharpness_share).to(drawn.dtype) * float(amount != 1)
+            numbers[place] = (drawn[:, place] < cfg.sharpness_share).to(drawn.dtype) * float(amount != 1)
         elif amount and place < 3:  # factors, which are 1 where nothing changes
             low = max(0.0, 1 - amount)
-            told[place] = (low + (1 + amount - low) * drawn[:, place] - 1) / amount
+            numbers[place] = (low + (1 + amount - low) * drawn[:, place] - 1) / amount
         elif amount:
-            told[place] = signs[:, place]
-    return torch.stack(told, dim=1) * (drawn[:, 8:] < cfg.share)
+            numbers[place] = signs[:, place]
+    return torch.stack(numbers, dim=1) * (drawn[:, 8:] < cfg.share)
 
 
 def moved(images: Tensor, degrees: Tensor, *, right: Tensor, down: Tensor) -> Tensor:

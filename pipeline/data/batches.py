@@ -1,7 +1,7 @@
 """What each optimiser step sees: a function of (seed, step), cut for this rank, read ahead by threads.
 
-Visit number v = step * global_batch + i, for image i of the global batch, decides everything: which sample, mirrored or
-not, its jitter, and elsewhere its noise. Of a step's visits, rank r of R has the r-th of R equal runs. Nothing depends
+The sample index step * global_batch + i, of image i of the global batch, decides everything: which image, mirrored or
+not, its jitter, and elsewhere its noise. Of a step's indices, rank r of R has the r-th of R equal runs. Nothing depends
 on R, on the micro-batch or on the number of threads; the position of a run is its step alone.
 
 Threads read bytes and draw the few numbers that belong to a whole image. Batches travel to the device as bytes, a
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from pipeline.config.schema import AugmentConfig
 from pipeline.data.augment import augment, augment_draws, flipped
-from pipeline.data.order import samples_of
+from pipeline.data.order import images_of
 from pipeline.data.reader import Reader
 from pipeline.runtime.errors import UserError
 
@@ -39,17 +39,17 @@ _UNCHANGED = AugmentConfig()
 
 @dataclass(frozen=True)
 class Batch:
-    """Some visits of one step, on the device that trains.
+    """Some images of one step, on the device that trains.
 
     images: float [B, C, H, W], pixels in [-1, 1] or latents as stored; labels: int64 [B], -1 for none; attributes:
-    int8 [B, A] or None; visits: int64 [B], the image numbers; newest: the largest of them, known to the host; draws:
-    random numbers of whole images that were drawn while loading, by name, [B, ...].
+    int8 [B, A] or None; sample_indices: int64 [B]; newest: the largest of them, known to the host; draws: random
+    numbers of whole images that were drawn while loading, by name, [B, ...].
     """
 
     images: Tensor
     labels: Tensor
     attributes: Tensor | None
-    visits: Tensor
+    sample_indices: Tensor
     newest: int = 0
     draws: dict[str, Tensor] = field(default_factory=dict)
 
@@ -66,7 +66,7 @@ class LoadedBatch:
     images: Tensor
     labels: Tensor
     attributes: Tensor | None
-    visits: Tensor
+    sample_indices: Tensor
     indices: Tensor
     mirrored: Tensor | None = None
     jitter: Tensor | None = None
@@ -90,8 +90,8 @@ class LoadedBatch:
             images=images.to(dtype),
             labels=moved(self.labels),
             attributes=None if self.attributes is None else moved(self.attributes),
-            visits=moved(self.visits),
-            newest=int(self.visits[-1]),
+            sample_indices=moved(self.sample_indices),
+            newest=int(self.sample_indices[-1]),
             draws={name: moved(values) for name, values in self.draws.items()},
         )
 
@@ -105,7 +105,7 @@ class LoadedBatch:
             self,
             images=self.images.pin_memory(),
             labels=self.labels.pin_memory(),
-            visits=self.visits.pin_memory(),
+            sample_indices=self.sample_indices.pin_memory(),
             attributes=pinned(self.attributes),
             mirrored=pinned(self.mirrored),
             jitter=pinned(self.jitter),
@@ -136,11 +136,16 @@ def batches(
     _check_data(reader, flip=flip, augmentation=augmentation)
 
     def load(first: int) -> LoadedBatch:
-        visits = torch.arange(first, first + micro_batch)
-        samples = samples_of(visits.numpy(), seed=seed, size=reader.count)
-        loaded = _loaded(reader, samples, visits=visits, mirrored=flipped(visits, seed=seed) if flip else None)
-        jitter = augment_draws(visits, seed=seed) if augmentation.active else None
-        loaded = replace(loaded, jitter=jitter, augmentation=augmentation, draws=draws(visits))
+        sample_indices = torch.arange(first, first + micro_batch)
+        samples = images_of(sample_indices.numpy(), seed=seed, size=reader.count)
+        loaded = _loaded(
+            reader,
+            samples,
+            sample_indices=sample_indices,
+            mirrored=flipped(sample_indices, seed=seed) if flip else None,
+        )
+        jitter = augment_draws(sample_indices, seed=seed) if augmentation.active else None
+        loaded = replace(loaded, jitter=jitter, augmentation=augmentation, draws=draws(sample_indices))
         return loaded.pinned() if torch.cuda.is_available() else loaded
 
     starts = (step * global_batch + rank * share for step in itertools.count(start_step))
@@ -153,13 +158,13 @@ def validation_batches(
 ) -> Iterator[LoadedBatch]:
     """This rank's part of one fixed pass over `count` samples, spread evenly over the data and in its order.
 
-    `visits` are the places 0 ... count - 1 in the pass. Ranks have equal parts but for one sample, so sums are to be
+    The sample indices are the places 0 ... count - 1. Ranks have equal parts but for one sample, so sums are to be
     added up after the last batch. Nothing is mirrored or changed.
     """
     first, end = (part * count // world_size for part in (rank, rank + 1))
     for start in range(first, end, batch):
         places = torch.arange(start, min(start + batch, end))
-        yield _loaded(reader, places.numpy() * reader.count // count, visits=places)
+        yield _loaded(reader, places.numpy() * reader.count // count, sample_indices=places)
 
 
 def reading_threads(asked: int | None, *, cpus: int, cuda: bool) -> int:
@@ -170,7 +175,9 @@ def reading_threads(asked: int | None, *, cpus: int, cuda: bool) -> int:
     return max(1, min(cpus - 1, MOST_WORKERS)) if cuda else 1
 
 
-def _loaded(reader: Reader, samples: Integers, *, visits: Tensor, mirrored: Tensor | None = None) -> LoadedBatch:
+def _loaded(
+    reader: Reader, samples: Integers, *, sample_indices: Tensor, mirrored: Tensor | None = None
+) -> LoadedBatch:
     """Samples as they are stored. Of latents that were encoded twice, the half that `mirrored` [B] chooses."""
     values = reader.read(samples)
     if reader.has_mirrored:
@@ -181,7 +188,7 @@ def _loaded(reader: Reader, samples: Integers, *, visits: Tensor, mirrored: Tens
         images=torch.from_numpy(np.ascontiguousarray(values)),
         labels=torch.from_numpy(reader.labels(samples)),
         attributes=None if attributes is None else torch.from_numpy(attributes),
-        visits=visits,
+        sample_indices=sample_indices,
         indices=torch.from_numpy(samples),
         mirrored=mirrored if reader.manifest.kind == "images" else None,
     )

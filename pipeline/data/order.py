@@ -1,7 +1,7 @@
-"""Which sample a visit shows: a pure function of (seed, visit number), for any number of ranks and workers.
+"""Which image a sample index shows: a pure function of (seed, sample index), for any number of ranks and workers.
 
-Visits are numbered from 0 without end. Visit v is position v % size of epoch v // size, and an epoch is a keyed
-permutation of the samples, computed where it is asked for: no list is kept, and every position costs the same.
+Sample indices count from 0 without end. Index v is position v % size of epoch v // size, and an epoch is a keyed
+permutation of the images, computed where it is asked for: no list is kept, and every position costs the same.
 
 The tail rule: there is no tail. A batch that reaches the end of an epoch goes on in the next one, so each epoch shows
 each sample exactly once, nothing is dropped or repeated, and every rank has the same number of steps.
@@ -29,17 +29,17 @@ _ROUNDS = 8
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))  # SplitMix64's finaliser (Steele et al. 2014)
 
 
-def samples_of(visits: Integers, *, seed: int, size: int) -> Integers:
-    """The sample that each visit shows.
+def images_of(sample_indices: Integers, *, seed: int, size: int) -> Integers:
+    """The image that each sample index shows.
 
-    visits: int64 >= 0, any shape; size: number of samples, in [1, 2**62). Returns int64 in [0, size), same shape.
+    sample_indices: int64 >= 0, any shape; size: number of images, in [1, 2**62). Returns int64 in [0, size).
     """
     if size < 1:
         raise ValueError(f"there is no order of {size} samples")
-    epochs, positions = np.divmod(visits.reshape(-1), size)
+    epochs, positions = np.divmod(sample_indices.reshape(-1), size)
     present, which = np.unique(epochs, return_inverse=True)
     keys = _round_keys(seed, tuple(present.tolist()))[:, which]
-    return permuted(positions, size, keys=keys).reshape(visits.shape)
+    return permuted(positions, size, keys=keys).reshape(sample_indices.shape)
 
 
 def permuted(positions: Integers, size: int, *, keys: npt.NDArray[np.uint64]) -> Integers:

@@ -417,7 +417,7 @@ def records_of(path: Path) -> list[ShardRecord]:
                 file.seek(offset)
                 sums.add(layout.decode(file.read(size)))
         sums.finish()
-        told = [()] * entry["count"] if directory.attributes is None else directory.attributes[mine].tolist()
-        written, seen = (entry["name"], entry["sha256"], entry["bytes"]), (rows, [tuple(row) for row in told])
+        attributes = [()] * entry["count"] if directory.attributes is None else directory.attributes[mine].tolist()
+        written, seen = (entry["name"], entry["sha256"], entry["bytes"]), (rows, [tuple(row) for row in attributes])
         records.append(ShardRecord(*written, *seen, sums.sums, sums.squares, []))
     return records

@@ -35,7 +35,7 @@ from pipeline.runtime.files import atomic_path, read_json, write_json
 Format = Literal["diffusers", "safetensors"]
 SETTINGS, WEIGHTS, DIFFUSERS_WEIGHTS = "settings.json", "model.safetensors", "diffusion_pytorch_model.safetensors"
 AUTOENCODER = "autoencoder"  # the folder of the one that a denoiser of latents needs, beside our own settings
-TRAINING_ONLY = ("balance.", "augmentation.")  # weighs losses, is told of augmentation: nothing that sampling needs
+TRAINING_ONLY = ("balance.", "augmentation.")  # weighs losses, embeds augmentation: nothing that sampling needs
 PIPELINE = "pipeline"  # name of the module with LabelPipeline inside a folder
 
 

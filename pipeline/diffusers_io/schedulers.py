@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.config import ddpm_tables
-from pipeline.config.schema_diffusion import DDPMLevels, DiffusionConfig, GridConfig, SamplerConfig
+from pipeline.config.schema_diffusion import DDPMLevels, DiffusionConfig, SamplerConfig, SigmaSchedule
 from pipeline.runtime.errors import UserError
 
 SCHEDULES: dict[str, ddpm_tables.Schedule] = {
@@ -55,16 +55,16 @@ def scheduling(diffusion: DiffusionConfig, sampler: SamplerConfig) -> Scheduling
     Raises:
         UserError: where diffusers has none that tells the network the noise level as we do, or reads its variance.
     """
-    clock, row, levels = diffusion.network_clock, diffusion.parametrisation, diffusion.levels
-    if clock == "timestep" and row in PREDICTION and isinstance(levels, DDPMLevels):
+    time_input, row, levels = diffusion.network_time_input, diffusion.parametrisation, diffusion.levels
+    if time_input == "timestep" and row in PREDICTION and isinstance(levels, DDPMLevels):
         found = _discrete(diffusion, levels, sampler=sampler)
-    elif clock == "log_sigma" and row in ("edm", "v"):
+    elif time_input == "log_sigma" and row in ("edm", "v"):
         found = _edm(diffusion, sampler)
-    elif clock == "flow_time" and row == "flow":
+    elif time_input == "flow_time" and row == "flow":
         found = _flow(diffusion, sampler)
     else:
         raise UserError(
-            f"diffusers has no scheduler for diffusion.parametrisation={row} with network_clock={clock}: it "
+            f"diffusers has no scheduler for diffusion.parametrisation={row} with network_time_input={time_input}: it "
             "has eps, x0 and v with levels.kind=ddpm (timestep), edm and v (log_sigma), and flow (flow_time). Use "
             "`export --format safetensors`."
         )
@@ -126,7 +126,7 @@ def _same_betas(first: Sequence[float], second: Sequence[float]) -> bool:
 
 def disagreements(trained: DiffusionConfig, cfg: DiffusionConfig) -> list[str]:
     """In what the process `cfg` differs from that by which a network was trained, where the network notices it."""
-    fields = ["parametrisation", "network_clock", "learned_variance"]
+    fields = ["parametrisation", "network_time_input", "learned_variance"]
     fields += ["sigma_data"] if trained.parametrisation == "edm" else []
     found = [
         f"diffusion.{name}: found {getattr(cfg, name)}, the network was trained with {getattr(trained, name)}"
@@ -134,16 +134,16 @@ def disagreements(trained: DiffusionConfig, cfg: DiffusionConfig) -> list[str]:
         if getattr(cfg, name) != getattr(trained, name)
     ]
     betas = cfg.levels.betas if isinstance(cfg.levels, DDPMLevels) else []
-    timesteps = trained.levels if trained.network_clock == "timestep" else None
+    timesteps = trained.levels if trained.network_time_input == "timestep" else None
     if not found and isinstance(timesteps, DDPMLevels) and not _same_betas(betas, timesteps.betas):
         found = [f"diffusion.levels: found {cfg.levels}, but the network knows noise by the timesteps of {timesteps}"]
     return found
 
 
 def _discrete(diffusion: DiffusionConfig, levels: DDPMLevels, *, sampler: SamplerConfig) -> Scheduling:
-    name, grid, steps = DISCRETE.get(sampler.kind, "DDIMScheduler"), sampler.grid, sampler.steps
+    name, sigmas, steps = DISCRETE.get(sampler.kind, "DDIMScheduler"), sampler.sigmas, sampler.steps
     # Karras's schedule spans the timesteps that are picked first: linspace has both ends.
-    spacing = grid.spacing if grid.kind == "ddpm" else "linspace"
+    spacing = sigmas.spacing if sigmas.kind == "ddpm" else "linspace"
     ddim, multistep, sde = name == "DDIMScheduler", "Multistep" in name, sampler.kind == "dpmpp_2m_sde"
     config: dict[str, Any] = {
         "_class_name": name,
@@ -155,8 +155,8 @@ def _discrete(diffusion: DiffusionConfig, levels: DDPMLevels, *, sampler: Sample
     if name in OWN_TIMESTEPS:
         config |= {"clip_sample": sampler.clip is not None, "clip_sample_range": sampler.clip or 1.0}
     else:
-        exponential = grid.kind == "exponential"
-        config |= {"use_karras_sigmas": grid.kind == "karras", "use_exponential_sigmas": exponential}
+        exponential = sigmas.kind == "exponential"
+        config |= {"use_karras_sigmas": sigmas.kind == "karras", "use_exponential_sigmas": exponential}
     if multistep:
         config["final_sigmas_type"] = "zero"
     if name == "DDPMScheduler":
@@ -169,16 +169,19 @@ def _discrete(diffusion: DiffusionConfig, levels: DDPMLevels, *, sampler: Sample
     stride, rest = divmod(levels.timesteps, steps)
     even = spacing == "leading" or (spacing == "trailing" and not rest)
     noisy_end = name == "DDPMScheduler" and sampler.variance != "small" and spacing == "trailing"
-    own = [] if name in OWN_TIMESTEPS else [*_own_grid(name, grid), *_those((sampler.clip, NOT_CLIPPED))]
+    own = [] if name in OWN_TIMESTEPS else [*_own_sigmas(name, sigmas), *_those((sampler.clip, NOT_CLIPPED))]
     notes = own + _those(
-        (name in OWN_TIMESTEPS and grid.kind != "ddpm", f"the grid is {name}'s own timesteps, not {grid.kind}"),
         (
-            ddim and grid.kind == "ddpm" and not even,
-            f"DDIMScheduler steps back by {stride} timesteps, whatever grid.spacing={spacing} of {steps} steps says: "
+            name in OWN_TIMESTEPS and sigmas.kind != "ddpm",
+            f"the sigma schedule is {name}'s own timesteps, not {sigmas.kind}",
+        ),
+        (
+            ddim and sigmas.kind == "ddpm" and not even,
+            f"DDIMScheduler steps back by {stride} timesteps, whatever sigmas.spacing={spacing} of {steps} steps says: "
             "use leading, or trailing with steps that divide the timesteps",
         ),
         (steps == 1 and spacing == "linspace", f"one step of {name} begins at timestep 0, the least noise: use more"),
-        (noisy_end, f"{name} adds noise to the finished image: use grid.spacing=leading, which ends at 0"),
+        (noisy_end, f"{name} adds noise to the finished image: use sigmas.spacing=leading, which ends at 0"),
         (sde and sampler.eta not in (None, 1), f"fresh noise is that of eta=1, not {sampler.eta}"),
         (
             ddim and sampler.clip,
@@ -188,36 +191,38 @@ def _discrete(diffusion: DiffusionConfig, levels: DDPMLevels, *, sampler: Sample
     )
     start = 1.0  # x as DDPM has it
     if name in ("EulerDiscreteScheduler", "HeunDiscreteScheduler"):  # x0 + sigma * noise
-        leading = grid.kind == "ddpm" and spacing == "leading"
+        leading = sigmas.kind == "ddpm" and spacing == "leading"
         start = math.hypot(levels.sigmas[(steps - 1) * stride] if leading else levels.sigma_max, 1.0)
     return Scheduling(config, start, notes)
 
 
-def _own_grid(name: str, grid: GridConfig) -> list[str]:
-    """In what the levels of a scheduler of DDPM's timesteps differ from `grid`."""
+def _own_sigmas(name: str, sigmas: SigmaSchedule) -> list[str]:
+    """In what a scheduler of DDPM's timesteps differs from the sigma schedule."""
     multistep = "Multistep" in name
-    if grid.kind not in ("ddpm", "karras", "exponential"):
-        return [f"the grid is even in timesteps, not {grid.kind}"]
-    if multistep and grid.kind != "ddpm":
-        return [f"{name} rounds the timesteps that the network sees on a grid of {grid.kind}: use grid.kind=ddpm"]
-    moved = [n for n in ("rho", "sigma_min", "sigma_max") if getattr(grid, n) != type(grid).model_fields[n].default]
+    if sigmas.kind not in ("ddpm", "karras", "exponential"):
+        return [f"the sigma schedule is even in timesteps, not {sigmas.kind}"]
+    if multistep and sigmas.kind != "ddpm":
+        return [
+            f"{name} rounds the timesteps that the network sees with sigmas of kind {sigmas.kind}: use sigmas.kind=ddpm"
+        ]
+    moved = [n for n in ("rho", "sigma_min", "sigma_max") if getattr(sigmas, n) != type(sigmas).model_fields[n].default]
     return _those(
         (
-            multistep and grid.spacing != "trailing",
-            f"{name} understands grid.spacing={grid.spacing} otherwise: use trailing for the same timesteps",
+            multistep and sigmas.spacing != "trailing",
+            f"{name} understands sigmas.spacing={sigmas.spacing} otherwise: use trailing for the same timesteps",
         ),
-        (moved, f"the grid has its own {' and '.join(moved)}: rho=7, over the whole range of levels"),
+        (moved, f"the sigma schedule has its own {' and '.join(moved)}: rho=7, over the whole range of levels"),
     )
 
 
 def _edm(diffusion: DiffusionConfig, sampler: SamplerConfig) -> Scheduling:
-    name, grid, levels = EDM.get(sampler.kind, "EDMEulerScheduler"), sampler.grid, diffusion.levels
-    edm, high = diffusion.parametrisation == "edm", grid.sigma_max or levels.sigma_max
+    name, sigmas, levels = EDM.get(sampler.kind, "EDMEulerScheduler"), sampler.sigmas, diffusion.levels
+    edm, high = diffusion.parametrisation == "edm", sigmas.sigma_max or levels.sigma_max
     sigma_data = diffusion.sigma_data if edm else 1.0
     start, its = math.hypot(high, sigma_data), math.hypot(high, 1.0)
     notes = _those(
         (sampler.kind not in EDM, f"diffusers has no {sampler.kind} for EDM: Euler stands in, give it more steps"),
-        (grid.kind not in ("karras", "exponential"), f"the grid is Karras's, not {grid.kind}"),
+        (sigmas.kind not in ("karras", "exponential"), f"the sigma schedule is Karras's, not {sigmas.kind}"),
         (sampler.clip, NOT_CLIPPED),
         (
             start != its,
@@ -227,11 +232,11 @@ def _edm(diffusion: DiffusionConfig, sampler: SamplerConfig) -> Scheduling:
     )
     config = {
         "_class_name": name,
-        "sigma_min": grid.sigma_min or levels.sigma_min,
+        "sigma_min": sigmas.sigma_min or levels.sigma_min,
         "sigma_max": high,
         "sigma_data": sigma_data,
-        "sigma_schedule": "exponential" if grid.kind == "exponential" else "karras",
-        "rho": grid.rho,
+        "sigma_schedule": "exponential" if sigmas.kind == "exponential" else "karras",
+        "rho": sigmas.rho,
         "prediction_type": "epsilon" if edm else "v_prediction",
         "final_sigmas_type": "zero",
     }
@@ -239,10 +244,10 @@ def _edm(diffusion: DiffusionConfig, sampler: SamplerConfig) -> Scheduling:
 
 
 def _flow(diffusion: DiffusionConfig, sampler: SamplerConfig) -> Scheduling:
-    grid, high = sampler.grid, sampler.grid.sigma_max or diffusion.levels.sigma_max
+    sigmas, high = sampler.sigmas, sampler.sigmas.sigma_max or diffusion.levels.sigma_max
     notes = _those(
         (sampler.kind != "euler", f"diffusers has Euler alone for flow matching, not {sampler.kind}"),
-        (grid.kind != "flow", f"the grid is even in flow time, not {grid.kind}"),
+        (sigmas.kind != "flow", f"the sigma schedule is even in flow time, not {sigmas.kind}"),
     )
-    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": grid.shift}
-    return Scheduling(config, math.hypot(high, 1.0) / (1 + high), notes, flow_start=high / (grid.shift + high))
+    config = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": sigmas.shift}
+    return Scheduling(config, math.hypot(high, 1.0) / (1 + high), notes, flow_start=high / (sigmas.shift + high))

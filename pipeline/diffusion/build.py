@@ -44,8 +44,8 @@ def build_process(cfg: DiffusionConfig) -> Process:
     """The process of `cfg`."""
     levels = cfg.levels
     table = torch.tensor(levels.sigmas, dtype=torch.float64) if levels.kind == "ddpm" else None
-    row = preconditioning.row_of(cfg.parametrisation, cfg.sigma_data)
-    scales = preconditioning.precondition(row, _clock(cfg, table))
+    parametrisation = preconditioning.parametrisation_of(cfg.parametrisation, cfg.sigma_data)
+    scales = preconditioning.precondition(parametrisation, _time_input(cfg, table))
     weight = _weight(cfg, scales)
     return Process(
         scales=scales,
@@ -64,16 +64,16 @@ def build_balance(cfg: DiffusionConfig) -> nn.Module:
     return LossBalance() if cfg.learned_uncertainty else PlainLoss()
 
 
-def _clock(cfg: DiffusionConfig, table: Tensor | None) -> Callable[[Tensor], Tensor]:
-    if cfg.network_clock == "timestep":
+def _time_input(cfg: DiffusionConfig, table: Tensor | None) -> Callable[[Tensor], Tensor]:
+    if cfg.network_time_input == "timestep":
         if table is None:
-            raise ValueError("the clock of DDPM's timesteps needs a process with levels.kind=ddpm")
+            raise ValueError("time_input=timestep needs a process with levels.kind=ddpm")
         return partial(preconditioning.timestep, table=table)
     return {
         "flow_time": preconditioning.flow_time,
         "log_sigma": preconditioning.log_sigma,
         "none": preconditioning.nothing,
-    }[cfg.network_clock]
+    }[cfg.network_time_input]
 
 
 def _draw_sigma(levels: Levels) -> DrawSigma:

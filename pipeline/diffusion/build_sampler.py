@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pipeline.config.registry import SAMPLERS
-from pipeline.config.schema_diffusion import GridConfig, GuidanceConfig, SamplerConfig
-from pipeline.diffusion import grids
+from pipeline.config.schema_diffusion import GuidanceConfig, SamplerConfig, SigmaSchedule
+from pipeline.diffusion import sigma_schedules
 from pipeline.diffusion.build import Process
 from pipeline.diffusion.guidance import clipped, extrapolated, remembered, rescaled, within
 from pipeline.diffusion.posterior import LearnedVariance, Variance, large_variance, small_variance
@@ -21,7 +21,7 @@ Solve = Callable[[Denoise, Tensor, Tensor, Noise], Tensor]
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler on its grid. x and results are float32 or float64 [B, C, H, W], the grid float64."""
+    """A sampler and its sigma schedule. x and results are float32 or float64 [B, C, H, W], sigmas float64."""
 
     solve: Solve
     sigmas: Tensor  # [steps + 1], descending to 0
@@ -34,7 +34,7 @@ class Sampler:
     def from_image(self, image: Tensor, noise: Tensor, *, sigma: float) -> tuple["Sampler", Tensor]:
         """The rest of the way from `sigma`, and the x to start it with (Meng et al. 2022: SDEdit, algorithm 1)."""
         if not 0 < sigma <= float(self.sigmas[0]):
-            raise ValueError(f"sigma is {sigma}; expected above 0 and at most the grid's {float(self.sigmas[0])}")
+            raise ValueError(f"sigma is {sigma}; expected above 0 and at most the schedule's {float(self.sigmas[0])}")
         rest = torch.cat([torch.tensor([sigma], dtype=torch.float64), self.sigmas[self.sigmas < sigma]])
         return replace(self, sigmas=rest), image + sigma * noise
 
@@ -57,29 +57,29 @@ class Generator:
 
 def build_sampler(cfg: SamplerConfig, process: Process, *, variance: Variance | None = None) -> Sampler:
     """The sampler of `cfg`. `variance` is read where cfg.variance is "learned": see `LearnedVariance`."""
-    return Sampler(_solver(cfg, variance), build_grid(cfg.grid, process, steps=cfg.steps), process.data_std)
+    return Sampler(_solver(cfg, variance), build_sigmas(cfg.sigmas, process, steps=cfg.steps), process.data_std)
 
 
-def build_grid(cfg: GridConfig, process: Process, *, steps: int) -> Tensor:
+def build_sigmas(cfg: SigmaSchedule, process: Process, *, steps: int) -> Tensor:
     """Noise levels, [steps + 1], descending to 0, float64."""
     low, high = cfg.sigma_min or process.sigma_min, cfg.sigma_max or process.sigma_max
     if cfg.kind == "karras":
-        return grids.karras(low, high, steps, rho=cfg.rho)
+        return sigma_schedules.karras(low, high, steps, rho=cfg.rho)
     if cfg.kind == "exponential":
-        return grids.exponential(low, high, steps)
+        return sigma_schedules.exponential(low, high, steps)
     if cfg.kind == "flow":
-        return grids.flow(high, steps, shift=cfg.shift)
+        return sigma_schedules.flow(high, steps, shift=cfg.shift)
     if cfg.kind == "uniform_t":
-        return grids.uniform_t(process.draw_sigma, steps)
+        return sigma_schedules.uniform_t(process.draw_sigma, steps)
     if cfg.kind != "ddpm":
-        raise ValueError(f"no grid is called '{cfg.kind}'")
+        raise ValueError(f"no sigma schedule is called '{cfg.kind}'")
     if process.table is None:
-        raise ValueError("a grid of DDPM timesteps needs a process with levels.kind=ddpm")
-    return grids.ddpm(process.table, steps, spacing=cfg.spacing)
+        raise ValueError("sigmas of DDPM's timesteps need a process with levels.kind=ddpm")
+    return sigma_schedules.ddpm(process.table, steps, spacing=cfg.spacing)
 
 
 def guided(cfg: GuidanceConfig, conditional: Denoise, other: Denoise | None) -> Denoise:
-    """`conditional` led away from `other`, the prediction without a condition or of a weaker model."""
+    """`conditional` led away from `other`, the prediction without a condition or of a guide model."""
     if not cfg.active:
         return conditional
     if other is None:
@@ -98,16 +98,16 @@ def build_generator(
     *,
     condition: Tensor | None = None,
     hidden: Tensor | None = None,
-    weak: Denoise | None = None,
+    guide: Denoise | None = None,
 ) -> Generator:
     """What `cfg` makes of a network of the process.
 
-    `hidden`: the condition with everything unknown, for classifier-free guidance. `weak`: the weaker model, for
+    `hidden`: the condition with everything unknown, for classifier-free guidance. `guide`: the guide model, for
     autoguidance. Call it under `torch.no_grad`.
     """
     learned = LearnedVariance(network, process.scales, condition) if cfg.variance == "learned" else None
     denoise = learned.denoise if learned else denoiser(network, process.scales, condition)
-    other = weak if cfg.guidance.kind == "autoguidance" else denoiser(network, process.scales, hidden)
+    other = guide if cfg.guidance.kind == "autoguidance" else denoiser(network, process.scales, hidden)
     denoise = guided(cfg.guidance, denoise, other)
     denoise = clipped(denoise, bound=cfg.clip) if cfg.clip else denoise
     sampler = build_sampler(cfg, process, variance=learned.variance if learned else None)

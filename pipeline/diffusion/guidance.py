@@ -6,15 +6,15 @@ from torch import Tensor
 from pipeline.diffusion.preconditioning import Denoise
 
 
-def extrapolated(strong: Denoise, weak: Denoise, *, factor: float) -> Denoise:
-    """weak + factor * (strong - weak): away from the weak prediction. Factor 1 is the strong one, 0 the weak one.
+def extrapolated(main: Denoise, guide: Denoise, *, factor: float) -> Denoise:
+    """guide + factor * (main - guide): away from the guide's prediction. Factor 1 is main, 0 is the guide.
 
-    Classifier-free guidance where weak is unconditional (Ho & Salimans 2022, equation 6, with factor = 1 + w);
-    autoguidance where weak is a worse model of the same condition (Karras et al. 2024b).
+    Classifier-free guidance where the guide is unconditional (Ho & Salimans 2022, equation 6, with factor = 1 + w);
+    autoguidance where it is a worse model of the same condition (Karras et al. 2024b).
     """
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        return torch.lerp(weak(x, sigma), strong(x, sigma), factor)
+        return torch.lerp(guide(x, sigma), main(x, sigma), factor)
 
     return denoise
 

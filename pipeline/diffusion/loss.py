@@ -25,6 +25,6 @@ def denoising_loss(
     The error is taken at the network's output, where no digits cancel (Karras et al. 2022, equation 8).
     """
     x, s = x0 + sigma * noise, scales(sigma)
-    target = (x0 - s.skip * x) / s.out  # what a perfect network would return
-    error = network(s.inp * x, s.cond.flatten(), cond) - target
-    return (weight(sigma) * s.out**2 * error**2).mean(dim=(1, 2, 3))
+    target = (x0 - s.c_skip * x) / s.c_out  # what a perfect network would return
+    error = network(s.c_in * x, s.c_noise.flatten(), cond) - target
+    return (weight(sigma) * s.c_out**2 * error**2).mean(dim=(1, 2, 3))

@@ -43,10 +43,10 @@ class LearnedVariance:
     def denoise(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x [B, C, H, W], sigma a scalar or [B, 1, 1, 1] -> estimate of x0 [B, C, H, W]."""
         s = self._scales(sigma)
-        output = self._network(s.inp * x, for_each(s.cond, x), self._condition)
+        output = self._network(s.c_in * x, for_each(s.c_noise, x), self._condition)
         mean, raw = output.to(x.dtype).chunk(2, dim=1)
         self._place = place_of(raw)
-        return s.skip * x + s.out * mean
+        return s.c_skip * x + s.c_out * mean
 
     def variance(self, sigma: Tensor, sigma_next: Tensor) -> Tensor:
         """Variance [B, C, H, W] of the step from the x that `denoise` saw last."""

@@ -1,12 +1,12 @@
-"""What the network sees and what its output means: six parametrisations as rows of one table.
+"""What the network sees and what its output means: six parametrisations, each a function of sigma.
 
 Everywhere x = x0 + sigma * noise (noise is standard normal), and the denoiser is
 
-    D(x; sigma) = skip * x + out * F(inp * x; cond)            (Karras et al. 2022, equation 7)
+    D(x; sigma) = c_skip * x + c_out * F(c_in * x; c_noise)    (Karras et al. 2022, equation 7)
 
-where F is the network. A row says what F is trained to return, and in which scale it sees x:
+where F is the network. A parametrisation says what F is trained to return, and in which scale it sees x:
 
-    row    F returns           x is seen as
+    name   F returns           x is seen as
     eps    noise               alpha * x, alpha = 1 / sqrt(1 + sigma^2)     (Ho et al. 2020)
     x0     x0                  alpha * x
     x0_flow  x0                (1 - t) * x, t = sigma / (1 + sigma): image and noise in shares 1 - t and t
@@ -31,61 +31,61 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 class Network(Protocol):
-    """What is trained: (inp * x [B, C, H, W], cond [B], condition) -> [B, C, H, W], or more channels."""
+    """What is trained: (c_in * x [B, C, H, W], c_noise [B], condition) -> [B, C, H, W], or more channels."""
 
-    def __call__(self, x: Tensor, cond: Tensor, condition: Tensor | None, /) -> Tensor: ...
+    def __call__(self, x: Tensor, c_noise: Tensor, condition: Tensor | None, /) -> Tensor: ...
 
 
-class Row(NamedTuple):
-    """Three scales, each of the shape of sigma."""
+class Coefficients(NamedTuple):
+    """c_skip, c_out and c_in of a parametrisation, each of the shape of sigma."""
 
-    skip: Tensor
-    out: Tensor
-    inp: Tensor
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
 
 
 class Scales(NamedTuple):
-    """A row, and the number by which the network knows sigma."""
+    """The coefficients, and c_noise, by which the network knows sigma."""
 
-    skip: Tensor
-    out: Tensor
-    inp: Tensor
-    cond: Tensor
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
 
 
 Precondition = Callable[[Tensor], Scales]
 
 
-def eps(sigma: Tensor) -> Row:
+def eps(sigma: Tensor) -> Coefficients:
     """The network returns the noise."""
-    return Row(skip=torch.ones_like(sigma), out=-sigma, inp=(1 + sigma**2).rsqrt())
+    return Coefficients(c_skip=torch.ones_like(sigma), c_out=-sigma, c_in=(1 + sigma**2).rsqrt())
 
 
-def x0(sigma: Tensor) -> Row:
+def x0(sigma: Tensor) -> Coefficients:
     """The network returns the clean image."""
-    return Row(skip=torch.zeros_like(sigma), out=torch.ones_like(sigma), inp=(1 + sigma**2).rsqrt())
+    return Coefficients(c_skip=torch.zeros_like(sigma), c_out=torch.ones_like(sigma), c_in=(1 + sigma**2).rsqrt())
 
 
-def x0_flow(sigma: Tensor) -> Row:
+def x0_flow(sigma: Tensor) -> Coefficients:
     """The network returns the clean image, and sees (1 - t) * x0 + t * noise."""
-    return Row(skip=torch.zeros_like(sigma), out=torch.ones_like(sigma), inp=1 / (1 + sigma))
+    return Coefficients(c_skip=torch.zeros_like(sigma), c_out=torch.ones_like(sigma), c_in=1 / (1 + sigma))
 
 
-def v(sigma: Tensor) -> Row:
+def v(sigma: Tensor) -> Coefficients:
     """The network returns the velocity on the circle between image and noise."""
     alpha = (1 + sigma**2).rsqrt()
-    return Row(skip=alpha**2, out=-sigma * alpha, inp=alpha)
+    return Coefficients(c_skip=alpha**2, c_out=-sigma * alpha, c_in=alpha)
 
 
-def flow(sigma: Tensor) -> Row:
+def flow(sigma: Tensor) -> Coefficients:
     """The network returns the velocity on the straight line (1 - t) * x0 + t * noise."""
-    return Row(skip=1 / (1 + sigma), out=-sigma / (1 + sigma), inp=1 / (1 + sigma))
+    return Coefficients(c_skip=1 / (1 + sigma), c_out=-sigma / (1 + sigma), c_in=1 / (1 + sigma))
 
 
-def edm(sigma: Tensor, *, sigma_data: float) -> Row:
+def edm(sigma: Tensor, *, sigma_data: float) -> Coefficients:
     """Input and target of the network have unit variance at every sigma where the data has `sigma_data`^2."""
     total = sigma**2 + sigma_data**2
-    return Row(skip=sigma_data**2 / total, out=sigma * sigma_data * total.rsqrt(), inp=total.rsqrt())
+    return Coefficients(c_skip=sigma_data**2 / total, c_out=sigma * sigma_data * total.rsqrt(), c_in=total.rsqrt())
 
 
 def log_sigma(sigma: Tensor) -> Tensor:
@@ -115,21 +115,21 @@ def timestep(sigma: Tensor, *, table: Tensor) -> Tensor:
     return (upper - 1 + (value - low) / (high - low)).clamp(0, len(table) - 1).to(sigma.dtype)
 
 
-def precondition(row: Callable[[Tensor], Row], clock: Callable[[Tensor], Tensor]) -> Precondition:
-    """sigma -> all four scales."""
-    return lambda sigma: Scales(*row(sigma), clock(sigma))
+def precondition(coefficients: Callable[[Tensor], Coefficients], c_noise: Callable[[Tensor], Tensor]) -> Precondition:
+    """sigma -> all four of them."""
+    return lambda sigma: Scales(*coefficients(sigma), c_noise(sigma))
 
 
-def row_of(name: str, sigma_data: float) -> Callable[[Tensor], Row]:
-    """The row called `name`; `sigma_data` is read by edm alone."""
+def parametrisation_of(name: str, sigma_data: float) -> Callable[[Tensor], Coefficients]:
+    """The parametrisation called `name`; `sigma_data` is read by edm alone."""
     known = partial(edm, sigma_data=sigma_data)
-    rows: dict[str, Callable[[Tensor], Row]] = {
+    functions: dict[str, Callable[[Tensor], Coefficients]] = {
         **{"eps": eps, "x0": x0, "x0_flow": x0_flow},
         **{"v": v, "flow": flow, "edm": known},
     }
-    if name not in rows:
-        raise ValueError(f"found the parametrisation '{name}', expected one of {', '.join(rows)}")
-    return rows[name]
+    if name not in functions:
+        raise ValueError(f"found the parametrisation '{name}', expected one of {', '.join(functions)}")
+    return functions[name]
 
 
 def denoiser(network: Network, scales: Precondition, condition: Tensor | None = None) -> Denoise:
@@ -137,17 +137,17 @@ def denoiser(network: Network, scales: Precondition, condition: Tensor | None = 
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         s = scales(sigma)
-        output = network(s.inp * x, for_each(s.cond, x), condition)
-        return s.skip * x + s.out * output[:, : x.shape[1]].to(x.dtype)
+        output = network(s.c_in * x, for_each(s.c_noise, x), condition)
+        return s.c_skip * x + s.c_out * output[:, : x.shape[1]].to(x.dtype)
 
     return denoise
 
 
-def for_each(cond: Tensor, x: Tensor) -> Tensor:
+def for_each(c_noise: Tensor, x: Tensor) -> Tensor:
     """The number by which the network knows sigma, for each image of x: a scalar or [B, 1, 1, 1] -> [B].
 
     A sampler's scalars stand on the CPU, where reading them costs nothing and copying them would wait for the GPU.
     """
-    if cond.numel() == 1 and cond.device.type == "cpu":
-        return x.new_full((len(x),), float(cond))
-    return cond.flatten().to(x).expand(len(x))
+    if c_noise.numel() == 1 and c_noise.device.type == "cpu":
+        return x.new_full((len(x),), float(c_noise))
+    return c_noise.flatten().to(x).expand(len(x))

@@ -119,10 +119,10 @@ def hybrid_loss(
     term in bits, teaches the variance alone: the mean enters it without gradient. sigma: entries of `table`.
     """
     x, s = x0 + sigma * noise, scales(sigma)
-    mean, raw = network(s.inp * x, s.cond.flatten(), cond).chunk(2, dim=1)
+    mean, raw = network(s.c_in * x, s.c_noise.flatten(), cond).chunk(2, dim=1)
     simple = denoising_loss(lambda *_: mean, scales, x0, sigma=sigma, noise=noise, weight=weight)
     timesteps = timestep(sigma.flatten(), table=table).round().long()
-    x0_hat = s.skip * x + s.out * mean.detach()
+    x0_hat = s.c_skip * x + s.c_out * mean.detach()
     bound = step_bound(x0, x0_hat, timesteps=timesteps, table=table, place=place_of(raw))
     return simple + share * len(table) * bound
 

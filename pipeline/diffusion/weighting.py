@@ -13,7 +13,7 @@ from pipeline.diffusion.preconditioning import Precondition
 
 def plain(scales: Precondition) -> Weight:
     """Every error of the network's own output counts alike."""
-    return lambda sigma: scales(sigma).out ** -2
+    return lambda sigma: scales(sigma).c_out ** -2
 
 
 def uniform(sigma: Tensor) -> Tensor:

@@ -77,13 +77,13 @@ def measure_copies(
         nearest = _measure(out, name, found, searched=search.count, cfg=cfg)
         worst += [Worst(w.sample, int(features.numbers[w.train]), w.ratio) for w in nearest]
     if held_out is None:
-        out.words.append("copy rates are not calibrated: there are no held-out images (data.split.valid=0)")
+        out.notes.append("copy rates are not calibrated: there are no held-out images (data.split.valid=0)")
     return out, _first_of_each(worst)[: cfg.worst]
 
 
 @dataclass(frozen=True)
 class _Search:
-    """A space to search in: the vectors of the training images."""
+    """What is searched: the vectors of the training images."""
 
     candidates: Blocks
     count: int

@@ -192,12 +192,12 @@ def _batches(train: Examples, shape: Shape, cfg: DomainConfig) -> Iterator[tuple
     """Endless (images [B, C, H, W] in [-1, 1], truth), epoch after epoch, each image moved by up to one pixel."""
     count = len(train.labels)
     for first in itertools.count(0, count):
-        visits = torch.arange(first, first + count)
-        order = uniform(cfg.seed, Stream.ORDER, visits, dtype=torch.float64).argsort()
+        sample_indices = torch.arange(first, first + count)
+        order = uniform(cfg.seed, Stream.ORDER, sample_indices, dtype=torch.float64).argsort()
         for chosen in torch.split(order, cfg.batch):
             indices = chosen.numpy()
-            images = _moved(_read(train, indices), visits[chosen], cfg.seed)
-            turns = (uniform(cfg.seed, Stream.AUGMENT, visits[chosen], draw=1) * 4).long()
+            images = _moved(_read(train, indices), sample_indices[chosen], cfg.seed)
+            turns = (uniform(cfg.seed, Stream.AUGMENT, sample_indices[chosen], draw=1) * 4).long()
             yield _task(images, _truth(train, indices, shape), turns, task=shape.task)
 
 
@@ -205,9 +205,9 @@ def _read(examples: Examples, indices: npt.NDArray[np.int64]) -> Tensor:
     return to_input(torch.from_numpy(np.array(examples.read(indices))).permute(0, 3, 1, 2))
 
 
-def _moved(images: Tensor, visits: Tensor, seed: int) -> Tensor:
+def _moved(images: Tensor, sample_indices: Tensor, seed: int) -> Tensor:
     """Each image moved by -1, 0 or 1 pixels along both axes; the border is repeated."""
-    shift = (uniform(seed, Stream.AUGMENT, visits, shape=(2,)) * 3).long()
+    shift = (uniform(seed, Stream.AUGMENT, sample_indices, shape=(2,)) * 3).long()
     windows = functional.pad(images, (1, 1, 1, 1), mode="replicate")
     windows = windows.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)  # [B, C, 3, 3, H, W], a view
     return windows[torch.arange(len(images)), :, shift[:, 0], shift[:, 1]]

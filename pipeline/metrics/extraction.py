@@ -66,15 +66,15 @@ def extract(
 def features_of(
     indices: npt.NDArray[np.int64], read: Read, extractor: Extractor, *, batch: int, device: str
 ) -> dict[str, torch.Tensor]:
-    """Features [N, D] float32 on the CPU for each space of the extractor, of the images with these numbers."""
+    """Features [N, D] float32 on the CPU for each output of the extractor, of the images with these numbers."""
     parts: list[dict[str, torch.Tensor]] = []
     # A GPU's default of ten-bit mantissas in convolutions would change features in the third place.
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         for start in range(0, len(indices), batch):
             pixels = torch.from_numpy(np.array(read(indices[start : start + batch]))).to(device)
             found = extractor.run(pixels.permute(0, 3, 1, 2))
-            parts.append({space: found[space].float().cpu() for space in extractor.spaces})
-    return {space: torch.cat([p[space] for p in parts]).contiguous() for space in extractor.spaces}
+            parts.append({output: found[output].float().cpu() for output in extractor.outputs})
+    return {output: torch.cat([p[output] for p in parts]).contiguous() for output in extractor.outputs}
 
 
 def save_features(path: Path, features: dict[str, torch.Tensor]) -> None:
@@ -83,35 +83,35 @@ def save_features(path: Path, features: dict[str, torch.Tensor]) -> None:
         save_file(features, partial)
 
 
-def blocks_of(work: Work, space: str) -> Iterator[Floats]:
+def blocks_of(work: Work, output: str) -> Iterator[Floats]:
     """Features [B, D] block after block, in the order of the images."""
     for number in range(work.blocks):
         with safe_open(work.path(number), "numpy") as file:
-            yield file.get_tensor(space)
+            yield file.get_tensor(output)
 
 
-def all_features(work: Work, space: str) -> Floats:
+def all_features(work: Work, output: str) -> Floats:
     """Features [N, D] of all images."""
-    return np.concatenate(list(blocks_of(work, space)))
+    return np.concatenate(list(blocks_of(work, output)))
 
 
-def first_features(work: Work, space: str, count: int) -> Floats:
+def first_features(work: Work, output: str, count: int) -> Floats:
     """Features [N, D] of the first images, at most so many; no more blocks are read than hold them."""
-    parts = itertools.islice(blocks_of(work, space), -(-count // work.block))
+    parts = itertools.islice(blocks_of(work, output), -(-count // work.block))
     return np.concatenate(list(parts))[:count]
 
 
-def all_moments(work: Work, space: str) -> Moments:
+def all_moments(work: Work, output: str) -> Moments:
     """Moments of all images; memory does not grow with their number."""
-    return merged(moments(block) for block in blocks_of(work, space))
+    return merged(moments(block) for block in blocks_of(work, output))
 
 
-def grouped_moments(work: Work, space: str, groups: int) -> list[Moments]:
+def grouped_moments(work: Work, output: str, groups: int) -> list[Moments]:
     """Moments of `groups` consecutive parts of equal length, some empty where there are fewer images."""
     edges = [group * work.count // groups for group in range(groups + 1)]
     parts: list[list[Moments]] = [[] for _ in range(groups)]
     start = 0
-    for block in blocks_of(work, space):
+    for block in blocks_of(work, output):
         for part, (first, last) in zip(parts, itertools.pairwise(edges), strict=True):
             rows = block[max(first - start, 0) : max(last - start, 0)]
             if len(rows) or not part:

@@ -45,8 +45,8 @@ def domain_extractor(reference: Path, cfg: DomainConfig, images: Mapping[str, st
     network = load_classifier(weights, device)
     protocol = {**domain_protocol(cfg, images), "task": record["task"], "weights": record["sha256"]}
     heads = {"logits": network.shape.classes, "attributes": network.shape.attributes}
-    spaces = ("features", *(name for name, size in heads.items() if size))
-    return Extractor("domain", protocol, spaces, domain_features(network), about=record)
+    outputs = ("features", *(name for name, size in heads.items() if size))
+    return Extractor("domain", protocol, outputs, domain_features(network), about=record)
 
 
 def build_extractors(

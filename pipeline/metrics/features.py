@@ -14,14 +14,14 @@ class Extractor:
     """One feature network.
 
     `name`: what metric names end in: `fd-<name>`. `protocol`: JSON-like, everything that decides a number: network,
-    hash of its weights, resize. `spaces`: the outputs that it gives. `run`: uint8 images [B, C, H, W] with 1 or 3
-    channels -> a float32 tensor [B, D] for each space; a row must not depend on the other rows. `about`: facts that
+    hash of its weights, resize. `outputs`: the names of what it gives. `run`: uint8 images [B, C, H, W] with 1 or 3
+    channels -> a float32 tensor [B, D] for each output; a row must not depend on the other rows. `about`: facts that
     decide no number, for people.
     """
 
     name: str
     protocol: Mapping[str, Any]
-    spaces: tuple[str, ...]
+    outputs: tuple[str, ...]
     run: Callable[[Tensor], dict[str, Tensor]]
     about: Mapping[str, Any] = field(default_factory=dict)
 

@@ -33,9 +33,9 @@ class Target:
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:
-    """The distance between moments of one feature space, from at least 2 images each. Symmetric."""
+    """The distance between moments of one set of features, from at least 2 images each. Symmetric."""
     if one.mean.shape != other.mean.shape:
-        raise ValueError(f"features of different spaces: {one.mean.shape} against {other.mean.shape} dimensions")
+        raise ValueError(f"different features: {one.mean.shape} against {other.mean.shape} dimensions")
     return Target(other).exact(one)
 
 

@@ -182,22 +182,22 @@ class InceptionV3(nn.Module):
         self.register_buffer("head", None if head is None else head.detach().clone())
 
     @property
-    def spaces(self) -> tuple[str, ...]:
+    def outputs(self) -> tuple[str, ...]:
         """The features that these weights reach."""
         found = ["64", "192"]
-        for block, space in (("Mixed_6d", "spatial"), ("Mixed_6e", "768"), ("Mixed_7c", "2048")):
+        for block, output in (("Mixed_6d", "spatial"), ("Mixed_6e", "768"), ("Mixed_7c", "2048")):
             if block in self.blocks:
-                found.append(space)
+                found.append(output)
         if "Mixed_7c" in self.blocks and self.head is not None:
             found.append("logits")
         return tuple(found)
 
-    def forward(self, x: Tensor, spaces: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def forward(self, x: Tensor, outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Images [B, 3, 299, 299], already (pixel - 128) / 128 -> the features asked for, [B, D] each.
 
         The network runs only as far as the deepest of them.
         """
-        wanted = set(self.spaces if spaces is None else spaces)
+        wanted = set(self.outputs if outputs is None else outputs)
         found: dict[str, Tensor] = {}
         x = x.contiguous(memory_format=torch.channels_last)
         for position, layer in enumerate(self.stem):
@@ -217,4 +217,4 @@ class InceptionV3(nn.Module):
                 found["768" if name == "Mixed_6e" else "2048"] = x.mean((2, 3))
         if "logits" in wanted and self.head is not None and "2048" in found:
             found["logits"] = found["2048"] @ self.head.T
-        return {space: found[space] for space in wanted}
+        return {output: found[output] for output in wanted}

@@ -21,7 +21,7 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import sha256_file
 
 _EPS = 0.001  # of the batch norms
-SCRIPT_SPACES = ("2048", "logits")  # what NVIDIA's file gives
+SCRIPT_OUTPUTS = ("2048", "logits")  # what NVIDIA's file gives
 
 
 def inception_extractor(cfg: InceptionConfig, *, device: str) -> Extractor:
@@ -37,13 +37,13 @@ def inception_extractor(cfg: InceptionConfig, *, device: str) -> Extractor:
     if path.suffix == ".pt":
         return _script(path, cfg, protocol, device=device)
     network = load_inception(path).to(device).eval()
-    spaces = _chosen(cfg, network.spaces, path)
+    outputs = _chosen(cfg, network.outputs, path)
 
     def run(images: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = network(prepare(images, cfg.resize), spaces)
+        found: dict[str, Tensor] = network(prepare(images, cfg.resize), outputs)
         return found
 
-    return Extractor("inception", {**protocol, "spaces": list(spaces)}, spaces, run, about={"file": path.name})
+    return Extractor("inception", {**protocol, "outputs": list(outputs)}, outputs, run, about={"file": path.name})
 
 
 def checked_file(setting: str, path: Path | None, expected: str | None) -> Path:
@@ -94,9 +94,9 @@ def from_pytorch(state: Mapping[str, Tensor]) -> tuple[Weights, Tensor | None]:
 def from_tensorflow(arrays: Mapping[str, Tensor]) -> tuple[Weights, Tensor | None]:
     """Weights and head from folded arrays under TensorFlow's names."""
     weights = {
-        ours: (arrays[f"{theirs}/w"], arrays[f"{theirs}/b"])
-        for ours, theirs in tensorflow_names().items()
-        if f"{theirs}/w" in arrays
+        name: (arrays[f"{graph_name}/w"], arrays[f"{graph_name}/b"])
+        for name, graph_name in tensorflow_names().items()
+        if f"{graph_name}/w" in arrays
     }
     return weights, arrays.get("softmax/w")
 
@@ -132,7 +132,7 @@ def _tower(prefix: str, branch: Sequence[str | tuple[str, str]], tower: str) -> 
 def _chosen(cfg: InceptionConfig, available: Sequence[str], path: Path) -> tuple[str, ...]:
     if cfg.features is None:
         return tuple(available)
-    lacking = [space for space in cfg.features if space not in available]
+    lacking = [output for output in cfg.features if output not in available]
     if lacking:
         raise UserError(
             f"evaluate.inception.features: found {', '.join(lacking)}, but {path.name} reaches only "
@@ -143,14 +143,14 @@ def _chosen(cfg: InceptionConfig, available: Sequence[str], path: Path) -> tuple
 
 def _script(path: Path, cfg: InceptionConfig, protocol: dict[str, Any], *, device: str) -> Extractor:
     """NVIDIA's file as it is: it resizes by itself, as TensorFlow did; images of 299 pixels pass through unchanged."""
-    spaces = _chosen(cfg, SCRIPT_SPACES, path)
+    outputs = _chosen(cfg, SCRIPT_OUTPUTS, path)
     network = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
-    run = script_features(network, cfg.resize, spaces)
-    return Extractor("inception", {**protocol, "spaces": list(spaces)}, spaces, run, about={"file": path.name})
+    run = script_features(network, cfg.resize, outputs)
+    return Extractor("inception", {**protocol, "outputs": list(outputs)}, outputs, run, about={"file": path.name})
 
 
 def script_features(
-    network: Callable[..., Tensor], protocol: str, spaces: Sequence[str]
+    network: Callable[..., Tensor], protocol: str, outputs: Sequence[str]
 ) -> Callable[[Tensor], dict[str, Tensor]]:
     """Features by the torchscript network's own interface (StyleGAN2-ADA's metrics): uint8 images in, and flags.
 
@@ -162,9 +162,9 @@ def script_features(
         if protocol != "tf1":
             images = resize(images, SIZE, protocol)
         found = {}
-        if "2048" in spaces:
+        if "2048" in outputs:
             found["2048"] = network(images, return_features=True)
-        if "logits" in spaces:
+        if "logits" in outputs:
             found["logits"] = network(images, no_output_bias=True).clamp_min(1e-30).log()
         return found
 

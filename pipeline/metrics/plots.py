@@ -17,7 +17,7 @@ _WIDTH, _HEIGHT, _TEXT = 3.9, 3.0, 0.24  # inches of a panel and of a line of th
 _TITLES = {
     "step": "training step",
     "guidance": "guidance scale",
-    "weights": "relative width of the average",
+    "weights": "relative width of the EMA",
     "steps": "sampler steps",
     "images": "images in the set",
     "number-of-samples": "samples used",

@@ -77,14 +77,14 @@ def measure_quality(
     out, (height, width) = Measured(), size
     for scorer in scorers:
         if not scorer.accepts(height, width):
-            out.words.append(
+            out.notes.append(
                 f"{scorer.name} was not measured: images of {width} x {height} pixels are too small for it"
             )
             continue
         values = all_features(samples, scorer.name)[:, 0]
         finite = values[np.isfinite(values)]
         if len(finite) == 0:
-            out.words.append(f"{scorer.name} was not measured: every image is flat")
+            out.notes.append(f"{scorer.name} was not measured: every image is flat")
             continue
         beside = None if held_out is None else float(np.nanmean(all_features(held_out, scorer.name)))
         out.add(
@@ -97,15 +97,15 @@ def measure_quality(
             sha256=scorer.sha256,
         )
         if said := SAID.get(scorer.name):
-            out.words.append(said)
+            out.notes.append(said)
         if scorer.name == "niqe" and Niqe.overlaps(height, width):
-            out.words.append(
+            out.notes.append(
                 f"niqe reads images of {width} x {height} in overlapping blocks of 96 pixels, as fewer than two fit "
                 "side by side: it compares with images of that size alone"
             )
         if min(height, width) < _SMALL:
             beside_it = "held-out images have no score here" if beside is None else f"held-out images have {beside:.4g}"
-            out.words.append(
+            out.notes.append(
                 f"{scorer.name} was fitted to photographs of several hundred pixels: at {width} x {height} it compares "
                 f"with images of that size alone; {beside_it}"
             )

@@ -1,6 +1,6 @@
 """Reference statistics on disk: moments and features of a split, by extractor, with what they were made from.
 
-    reference/<extractor key>/train.safetensors   moments and features of each space
+    reference/<extractor key>/train.safetensors   moments and features of each output
     reference/<extractor key>/train.json          written last: protocol, count, the images' hash
 
 A reference is read only for the very images and the very protocol that the caller has in hand.
@@ -21,12 +21,12 @@ from pipeline.metrics.moments import Moments
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import atomic_path, read_json, sha256_file, write_json
 
-CLASS_SPACES = ("logits", "attributes")  # not compared as Gaussians: answers, and not features
+CLASS_OUTPUTS = ("logits", "attributes")  # not compared as Gaussians: answers, and not features
 
 
 @dataclass(frozen=True)
 class Reference:
-    """One split's statistics in one extractor's spaces. Features are read when they are asked for."""
+    """One split's statistics in one extractor's features. Features are read when they are asked for."""
 
     path: Path
     record: dict[str, Any]
@@ -36,16 +36,16 @@ class Reference:
         """train, valid, ..."""
         return str(self.record["split"])
 
-    def moments(self, space: str) -> Moments:
+    def moments(self, output: str) -> Moments:
         """Moments of all images of the split."""
         with safe_open(self.path, "numpy") as file:
-            mean, scatter = file.get_tensor(f"{space}.mean"), file.get_tensor(f"{space}.scatter")
+            mean, scatter = file.get_tensor(f"{output}.mean"), file.get_tensor(f"{output}.scatter")
         return Moments(self.record["count"], mean, scatter)
 
-    def features(self, space: str) -> npt.NDArray[np.float32]:
+    def features(self, output: str) -> npt.NDArray[np.float32]:
         """Features [M, D] of the images with the numbers `indices()`."""
         with safe_open(self.path, "numpy") as file:
-            return np.asarray(file.get_tensor(f"{space}.features"))
+            return np.asarray(file.get_tensor(f"{output}.features"))
 
     def indices(self) -> npt.NDArray[np.int64]:
         """Numbers of the images whose features were kept: all, or a random subset that a seed fixes."""
@@ -65,11 +65,11 @@ def save_reference(
     rng = np.random.default_rng(seed)
     kept = np.sort(rng.permutation(work.count)[:keep]).astype(np.int64)
     arrays: dict[str, npt.NDArray[Any]] = {"indices": kept}
-    for space in extractor.spaces:
-        if space not in CLASS_SPACES:
-            total = all_moments(work, space)
-            arrays[f"{space}.mean"], arrays[f"{space}.scatter"] = total.mean, total.scatter
-        arrays[f"{space}.features"] = _picked(work, space, kept)
+    for output in extractor.outputs:
+        if output not in CLASS_OUTPUTS:
+            total = all_moments(work, output)
+            arrays[f"{output}.mean"], arrays[f"{output}.scatter"] = total.mean, total.scatter
+        arrays[f"{output}.features"] = _picked(work, output, kept)
     with atomic_path(path) as partial:
         save_file(arrays, partial)
     record = {
@@ -84,10 +84,10 @@ def save_reference(
     write_json(path.with_suffix(".json"), record)
 
 
-def _picked(work: Work, space: str, kept: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def _picked(work: Work, output: str, kept: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Rows of the numbers `kept` (ascending), block after block: never all features at once."""
     parts, start = [], 0
-    for block in blocks_of(work, space):
+    for block in blocks_of(work, output):
         inside = kept[(kept >= start) & (kept < start + len(block))] - start
         parts.append(block[inside])
         start += len(block)
@@ -102,7 +102,7 @@ def open_reference(path: Path, extractor: Extractor, *, images: str) -> Referenc
         UserError: it is of other images or another protocol: comparing with it would be a number of nothing.
     """
     if not path.with_suffix(".json").exists() or not path.exists():
-        raise Incomplete(f"{path} is not finished. Run `mudi prepare reference` with the same words first.")
+        raise Incomplete(f"{path} is not finished. Run `mudi prepare reference` with the same overrides first.")
     record = read_json(path.with_suffix(".json"))
     for name, found, expected in (
         ("images", record["images"], images),

@@ -160,5 +160,5 @@ def show(result: Mapping[str, Any]) -> None:
     console.print(_table(meanings(result["metrics"])))
     for sentence in legend(result["metrics"], result["details"]):
         console.print(sentence, highlight=False, markup=False)
-    for sentence in result["words"]:
+    for sentence in result["notes"]:
         console.print(f"- {sentence}", highlight=False, markup=False)

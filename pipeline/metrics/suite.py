@@ -41,7 +41,7 @@ class Measured:
 
     metrics: dict[str, float] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
-    words: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, name: str, value: float, **details: Any) -> None:
         """One number and its details."""
@@ -53,7 +53,7 @@ class Measured:
         """Take over what another part measured."""
         self.metrics.update(other.metrics)
         self.details.update(other.details)
-        self.words.extend(word for word in other.words if word not in self.words)
+        self.notes.extend(note for note in other.notes if note not in self.notes)
 
 
 @dataclass(frozen=True)
@@ -67,28 +67,28 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Space:
-    """One feature space in the tables: its Frechet distance's name, and the ending of its other metrics' names."""
+class FeatureSet:
+    """One set of features in the tables: its Frechet distance's name, and the ending of its other metrics' names."""
 
     frechet: str
     ending: str
     full: bool  # also KID, precision and recall, density and coverage, interval and extrapolation
 
 
-def spaces_of(extractor: Extractor) -> dict[str, Space]:
-    """The spaces of an extractor that are compared as Gaussians. Never the name `fid` for anything but FID.
+def feature_sets(extractor: Extractor) -> dict[str, FeatureSet]:
+    """The outputs of an extractor that are compared as Gaussians. Never the name `fid` for anything but FID.
 
     A resize other than TensorFlow 1's is part of the name: `fid-clean`, `fid-768-torchmetrics`.
     """
     if extractor.name != "inception":
-        return {"features": Space(f"fd-{extractor.name}", f"-{extractor.name}", True)}
+        return {"features": FeatureSet(f"fd-{extractor.name}", f"-{extractor.name}", True)}
     resize = extractor.protocol["resize"]
     end = "" if resize == "tf1" else f"-{resize}"
-    deepest = next((s for s in ("2048", "768", "192", "64") if s in extractor.spaces), None)
+    deepest = next((s for s in ("2048", "768", "192", "64") if s in extractor.outputs), None)
     names = {"2048": ("fid", ""), "768": ("fid-768", "-768"), "192": ("fid-192", "-192"), "64": ("fid-64", "-64")}
-    found = {s: Space(f + end, e + end, s == deepest) for s, (f, e) in names.items() if s in extractor.spaces}
-    if "spatial" in extractor.spaces:
-        found["spatial"] = Space(f"sfid{end}", f"-spatial{end}", False)
+    found = {s: FeatureSet(f + end, e + end, s == deepest) for s, (f, e) in names.items() if s in extractor.outputs}
+    if "spatial" in extractor.outputs:
+        found["spatial"] = FeatureSet(f"sfid{end}", f"-spatial{end}", False)
     return found
 
 
@@ -172,23 +172,23 @@ def measure(
     for position, (split, reference) in enumerate(references.items()):
         at = "" if position == 0 else f"@{split}"
         if min(work.count, reference.record["count"]) < 2:
-            out.words.append(f"nothing was compared with {split}: that needs at least 2 images on both sides")
+            out.notes.append(f"nothing was compared with {split}: that needs at least 2 images on both sides")
             continue
-        for output, space in spaces_of(extractor).items():
+        for output, features in feature_sets(extractor).items():
             view = View(
                 extractor,
                 output,
-                space.ending + at,
+                features.ending + at,
                 work,
                 asked,
                 cfg,
                 reference=reference,
-                frechet=space.frechet + at,
-                thorough=space.full and not at,
+                frechet=features.frechet + at,
+                thorough=features.full and not at,
             )
-            _measure(out, view, "reference", full=space.full)
+            _measure(out, view, "reference", full=features.full)
     for output in ("logits", "attributes"):
-        if output in extractor.spaces:
+        if output in extractor.outputs:
             _measure(out, View(extractor, output, f"-{extractor.name}", work, asked, cfg), output, full=True)
     return out
 
@@ -265,7 +265,7 @@ def coverage(view: View) -> Measured:
 def _neighbours(view: View, name: str, k: int, value: Callable[[], float]) -> Measured:
     out = Measured()
     if view.too_few:
-        out.words.append(view.too_few)
+        out.notes.append(view.too_few)
     else:
         out.add(name + view.ending, value(), k=k, **view.facts)
     return out
@@ -281,7 +281,7 @@ def clip_distance(view: View) -> Measured:
 def class_score(view: View) -> Measured:
     """The inception score."""
     out, extractor, cfg = _judged(view), view.extractor, view.cfg
-    if out.words:
+    if out.notes:
         return out
     logits, splits = view.samples, cfg.splits
     if extractor.name == "domain":
@@ -296,12 +296,12 @@ def class_score(view: View) -> Measured:
 def logits_accuracy(view: View) -> Measured:
     """How often the domain classifier sees the class that was asked for."""
     out, asked = _judged(view), view.asked.labels
-    if out.words or not (asked >= 0).any():
+    if out.notes or not (asked >= 0).any():
         return out
     found, own = conditional_accuracy(view.samples, asked), view.extractor.about
     facts = {"low": found.low, "high": found.high, "count": found.count, "by_class": found.by_class}
     out.add(CLASS_ACCURACY, found.value, **facts)
-    out.words.append(
+    out.notes.append(
         f"the domain classifier itself is right on {own['accuracy']:.1%} of the images of {own['checked_on']}: "
         f"{CLASS_ACCURACY} of perfect samples would be about that"
     )
@@ -312,7 +312,7 @@ def _judged(view: View) -> Measured:
     """Nothing, or the sentence about a classifier that judges no classes."""
     out = Measured()
     if view.extractor.protocol.get("task") == ROTATION:
-        out.words.append(f"the data has no labels: the domain classifier learned {ROTATION}, and judges no classes")
+        out.notes.append(f"the data has no labels: the domain classifier learned {ROTATION}, and judges no classes")
     return out
 
 
@@ -336,7 +336,7 @@ def attributes_accuracy(view: View) -> Measured:
     facts = {"low": found.low, "high": found.high, "count": found.count, "by_attribute": each}
     out.add(ATTRIBUTE_ACCURACY, found.value, **facts)
     real = float(np.mean([own[name] for name in each]))
-    out.words.append(
+    out.notes.append(
         f"the domain classifier itself is right on {real:.1%} of these attributes of {about['checked_on']}: "
         f"{ATTRIBUTE_ACCURACY} of perfect samples would be about that, if they are asked for as they occur there"
     )

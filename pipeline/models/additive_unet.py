@@ -1,4 +1,4 @@
-"""A U-Net as first experiments build it: no norms, skips added, and nothing told of the noise level unless asked."""
+"""A U-Net as first experiments build it: no norms, skips added, and not conditioned on the noise level unless asked."""
 
 from torch import Tensor, nn
 
@@ -31,7 +31,7 @@ class AdditiveUNet(nn.Module):
         cfg: AdditiveUNetConfig,
         shape: tuple[int, int, int],
         *,
-        classes: int = 0,  # noqa: ARG002  # it is told none
+        classes: int = 0,  # noqa: ARG002  # it has no condition
         attributes: int = 0,  # noqa: ARG002
         outputs: int | None = None,
     ) -> None:
@@ -49,20 +49,20 @@ class AdditiveUNet(nn.Module):
             self.tell = nn.ModuleList(nn.Linear(4 * cfg.width, width) for width in [*widths, *reversed(widths[:-1])])
 
     def forward(
-        self, x: Tensor, noise_cond: Tensor, condition: Tensor | None = None, *, visits: Tensor | None = None
+        self, x: Tensor, noise_cond: Tensor, condition: Tensor | None = None, *, sample_indices: Tensor | None = None
     ) -> Tensor:
-        """One evaluation. There is no condition and no dropout, so `condition` and `visits` are not used."""
-        del condition, visits
-        told: list[Tensor | float] = [0.0] * (len(self.down) + len(self.up))
+        """One evaluation. There is no condition and no dropout, so `condition` and `sample_indices` are not used."""
+        del condition, sample_indices
+        shifts: list[Tensor | float] = [0.0] * (len(self.down) + len(self.up))
         if self.noise_embedding is not None:
             embedding = nn.functional.silu(self.noise_embedding(noise_cond))
-            told = [linear(embedding)[:, :, None, None] for linear in self.tell]
+            shifts = [linear(embedding)[:, :, None, None] for linear in self.tell]
         maps: list[Tensor] = []
         for level, pair in enumerate(self.down):
-            x = pair(nn.functional.max_pool2d(x, 2) if level else x, told[level])
+            x = pair(nn.functional.max_pool2d(x, 2) if level else x, shifts[level])
             maps.append(x)
         maps.pop()
         for level, pair in enumerate(self.up, start=len(self.down)):
-            x = pair(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"), maps.pop() + told[level])
+            x = pair(nn.functional.interpolate(x, scale_factor=2.0, mode="nearest"), maps.pop() + shifts[level])
         out: Tensor = self.out(x)
         return out

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.config.schema_model import BottleneckAutoencoderConfig, KLAutoencoderConfig
 from pipeline.models.layers import Attention, Downsample, ResidualBlock, Upsample, convolution
 from pipeline.models.norm import GroupNorm
-from pipeline.models.posterior import Posterior, Restored, from_moments
+from pipeline.models.posterior import Posterior, Reconstruction, from_moments
 
 EPS = 1e-6
 
@@ -134,12 +134,12 @@ class KLAutoencoder(nn.Module):
         images: Tensor = self.decoder(self.from_latent(latents))
         return images
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> Restored:
-        """Restored images and the posterior; `noise` [B, d, h, w] draws the latent, None takes its mean."""
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Reconstruction:
+        """Reconstructed images and the posterior; `noise` [B, d, h, w] draws the latent, None takes its mean."""
         posterior = self.encode(images)
         latents = posterior.mean if noise is None else posterior.sample(noise)
         inner = self.decoder.inner(self.from_latent(latents))
-        return Restored(self.decoder.conv_out(inner), posterior, inner)
+        return Reconstruction(self.decoder.conv_out(inner), posterior, inner)
 
 
 class BottleneckAutoencoder(nn.Module):
@@ -174,12 +174,12 @@ class BottleneckAutoencoder(nn.Module):
         images: Tensor = self.conv_out(self._inner(latents))
         return images
 
-    def forward(self, images: Tensor, noise: Tensor | None = None) -> Restored:
-        """Restored images and the code; there is no noise to use."""
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> Reconstruction:
+        """Reconstructed images and the code; there is no noise to use."""
         del noise
         posterior = self.encode(images)
         inner = self._inner(posterior.mean)
-        return Restored(self.conv_out(inner), posterior, inner)
+        return Reconstruction(self.conv_out(inner), posterior, inner)
 
     def _inner(self, latents: Tensor) -> Tensor:
         return nn.functional.silu(self.norm_out(self.up(latents)))

@@ -21,7 +21,7 @@ def build_network(
     """The network of `cfg` for images [C, H, W] of `shape`, with weights drawn from torch's generator as it stands.
 
     Denoisers are called as
-    `network(x [B, C, H, W], noise_cond [B], condition, visits=image numbers [B]) -> [B, C, H, W]`; autoencoders have
+    `network(x [B, C, H, W], noise_cond [B], condition, sample_indices [B]) -> [B, C, H, W]`; autoencoders have
     `encode` and `decode`; a generator makes images. `network.conditional` says whether it wants a condition: int64
     [B], where `classes` means unknown, or int8 [B, attributes] of 0, 1 and -1 for unknown. `outputs` are a denoiser's
     channels out, None as many as in: a learned variance needs twice as many.

@@ -1,4 +1,4 @@
-"""What a network is told besides the image: the noise level, and a class or a set of attributes.
+"""What a network is given besides the image: the noise level, and the condition: a class or a set of attributes.
 
 Every embedding here is a vector [B, width] and they are added: the sum is the `embedding` that blocks are scaled and
 shifted by.

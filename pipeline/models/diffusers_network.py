@@ -30,10 +30,10 @@ class DiffusersNetwork(nn.Module):
         self.network = getattr(diffusers, cfg.settings["_class_name"]).from_config(cfg.settings)
 
     def forward(
-        self, x: Tensor, noise_cond: Tensor, condition: Tensor | None = None, *, visits: Tensor | None = None
+        self, x: Tensor, noise_cond: Tensor, condition: Tensor | None = None, *, sample_indices: Tensor | None = None
     ) -> Tensor:
-        """One evaluation. `visits` is unused: dropout of diffusers does not belong to images, so it is not trained."""
-        del visits
+        """One evaluation. `sample_indices` is unused: dropout of diffusers is not keyed by images, so not trained."""
+        del sample_indices
         if condition is not None:
             condition = torch.where(condition < 0, self.classes, condition)
         out: Tensor = self.network(x, timestep=noise_cond, class_labels=condition).sample

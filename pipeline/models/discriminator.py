@@ -72,11 +72,11 @@ class PatchDiscriminator(nn.Module):
         return scores
 
 
-def group_deviation(features: Tensor, visits: Tensor | None, *, group: int) -> Tensor:
+def group_deviation(features: Tensor, sample_indices: Tensor | None, *, group: int) -> Tensor:
     """How much images of a group differ: [B, C, H, W] -> [B, 1, H, W], one value for all of a group.
 
     Karras et al. 2018, section 3: the standard deviation of every feature over the group, averaged. A group is `group`
-    consecutive image numbers, so that the value does not depend on how a batch is divided; without `visits`, of the
+    consecutive image numbers, so that the value does not depend on how a batch is divided; without them, of the
     batch's order.
 
     Raises:
@@ -85,8 +85,8 @@ def group_deviation(features: Tensor, visits: Tensor | None, *, group: int) -> T
     """
     if features.shape[0] % group:
         raise ValueError(f"deviation_group={group} does not divide the {features.shape[0]} images of a micro-batch")
-    if visits is not None and visits.device.type == "cpu" and not torch.compiler.is_compiling():
-        number = rearrange(visits // group, "(b group) -> b group", group=group)
+    if sample_indices is not None and sample_indices.device.type == "cpu" and not torch.compiler.is_compiling():
+        number = rearrange(sample_indices // group, "(b group) -> b group", group=group)
         if not bool((number == number[:, :1]).all()):
             raise ValueError(f"micro-batches cut through groups of {group} images: make their size a multiple of it")
     grouped = rearrange(features, "(b group) c h w -> b group c h w", group=group)
@@ -134,12 +134,14 @@ class StyleDiscriminator(nn.Module):
             cfg.condition, widths[-1], classes=classes, attributes=attributes, deviation=1 / math.sqrt(widths[-1])
         )
 
-    def forward(self, images: Tensor, condition: Tensor | None = None, *, visits: Tensor | None = None) -> Tensor:
-        """`visits` [B] are the image numbers that say which images form a group."""
+    def forward(
+        self, images: Tensor, condition: Tensor | None = None, *, sample_indices: Tensor | None = None
+    ) -> Tensor:
+        """`sample_indices` [B] are the image numbers that say which images form a group."""
         x = nn.functional.leaky_relu(self.conv_in(images), LEAK)
         for block in self.blocks:
             x = block(x)
-        x = torch.cat([x, group_deviation(x, visits, group=self.cfg.deviation_group)], dim=1)
+        x = torch.cat([x, group_deviation(x, sample_indices, group=self.cfg.deviation_group)], dim=1)
         x = rearrange(nn.functional.leaky_relu(self.conv_last(x), LEAK), "b c h w -> b (c h w)")
         x = nn.functional.leaky_relu(self.dense(x), LEAK)
         score: Tensor = rearrange(self.score(x), "b 1 -> b")

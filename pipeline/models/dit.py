@@ -73,13 +73,13 @@ class DiTBlock(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, tokens: Tensor, embedding: Tensor, visits: Tensor | None) -> Tensor:
+    def forward(self, tokens: Tensor, embedding: Tensor, sample_indices: Tensor | None) -> Tensor:
         """tokens [B, N, width], embedding [B, width] after its SiLU -> [B, N, width]."""
         modulation = rearrange(self.modulation(embedding), "b (six c) -> six b 1 c", six=6)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         tokens = tokens + gate1 * self.attention(torch.addcmul(shift1, self.norm1(tokens), 1 + scale1))
         hidden = self.mlp_in(torch.addcmul(shift2, self.norm2(tokens), 1 + scale2))
-        hidden = self.dropout(nn.functional.gelu(hidden, approximate="tanh"), visits)
+        hidden = self.dropout(nn.functional.gelu(hidden, approximate="tanh"), sample_indices)
         return torch.addcmul(tokens, gate2, self.mlp_out(hidden))
 
 
@@ -118,9 +118,9 @@ class DiT(nn.Module):
         number_layers(self)
 
     def forward(
-        self, x: Tensor, noise_cond: Tensor, condition: Tensor | None = None, *, visits: Tensor | None = None
+        self, x: Tensor, noise_cond: Tensor, condition: Tensor | None = None, *, sample_indices: Tensor | None = None
     ) -> Tensor:
-        """One evaluation. `visits` [B] are the image numbers that dropout masks belong to."""
+        """One evaluation. `sample_indices` [B] are the image numbers that dropout masks belong to."""
         embedding = self.noise_embedding(noise_cond)
         if self.condition is not None:
             if condition is None:
@@ -129,7 +129,7 @@ class DiT(nn.Module):
         embedding = nn.functional.silu(embedding)
         tokens = rearrange(self.patch_in(x), "b c y x -> b (y x) c") + self.position.to(x.dtype)
         for block in self.blocks:
-            tokens = block(tokens, embedding, visits)
+            tokens = block(tokens, embedding, sample_indices)
         shift, scale = rearrange(self.modulation_out(embedding), "b (two c) -> two b 1 c", two=2)
         pixels = self.patch_out(torch.addcmul(shift, self.norm_out(tokens), 1 + scale))
         out: Tensor = rearrange(

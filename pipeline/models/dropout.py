@@ -9,32 +9,32 @@ from pipeline.runtime.random import Stream, chosen, drop, fused
 
 
 @torch.library.custom_op("mudi::dropout_mask", mutates_args=())
-def dropout_mask(visits: Tensor, shape: list[int], *, share: float, seed: int, layer: int) -> Tensor:
+def dropout_mask(sample_indices: Tensor, shape: list[int], *, share: float, seed: int, layer: int) -> Tensor:
     """Which values to drop, bool [B, *shape]. One operation to the compiler, which would unroll Philox's tiles."""
-    return chosen(seed, Stream.DROPOUT, visits, share=share, shape=tuple(shape), draw=layer)
+    return chosen(seed, Stream.DROPOUT, sample_indices, share=share, shape=tuple(shape), draw=layer)
 
 
 @dropout_mask.register_fake
-def _(visits: Tensor, shape: list[int], *, share: float, seed: int, layer: int) -> Tensor:
+def _(sample_indices: Tensor, shape: list[int], *, share: float, seed: int, layer: int) -> Tensor:
     del share, seed, layer
-    return visits.new_empty([visits.shape[0], *shape], dtype=torch.bool)
+    return sample_indices.new_empty([sample_indices.shape[0], *shape], dtype=torch.bool)
 
 
 @torch.library.custom_op("mudi::keyed_dropout", mutates_args=())
-def keyed_dropout(x: Tensor, visits: Tensor, *, share: float, seed: int, layer: int) -> Tensor:
+def keyed_dropout(x: Tensor, sample_indices: Tensor, *, share: float, seed: int, layer: int) -> Tensor:
     """Dropout of [B, ...] by `dropout_mask`, which is computed again in the backward pass instead of stored.
 
     One kernel each way on a GPU: a mask would cost more to write and to read than to compute. Gradients of any order.
     """
     x = _dense(x)
     if fused(x.device):
-        return drop(x, seed, Stream.DROPOUT, visits, share=share, draw=layer)
-    return _zeroed(x, dropout_mask(visits, list(x.shape[1:]), share=share, seed=seed, layer=layer), share)
+        return drop(x, seed, Stream.DROPOUT, sample_indices, share=share, draw=layer)
+    return _zeroed(x, dropout_mask(sample_indices, list(x.shape[1:]), share=share, seed=seed, layer=layer), share)
 
 
 @keyed_dropout.register_fake
-def _(x: Tensor, visits: Tensor, *, share: float, seed: int, layer: int) -> Tensor:
-    del visits, share, seed, layer
+def _(x: Tensor, sample_indices: Tensor, *, share: float, seed: int, layer: int) -> Tensor:
+    del sample_indices, share, seed, layer
     return torch.empty_like(_dense(x))
 
 
@@ -46,8 +46,8 @@ def _remember(ctx: Any, inputs: tuple[Tensor, Tensor], keyword_only_inputs: dict
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
     """Dropout is linear and its matrix is diagonal: the gradient goes through the same dropout."""
-    (visits,) = ctx.saved_tensors
-    return keyed_dropout(gradient, visits, **ctx.settings), None
+    (sample_indices,) = ctx.saved_tensors
+    return keyed_dropout(gradient, sample_indices, **ctx.settings), None
 
 
 keyed_dropout.register_autograd(_backward, setup_context=_remember)
@@ -81,16 +81,18 @@ class KeyedDropout(nn.Module):
         self.layer = 0
         self.seed = 0
 
-    def forward(self, x: Tensor, visits: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, sample_indices: Tensor | None) -> Tensor:
         """[B, ...] and image numbers int64 [B] -> [B, ...]; the input itself when not training."""
         if not self.training or self.share == 0:
             return x
-        if visits is None:
-            raise ValueError("dropout needs `visits`, the image numbers [B] that its masks belong to: pass them")
+        if sample_indices is None:
+            raise ValueError(
+                "dropout needs `sample_indices`, the image numbers [B] that its masks belong to: pass them"
+            )
         if fused(x.device):
-            found: Tensor = keyed_dropout(x, visits, share=self.share, seed=self.seed, layer=self.layer)
+            found: Tensor = keyed_dropout(x, sample_indices, share=self.share, seed=self.seed, layer=self.layer)
             return found
-        dropped = dropout_mask(visits, list(x.shape[1:]), share=self.share, seed=self.seed, layer=self.layer)
+        dropped = dropout_mask(sample_indices, list(x.shape[1:]), share=self.share, seed=self.seed, layer=self.layer)
         return _zeroed(x, dropped, self.share)  # a CPU computes no mask twice: it takes longer than to store it
 
 

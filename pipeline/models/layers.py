@@ -115,13 +115,13 @@ class ResidualBlock(nn.Module):
         self.conv2 = zeroed(convolution(outputs, outputs)) if zero_output else convolution(outputs, outputs)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None, visits: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None, sample_indices: Tensor | None = None) -> Tensor:
         """x [B, inputs, H, W], embedding [B, embedding_width] after its SiLU -> [B, outputs, H', W']."""
         hidden = self.norm1(x, silu=True)
         if self.resample != "none":
             change = upsample if self.resample == "up" else downsample
             x, hidden = change(x), change(hidden)
-        hidden = self.dropout(self._conditioned(*apart(self.conv1, hidden), embedding), visits)
+        hidden = self.dropout(self._conditioned(*apart(self.conv1, hidden), embedding), sample_indices)
         hidden, bias = apart(self.conv2, hidden)
         if isinstance(self.skip, nn.Conv2d):
             x, of_skip = apart(self.skip, x)
@@ -133,10 +133,10 @@ class ResidualBlock(nn.Module):
         before = None if bias is None else bias.expand(len(hidden), -1)
         if self.embed is None:
             return self.norm2(hidden, before=before, silu=True)  # type: ignore[no-any-return]
-        told = self.embed(embedding)
+        projected = self.embed(embedding)
         if not self.scale_shift:
-            return self.norm2(hidden, before=told if before is None else before + told, silu=True)  # type: ignore[no-any-return]
-        scale, shift = told.chunk(2, dim=1)
+            return self.norm2(hidden, before=projected if before is None else before + projected, silu=True)  # type: ignore[no-any-return]
+        scale, shift = projected.chunk(2, dim=1)
         return self.norm2(hidden, before=before, scale=scale, shift=shift, silu=True)  # type: ignore[no-any-return]
 
 
@@ -151,9 +151,9 @@ class Downsample(nn.Module):
         self.end = padding == "end"
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if self.end else 1)
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None, visits: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None, sample_indices: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> [B, C, H/2, W/2]. The other arguments are those of a block, unused."""
-        del embedding, visits
+        del embedding, sample_indices
         x = nn.functional.pad(x, (0, 1, 0, 1)) if self.end else x
         return added(None, *apart(self.conv, x))
 
@@ -165,7 +165,7 @@ class Upsample(nn.Module):
         super().__init__()
         self.conv = convolution(channels, channels)
 
-    def forward(self, x: Tensor, embedding: Tensor | None = None, visits: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor | None = None, sample_indices: Tensor | None = None) -> Tensor:
         """[B, C, H, W] -> [B, C, 2H, 2W]. The other arguments are those of a block, unused."""
-        del embedding, visits
+        del embedding, sample_indices
         return added(None, *apart(self.conv, upsample(x)))

@@ -26,8 +26,8 @@ class Posterior:
         return (self.mean.square() + self.std.square() - 1) / 2 - self.std.log()
 
 
-class Restored(NamedTuple):
-    """What an autoencoder makes of images: restored ones [B, C, H, W], the latents' posterior, and `inner`, what its
+class Reconstruction(NamedTuple):
+    """What an autoencoder makes of images: new `images` [B, C, H, W], the latents' posterior, and `inner`, what its
     last convolution was given [B, c, H, W] (an adaptive weight needs it)."""
 
     images: Tensor

@@ -17,10 +17,10 @@ from pipeline.runtime.run_dir import RunDir
 Autoencoder = KLAutoencoder | BottleneckAutoencoder
 
 
-def weights_file(folder: Path, *, weights: str = "average", step: int | None = None) -> Path:
+def weights_file(folder: Path, *, weights: str = "ema", step: int | None = None) -> Path:
     """The file that holds the weights: its sha256 says which autoencoder made a latent.
 
-    `weights` ("average" or "network") and `step` choose among those of a run directory; None is its last step.
+    `weights` ("ema" or "network") and `step` choose among those of a run directory; None is its last step.
 
     Raises:
         UserError: where there is none, or the run has not ended and no step of it was chosen.
@@ -36,7 +36,7 @@ def weights_file(folder: Path, *, weights: str = "average", step: int | None = N
 
 
 def load_autoencoder(
-    folder: Path, *, weights: str = "average", step: int | None = None, sha256: str | None = None
+    folder: Path, *, weights: str = "ema", step: int | None = None, sha256: str | None = None
 ) -> Autoencoder:
     """The network with its weights, in evaluation mode, without gradients, on the CPU.
 

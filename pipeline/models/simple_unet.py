@@ -63,10 +63,10 @@ class SimpleUNet(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], outputs or shape[0], 1)
 
     def forward(
-        self, x: Tensor, noise_cond: Tensor, condition: Tensor | None = None, *, visits: Tensor | None = None
+        self, x: Tensor, noise_cond: Tensor, condition: Tensor | None = None, *, sample_indices: Tensor | None = None
     ) -> Tensor:
-        """One evaluation. There is no dropout, so `visits` is not used."""
-        del visits
+        """One evaluation. There is no dropout, so `sample_indices` is not used."""
+        del sample_indices
         embedding = self.noise_embedding(noise_cond)
         if self.condition is not None:
             if condition is None:

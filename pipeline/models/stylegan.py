@@ -65,11 +65,11 @@ class StyledLayer(nn.Module):
         self.strength = nn.Parameter(torch.zeros(()))
         self.number, self.seed = number, 0
 
-    def forward(self, x: Tensor, w: Tensor, visits: Tensor | None) -> Tensor:
-        """x [B, inputs, H, W] -> [B, outputs, H, W]; without `visits` there is no noise."""
+    def forward(self, x: Tensor, w: Tensor, sample_indices: Tensor | None) -> Tensor:
+        """x [B, inputs, H, W] -> [B, outputs, H, W]; without `sample_indices` there is no noise."""
         x = self.conv(x, w) + rearrange(self.bias, "c -> c 1 1")
-        if visits is not None:
-            noise = normal(self.seed, Stream.LAYER_NOISE, visits, shape=(1, *x.shape[2:]), draw=self.number)
+        if sample_indices is not None:
+            noise = normal(self.seed, Stream.LAYER_NOISE, sample_indices, shape=(1, *x.shape[2:]), draw=self.number)
             x = x + self.strength * noise.to(x.dtype)
         return nn.functional.leaky_relu(x, LEAK) * math.sqrt(2)
 
@@ -125,17 +125,17 @@ class StyleGenerator(nn.Module):
             x = nn.functional.leaky_relu(layer(x), LEAK) * math.sqrt(2)
         return x
 
-    def synthesis(self, w: Tensor, *, visits: Tensor | None = None) -> Tensor:
+    def synthesis(self, w: Tensor, *, sample_indices: Tensor | None = None) -> Tensor:
         """Styles [B, latent], or [B, layers, latent] -> images [B, C, H, W], about in [-1, 1].
 
-        `visits` [B]: whose noise the layers add. An image layer has the style of the convolution after it.
+        `sample_indices` [B]: whose noise the layers add. An image layer has the style of the convolution after it.
         """
         of = w.unbind(1) if w.ndim == 3 else (w,) * self.layer_count
-        x = self.first(self.constant.expand(w.shape[0], -1, -1, -1), of[0], visits)
+        x = self.first(self.constant.expand(w.shape[0], -1, -1, -1), of[0], sample_indices)
         image = self._image(x, of[1], 0)
         for level in range(1, len(self.to_image)):
-            x = self.layers[2 * level - 2](upsample(x), of[2 * level - 1], visits)
-            x = self.layers[2 * level - 1](x, of[2 * level], visits)
+            x = self.layers[2 * level - 2](upsample(x), of[2 * level - 1], sample_indices)
+            x = self.layers[2 * level - 1](x, of[2 * level], sample_indices)
             image = upsample(image) + self._image(x, of[2 * level + 1], level)
         return image
 
@@ -148,7 +148,7 @@ class StyleGenerator(nn.Module):
         z: Tensor,
         condition: Tensor | None = None,
         *,
-        visits: Tensor | None = None,
+        sample_indices: Tensor | None = None,
         mixed: tuple[Tensor, Tensor] | None = None,
         shift: Tensor | None = None,
         psi: float = 1.0,
@@ -169,7 +169,7 @@ class StyleGenerator(nn.Module):
         w = self.truncated(w, psi)
         if shift is not None:
             w = (w if w.ndim == 3 else w[:, None, :]) + shift
-        return self.synthesis(w, visits=visits)
+        return self.synthesis(w, sample_indices=sample_indices)
 
     def _image(self, x: Tensor, w: Tensor, level: int) -> Tensor:
         image: Tensor = self.to_image[level](x, w) + rearrange(self.level_bias[level], "c -> c 1 1")

@@ -31,27 +31,27 @@ class Level(nn.Module):
 class DownLevel(Level):
     """One resolution of the way down."""
 
-    def forward(self, x: Tensor, embedding: Tensor, visits: Tensor | None) -> list[Tensor]:
+    def forward(self, x: Tensor, embedding: Tensor, sample_indices: Tensor | None) -> list[Tensor]:
         """All maps that the way up will need, the last of which goes on."""
         maps = []
         for number, block in enumerate(self.blocks):
-            x = block(x, embedding, visits)
+            x = block(x, embedding, sample_indices)
             x = self.attentions[number](x) if len(self.attentions) else x
             maps.append(x)
         if self.resample is not None:
-            maps.append(self.resample(x, embedding, visits))
+            maps.append(self.resample(x, embedding, sample_indices))
         return maps
 
 
 class UpLevel(Level):
     """One resolution of the way up."""
 
-    def forward(self, x: Tensor, embedding: Tensor, *, visits: Tensor | None, maps: list[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, *, sample_indices: Tensor | None, maps: list[Tensor]) -> Tensor:
         """Takes from the end of `maps`, one a block, and removes what it took."""
         for number, block in enumerate(self.blocks):
-            x = block(joined(x, maps.pop()), embedding, visits)
+            x = block(joined(x, maps.pop()), embedding, sample_indices)
             x = self.attentions[number](x) if len(self.attentions) else x
-        out: Tensor = x if self.resample is None else self.resample(x, embedding, visits)
+        out: Tensor = x if self.resample is None else self.resample(x, embedding, sample_indices)
         return out
 
 
@@ -81,8 +81,8 @@ class UNet(nn.Module):
             shift=cfg.embedding_shift,
             order=cfg.embedding_order,
         )
-        told = cfg.condition_channels or embedding_width
-        self.condition = build_condition(cfg.condition, told, classes=classes, attributes=attributes)
+        condition_width = cfg.condition_channels or embedding_width
+        self.condition = build_condition(cfg.condition, condition_width, classes=classes, attributes=attributes)
         tiled = cfg.condition_channels or 0 if self.conditional else 0
         self.conv_in = convolution(shape[0] + tiled, widths[0])
         self.down, skip_widths = self._way_down(widths, shape[1])
@@ -95,7 +95,7 @@ class UNet(nn.Module):
         self.augmentation: nn.Linear | None = None
         number_layers(self)
 
-    def tell_augmentation(self, numbers: int) -> None:
+    def condition_on_augmentation(self, numbers: int) -> None:
         """Take what was done to training images as an input, [B, numbers]; without a bias, so that 0 is nothing."""
         self.augmentation = zeroed(nn.Linear(numbers, self.cfg.condition_width or 4 * self.cfg.width, bias=False))
 
@@ -105,30 +105,30 @@ class UNet(nn.Module):
         noise_cond: Tensor,
         condition: Tensor | None = None,
         *,
-        visits: Tensor | None = None,
+        sample_indices: Tensor | None = None,
         augmented: Tensor | None = None,
     ) -> Tensor:
-        """One evaluation. `visits` [B] are the image numbers that dropout masks belong to; `augmented` [B, n]: what was
-        done to the images, None for nothing."""
+        """One evaluation. Dropout masks belong to `sample_indices` [B]; `augmented` [B, n]: what was done to the
+        images, None for nothing."""
         embedding = self.noise_embedding(noise_cond)
         if self.augmentation is not None and augmented is not None:
             embedding = embedding + self.augmentation(augmented.to(embedding.dtype))
         if self.condition is not None:
             if condition is None:
                 raise ValueError("a conditional network was called without a condition: pass labels, or 'unknown'")
-            told = self.condition(condition)
+            embedded = self.condition(condition)
             if self.cfg.condition_channels:
-                x = cat([x, told[:, :, None, None].to(x.dtype).expand(-1, -1, *x.shape[2:])], dim=1)
+                x = cat([x, embedded[:, :, None, None].to(x.dtype).expand(-1, -1, *x.shape[2:])], dim=1)
             else:
-                embedding = embedding + told
+                embedding = embedding + embedded
         embedding = nn.functional.silu(embedding)
         maps = [self.conv_in(x)]
         for level in self.down:
-            maps += level(maps[-1], embedding, visits)
-        hidden = self.middle(maps[-1], embedding, visits)[-1]
-        hidden = self.middle_last(hidden, embedding, visits)
+            maps += level(maps[-1], embedding, sample_indices)
+        hidden = self.middle(maps[-1], embedding, sample_indices)[-1]
+        hidden = self.middle_last(hidden, embedding, sample_indices)
         for level in self.up:
-            hidden = level(hidden, embedding, visits=visits, maps=maps)
+            hidden = level(hidden, embedding, sample_indices=sample_indices, maps=maps)
         out: Tensor = self.conv_out(self.norm_out(hidden, silu=True))
         return out
 

@@ -11,7 +11,7 @@ from torch import Tensor, cat, nn, ones_like, zeros_like
 from pipeline.config.schema_model import VAEConfig
 from pipeline.models.conditioning import build_condition
 from pipeline.models.layers import convolution
-from pipeline.models.posterior import Posterior, Restored, from_moments
+from pipeline.models.posterior import Posterior, Reconstruction, from_moments
 
 CONDITION_WIDTH = 64
 
@@ -25,7 +25,7 @@ class VAE(nn.Module):
         self.cfg = cfg
         self.conditional = cfg.condition != "none"
         self.condition = build_condition(cfg.condition, CONDITION_WIDTH, classes=classes, attributes=attributes)
-        told = CONDITION_WIDTH if self.conditional else 0
+        condition_width = CONDITION_WIDTH if self.conditional else 0
         widths = [cfg.width * multiplier for multiplier in cfg.multipliers]
         self.small = (widths[-1], shape[1] >> len(widths), shape[2] >> len(widths))
         self.conv_in = convolution(shape[0], widths[0])
@@ -33,8 +33,8 @@ class VAE(nn.Module):
         for number, width in enumerate(widths):
             wider = widths[min(number + 1, len(widths) - 1)]
             self.down.extend([nn.GroupNorm(cfg.groups, width), nn.SiLU(), convolution(width, wider, stride=2)])
-        self.to_moments = nn.Linear(math.prod(self.small) + told, 2 * cfg.latent)
-        self.from_latent = nn.Linear(cfg.latent + told, math.prod(self.small))
+        self.to_moments = nn.Linear(math.prod(self.small) + condition_width, 2 * cfg.latent)
+        self.from_latent = nn.Linear(cfg.latent + condition_width, math.prod(self.small))
         self.up = nn.Sequential()
         for number, width in reversed(list(enumerate(widths))):
             wider = widths[min(number + 1, len(widths) - 1)]
@@ -53,8 +53,10 @@ class VAE(nn.Module):
         images: Tensor = self.conv_out(self._inner(latents, condition))
         return images
 
-    def forward(self, images: Tensor | None, noise: Tensor | None = None, condition: Tensor | None = None) -> Restored:
-        """Restored images and the posterior; `noise` [B, latent] draws the vector, None takes its mean.
+    def forward(
+        self, images: Tensor | None, noise: Tensor | None = None, condition: Tensor | None = None
+    ) -> Reconstruction:
+        """Reconstructed images and the posterior; `noise` [B, latent] draws the vector, None takes its mean.
 
         Where there are no images the posterior is the prior, and what comes out is a sample of the model.
         """
@@ -63,9 +65,9 @@ class VAE(nn.Module):
         elif noise is not None:
             posterior = Posterior(zeros_like(noise), ones_like(noise))
         else:
-            raise ValueError("a VAE restores images or samples from noise: pass one of them")
+            raise ValueError("a VAE reconstructs images or samples from noise: pass one of them")
         inner = self._inner(posterior.mean if noise is None else posterior.sample(noise), condition)
-        return Restored(self.conv_out(inner), posterior, inner)
+        return Reconstruction(self.conv_out(inner), posterior, inner)
 
     def _inner(self, latents: Tensor, condition: Tensor | None) -> Tensor:
         channels, height, width = self.small

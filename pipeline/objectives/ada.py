@@ -44,10 +44,12 @@ class Draws:
     normals: dict[str, Tensor]
 
 
-def draws(seed: int, visits: Tensor, *, draw: int) -> Draws:
-    """The numbers of each image number of `visits` [B]; `draw` keeps real and generated images apart."""
-    flat = uniform(seed, Stream.ADA, visits, shape=(len(GATES) + len(AMOUNTS),), draw=draw).double().unbind(1)
-    bells = normal(seed, Stream.ADA, visits, shape=(len(NORMALS),), draw=draw + _NORMAL_DRAWS).double().unbind(1)
+def draws(seed: int, sample_indices: Tensor, *, draw: int) -> Draws:
+    """The numbers of each image number of `sample_indices` [B]; `draw` keeps real and generated images apart."""
+    flat = uniform(seed, Stream.ADA, sample_indices, shape=(len(GATES) + len(AMOUNTS),), draw=draw).double().unbind(1)
+    bells = (
+        normal(seed, Stream.ADA, sample_indices, shape=(len(NORMALS),), draw=draw + _NORMAL_DRAWS).double().unbind(1)
+    )
     gates, amounts = flat[: len(GATES)], flat[len(GATES) :]
     return Draws(
         dict(zip(GATES, gates, strict=True)),

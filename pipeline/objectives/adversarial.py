@@ -1,4 +1,4 @@
-"""A generator against a critic: the baseline of the adversarial kind, two networks trained in turn by the same loop."""
+"""A generator and a discriminator: the baseline of the adversarial kind, trained in turn by the same loop."""
 
 import math
 from typing import Any
@@ -53,54 +53,62 @@ class Adversarial:
         self._conditions = Conditions(cfg, manifest)
         shape, counts = manifest.layout.shape, (self._conditions.classes, self._conditions.attributes)
         self.networks: dict[str, nn.Module] = {
-            "critic": StyleDiscriminator(cfg.model, shape, classes=counts[0], attributes=counts[1]),
+            "discriminator": StyleDiscriminator(cfg.model, shape, classes=counts[0], attributes=counts[1]),
             "generator": build_network(cfg.model, shape=shape, classes=counts[0], attributes=counts[1]),
             "game": GameState(self._ada.start if self._ada.enabled else 0.0),
         }
         self._layers = self._generator.layer_count
         seed_noise(self.networks["generator"], seed=cfg.seed)
-        self.trained: tuple[str, ...] = ("critic", "generator")
-        self.averaged: tuple[str, ...] = ("generator",)
+        self.trained: tuple[str, ...] = ("discriminator", "generator")
+        self.ema_networks: tuple[str, ...] = ("generator",)
 
-    def draws(self, visits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+    def draws(self, sample_indices: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """None: every draw of this objective has the size of an image or a latent, and is made on the device."""
         return {}
 
     def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
-        """The loss of the generator or of the critic, [B]; the same visit has the same latent in both turns."""
-        told = self._conditions.told(batch.labels, batch.attributes)
-        return (self._of_generator if name == "generator" else self._of_critic)(networks, batch, told)
+        """The loss of the generator or of the discriminator, [B]; an index has the same latent in both turns."""
+        condition = self._conditions.of(batch.labels, batch.attributes)
+        return (self._of_generator if name == "generator" else self._of_discriminator)(networks, batch, condition)
 
-    def _of_generator(self, networks: Networks, batch: Batch, told: Tensor | None) -> dict[str, Tensor]:
+    def _of_generator(self, networks: Networks, batch: Batch, condition: Tensor | None) -> dict[str, Tensor]:
         shift = None
         if measured := bool(self._game.path_length) and self._due(batch, self._game.path_every):
-            size = (len(batch.visits), self._layers, self._latent)
+            size = (len(batch.sample_indices), self._layers, self._latent)
             shift = torch.zeros(size, dtype=batch.images.dtype, device=batch.images.device, requires_grad=True)
-        made = self._made(networks, batch, told, shift=shift)
-        score = networks["critic"](self._seen(made, batch.visits, FAKE), told, visits=batch.visits)
+        made = self._made(networks, batch, condition, shift=shift)
+        score = networks["discriminator"](
+            self._seen(made, batch.sample_indices, FAKE), condition, sample_indices=batch.sample_indices
+        )
         loss = {"non_saturating": softplus(-score), "minimax": -softplus(score), "wasserstein": -score}[self._game.loss]
         if not self._game.path_length:
             return {"loss": loss}
-        length = self._length(made, shift, batch.visits) if measured and shift is not None else torch.zeros_like(loss)
+        length = (
+            self._length(made, shift, batch.sample_indices)
+            if measured and shift is not None
+            else torch.zeros_like(loss)
+        )
         penalty = self._game.path_length * (length - self._state("path_length")).square() if measured else length
         # Counted n times where they are computed every n-th step: their means over steps are then those of all.
         length, penalty = length * self._game.path_every, penalty * self._game.path_every
         return {"loss": loss + penalty, "path_length": length, "path_penalty": penalty}
 
-    def _of_critic(self, networks: Networks, batch: Batch, told: Tensor | None) -> dict[str, Tensor]:
+    def _of_discriminator(self, networks: Networks, batch: Batch, condition: Tensor | None) -> dict[str, Tensor]:
         with torch.no_grad():
-            made = self._made(networks, batch, told)
-            parts = [self._seen(batch.images, batch.visits, REAL), self._seen(made, batch.visits, FAKE)]
+            made = self._made(networks, batch, condition)
+            parts = [self._seen(batch.images, batch.sample_indices, REAL), self._seen(made, batch.sample_indices, FAKE)]
             game = self._game
             weight = game.gradient_penalty or game.r1_gamma
             penalised = bool(weight) and self._due(batch, game.penalty_every)
             if penalised and game.gradient_penalty:
-                share = uniform(self._seed, Stream.PENALTY, batch.visits, shape=(1, 1, 1)).to(made.dtype)
+                share = uniform(self._seed, Stream.PENALTY, batch.sample_indices, shape=(1, 1, 1)).to(made.dtype)
                 parts.append(torch.lerp(parts[1], parts[0], share))
         # One call with all parts: a DDP wrapper must see each backward pass preceded by one forward pass.
         images = torch.cat(parts).requires_grad_(penalised)
-        each = None if told is None else torch.cat([told] * len(parts))
-        scores = networks["critic"](images, each, visits=torch.cat([batch.visits] * len(parts))).chunk(len(parts))
+        each = None if condition is None else torch.cat([condition] * len(parts))
+        scores = networks["discriminator"](
+            images, each, sample_indices=torch.cat([batch.sample_indices] * len(parts))
+        ).chunk(len(parts))
         real, fake = scores[:2]
         penalty = torch.zeros_like(real)
         if penalised:
@@ -117,11 +125,11 @@ class Adversarial:
 
     @torch.no_grad()
     def adapt(self, name: str, sums: dict[str, Tensor], *, step: int) -> None:
-        """p after the critic's turn; the mean path length and the average style after the generator's.
+        """p after the discriminator's turn; the mean path length and the average style after the generator's.
 
         Sums that are not finite belong to a step that was skipped, and change nothing.
         """
-        if name == "critic":
+        if name == "discriminator":
             if self._ada.enabled and self._ada.target is not None:
                 self._adjust(sums["sign"], step=step)
             return
@@ -133,7 +141,7 @@ class Adversarial:
         numbers = torch.arange(step * STYLES, (step + 1) * STYLES, device=generator.w_average.device)
         labels = numbers % self._conditions.classes if self._conditions.classes else torch.full_like(numbers, -1)
         z = self._z(numbers, generator.w_average.dtype, draw=1)
-        w = generator.styles(z, self._conditions.told(labels)).mean(dim=0)
+        w = generator.styles(z, self._conditions.of(labels)).mean(dim=0)
         generator.w_average.lerp_(w.to(generator.w_average.dtype), STYLE_DECAY if step else 1.0)
 
     def _adjust(self, signs: Tensor, *, step: int) -> None:
@@ -157,11 +165,11 @@ class Adversarial:
         *,
         attributes: Tensor | None = None,
         sampler: SamplerConfig,
-        weak: Denoise | None = None,  # noqa: ARG002
+        guide: Denoise | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Images [B, C, H, W] in one step, whatever the sampler; `sampler.truncation` pulls styles to their average."""
-        told = self._conditions.told(labels, attributes)
-        return networks["generator"](self.latents(seeds), told, visits=seeds, psi=sampler.truncation)
+        condition = self._conditions.of(labels, attributes)
+        return networks["generator"](self.latents(seeds), condition, sample_indices=seeds, psi=sampler.truncation)
 
     def latents(self, seeds: Tensor) -> Tensor:
         """z [B, latent] of the images of `seeds`."""
@@ -171,16 +179,16 @@ class Adversarial:
         self, starts: Tensor, asked: tuple[Tensor, Tensor | None], *, seeds: Tensor, mix: Mix, space: str, psi: float
     ) -> Tensor:
         """Images from each z to the next one, mixed as z or as styles w; conditions and noise are the row's."""
-        generator, told = self._generator, self._conditions.told(*asked)
+        generator, condition = self._generator, self._conditions.of(*asked)
         first, second = starts[:-1], starts[1:]
         if space == "w":
-            first, second = generator.styles(first, told), generator.styles(second, told)
+            first, second = generator.styles(first, condition), generator.styles(second, condition)
         mixed = mix(first, second).transpose(0, 1)
         frames, (rows, width) = mixed.shape[1], (mixed.shape[0], mixed.shape[2])
-        each = None if told is None else told.repeat_interleave(frames, 0)
+        each = None if condition is None else condition.repeat_interleave(frames, 0)
         flat = mixed.reshape(rows * frames, width)
         w = flat if space == "w" else generator.styles(flat, each)
-        return generator.synthesis(generator.truncated(w, psi), visits=seeds.repeat_interleave(frames))
+        return generator.synthesis(generator.truncated(w, psi), sample_indices=seeds.repeat_interleave(frames))
 
     @property
     def _generator(self) -> StyleGenerator:
@@ -199,29 +207,31 @@ class Adversarial:
     def _z(self, numbers: Tensor, dtype: torch.dtype, *, draw: int = 0) -> Tensor:
         return normal(self._seed, Stream.LATENT, numbers, shape=(self._latent,), draw=draw, dtype=dtype)
 
-    def _made(self, networks: Networks, batch: Batch, told: Tensor | None, *, shift: Tensor | None = None) -> Tensor:
-        """Images of the batch's visits, some of two styles."""
-        visits, dtype, mixed = batch.visits, batch.images.dtype, None
+    def _made(
+        self, networks: Networks, batch: Batch, condition: Tensor | None, *, shift: Tensor | None = None
+    ) -> Tensor:
+        """Generated images for the batch's indices, some of two styles."""
+        sample_indices, dtype, mixed = batch.sample_indices, batch.images.dtype, None
         if share := self._game.style_mixing:
-            chosen, place = uniform(self._seed, Stream.STYLE_MIX, visits, shape=(2,)).unbind(1)
+            chosen, place = uniform(self._seed, Stream.STYLE_MIX, sample_indices, shape=(2,)).unbind(1)
             first = 1 + (place * (self._layers - 1)).long()  # each has a layer at least
-            other = normal(self._seed, Stream.STYLE_MIX, visits, shape=(self._latent,), draw=1, dtype=dtype)
+            other = normal(self._seed, Stream.STYLE_MIX, sample_indices, shape=(self._latent,), draw=1, dtype=dtype)
             mixed = (other, torch.where(chosen < share, first, self._layers))
         extras: dict[str, Any] = {} if shift is None else {"shift": shift}
         extras |= {} if mixed is None else {"mixed": mixed}
-        return networks["generator"](self._z(visits, dtype), told, visits=visits, **extras)
+        return networks["generator"](self._z(sample_indices, dtype), condition, sample_indices=sample_indices, **extras)
 
-    def _seen(self, images: Tensor, visits: Tensor, draw: int) -> Tensor:
-        """What the critic sees of images."""
+    def _seen(self, images: Tensor, sample_indices: Tensor, draw: int) -> Tensor:
+        """What the discriminator sees of images."""
         if not self._ada.enabled:
             return images
         return augment(
-            images, draws(self._seed, visits, draw=draw), self._state("probability"), groups=self._ada.groups
+            images, draws(self._seed, sample_indices, draw=draw), self._state("probability"), groups=self._ada.groups
         )
 
-    def _length(self, made: Tensor, shift: Tensor, visits: Tensor) -> Tensor:
+    def _length(self, made: Tensor, shift: Tensor, sample_indices: Tensor) -> Tensor:
         """|J^T y| of each image, [B], y normal noise of the image's size: root mean square over the layers' styles."""
-        noise = normal(self._seed, Stream.PATH, visits, shape=tuple(made.shape[1:])).to(made.dtype)
+        noise = normal(self._seed, Stream.PATH, sample_indices, shape=tuple(made.shape[1:])).to(made.dtype)
         noise = noise / math.sqrt(made.shape[2] * made.shape[3])
         (gradient,) = torch.autograd.grad((made * noise).sum(), shift, create_graph=True)
         return (gradient.square().sum(dim=2).mean(dim=1) + 1e-12).sqrt()

@@ -1,4 +1,4 @@
-"""What a network is told about an image: its class, its attributes, or nothing; and how not knowing is said."""
+"""The condition of a network: an image's class, its attributes, or nothing; and how an unknown one is said."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ class Conditions:
         self.kind = cfg.model.condition
         self.classes, self.attributes = len(manifest.classes), len(manifest.attributes)
 
-    def told(self, labels: Tensor, attributes: Tensor | None = None) -> Tensor | None:
+    def of(self, labels: Tensor, attributes: Tensor | None = None) -> Tensor | None:
         """Classes [B] with their number for unknown (a label of -1), or attributes [B, A] with -1; None for none."""
         if self.kind == "class":
             return torch.where(labels < 0, self.classes, labels)

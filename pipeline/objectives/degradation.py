@@ -1,4 +1,4 @@
-"""What is done to images that an autoencoder is to restore: blur, noise, a square left out; keyed by image number."""
+"""What is done to images that an autoencoder reconstructs: blur, noise, a square left out; keyed by image number."""
 
 import torch
 from torch import Tensor
@@ -11,19 +11,21 @@ GREY = 0.0
 _REACH = 3  # deviations of a Gaussian that its kernel covers
 
 
-def degraded(images: Tensor, visits: Tensor, *, seed: int, cfg: DegradationConfig, draw: int = 0) -> Tensor:
+def degraded(images: Tensor, sample_indices: Tensor, *, seed: int, cfg: DegradationConfig, draw: int = 0) -> Tensor:
     """Images [B, C, H, W], each blurred, noised and masked by amounts of its own, in this order.
 
-    `draw` keeps apart visits that mean something else, such as the places of the validation split.
+    `draw` keeps apart indices that mean something else, such as the places of the validation split.
     """
     if not cfg.active:
         return images
-    u = uniform(seed, Stream.DEGRADE, visits, shape=(6,), draw=2 * draw, dtype=torch.float64).to(images.dtype)
+    u = uniform(seed, Stream.DEGRADE, sample_indices, shape=(6,), draw=2 * draw, dtype=torch.float64).to(images.dtype)
     found = images
     if cfg.blur:
         found = blurred(found, cfg.blur * u[:, 1], reach=max(round(_REACH * cfg.blur), 1))
     if cfg.noise:
-        noise = normal(seed, Stream.DEGRADE, visits, shape=images.shape[1:], draw=2 * draw + 1, dtype=images.dtype)
+        noise = normal(
+            seed, Stream.DEGRADE, sample_indices, shape=images.shape[1:], draw=2 * draw + 1, dtype=images.dtype
+        )
         found = found + cfg.noise * u[:, 2, None, None, None] * noise
     if cfg.mask:
         found = torch.where(square(images, side=cfg.mask * u[:, 3], top=u[:, 4], left=u[:, 5]), GREY, found)

@@ -1,4 +1,4 @@
-"""How near a set of restored images is to the originals: image by image, and as a whole in feature spaces."""
+"""How near a set of reconstructed images is to the originals: image by image, and as a whole in features."""
 
 import shutil
 from collections.abc import Iterator
@@ -18,8 +18,8 @@ from pipeline.metrics.extraction import Work, all_moments, default_device, extra
 from pipeline.metrics.extractors import build_extractors
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.frechet import frechet_distance
-from pipeline.metrics.restoration import psnr, ssim
-from pipeline.metrics.suite import Measured, spaces_of
+from pipeline.metrics.reconstruction import psnr, ssim
+from pipeline.metrics.suite import Measured, feature_sets
 from pipeline.objectives.perceptual import Perceptual, reference_hashes
 from pipeline.runtime.progress import progress
 
@@ -28,8 +28,8 @@ CLIP = "clip"  # whose features are compared by another distance
 
 
 @dataclass(frozen=True)
-class Standards:
-    """What restored images are judged by."""
+class Measures:
+    """What reconstructions are measured by."""
 
     perceptual: Perceptual | None
     extractors: list[Extractor]
@@ -45,42 +45,42 @@ class Standards:
         }
 
 
-def open_standards(cfg: Config) -> Standards:
+def open_measures(cfg: Config) -> Measures:
     """The networks of a config; one that is not there raises `Incomplete` or `UserError` with what to do."""
     measured = cfg.autoencoder.perceptual.weights is not None or cfg.evaluate.domain.enabled
     reference = data_directory(cfg) / "reference"
     extractors = build_extractors(cfg.evaluate, reference, reference_hashes(cfg), device=default_device())
-    return Standards(Perceptual(cfg) if measured else None, [e for e in extractors if e.name != CLIP])
+    return Measures(Perceptual(cfg) if measured else None, [e for e in extractors if e.name != CLIP])
 
 
-def measure_restoration(
-    cfg: Config, standards: Standards, *, originals: ShardDirectory, restored: ShardDirectory, work: Path
+def measure_reconstruction(
+    cfg: Config, measures: Measures, *, originals: ShardDirectory, reconstructed: ShardDirectory, work: Path
 ) -> Measured:
     """PSNR, SSIM, L1 and perceptual distance as means over images; Frechet distances between both sets of features.
 
-    `restored` has the images of `originals` in their order. Both are bytes, so no number depends on how many are
+    `reconstructed` has the images of `originals` in their order. Both are bytes, so no number depends on how many are
     computed at once, up to the rounding of a sum. `work` is a folder for features, and is removed.
     """
     out = Measured()
     found: dict[str, float] = {}
-    for x, y in _pairs(cfg, originals, restored):
+    for x, y in _pairs(cfg, originals, reconstructed):
         values = {"psnr": psnr(y, x), "ssim": ssim(y, x), "l1": (y - x).abs().flatten(1).mean(dim=1)}
-        if standards.perceptual is not None:
-            values[f"perceptual-{standards.perceptual.name}"] = standards.perceptual(y, x)
+        if measures.perceptual is not None:
+            values[f"perceptual-{measures.perceptual.name}"] = measures.perceptual(y, x)
         for name, value in values.items():
             found[name] = found.get(name, 0.0) + float(value.double().sum())
     for name, total in found.items():
         out.add(name, total / originals.manifest.count, count=originals.manifest.count)
-    for extractor in standards.extractors:
-        _frechet(out, cfg, extractor, sets=(originals, restored), work=work)
+    for extractor in measures.extractors:
+        _frechet(out, cfg, extractor, sets=(originals, reconstructed), work=work)
     shutil.rmtree(work, ignore_errors=True)
     return out
 
 
 @torch.inference_mode()
-def _pairs(cfg: Config, originals: ShardDirectory, restored: ShardDirectory) -> Iterator[tuple[Tensor, Tensor]]:
+def _pairs(cfg: Config, originals: ShardDirectory, reconstructed: ShardDirectory) -> Iterator[tuple[Tensor, Tensor]]:
     """Images of both sets [B, C, H, W] in [-1, 1], batch by batch."""
-    readers, count = (Reader(originals), Reader(restored)), originals.manifest.count
+    readers, count = (Reader(originals), Reader(reconstructed)), originals.manifest.count
     with progress("compare", count) as tick:
         for first in range(0, count, cfg.evaluate.batch):
             indices = np.arange(first, min(first + cfg.evaluate.batch, count), dtype=np.int64)
@@ -107,14 +107,14 @@ def _frechet(
             extract(part, Reader(images).read, extractor, part=(0, 1), tick=tick, device=default_device())
         works.append(part)
     if count < 2:
-        out.words.append("a Frechet distance needs at least 2 images")
+        out.notes.append("a Frechet distance needs at least 2 images")
         return
-    for name, space in spaces_of(extractor).items():
+    for name, features in feature_sets(extractor).items():
         one, other = (all_moments(part, name) for part in works)
         dimensions = len(one.mean)
-        out.add(f"r{space.frechet}", frechet_distance(other, one), images=[count, count], dimensions=dimensions)
+        out.add(f"r{features.frechet}", frechet_distance(other, one), images=[count, count], dimensions=dimensions)
         if count <= dimensions:
-            out.words.append(
-                f"r{space.frechet} is of {count} images in {dimensions} dimensions: the covariance of fewer images "
+            out.notes.append(
+                f"r{features.frechet} is of {count} images in {dimensions} dimensions: the covariance of fewer images "
                 "than dimensions is singular"
             )

@@ -16,15 +16,15 @@ class Objective(Protocol):
     """Something to optimise.
 
     `networks` are all modules with weights, by name. `trained` are names of networks that are optimised one after the
-    other within a step, each with an optimiser of its own. `averaged` are those of which averages are kept and from
+    other within a step, each with an optimiser of its own. `ema_networks` are those of which an EMA is kept and from
     which images are made.
     """
 
     networks: dict[str, nn.Module]
     trained: tuple[str, ...]
-    averaged: tuple[str, ...]
+    ema_networks: tuple[str, ...]
 
-    def draws(self, visits: Tensor) -> dict[str, Tensor]:
+    def draws(self, sample_indices: Tensor) -> dict[str, Tensor]:
         """Random numbers of whole images [B, ...] by name, for image numbers [B] on the CPU.
 
         Threads that read ahead call it, and `loss` finds them in `batch.draws`: a GPU would spend more time on
@@ -36,12 +36,12 @@ class Objective(Protocol):
         """Values per image, [B] each, as sums would be too late to weigh. "loss" is minimised over network `name`.
 
         `networks` are those of this object as the loop has prepared them: call these, not your own. Random draws are
-        functions of `batch.visits`, or of `batch.draws`. Nothing here waits for the device.
+        functions of `batch.sample_indices`, or of `batch.draws`. Nothing here waits for the device.
         """
         ...
 
     def validate(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
-        """Values per image, [B] each, without gradients; visits are image numbers of the validation split."""
+        """Values per image, [B] each, without gradients; sample indices are those of the validation split."""
         ...
 
     def generate(
@@ -52,21 +52,21 @@ class Objective(Protocol):
         *,
         attributes: Tensor | None = None,
         sampler: SamplerConfig,
-        weak: Denoise | None = None,
+        guide: Denoise | None = None,
     ) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] (not clipped), each a function of its seed and what it was asked for.
 
         seeds: [B] int64; labels: [B] int64 classes, -1 for no class; attributes: [B, A] int8 of 0, 1 and -1 for
-        unknown, None for all unknown; weak: what autoguidance leads away from.
+        unknown, None for all unknown; guide: what autoguidance leads away from.
         """
         ...
 
 
 @runtime_checkable
-class Restores(Protocol):
+class Reconstructs(Protocol):
     """An objective that makes images out of images: a preview shows both."""
 
-    def restorations(self, networks: Networks, batch: Batch) -> tuple[Tensor, ...]:
+    def reconstructions(self, networks: Networks, batch: Batch) -> tuple[Tensor, ...]:
         """What is shown of each image, side by side, the original first; [B, C, H, W] each, in [-1, 1] or near it."""
         ...
 

@@ -175,7 +175,7 @@ def _classifier(cfg: Config) -> Path:
     if not path.is_file() or read_json(directory / "classifier.json")["sha256"] != sha256_file(path):
         raise Incomplete(
             f"{path} is not finished: the perceptual distance is measured in the features of the data's own classifier "
-            f"({_SETTING}.weights is null). Run mudi prepare reference with the same words, or give weights."
+            f"({_SETTING}.weights is null). Run mudi prepare reference with the same overrides, or give weights."
         )
     return path
 

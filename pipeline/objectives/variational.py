@@ -12,12 +12,12 @@ from pipeline.data.batches import Batch
 from pipeline.data.shards import Manifest
 from pipeline.diffusion.preconditioning import Denoise
 from pipeline.models.build import build_network
-from pipeline.models.posterior import Restored
+from pipeline.models.posterior import Reconstruction
 from pipeline.objectives.autoencoder import likeness
+from pipeline.objectives.autoencoder_losses import divergence, error, reconstructed_by
 from pipeline.objectives.condition import Conditions
 from pipeline.objectives.objective import Mix, Networks
 from pipeline.objectives.perceptual import Perceptual
-from pipeline.objectives.restoration import divergence, error, restored_by
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.random import Stream, normal
 
@@ -39,27 +39,27 @@ class Variational:
             "autoencoder": build_network(cfg.model, shape=manifest.layout.shape, **counts)
         }
         self.trained: tuple[str, ...] = ("autoencoder",)
-        self.averaged: tuple[str, ...] = ("autoencoder",)
+        self.ema_networks: tuple[str, ...] = ("autoencoder",)
 
-    def draws(self, visits: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
+    def draws(self, sample_indices: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
         """None: every draw of this objective has the size of an image or a latent, and is made on the device."""
         return {}
 
     def loss(self, name: str, networks: Networks, batch: Batch) -> dict[str, Tensor]:
-        """-ELBO [B], its latents drawn by visit, and its parts."""
-        noise = self._noise(Stream.POSTERIOR, batch.visits, batch.images.dtype)
+        """-ELBO [B], its latents drawn by sample index, and its parts."""
+        noise = self._noise(Stream.POSTERIOR, batch.sample_indices, batch.images.dtype)
         return self._elbo(self._called(networks[name], batch, noise), batch.images)
 
     def validate(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         """-ELBO with latents that never change; how near the posterior's mean comes to the originals."""
-        noise = self._noise(Stream.VALIDATION, batch.visits, batch.images.dtype)
+        noise = self._noise(Stream.VALIDATION, batch.sample_indices, batch.images.dtype)
         values = self._elbo(self._called(networks["autoencoder"], batch, noise), batch.images)
         mean = self.reconstructed(networks, batch).images
         near = {f"mean_{name}": value for name, value in likeness(mean, batch.images).items()}
         return {**values, **near}
 
-    def reconstructed(self, networks: Networks, batch: Batch) -> Restored:
-        """What is made of the images by the posterior's mean, told what they show."""
+    def reconstructed(self, networks: Networks, batch: Batch) -> Reconstruction:
+        """What is made of the images by the posterior's mean, conditioned on what they show."""
         return self._called(networks["autoencoder"], batch, None)
 
     def generate(
@@ -70,11 +70,11 @@ class Variational:
         *,
         attributes: Tensor | None = None,
         sampler: SamplerConfig,  # noqa: ARG002
-        weak: Denoise | None = None,  # noqa: ARG002
+        guide: Denoise | None = None,  # noqa: ARG002
     ) -> Tensor:
         """Images [B, C, H, W] in one step, whatever the sampler: the decoder's mean for a vector from the prior."""
         noise = self.latents(seeds)
-        return restored_by(networks["autoencoder"], None, noise, self._conditions.told(labels, attributes)).images
+        return reconstructed_by(networks["autoencoder"], None, noise, self._conditions.of(labels, attributes)).images
 
     def latents(self, seeds: Tensor) -> Tensor:
         """Vectors [B, latent] from the prior, of the images of `seeds`."""
@@ -88,21 +88,24 @@ class Variational:
         if space != "z":
             raise UserError(f"--space: found {space}, but a VAE has no styles. Leave it out, or give the run of a GAN.")
         mixed = mix(starts[:-1], starts[1:]).transpose(0, 1)
-        told = self._conditions.told(*asked)
-        each = None if told is None else told.repeat_interleave(mixed.shape[1], 0)
-        return restored_by(self.networks["autoencoder"], None, mixed.flatten(0, 1), each).images
+        condition = self._conditions.of(*asked)
+        each = None if condition is None else condition.repeat_interleave(mixed.shape[1], 0)
+        return reconstructed_by(self.networks["autoencoder"], None, mixed.flatten(0, 1), each).images
 
-    def _called(self, network: Callable[..., Tensor], batch: Batch, noise: Tensor | None) -> Restored:
-        return restored_by(network, batch.images, noise, self._conditions.told(batch.labels, batch.attributes))
+    def _called(self, network: Callable[..., Tensor], batch: Batch, noise: Tensor | None) -> Reconstruction:
+        return reconstructed_by(network, batch.images, noise, self._conditions.of(batch.labels, batch.attributes))
 
     def _noise(self, stream: Stream, numbers: Tensor, dtype: torch.dtype) -> Tensor:
         return normal(self._seed, stream, numbers, shape=(self._latent,), dtype=dtype)
 
-    def _elbo(self, restored: Restored, originals: Tensor) -> dict[str, Tensor]:
+    def _elbo(self, reconstructed: Reconstruction, originals: Tensor) -> dict[str, Tensor]:
         kind = self._cfg.reconstruction
-        values = {kind: error(kind, restored.images, originals), "kl": divergence(restored.posterior, originals)}
+        values = {
+            kind: error(kind, reconstructed.images, originals),
+            "kl": divergence(reconstructed.posterior, originals),
+        }
         loss = values[kind] + self._cfg.kl_weight * values["kl"]
         if self._perceptual is not None:
-            values["perceptual"] = self._perceptual(restored.images, originals)
+            values["perceptual"] = self._perceptual(reconstructed.images, originals)
             loss = loss + self._cfg.perceptual.weight * values["perceptual"]
         return {"loss": loss, **values}

@@ -28,7 +28,7 @@ EXIT_CODES = (
     "Exit codes: 0 done, 1 something failed, 2 bad input, 75 stopped and saved, 76 not finite, 77 out of memory, "
     "78 other ranks not found, 130 interrupted."
 )
-WORDS = {  # what may stand in `Command.words`
+ARGUMENTS = {  # what may stand in `Command.arguments`
     "RUN": "a run directory, or what the run is made with: experiment=NAME and settings",
     "DATA": "a run directory, or experiment=NAME, or data=NAME of configs/data",
     "RUN_DIR": "a run directory",
@@ -47,12 +47,12 @@ class Command:
     name: str  # one word, or several
     place: str  # "package.module:function"; the package is the program that has the command
     help: str
-    words: str = ""  # usage of what is no option
+    arguments: str = ""  # usage of what is no option
     more: str = ""  # more sentences of its --help
     options: tuple[str, ...] = ()  # "-n --lines N  what it means": see `_add`
-    examples: tuple[str, ...] = ()  # words after the command
+    examples: tuple[str, ...] = ()  # arguments after the command
     alone: bool = False  # several tasks cannot share the work
-    own: bool = False  # the function takes options among its words, and parses them itself
+    own: bool = False  # the function takes options among its arguments, and parses them itself
 
     @property
     def program(self) -> str:
@@ -65,13 +65,15 @@ class Command:
         return f"{called(program)} {stage}{self.name}"
 
     def parser(self, program: str) -> "_Parser":
-        """For its options. All other words are left over."""
+        """For its options. All other arguments are left over."""
         name = self.called(program)
         said = _filled(f"{self.help[0].upper()}{self.help[1:]}. {self.more}")
-        told = [_row(word, text, 10) for word, text in WORDS.items() if word in self.words.translate(_MARKS).split()]
+        told = [
+            _row(word, text, 10) for word, text in ARGUMENTS.items() if word in self.arguments.translate(_MARKS).split()
+        ]
         parser = _Parser(
             prog=name,
-            usage=f"{name} {self.words}{' [options]' if self.options else ''}",
+            usage=f"{name} {self.arguments}{' [options]' if self.options else ''}",
             description="\n\n".join(filter(None, [said, "\n".join(told)])),
             epilog="\n  ".join(["examples:", *(f"{name} {example}".rstrip() for example in self.examples)]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -90,9 +92,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _add(parser: _Parser, line: str) -> None:
     """`--flag  help`, `-n --name METAVAR  help`, `--name a|b  help` of a choice, `--name METAVAR...` to be repeated."""
-    words, _, text = line.partition("  ")
-    names = [word for word in words.split() if word.startswith("-")]
-    metavar = words.split()[-1]
+    usage, _, text = line.partition("  ")
+    names = [word for word in usage.split() if word.startswith("-")]
+    metavar = usage.split()[-1]
     if metavar in names:
         parser.add_argument(*names, action="store_true", help=text)
     elif "|" in metavar:
@@ -173,9 +175,9 @@ def overview(program: str, group: str = "") -> str:
     return "\n".join([*lines, "", _filled(EXIT_CODES)])
 
 
-def main(program: str, words: list[str]) -> int:
+def main(program: str, argv: list[str]) -> int:
     """Run one command of a program; its exit code, see EXIT_CODES."""
-    code = _code_of(program, words)
+    code = _code_of(program, argv)
     if code in (BAD_INPUT, NON_FINITE, INTERRUPTED) and (ranks := sys.modules.get("pipeline.runtime.distributed")):
         ranks.leave()  # so that the process ends with this code
     return code
@@ -186,9 +188,9 @@ def mudi() -> int:
     return main("mudi", sys.argv[1:])
 
 
-def _code_of(program: str, words: list[str]) -> int:
+def _code_of(program: str, argv: list[str]) -> int:
     try:
-        code = _run(program, words)
+        code = _run(program, argv)
         sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
         return code
     except UserError as error:
@@ -220,19 +222,19 @@ def _reader_gone() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _run(program: str, words: list[str]) -> int:
-    if words[:1] == ["help"]:
-        words = [*words[1:], "--help"]
-    if not words or words[0] in ("-h", "--help"):
+def _run(program: str, argv: list[str]) -> int:
+    if argv[:1] == ["help"]:
+        argv = [*argv[1:], "--help"]
+    if not argv or argv[0] in ("-h", "--help"):
         print(overview(program))
         return 0
-    if words[0] == "--version":
+    if argv[0] == "--version":
         print(version())
         return 0
-    if set(words[1:]) <= {"-h", "--help"} and words[0] not in table_of(program) and _is_group(program, words[0]):
-        print(overview(program, words[0]))
+    if set(argv[1:]) <= {"-h", "--help"} and argv[0] not in table_of(program) and _is_group(program, argv[0]):
+        print(overview(program, argv[0]))
         return 0
-    command, rest = _found(program, words)
+    command, rest = _found(program, argv)
     parser = command.parser(program)
     if {"-h", "--help"} & set(rest):
         parser.print_help()
@@ -242,7 +244,7 @@ def _run(program: str, words: list[str]) -> int:
         given, rest = parser.parse_known_args(rest)
         options = vars(given)
         _refuse_options(command, rest, parser)
-    if not rest and command.words and not command.words.startswith("["):
+    if not rest and command.arguments and not command.arguments.startswith("["):
         raise UserError(f"{command.name} what? For example: {parser.prog} {command.examples[0]}")
     if command.alone and not one_task_only(command.name):
         return 0
@@ -251,24 +253,26 @@ def _run(program: str, words: list[str]) -> int:
     return code or 0
 
 
-def _refuse_options(command: Command, words: Iterable[str], parser: _Parser) -> None:
-    known = [word for line in command.options for word in line.partition("  ")[0].split() if word.startswith("-")]
-    for word in (word.partition("=")[0] for word in words if word.startswith("-")):
-        hint = did_you_mean(word, known) or f" It has {', '.join(known) or 'none'}."
-        raise UserError(f"{word}: no such option of `{parser.prog}`.{hint}")
+def _refuse_options(command: Command, argv: Iterable[str], parser: _Parser) -> None:
+    known = [
+        argument for line in command.options for argument in line.partition("  ")[0].split() if argument.startswith("-")
+    ]
+    for argument in (argument.partition("=")[0] for argument in argv if argument.startswith("-")):
+        hint = did_you_mean(argument, known) or f" It has {', '.join(known) or 'none'}."
+        raise UserError(f"{argument}: no such option of `{parser.prog}`.{hint}")
 
 
-def _found(program: str, words: list[str]) -> tuple[Command, list[str]]:
-    """The command that a command line begins with, and the words after it."""
+def _found(program: str, argv: list[str]) -> tuple[Command, list[str]]:
+    """The command that a command line begins with, and the arguments after it."""
     table = table_of(program)
     for length in (3, 2, 1):
-        if (command := table.get(" ".join(words[:length]))) is not None:
-            return command, words[length:]
-    group = _is_group(program, words[0])  # two words are a name
-    name = " ".join(words[: 1 + group])
+        if (command := table.get(" ".join(argv[:length]))) is not None:
+            return command, argv[length:]
+    group = _is_group(program, argv[0])  # two words are a name
+    name = " ".join(argv[: 1 + group])
     elsewhere = [command for command in table_of("mudi").values() if command.name == name]
     near = f" It is {elsewhere[0].called('mudi')}." if elsewhere else did_you_mean(name, table)
-    raise UserError(f"no command '{name}'.{near} `{called(program)}{f' {words[0]}' * group} --help` lists all.")
+    raise UserError(f"no command '{name}'.{near} `{called(program)}{f' {argv[0]}' * group} --help` lists all.")
 
 
 def _is_group(program: str, word: str) -> bool:

@@ -12,13 +12,13 @@ _OR_FOLDER = "Instead of DATA, a folder of shards."
 LISTS = (
     Command(
         *("list", "pipeline.runtime.inventory:main", "runs, checkpoints, data, experiments, models, settings"),
-        words="runs|checkpoints|data|experiments|models|settings [FOLDER|RUN_DIR|PREFIX]",
+        arguments="runs|checkpoints|data|experiments|models|settings [FOLDER|RUN_DIR|PREFIX]",
         more="Of runs and data, those in FOLDER (default: runs, data); of settings, those that begin with PREFIX.",
         examples=("experiments", "settings train.optim", "runs", f"checkpoints {_EXAMPLE}", "data"),
     ),
     Command(
         *("rm", "slurm.remove:main", "remove runs, scorings, or prepared data that no run uses; it asks first"),
-        words="[RUN_DIR|DATA_DIR ...]",
+        arguments="[RUN_DIR|DATA_DIR ...]",
         more="Refused for what is under way, and for what a run or a sweep needs. Looked through: ./runs, ./sweeps and "
         "the folders of what is to be removed.",
         options=(
@@ -33,7 +33,7 @@ LISTS = (
 RUNS = (
     Command(
         *("submit", "slurm.commands:submit", "run what is not complete of an experiment, or queue it"),
-        words=_RUN,
+        arguments=_RUN,
         more="On a cluster this returns at once. With cluster=local, everything runs here, in order; with "
         "cluster=here, in the allocation that you hold. Several experiments: experiment=a,b.",
         options=("--until JOB  and what comes before it", "--only JOB  what it waits for is complete, or under way"),
@@ -41,7 +41,7 @@ RUNS = (
     ),
     Command(
         *("submit score", "slurm.commands:submit_score", "score two sets of images as a job of a cluster, or here"),
-        words="A B [evaluate.key=value ...] [cluster=NAME]",
+        arguments="A B [evaluate.key=value ...] [cluster=NAME]",
         more="As `score` does it, with what `cluster.evaluate` asks for; several tasks share the images. Both sets and "
         "all settings are checked first. It stands in RUNS_DIR/score-A-B-HASH, which status, logs, cancel and retry "
         "take as they take a run; name=NAME calls it otherwise. The same images and settings again: nothing to do.",
@@ -56,35 +56,35 @@ RUNS = (
     ),
     Command(
         *("plan", "slurm.commands:plan_", "what submit would do, and what follows from the settings"),
-        words=_RUN,
+        arguments=_RUN,
         options=("--sbatch FOLDER  write it as scripts, to submit by hand",),
         examples=("experiment=glyphs16", "experiment=glyphs16 cluster=slurm_generic --sbatch scripts"),
     ),
     Command(
         *("status", "slurm.commands:status_", "every job of every run: how far, or why not and what to do"),
-        words=f"[{_RUNS}]",
+        arguments=f"[{_RUNS}]",
         examples=("", _EXAMPLE),
     ),
     Command(
         *("logs", "slurm.commands:logs_", "the newest log of a job"),
-        words="RUN_DIR [JOB]",
+        arguments="RUN_DIR [JOB]",
         options=("-f --follow  print what comes until the job ends", "-n --lines N  so many of its last; default: 40"),
         examples=(f"{_EXAMPLE} train -f",),
     ),
     Command(
         *("cancel", "slurm.commands:cancel_", "end what is under way; training saves first"),
-        words=_RUNS,
+        arguments=_RUNS,
         options=("--job JOB  this job alone",),
         examples=(_EXAMPLE, f"{_EXAMPLE} --job sample"),
     ),
     Command(
         *("retry", "slurm.commands:retry", "queue again what failed, with the settings of its submission"),
-        words=_RUNS,
+        arguments=_RUNS,
         examples=(_EXAMPLE,),
     ),
     Command(
         *("preflight", "slurm.commands:preflight_", "look at a partition, in a minute: GPUs, network, disks, signals"),
-        words="[key=value ...]",
+        arguments="[key=value ...]",
         options=("--wait SECONDS  for its start; default: 300",),
         examples=("cluster=slurm_generic", "cluster=slurm_generic experiment=glyphs16 --wait 3600"),
     ),
@@ -95,47 +95,47 @@ _VALUES += "those of configs/sweep; run=RUN_DIR samples one run's checkpoint in 
 SWEEPS = (
     Command(
         *("sweep submit", "slurm.sweep.command:submit", "begin a sweep, or queue again what is not complete of one"),
-        words="SWEEP_DIR | experiment=NAME name=NAME key=1,2 [sweep.key=value ...]",
+        arguments="SWEEP_DIR | experiment=NAME name=NAME key=1,2 [sweep.key=value ...]",
         more=_VALUES,
         examples=(f"{_SWEPT} cluster=local", "sweep=guidance run=runs/glyphs16", "sweeps/rates"),
     ),
     Command(
         *("sweep plan", "slurm.sweep.command:plan", "what sweep submit would run, and the most that it can cost"),
-        words="experiment=NAME name=NAME key=1,2 [sweep.key=value ...]",
+        arguments="experiment=NAME name=NAME key=1,2 [sweep.key=value ...]",
         more=f"{_VALUES} Nothing is written.",
         examples=(_SWEPT,),
     ),
     Command(
         *("sweep status", "slurm.sweep.command:status", "every trial: its state, what came of it, why it failed"),
-        words="SWEEP_DIR",
+        arguments="SWEEP_DIR",
         examples=("sweeps/rates",),
     ),
     Command(
         *("sweep report", "slurm.sweep.command:report", "write report.md, trials.csv, trials.json, plots"),
-        words="SWEEP_DIR",
+        arguments="SWEEP_DIR",
         examples=("sweeps/rates",),
     ),
     Command(
         *("sweep extend", "slurm.sweep.command:extend", "more trials, more values, or another budget"),
-        words="SWEEP_DIR key=value ...",
+        arguments="SWEEP_DIR key=value ...",
         examples=("sweeps/rates train.optim.lr=4e-3", "sweeps/rates sweep.trials=40"),
     ),
     Command(
         *("sweep cancel", "slurm.sweep.command:cancel", "end what is under way; sweep submit goes on from there"),
-        words="SWEEP_DIR",
+        arguments="SWEEP_DIR",
         examples=("sweeps/rates",),
     ),
 )
 JOBS = (
     Command(
         *("train", "pipeline.train.job:main", "train a model, or go on where it was interrupted"),
-        words=_RUN,
+        arguments=_RUN,
         options=("--dry-run  print the settings and what follows from them, and stop",),
         examples=(_EXAMPLE, "experiment=glyphs16 name=wide model.width=64 --dry-run"),
     ),
     Command(
         *("sample", "pipeline.sample:main", "make images from a checkpoint, each from its own seed"),
-        words=_RUN,
+        arguments=_RUN,
         more="It makes as many as the run's sample.count says, by default 1,024; sample.count=64 makes 64.",
         options=(
             _STEP,
@@ -151,13 +151,13 @@ JOBS = (
     ),
     Command(
         *("evaluate", "pipeline.evaluate:main", "score sets of samples against reference statistics"),
-        words=_RUN,
+        arguments=_RUN,
         options=("--part K/N  compute this share of the features alone, and write no result",),
         examples=(_EXAMPLE, f"{_EXAMPLE} sample.sampler.guidance.scale=2"),
     ),
     Command(
         *("curve", "pipeline.curve:main", "score samples of every checkpoint that was kept, and draw the curve"),
-        words=_RUN,
+        arguments=_RUN,
         more="Checkpoints stay where train.keep_every says so. What is there already is not done again.",
         options=("--metric NAME...  draw this metric alone; may be repeated",),
         examples=(f"{_EXAMPLE} sample.count=1000 --metric fid",),
@@ -165,7 +165,7 @@ JOBS = (
     ),
     Command(
         *("compare", "pipeline.compare:main", "tables and plots over runs"),
-        words="RUN_DIR ...",
+        arguments="RUN_DIR ...",
         more="Numbers stand in one table only if they were measured against the same images in the same features.",
         options=(
             "--out FOLDER  of the table and the plots; default: beside the first run",
@@ -180,7 +180,7 @@ JOBS = (
             "pipeline.score:main",
             "score any images against any others: folders, archives, arrays, sample sets",
         ),
-        words="A B [evaluate.key=value ...]",
+        arguments="A B [evaluate.key=value ...]",
         more="B is the reference. A folder, zip or tar of images, webdataset tars, .npy or .npz, prepared data, a "
         "sample set, a run; B also an .npz with mu and sigma.",
         options=(
@@ -196,7 +196,7 @@ JOBS = (
     ),
     Command(
         *("reconstruct", "pipeline.reconstruct:main", "what an autoencoder makes of images it was not trained on"),
-        words=_RUN,
+        arguments=_RUN,
         options=(_STEP, "--part K/N  only every N-th shard from the K-th, and no result"),
         examples=("runs/latent_kl_f4",),
     ),
@@ -206,7 +206,7 @@ JOBS = (
             "pipeline.visualize:main",
             "pictures of the way from noise, between seeds, of edited and repaired images",
         ),
-        words="RUN strip|interpolate|edit|inpaint [key=value ...]",
+        arguments="RUN strip|interpolate|edit|inpaint [key=value ...]",
         options=(
             "--seeds LIST  such as 0-7, or 3,5,8; default: 0-7",
             "--frames N  images a row, of strip and interpolate; default: 8",
@@ -226,7 +226,7 @@ JOBS = (
     ),
     Command(
         *("demo", "pipeline.demo:main", "a page in the browser that draws with the model of a run or an export"),
-        words="RUN | EXPORT [key=value ...]",
+        arguments="RUN | EXPORT [key=value ...]",
         more="EXPORT: a folder that `export` wrote; nothing else of the run is needed. The page needs `pip install "
         "'mudi[demo]'`, and no internet.",
         options=(
@@ -243,7 +243,7 @@ JOBS = (
             "pipeline.likelihood:main",
             "bits per dimension of held-out images, with DDPM's steps",
         ),
-        words=_RUN,
+        arguments=_RUN,
         options=(
             "--split NAME  whose images are coded; default: valid",
             "--images N  this many, spread over the split; default: all",
@@ -253,7 +253,7 @@ JOBS = (
     ),
     Command(
         *("export", "pipeline.export:main", "write a folder that diffusers loads"),
-        words=_RUN,
+        arguments=_RUN,
         options=(
             _STEP,
             "--format diffusers|safetensors  default: diffusers",
@@ -269,7 +269,7 @@ JOBS = (
             "pipeline.import_diffusers:main",
             "make a run of a folder that export or diffusers wrote, to go on from",
         ),
-        words="FOLDER name=RUN data=DATA [key=value ...]",
+        arguments="FOLDER name=RUN data=DATA [key=value ...]",
         examples=("exported name=from-elsewhere data=glyphs16",),
         alone=True,
         own=True,
@@ -278,49 +278,49 @@ JOBS = (
 STAGES = (
     Command(
         *("all", "data_prep.commands:prepare", "fetch, shard, verify, then the references that evaluation needs"),
-        words=_DATA,
+        arguments=_DATA,
         options=(_WORKERS,),
         examples=("experiment=glyphs16", "data=folder data.source.path=/my/images data.image_size=32"),
     ),
     Command(
         *("fetch", "data_prep.commands:fetch", "find, or download, the source and list its images"),
-        words=_DATA,
+        arguments=_DATA,
         examples=("data=glyphs16",),
     ),
     Command(
         *("fetch weights", "data_prep.commands:weights", "download networks that evaluation needs, on a login node"),
-        words="[NAME ...]",
+        arguments="[NAME ...]",
         options=("--into FOLDER  default: weights", "--mirror URL  from URL/NAME/FILE, not from their own homes"),
         examples=("", "inception niqe --into weights"),
     ),
     Command(
         *("shard", "data_prep.commands:make_shards", "crop and encode the images into shards"),
-        words=_DATA,
+        arguments=_DATA,
         more="The bytes depend on neither option.",
         options=(_WORKERS, _PART),
         examples=("data=glyphs16", "data=glyphs16 --part 0/8"),
     ),
     Command(
         *("verify", "data_prep.commands:check_shards", "read every shard again and compare"),
-        words=_DATA,
+        arguments=_DATA,
         more=_OR_FOLDER,
         options=(_WORKERS,),
         examples=("data=glyphs16",),
     ),
     Command(
         *("encode", "data_prep.commands:make_latents", "images to latents of an autoencoder"),
-        words=_RUN,
+        arguments=_RUN,
         options=(_WORKERS, _PART),
         examples=("runs/latent",),
     ),
     Command(
         *("reference", "data_prep.commands:make_reference", "statistics and a classifier of the data, for evaluation"),
-        words=_DATA,
+        arguments=_DATA,
         examples=("data=glyphs16",),
     ),
     Command(
         *("inspect", "data_prep.commands:inspect", "print counts and draw a contact sheet"),
-        words=_DATA,
+        arguments=_DATA,
         more=_OR_FOLDER,
         examples=("data=glyphs16",),
     ),

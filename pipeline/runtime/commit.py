@@ -21,6 +21,6 @@ def commit_of(root: Path = ROOT) -> str:
         return "unknown"
 
 
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True, timeout=20)
+def _git(root: Path, *argv: str) -> str:
+    done = subprocess.run(["git", "-C", root, *argv], capture_output=True, text=True, check=True, timeout=20)
     return done.stdout.strip()

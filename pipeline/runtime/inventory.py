@@ -18,8 +18,8 @@ from pipeline.runtime.run_dir import RunDir
 RUNS, DATA = Path("runs"), Path("data")  # where they lie unless a config says otherwise
 
 
-def main(words: list[str]) -> None:
-    """List what the first word names."""
+def main(arguments: list[str]) -> None:
+    """List what the first argument names."""
     kinds = {
         "runs": _runs,
         "checkpoints": _checkpoints,
@@ -28,14 +28,16 @@ def main(words: list[str]) -> None:
         "models": listing.models,
         "settings": listing.settings,
     }
-    if words[0] not in kinds:
-        raise UserError(f"list: found '{words[0]}', expected {', '.join(kinds)}.{did_you_mean(words[0], kinds)}")
-    kinds[words[0]](words[1:])
+    if arguments[0] not in kinds:
+        raise UserError(
+            f"list: found '{arguments[0]}', expected {', '.join(kinds)}.{did_you_mean(arguments[0], kinds)}"
+        )
+    kinds[arguments[0]](arguments[1:])
 
 
-def _runs(words: list[str]) -> None:
+def _runs(arguments: list[str]) -> None:
     """Every run of some folders: how far, how large, when it changed."""
-    for folder in _folders(words, RUNS):
+    for folder in _folders(arguments, RUNS):
         found = (
             [folder] if (folder / CONFIG_FILE).is_file() else sorted(p.parent for p in folder.glob(f"*/{CONFIG_FILE}"))
         )
@@ -52,11 +54,11 @@ def _runs(words: list[str]) -> None:
             print(f"{folder} has no run")
 
 
-def _checkpoints(words: list[str]) -> None:
+def _checkpoints(arguments: list[str]) -> None:
     """The checkpoints of a run, oldest first, with the validation loss at that step or the last one before it."""
-    if len(words) != 1:
+    if len(arguments) != 1:
         raise UserError("list checkpoints: expected one run directory, such as runs/glyphs16.")
-    run = RunDir(Path(words[0]))
+    run = RunDir(Path(arguments[0]))
     if not run.config.is_file():
         raise UserError(f"{run.path} is no run: it has no {CONFIG_FILE}.")
     losses = dict(_losses(run))
@@ -79,10 +81,10 @@ def _losses(run: RunDir) -> Iterator[tuple[int, float]]:
             yield int(row["step"]), float(row["valid/loss"])
 
 
-def _data(words: list[str]) -> None:
+def _data(arguments: list[str]) -> None:
     """Prepared data: images of each split, size, and the runs in ./runs that use it."""
     users = data_users(RUNS)
-    for folder in _folders(words, DATA):
+    for folder in _folders(arguments, DATA):
         found = sorted(filter(is_data_directory, folder.glob("*")))
         for path in found:
             counts = []
@@ -106,8 +108,8 @@ def data_users(folder: Path) -> dict[Path, list[Path]]:
     return found
 
 
-def _folders(words: list[str], otherwise: Path) -> list[Path]:
-    folders = [Path(word) for word in words] or [otherwise]
+def _folders(arguments: list[str], otherwise: Path) -> list[Path]:
+    folders = [Path(argument) for argument in arguments] or [otherwise]
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"{folder} is not a directory. Give the folder that they lie in.")

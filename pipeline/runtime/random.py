@@ -47,7 +47,7 @@ class Stream(IntEnum):
     STYLE_MIX = 13
     PENALTY = 14  # interpolation points of a gradient penalty
     LAYER_NOISE = 15
-    DEGRADE = 16  # of images that an autoencoder is to restore
+    DEGRADE = 16  # of images that an autoencoder is to reconstruct
     ADA = 17  # augmentation of what a discriminator sees
     PATH = 18  # directions in which the length of a generator's path is measured
 

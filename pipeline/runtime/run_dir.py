@@ -23,7 +23,7 @@ from pipeline.config.base import Settings
 from pipeline.config.durations import needs_images, to_steps
 from pipeline.config.load import CONFIG_FILE, config_from, run_named, to_yaml
 from pipeline.config.load import FINISHED as FINISHED
-from pipeline.config.overrides import word_for
+from pipeline.config.overrides import override_for
 from pipeline.config.paths import run_directory, training_shards
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
@@ -186,7 +186,7 @@ def refuse_others(cfg: Config) -> None:
 
 def _refuse_others(run: RunDir, cfg: Config, *, goes_on: bool) -> None:
     found = [line for line in differences(run, cfg) if not (goes_on and line.startswith(f"{DURATION}: "))]
-    named = f"Give this experiment another name: the words that made it, not its directory, and name={cfg.name}-2"
+    named = f"Give this experiment another name: the overrides that made it, not its directory, and name={cfg.name}-2"
     _refuse(run, found, named)
 
 
@@ -229,16 +229,16 @@ def _steps_of(cfg: Config) -> int | None:
     return to_steps(cfg.train.duration, batch=cfg.train.global_batch, train_images=images)
 
 
-def existing_run(words: Sequence[str]) -> tuple[RunDir, Config]:
+def existing_run(overrides: Sequence[str]) -> tuple[RunDir, Config]:
     """The run that a command line is about, and its config with the overrides of this call.
 
     Args:
-        words: RUN_DIR, or the words that the run was made with, followed by overrides.
+        overrides: RUN_DIR, or those that the run was made with, then those of this call.
     Raises:
         UserError: where there is no such run, or an override changes what training made; it lists every difference.
     """
-    cfg = config_from(words)
-    run = RunDir(run_named(words) or run_directory(cfg))
+    cfg = config_from(overrides)
+    run = RunDir(run_named(overrides) or run_directory(cfg))
     if not run.config.is_file():
         raise UserError(f"{run.path} is no run: it has no {CONFIG_FILE}. Train it first: mudi train ...")
     others = f"Of a run, {', '.join(_FREE)} alone may be said differently, and {DURATION} by `train` and `submit`"
@@ -256,13 +256,13 @@ def _refuse(run: RunDir, found: Sequence[str], otherwise: str) -> None:
 
 
 def overrides_for(run: RunDir, cfg: Config) -> list[str]:
-    """What a call says differently from the run's own config about sampling, evaluation and the cluster, as words.
+    """What a call says differently from the run's own config about sampling, evaluation and the cluster, as overrides.
 
-    A job that is given the run directory and these words works with `cfg`.
+    A job that is given the run directory and these overrides works with `cfg`.
     """
     before, after = _flat(config_from([str(run.path)])), _flat(cfg)
     return [
-        word_for(key, value)
+        override_for(key, value)
         for key, value in sorted(after.items())
         if _free(key) and key not in _PLACE and (key not in before or before[key] != value)
     ]

@@ -18,7 +18,7 @@ from pipeline.config.registry import better
 from pipeline.config.schema_metrics import ATTRIBUTE_ACCURACY, CLASS_ACCURACY, DOMAIN_DISTANCE
 from pipeline.data.batches import validation_batches
 from pipeline.data.pictures import tile, to_uint8
-from pipeline.objectives.objective import Networks, Restores
+from pipeline.objectives.objective import Networks, Reconstructs
 from pipeline.runtime import distributed
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.numerics import own_precision
@@ -26,7 +26,7 @@ from pipeline.runtime.sharding import whole
 from pipeline.train.setup import Session
 
 PREVIEW_IMAGES = 64
-RESTORED_IMAGES = 32
+RECONSTRUCTED_IMAGES = 32
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def validate(s: Session) -> dict[str, float]:
     count = min(s.cfg.train.validate_images, s.valid_data.count)
     divided = count >= s.world.size  # fewer images than ranks: every rank does them all
     part = {"rank": s.world.rank, "world_size": s.world.size} if divided else {}
-    with averaged(s) as networks:
+    with ema_weights(s) as networks:
         for batch in validation_batches(s.valid_data, count=count, batch=s.plan.micro_batch, **part):
             for name, value in s.objective.validate(networks, batch.to(s.device, s.dtype)).items():
                 sums[name] = sums[name] + value.double().sum() if name in sums else value.double().sum()
@@ -73,26 +73,26 @@ def note_best(s: Session, values: dict[str, float], *, kind: str = "valid") -> b
 
 def preview(s: Session) -> tuple[str, npt.NDArray[np.uint8]]:
     """A small fixed picture [H, W, C] of what has been learned, and what to call it."""
-    if isinstance(s.objective, Restores):
-        return "reconstructions", _restorations(s, s.objective)
+    if isinstance(s.objective, Reconstructs):
+        return "reconstructions", _reconstructions(s, s.objective)
     return "samples", _samples(s)
 
 
 @torch.no_grad()
-def _restorations(s: Session, objective: Restores) -> npt.NDArray[np.uint8]:
+def _reconstructions(s: Session, objective: Reconstructs) -> npt.NDArray[np.uint8]:
     """A picture of images of the validation split, or of the training split where there is none, each beside what is
-    made of it by the averaged weights; [H, W, C]."""
+    made of it by the EMA weights; [H, W, C]."""
     reader = s.valid_data or s.train_data
-    count = min(RESTORED_IMAGES, reader.count)
+    count = min(RECONSTRUCTED_IMAGES, reader.count)
     (batch,) = validation_batches(reader, count=count, batch=count)  # few images: every rank does them all
-    with averaged(s) as networks:
-        shown = torch.stack(objective.restorations(networks, batch.to(s.device, s.dtype)), dim=1)
+    with ema_weights(s) as networks:
+        shown = torch.stack(objective.reconstructions(networks, batch.to(s.device, s.dtype)), dim=1)
     return tile(to_uint8(shown.flatten(0, 1)), columns=4 * shown.shape[1])
 
 
 @torch.no_grad()
 def _samples(s: Session) -> npt.NDArray[np.uint8]:
-    """A picture of samples of fixed seeds from the averaged weights; classes in turn, attributes of training images."""
+    """A picture of samples of fixed seeds from the EMA weights; classes in turn, attributes of training images."""
     seeds = torch.arange(PREVIEW_IMAGES)
     classes = len(s.train_data.manifest.classes)
     labels = seeds % classes if classes else torch.full_like(seeds, -1)
@@ -101,7 +101,7 @@ def _samples(s: Session) -> npt.NDArray[np.uint8]:
     sampler = s.cfg.sample.sampler.alone
     rows = s.train_data.attributes(seeds.numpy() % s.train_data.count)
     attributes = None if rows is None else torch.from_numpy(rows[mine]).to(device)
-    with averaged(s) as networks:
+    with ema_weights(s) as networks:
         numbers, shown = seeds[mine].to(device), labels[mine].to(device)
         part = s.objective.generate(networks, numbers, shown, attributes=attributes, sampler=sampler)
     images = torch.zeros(PREVIEW_IMAGES, *part.shape[1:])
@@ -117,15 +117,15 @@ def preview_part(rank: int, size: int) -> slice:
 
 
 @contextlib.contextmanager
-def averaged(s: Session) -> Iterator[dict[str, Callable[..., Tensor]]]:
-    """The networks with their exponential averages, where there are any, without touching the training weights.
+def ema_weights(s: Session) -> Iterator[dict[str, Callable[..., Tensor]]]:
+    """The networks with their EMA weights, where there are any, without touching the training weights.
 
     A collective where they are sharded. Ranks may call the networks as often as they like, and unequally often.
     """
     networks: dict[str, Callable[..., Tensor]] = dict(s.objective.networks)
     for name, network in s.objective.networks.items():
         network.eval()
-        weights = s.state.averages.get(f"average.{name}")
+        weights = s.state.emas.get(f"ema.{name}")
         if name in s.hollow:  # sharded: every rank has the whole network for as long as this lasts
             sharded = network.state_dict() if weights is None else weights
             network, weights = s.hollow[name], {key: whole(tensor) for key, tensor in sharded.items()}
@@ -165,37 +165,39 @@ class InLoopMetric:
         from pipeline.metrics.domain import LABELS
         from pipeline.metrics.frechet import Target
         from pipeline.metrics.moments import moments
-        from pipeline.standards import open_domain
+        from pipeline.reference_set import open_domain
 
         self._moments = moments
         self._extractor, reference = open_domain(s.cfg, device=str(s.device))
         self._target = Target(reference.moments("features"))
         self._classes = s.cfg.model.condition == "class" and self._extractor.protocol["task"] == LABELS
-        self._attributes = s.cfg.model.condition == "attributes" and "attributes" in self._extractor.spaces
+        self._attributes = s.cfg.model.condition == "attributes" and "attributes" in self._extractor.outputs
 
     @torch.no_grad()
     def values(self, s: Session) -> dict[str, float]:
-        """`sampled/fd-domain` of `train.metric_images` samples of the averaged weights, and, where the model is told
-        classes or attributes, `sampled/accuracy-domain` or `-attributes`. A collective."""
+        """`in_loop/fd-domain` of `train.metric_images` samples of the EMA weights, and, where the model is
+        conditioned on classes or attributes, `in_loop/accuracy-domain` or `-attributes`. A collective."""
         count = s.cfg.train.metric_images
         rows = torch.zeros(count, len(self._target.mean) + 2, dtype=torch.float64)
-        with averaged(s) as networks:
+        with ema_weights(s) as networks:
             for first in range(s.world.rank * BLOCK, count, s.world.size * BLOCK):
                 seeds = torch.arange(first, min(first + BLOCK, count))
                 rows[first : first + len(seeds)] = self._block(s, networks, seeds)
         rows = distributed.total(rows)
         features, right, asked = rows[:, :-2].numpy(), rows[:, -2].sum(), rows[:, -1].sum()
-        found = {f"sampled/{DOMAIN_DISTANCE}": self._target.quick(self._moments(features))}
+        found = {f"in_loop/{DOMAIN_DISTANCE}": self._target.quick(self._moments(features))}
         if asked:
-            found[f"sampled/{CLASS_ACCURACY if self._classes else ATTRIBUTE_ACCURACY}"] = float(right / asked)
+            found[f"in_loop/{CLASS_ACCURACY if self._classes else ATTRIBUTE_ACCURACY}"] = float(right / asked)
         return found
 
     def _block(self, s: Session, networks: Networks, seeds: Tensor) -> Tensor:
         """[B, D + 2]: features, right answers, questions asked."""
         labels, attributes = self._asked(s, seeds.numpy())
         device, sampler = s.device, s.cfg.sample.sampler.alone
-        told = None if attributes is None else attributes.to(device)
-        images = s.objective.generate(networks, seeds.to(device), labels.to(device), attributes=told, sampler=sampler)
+        condition = None if attributes is None else attributes.to(device)
+        images = s.objective.generate(
+            networks, seeds.to(device), labels.to(device), attributes=condition, sampler=sampler
+        )
         pixels = torch.from_numpy(to_uint8(images)).permute(0, 3, 1, 2).to(device)
         with own_precision(pixels):
             found = {name: value.double().cpu() for name, value in self._extractor.run(pixels).items()}

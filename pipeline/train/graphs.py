@@ -92,5 +92,5 @@ class GraphedBackward:
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
-    found = [batch.images, batch.labels, batch.visits, *batch.draws.values()]
+    found = [batch.images, batch.labels, batch.sample_indices, *batch.draws.values()]
     return found if batch.attributes is None else [*found, batch.attributes]

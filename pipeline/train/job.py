@@ -19,10 +19,10 @@ from pipeline.runtime.run_dir import create_run
 from pipeline.train.loop import train
 
 
-def main(words: list[str], *, dry_run: bool = False) -> int:
+def main(overrides: list[str], *, dry_run: bool = False) -> int:
     """`mudi train`; with `dry_run`, only say what it would do."""
-    cfg = config_from(words)
-    if path := run_named(words):  # a run directory may have been moved since its config was written
+    cfg = config_from(overrides)
+    if path := run_named(overrides):  # a run directory may have been moved since its config was written
         cfg = cfg.model_copy(update={"runs_dir": path.parent, "name": path.name})
     if dry_run:
         describe(cfg)
@@ -66,7 +66,7 @@ def sizes(cfg: Config, manifest: Manifest) -> dict[str, str]:
     with torch.device("meta"):
         networks = build_objective(cfg, manifest).networks
     parameters = sum(p.numel() for network in networks.values() for p in network.parameters())
-    copies = 1 + bool(cfg.train.average.half_life) + len(cfg.train.average.power_widths)
+    copies = 1 + bool(cfg.train.ema.half_life) + len(cfg.train.ema.power_widths)
     moments = 1 if cfg.train.optim.kind in ("sgd", "muon") else 2
     checkpoint = f"{parameters * 4 * (copies + moments) / 2**20:.1f} MiB each"
     return {"parameters": f"{parameters / 1e6:.2f} M", "checkpoint": checkpoint}

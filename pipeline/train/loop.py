@@ -86,7 +86,7 @@ def _run(s: Session, report: Reporter, stop: Stop, profiler: Profiler) -> bool:
             best = note_best(s, values)
         if metric and (due(step, plan.metric_every) or final):
             report.values(values := metric.values(s))
-            best |= note_best(s, values, kind="sampled")
+            best |= note_best(s, values, kind="in_loop")
         last = _ended(s)
         if due(step, plan.preview_every) or (last and plan.preview_every):
             report.picture(*preview(s))

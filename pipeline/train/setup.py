@@ -28,8 +28,8 @@ from pipeline.data.shards import open_shards
 from pipeline.diffusion.uncertainty import LossBalance
 from pipeline.models.blocks import blocks_of, recompute_activations
 from pipeline.objectives.build import build_objective
+from pipeline.objectives.latent_codec import remember
 from pipeline.objectives.objective import Objective
-from pipeline.objectives.space import remember
 from pipeline.runtime import distributed
 from pipeline.runtime.commit import commit_of
 from pipeline.runtime.distributed import World
@@ -156,7 +156,7 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
 def begin_with(place: Path, objective: Objective, *, say: bool) -> None:
     """Load the weights of another run, or of one of its checkpoints: EMA where it has one. Optimisers begin anew.
 
-    Weights of the condition begin anew where the other run was told other classes or attributes.
+    Weights of the condition begin anew where the other run had other classes or attributes.
 
     Raises:
         UserError: for a network of another architecture, saying what does not fit.
@@ -164,7 +164,7 @@ def begin_with(place: Path, objective: Objective, *, say: bool) -> None:
     step = step_of(place.name)
     run, its = open_run(place if step is None else place.parent.parent)
     for name, network in objective.networks.items():
-        which = "average" if name in objective.averaged and its.train.average.half_life else "network"
+        which = "ema" if name in objective.ema_networks and its.train.ema.half_life else "network"
         tensors, _ = checkpoint.load_weights(run, which=which, network=name, step=step)
         own = network.state_dict()
         anew = {
@@ -234,8 +234,8 @@ def _state(cfg: Config, objective: Objective, accelerator: Accelerator) -> State
     return State(
         objective.networks,
         optimizers,
-        averaged=objective.averaged,
-        cfg=cfg.train.average,
+        ema_networks=objective.ema_networks,
+        cfg=cfg.train.ema,
         loss_scale=LossScale(accelerator.device) if cfg.train.precision == "fp16" else None,
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline import checkpoint, ema
 from pipeline.checkpoint import Snapshot, Tensors, load_strictly, optimizer_tensors, restore_optimizer
-from pipeline.config.schema import AverageConfig
+from pipeline.config.schema import EMAConfig
 from pipeline.runtime.errors import Incomplete
 from pipeline.runtime.files import sweep_partial, write_json
 from pipeline.runtime.run_dir import FINISHED, RunDir
@@ -67,28 +67,28 @@ class LossScale:
 
 
 class State:
-    """Networks, their EMA and other averages, their optimisers, and the progress of training."""
+    """Networks, their EMAs, their optimisers, and the progress of training."""
 
     def __init__(
         self,
         networks: dict[str, nn.Module],
         optimizers: dict[str, torch.optim.Optimizer],
         *,
-        averaged: tuple[str, ...],
-        cfg: AverageConfig,
+        ema_networks: tuple[str, ...],
+        cfg: EMAConfig,
         loss_scale: LossScale | None = None,
     ) -> None:
-        """Averages begin as copies of the weights, in fp32 or better. `loss_scale`: of fp16."""
+        """EMAs begin as copies of the weights, in fp32 or better. `loss_scale`: of fp16."""
         self.networks, self.optimizers, self.cfg, self.loss_scale = networks, optimizers, cfg, loss_scale
         self.progress = Progress()
-        kinds = ["average"] if cfg.half_life else []
+        kinds = ["ema"] if cfg.half_life else []
         kinds += [f"power-{width:g}" for width in cfg.power_widths]
-        self.averages: dict[str, dict[str, Tensor]] = {
+        self.emas: dict[str, dict[str, Tensor]] = {
             f"{kind}.{name}": {k: _wide(v) for k, v in networks[name].state_dict().items()}
             for kind in kinds
-            for name in averaged
+            for name in ema_networks
         }
-        self._averaged = averaged
+        self._ema_networks = ema_networks
 
     def count(self, finite: bool, *, loss_scale: float) -> None:
         """Keep the books of a step. While a loss scale is still coming down, steps that are not finite are expected."""
@@ -97,11 +97,11 @@ class State:
         self.progress.skipped_in_a_row = 0 if finite or searching else self.progress.skipped_in_a_row + 1
 
     def update_ema(self, *, batch: int, half_life: float | None) -> None:
-        """Take the weights after `progress.step` steps of `batch` images into every average."""
+        """Take the weights after `progress.step` steps of `batch` images into every EMA."""
         images = self.progress.step * batch
-        for key, average in self.averages.items():
+        for key, average in self.emas.items():
             kind, _, name = key.rpartition(".")
-            if kind == "average":
+            if kind == "ema":
                 decay = ema.exponential_decay(images, batch=batch, half_life=half_life or 0.0, ramp_up=self.cfg.ramp_up)
             else:
                 decay = ema.power_decay(images, batch=batch, gamma=ema.gamma_of(float(kind[6:])))
@@ -110,7 +110,7 @@ class State:
     @functools.cached_property
     def _weights(self) -> dict[str, dict[str, Tensor]]:
         """Views of this rank's weights. Made at the first step: until then, preparing a network may move them."""
-        return {name: {k: rows(v) for k, v in self.networks[name].state_dict().items()} for name in self._averaged}
+        return {name: {k: rows(v) for k, v in self.networks[name].state_dict().items()} for name in self._ema_networks}
 
     def snapshot(self) -> Snapshot:
         """All of it by file name, without copying; sharded tensors as they are. Waits for the device where there is a
@@ -118,7 +118,7 @@ class State:
         if self.loss_scale is not None:
             self.progress.loss_scale, self.progress.loss_scale_streak = self.loss_scale.numbers()
         tensors = {f"network.{name}": network.state_dict() for name, network in self.networks.items()}
-        tensors |= self.averages
+        tensors |= self.emas
         for name, optimizer in self.optimizers.items():
             names: dict[Tensor, str] = {p: n for n, p in self.networks[name].named_parameters()}
             tensors[f"optimizer.{name}"] = optimizer_tensors(optimizer, names)
@@ -130,11 +130,11 @@ class State:
         if wanted != snapshot.tensors.keys():
             raise Incomplete(
                 f"the checkpoint holds {sorted(snapshot.tensors)}, expected {sorted(wanted)}: it was made with other "
-                "settings of the model or of train.average"
+                "settings of the model or of train.ema"
             )
         for name, network in self.networks.items():
             load_strictly(network, snapshot.tensors[f"network.{name}"], what="the checkpoint")
-        for key, average in self.averages.items():
+        for key, average in self.emas.items():
             for k, tensor in average.items():
                 tensor.copy_(part(snapshot.tensors[key][k], tensor))
         for name, optimizer in self.optimizers.items():

@@ -35,16 +35,16 @@ MOST_ROWS = 24
 EXAMPLE = "experiment=glyphs16 name=lr train.optim.lr=1e-3,2e-3"
 
 
-def submit(words: list[str]) -> int:
+def submit(arguments: list[str]) -> int:
     """Begin a sweep, or go on with one."""
-    if not words:
+    if not arguments:
         raise UserError(f"submit what? For example: mudi sweep submit {EXAMPLE}")
-    if "=" not in words[0]:
-        if len(words) > 1:
-            raise UserError(f"submit {words[0]} takes no more words. To change a sweep: mudi sweep extend")
-        sweep = opened(words[0])
+    if "=" not in arguments[0]:
+        if len(arguments) > 1:
+            raise UserError(f"submit {arguments[0]} takes no more arguments. To change a sweep: mudi sweep extend")
+        sweep = opened(arguments[0])
         return _go(sweep, sweep.settings(), check(sweep.settings()))
-    settings = settings_from(words)
+    settings = settings_from(arguments)
     checked = check(settings)
     _require(settings, checked.first)
     sweep = SweepDir(settings.path.resolve())
@@ -82,11 +82,11 @@ def _go(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> int:
     return 0
 
 
-def plan(words: list[str]) -> int:
+def plan(overrides: list[str]) -> int:
     """Show what submitting would do: configurations, jobs, and the most that they can cost."""
-    if not words:
-        raise UserError(f"plan what? The words of submit, such as {EXAMPLE}")
-    settings = settings_from(words)
+    if not overrides:
+        raise UserError(f"plan what? The arguments of submit, such as {EXAMPLE}")
+    settings = settings_from(overrides)
     checked, console = check(settings), Console(width=None if sys.stdout.isatty() else 140)
     runs, cfg, launch = settings.size * settings.seeds, checked.first, launch_for(checked.first, make=False)
     _require(settings, cfg)
@@ -147,30 +147,30 @@ def _require(settings: SweepSettings, cfg: Config) -> None:
         raise UserError(listed(problems))
 
 
-def status(words: list[str]) -> int:
+def status(arguments: list[str]) -> int:
     """Show every trial."""
     from slurm.sweep.report import show_status
 
-    return show_status(opened(*words), Console(width=None if sys.stdout.isatty() else 140))
+    return show_status(opened(*arguments), Console(width=None if sys.stdout.isatty() else 140))
 
 
-def report(words: list[str]) -> int:
+def report(arguments: list[str]) -> int:
     """Write and print the report."""
     from slurm.sweep.report import write
 
-    sweep = opened(*words)
+    sweep = opened(*arguments)
     print(write(sweep).read_text())
     print(f"Report: {sweep.path / 'report.md'}\nPage:   tensorboard --logdir {sweep.tensorboard}")
     return 0
 
 
-def extend(words: list[str]) -> int:
+def extend(arguments: list[str]) -> int:
     """More trials or values, or another budget."""
-    if len(words) < 2:
+    if len(arguments) < 2:
         raise UserError("extend what by what? For example: mudi sweep extend sweeps/lr sweep.trials=40")
-    sweep = opened(words[0])
+    sweep = opened(arguments[0])
     with sweep.lock("submit"):
-        settings = extended(sweep.settings(), words[1:])
+        settings = extended(sweep.settings(), arguments[1:])
         checked = check(settings)
         sweep.write(settings)
     if checked.first.cluster.executor == "slurm":
@@ -178,22 +178,22 @@ def extend(words: list[str]) -> int:
     return _go(sweep, settings, checked)
 
 
-def cancel(words: list[str]) -> int:
+def cancel(arguments: list[str]) -> int:
     """End what is under way."""
-    ended = submitting.cancel(opened(*words))
+    ended = submitting.cancel(opened(*arguments))
     print("\n".join(f"cancelled {name}" for name in ended) or "nothing was under way")
     return 0
 
 
-def opened(*words: str) -> SweepDir:
-    """The sweep that one word names. From here on relative paths start where the sweep was submitted.
+def opened(*arguments: str) -> SweepDir:
+    """The sweep that one argument names. From here on relative paths start where the sweep was submitted.
 
     Raises:
-        UserError: more or less than one word, or no sweep there.
+        UserError: more or less than one argument, or no sweep there.
     """
-    if len(words) != 1:
+    if len(arguments) != 1:
         raise UserError("which sweep? Give its directory, such as sweeps/lr.")
-    sweep = SweepDir(Path(words[0]).resolve())
+    sweep = SweepDir(Path(arguments[0]).resolve())
     cwd = sweep.settings().cwd
     if not cwd.is_dir():
         raise UserError(

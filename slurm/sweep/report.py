@@ -53,20 +53,20 @@ class Trial:
     gpu_hours: float
 
     @property
-    def word(self) -> str:
-        """Pruned as soon as one seed is; complete when all are; else the word of the seed that is to be looked at."""
-        words = [state.word for state in self.states]
-        return "pruned" if "pruned" in words else min(words, key=_ORDER.index)
+    def status(self) -> str:
+        """Pruned as soon as one seed is; complete when all are; else the status of the seed that is to be looked at."""
+        statuses = [state.status for state in self.states]
+        return "pruned" if "pruned" in statuses else min(statuses, key=_ORDER.index)
 
     @property
     def why(self) -> State:
-        """The state that explains the word."""
-        return next(state for state in self.states if state.word == self.word)
+        """The state that explains the status."""
+        return next(state for state in self.states if state.status == self.status)
 
     @property
     def values(self) -> list[float]:
         """The metric, by seed."""
-        return [o["value"] for o in self.outcomes] if self.word == "complete" else []
+        return [o["value"] for o in self.outcomes] if self.status == "complete" else []
 
     @property
     def value(self) -> float | None:
@@ -142,33 +142,33 @@ def show_status(sweep: SweepDir, console: Console) -> int:
         table.add_column(column, overflow="fold", justify="right" if column == "hours" else "left")
     few = len(found) <= MOST_ROWS
     for t in found:
-        if t.word != "not begun" and (few or t.word != "waiting"):
+        if t.status != "not begun" and (few or t.status != "waiting"):
             value = "" if t.value is None else f"{t.value:.4g}"
-            table.add_row(f"{t.number:04d}", t.word, said(t.params), value, f"{t.hours:.2f}", _note(t))
+            table.add_row(f"{t.number:04d}", t.status, said(t.params), value, f"{t.hours:.2f}", _note(t))
     console.print(table)
     launches = shared_launches(sweep, settings)
     bad = False
     for launch, states in zip(launches, states_of_shared(launches), strict=True):
         for name, state in states.items():
-            bad |= state.word in ("failed", "blocked")
+            bad |= state.status in ("failed", "blocked")
             last = state.message.strip().splitlines()[-1:] or [""]
             cause = f" ({state.cause}: {last[0]}; logs: {launch.run.jobs / name})" if state.cause else ""
-            console.print(f"once for all: {name}: {state.word}{cause}", highlight=False, soft_wrap=True)
+            console.print(f"once for all: {name}: {state.status}{cause}", highlight=False, soft_wrap=True)
     console.print(_totals(sweep, settings, found), highlight=False, soft_wrap=True)
-    return int(bad or any(t.word == "failed" for t in found))
+    return int(bad or any(t.status == "failed" for t in found))
 
 
 def _note(t: Trial) -> str:
     """For what did not end well, its cause and last words; for several seeds that differ, each one's state."""
-    words = [state.word for state in t.states]
-    each = ", ".join(words) if len(set(words)) > 1 else ""
+    statuses = [state.status for state in t.states]
+    each = ", ".join(statuses) if len(set(statuses)) > 1 else ""
     last = t.why.message.strip().splitlines()[-1:] or [""]
-    cause = ": ".join(filter(None, [t.why.cause, last[0][:200]])) if t.word != "complete" else ""
+    cause = ": ".join(filter(None, [t.why.cause, last[0][:200]])) if t.status != "complete" else ""
     return "; ".join(filter(None, [each, cause]))
 
 
 def _totals(sweep: SweepDir, settings: SweepSettings, found: Sequence[Trial]) -> str:
-    words = {t.word for t in found}
+    statuses = {t.status for t in found}
     limit = f" of {settings.gpu_hours:g}" if settings.gpu_hours is not None else ""
     gpu, hours = sum(t.gpu_hours for t in found), sum(t.hours for t in found)
     lines = [f"{_counted(found)}; {gpu:.2f}{limit} GPU hours, {hours:.2f} hours of jobs"]
@@ -176,16 +176,16 @@ def _totals(sweep: SweepDir, settings: SweepSettings, found: Sequence[Trial]) ->
         lines.append(
             f"best: {best[0].number:04d} with {settings.metric} = {best[0].value:.4g} ({said(best[0].params)})"
         )
-    if not words & {"running", "waiting"}:
-        again = words - {"complete", "pruned"}
+    if not statuses & {"running", "waiting"}:
+        again = statuses - {"complete", "pruned"}
         lines += [f"to queue what is not complete: mudi sweep submit {sweep.path}"] if again else []
         lines += [f"report and page: mudi sweep report {sweep.path}"]
     return "\n".join(lines)
 
 
 def _counted(found: Sequence[Trial]) -> str:
-    words = sorted(t.word for t in found)
-    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) or "none"
+    statuses = sorted(t.status for t in found)
+    return ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses)) or "none"
 
 
 def said(params: Params) -> str:
@@ -202,7 +202,7 @@ def write(sweep: SweepDir) -> Path:
 
     settings = sweep.settings()
     found = trials_of(sweep, settings)
-    begun = [t for t in found if t.word != "not begun"]
+    begun = [t for t in found if t.status != "not begun"]
     write_text(sweep.path / "trials.csv", table_csv(begun, settings))
     write_json(sweep.path / "trials.json", [_plain(t) for t in begun])
     best = ranked(found, settings)
@@ -215,15 +215,15 @@ def write(sweep: SweepDir) -> Path:
     write_text(sweep.path / "report.md", "\n".join(part for part in parts if part))
     pictures.write_page(sweep, settings, [f"final/{name}" for name in metric_names(found, settings)])
     if settings.run is not None:
-        words = ["compare", str(settings.run), "--out", str(sweep.path / "comparison")]
-        command, alone = [sys.executable, "-m", settings.program, *words], without_launcher(os.environ)
+        argv = ["compare", str(settings.run), "--out", str(sweep.path / "comparison")]
+        command, alone = [sys.executable, "-m", settings.program, *argv], without_launcher(os.environ)
         subprocess.run(command, env=alone, stdout=subprocess.DEVNULL, check=False)
     return sweep.path / "report.md"
 
 
 def _plain(t: Trial) -> dict[str, Any]:
     numbers = {"value": t.value, "plus or minus": t.spread, "hours": t.hours, "gpu_hours": t.gpu_hours}
-    return {"trial": t.number, "state": t.word, "params": t.params, "seeds": t.outcomes, **numbers}
+    return {"trial": t.number, "state": t.status, "params": t.params, "seeds": t.outcomes, **numbers}
 
 
 def table_csv(found: Sequence[Trial], settings: SweepSettings) -> str:
@@ -240,7 +240,7 @@ def table_csv(found: Sequence[Trial], settings: SweepSettings) -> str:
         values = [*t.values, *[None] * settings.seeds][: settings.seeds]
         numbers = [t.value, t.spread, *values, t.loss("last"), t.loss("best"), *(t.metric(n) for n in names)]
         cells = ["" if x is None else x for x in numbers]
-        where = [f"{t.number:04d}", t.word, *(str(t.params.get(k, "")).strip('"') for k in keys)]
+        where = [f"{t.number:04d}", t.status, *(str(t.params.get(k, "")).strip('"') for k in keys)]
         writer.writerow([*where, *cells, f"{t.hours:.4f}", f"{t.gpu_hours:.4f}", t.why.cause or ""])
     return text.getvalue()
 
@@ -425,8 +425,8 @@ def _enlarged(path: Path) -> Image.Image:
 def _ended_badly(found: Sequence[Trial]) -> str:
     rows = []
     for t in found:
-        if t.word in ("failed", "pruned", "over budget"):
-            cause = t.why.cause or t.word
+        if t.status in ("failed", "pruned", "over budget"):
+            cause = t.why.cause or t.status
             advice = POLICIES[cause].advice if cause in POLICIES else ""
             last = [line for line in t.why.message.strip().splitlines() if not advice or advice not in line][-1:] or [
                 ""

@@ -16,7 +16,7 @@ from pipeline.config.schema_cluster import Resources
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, read_lines, write_json
 from slurm.graph import Job
-from slurm.sweep.settings import Params, SweepDir, SweepSettings, words_of
+from slurm.sweep.settings import Params, SweepDir, SweepSettings, overrides_of
 from slurm.workflows import Launch, launch_for, launch_of_run, result_of, sample_set
 
 STAGES = ("train", "sample", "evaluate")  # of a trial's own; whatever comes before them is shared by all trials
@@ -48,21 +48,21 @@ class Run:
         return (self.path / "config.yaml").is_file() or (self.path / OF_RUN).is_file()
 
     def outcome(self) -> dict[str, Any]:
-        """What came of it: {"word": complete, pruned, failed or "over budget", ...}; {} while it has not ended."""
+        """What came of it: {"status": complete, pruned, failed or "over budget", ...}; {} while it has not ended."""
         try:
             return dict(read_json(self.path / OUTCOME))
         except Incomplete:
             return {}
 
-    def end(self, word: str, **more: Any) -> None:
+    def end(self, status: str, **more: Any) -> None:
         """Write the outcome."""
-        write_json(self.path / OUTCOME, {"word": word, **more})
+        write_json(self.path / OUTCOME, {"status": status, **more})
 
     def launch(self) -> Launch:
         """Its graph, as it was made by `make`."""
         if (self.path / OF_RUN).is_file():
             note = read_json(self.path / OF_RUN)
-            return launch_of_run(Path(note["run"]), tuple(note["words"]))
+            return launch_of_run(Path(note["run"]), tuple(note["overrides"]))
         return launch_of_run(self.path)
 
 
@@ -86,25 +86,25 @@ def run_at(sweep: SweepDir, settings: SweepSettings, index: int) -> Run:
     return Run(sweep, *divmod(index, settings.seeds))
 
 
-def run_words(settings: SweepSettings, params: Params) -> list[str]:
+def trial_overrides(settings: SweepSettings, params: Params) -> list[str]:
     """The overrides of a configuration: the base's and its own."""
     if settings.run is not None:
         return [str(settings.run), *_overrides_of_run(settings, params)]
     # Trials are what runs side by side: within one, sampling and evaluation are not cut into jobs of their own.
     parts = ["cluster.sample.parts=1", "cluster.evaluate.parts=1"]
-    return [*settings.base, *words_of(params), f"name={settings.name}", *parts]
+    return [*settings.base, *overrides_of(params), f"name={settings.name}", *parts]
 
 
 def _overrides_of_run(settings: SweepSettings, params: Params) -> list[str]:
     """What a trial says differently from the run that it is about; a cluster profile setting by setting."""
-    words = []
-    for word in settings.base:
-        key, _, name = word.partition("=")
-        words += cluster_words(name) if key == "cluster" else [word]
-    return [*words, *words_of(params)]
+    overrides = []
+    for override in settings.base:
+        key, _, name = override.partition("=")
+        overrides += cluster_overrides(name) if key == "cluster" else [override]
+    return [*overrides, *overrides_of(params)]
 
 
-def cluster_words(name: str) -> list[str]:
+def cluster_overrides(name: str) -> list[str]:
     """The settings of a profile of configs/cluster, as overrides.
 
     Raises:
@@ -125,13 +125,13 @@ def make(settings: SweepSettings, params: Params, run: Run) -> Launch:
     """
     if run.made:
         return run.launch()
-    words = run_words(settings, params)
+    overrides = trial_overrides(settings, params)
     if settings.run is not None:
-        config_from(words)
-        note = {"run": str(settings.run.resolve()), "words": _overrides_of_run(settings, params)}
+        config_from(overrides)
+        note = {"run": str(settings.run.resolve()), "overrides": _overrides_of_run(settings, params)}
         write_json(run.path / OF_RUN, note)
         return run.launch()
-    cfg = config_from([*words, f"name={run.name}", f"runs_dir={run.sweep.trials.resolve()}"])
+    cfg = config_from([*overrides, f"name={run.name}", f"runs_dir={run.sweep.trials.resolve()}"])
     return launch_for(cfg.model_copy(update={"seed": cfg.seed + run.seed}), make=True)
 
 

@@ -27,19 +27,19 @@ from pydantic import Field, ValidationError, model_validator
 from pipeline.config.base import Settings
 from pipeline.config.explain import explain
 from pipeline.config.load import CONFIG_ROOT, unknown_choice
-from pipeline.config.overrides import is_sweep, parse, word_for
+from pipeline.config.overrides import is_sweep, override_for, parse
 from pipeline.config.registry import higher_is_better
 from pipeline.config.weights import weights_folder
 from pipeline.runtime.errors import UserError, did_you_mean
 from pipeline.runtime.files import write_text
 from slurm.access import check_folder, held
 
-Params = Mapping[str, str | float | int]  # of a configuration: key -> the words of a choice, or a number
+Params = Mapping[str, str | float | int]  # of a configuration: key -> the text of a choice, or a number
 MOST_CORNERS = 256  # combinations of ends and choices that are checked of a space with intervals
 SETTINGS = "sweep.yaml"
 LOCK_SECONDS = 600.0
 FREE = ("trials", "at_once", "gpu_hours", "until", "retries", "columns")  # what may change while a sweep exists
-_OWN = ("name", "run", "sweep")  # words about the sweep itself, not about what is varied
+_OWN = ("name", "run", "sweep")  # overrides about the sweep itself, not about what is varied
 
 
 # The search space
@@ -47,7 +47,7 @@ _OWN = ("name", "run", "sweep")  # words about the sweep itself, not about what 
 
 @dataclass(frozen=True)
 class Dimension:
-    """One varied key: finitely many choices (as words), or the numbers between two ends."""
+    """One varied key: finitely many choices (as texts), or the numbers between two ends."""
 
     key: str
     choices: tuple[str, ...] = ()
@@ -80,13 +80,13 @@ def dimension(key: str, grammar: str) -> Dimension:
     if isinstance(value, IntervalSweep):
         return _interval(key, value)
     if isinstance(value, ChoiceSweep | RangeSweep):
-        choices = tuple(dict.fromkeys(word_of(v) for v in override.sweep_iterator()))
+        choices = tuple(dict.fromkeys(text_of(v) for v in override.sweep_iterator()))
         if not choices:
             raise UserError(f"{key}: found '{grammar}', which has no values.")
         return Dimension(key, choices=choices)
     if override.is_sweep_override():
         raise UserError(f"{key}: found '{grammar}'; expected values (1,2), choice(), range() or interval().")
-    return Dimension(key, choices=(word_of(value),))
+    return Dimension(key, choices=(text_of(value),))
 
 
 def _interval(key: str, value: IntervalSweep) -> Dimension:
@@ -105,15 +105,15 @@ def _parser() -> OverridesParser:
     return OverridesParser.create()
 
 
-def _parsed(word: str) -> Override:
+def _parsed(override: str) -> Override:
     try:
-        return _parser().parse_override(word)
+        return _parser().parse_override(override)
     except HydraException as error:
-        raise UserError(f"Cannot read '{word}': {str(error).splitlines()[0]}") from error
+        raise UserError(f"Cannot read '{override}': {str(error).splitlines()[0]}") from error
 
 
-def word_of(value: Any) -> str:
-    """A value as it stands after the `=` of a word, for Hydra and for YAML alike."""
+def text_of(value: Any) -> str:
+    """A value as it stands after the `=` of an override, for Hydra and for YAML alike."""
     if isinstance(value, QuotedString):
         value = value.text
     if isinstance(value, str) and value and all(c.isalnum() or c in "._:/+-" for c in value):
@@ -121,8 +121,8 @@ def word_of(value: Any) -> str:
     return json.dumps(value)
 
 
-def words_of(params: Params) -> tuple[str, ...]:
-    """The words of a configuration."""
+def overrides_of(params: Params) -> tuple[str, ...]:
+    """The overrides of a configuration."""
     return tuple(f"{key}={_shown(value)}" for key, value in params.items())
 
 
@@ -147,7 +147,7 @@ def grid(dimensions: Sequence[Dimension], rows: Sequence[Mapping[str, Any]] = ()
                 f"{d.key}: an interval cannot stand in a grid. Use range(), a list of values, or "
                 "sweep.strategy.kind=random or tpe."
             )
-    first = [{key: word_of(value) for key, value in row.items()} for row in rows] or [{}]
+    first = [{key: text_of(value) for key, value in row.items()} for row in rows] or [{}]
     products = itertools.product(*(d.choices for d in dimensions))
     rest = [dict(zip((d.key for d in dimensions), values, strict=True)) for values in products]
     return [row | values for row in first for values in rest]
@@ -170,7 +170,7 @@ def corners(dimensions: Sequence[Dimension]) -> list[Params]:
 def row_dimensions(rows: Sequence[Mapping[str, Any]]) -> list[Dimension]:
     """The keys of rows as dimensions, for tables and plots."""
     keys = list(rows[0]) if rows else []
-    return [Dimension(key, choices=tuple(dict.fromkeys(word_of(row[key]) for row in rows))) for key in keys]
+    return [Dimension(key, choices=tuple(dict.fromkeys(text_of(row[key]) for row in rows))) for key in keys]
 
 
 def number_of(value: object) -> float | None:
@@ -196,7 +196,7 @@ class PruningConfig(Settings):
     """Which trainings end early, by Optuna's pruners, from a number that training records."""
 
     kind: Literal["none", "median", "halving", "hyperband"] = "none"
-    metric: str = "valid/loss"  # or an in-loop metric, such as sampled/fd-domain
+    metric: str = "valid/loss"  # or an in-loop metric, such as in_loop/fd-domain
     first_kimg: float = Field(10.0, gt=0)  # no trial ends before it has seen this many thousand images
     eta: int = Field(3, ge=2)  # halving, hyperband: one in eta goes on
     startup: int = Field(4, ge=1)  # median: no trial ends before this many are complete
@@ -276,7 +276,7 @@ class SweepSettings(Settings):
         if self.pruning.kind != "none" and "/" not in self.pruning.metric:
             raise ValueError(
                 f"pruning.metric: found '{self.pruning.metric}', expected a number that training records, such as "
-                "valid/loss (train.validate_every) or sampled/fd-domain (train.metric_every)"
+                "valid/loss (train.validate_every) or in_loop/fd-domain (train.metric_every)"
             )
         known = higher_is_better(self.metric)
         if self.direction is not None and known is not None and known != (self.direction == "maximize"):
@@ -357,41 +357,43 @@ def validated(values: Any) -> SweepSettings:
         raise UserError(problems[0] if len(problems) == 1 else "\n".join(f"  - {p}" for p in problems)) from error
 
 
-def settings_from(words: Sequence[str]) -> SweepSettings:
-    """The sweep that a command line means: `sweep=NAME`, `sweep.key=value`, the experiment's words, what is varied.
+def settings_from(overrides: Sequence[str]) -> SweepSettings:
+    """The sweep that a command line means: `sweep=NAME`, `sweep.key=value`, the experiment's overrides, what is varied.
 
-    A word for a key that the file varies takes its place: with one value, the key is not varied any more.
+    An override of a key that the file varies takes its place: with one value, the key is not varied any more.
     """
-    values = _named([w for w in words if w.startswith("sweep=")])
+    values = _named([w for w in overrides if w.startswith("sweep=")])
     space = {k: _grammar(v) for k, v in values.get("space", {}).items()}
     base = {w.partition("=")[0].lstrip("+"): w for w in values.get("base", [])}
-    for word in words:
-        key, equals, value = word.partition("=")
+    for override in overrides:
+        key, equals, value = override.partition("=")
         if not equals:
-            raise UserError(f"'{word}' is not key=value.")
+            raise UserError(f"'{override}' is not key=value.")
         if key.startswith("sweep."):
-            _put(values, key.split(".")[1:], parse(word.removeprefix("sweep."), SweepSettings).value)
+            _put(values, key.split(".")[1:], parse(override.removeprefix("sweep."), SweepSettings).value)
         elif key in _OWN:
             values |= {} if key == "sweep" else {key: value}
-        elif is_sweep(word):
+        elif is_sweep(override):
             space[key.lstrip("+")] = value
             base.pop(key.lstrip("+"), None)
         else:
             space.pop(key.lstrip("+"), None)
-            base[key.lstrip("+")] = word
+            base[key.lstrip("+")] = override
     if "run" not in values and "cluster.weights" not in base and (named := weights_folder()):
-        base["cluster.weights"] = word_for("cluster.weights", str(named.resolve()))  # tasks may see another environment
+        base["cluster.weights"] = override_for(
+            "cluster.weights", str(named.resolve())
+        )  # tasks may see another environment
     values |= {"space": space, "base": list(base.values())}
     if any(not dimension(k, v).finite for k, v in space.items()):
         values["strategy"] = {"kind": "tpe"} | values.get("strategy", {})
     return validated(values)
 
 
-def _named(words: Sequence[str]) -> dict[str, Any]:
+def _named(overrides: Sequence[str]) -> dict[str, Any]:
     """The file that `sweep=NAME` means, or an empty sweep."""
     known = sorted(p.stem for p in (CONFIG_ROOT / "sweep").glob("*.yaml"))
-    for word in words:
-        name = word.partition("=")[2]
+    for override in overrides:
+        name = override.partition("=")[2]
         if name not in known:
             raise UserError(unknown_choice("sweep", name, known))
         values = yaml.safe_load((CONFIG_ROOT / "sweep" / f"{name}.yaml").read_text())
@@ -402,8 +404,8 @@ def _named(words: Sequence[str]) -> dict[str, Any]:
 def _grammar(value: Any) -> str:
     """A value of `space:` in a file: grammar as text, or a YAML list of values."""
     if isinstance(value, list):
-        return ",".join(word_of(v) for v in value)
-    return value if isinstance(value, str) else word_of(value)
+        return ",".join(text_of(v) for v in value)
+    return value if isinstance(value, str) else text_of(value)
 
 
 def _put(values: dict[str, Any], place: Sequence[str], value: Any) -> None:
@@ -412,15 +414,15 @@ def _put(values: dict[str, Any], place: Sequence[str], value: Any) -> None:
     values[place[-1]] = value
 
 
-def extended(settings: SweepSettings, words: Sequence[str]) -> SweepSettings:
+def extended(settings: SweepSettings, overrides: Sequence[str]) -> SweepSettings:
     """The settings with more: other numbers of trials and runs, further values of a key, another interval.
 
     Raises:
         UserError: a change that the trials so far do not allow.
     """
     values = settings.model_dump(mode="json")
-    for word in words:
-        key, _, text = word.partition("=")
+    for override in overrides:
+        key, _, text = override.partition("=")
         name = key.removeprefix("sweep.")
         if key.startswith("sweep.") and name in FREE:
             values[name] = parse(f"{name}={text}", SweepSettings).value
@@ -430,7 +432,9 @@ def extended(settings: SweepSettings, words: Sequence[str]) -> SweepSettings:
             values["space"][key] = ",".join(both) if old.finite and new.finite else text
         else:
             known = [*values["space"], *(f"sweep.{name}" for name in FREE)]
-            said = "a new key would make the trials so far incomparable" if is_sweep(word) else "it cannot be extended"
+            said = (
+                "a new key would make the trials so far incomparable" if is_sweep(override) else "it cannot be extended"
+            )
             raise UserError(f"{key}: {said}; expected one of {', '.join(known)}.{did_you_mean(key, known)}")
     if values["space"] != settings.space:
         values["earlier"] = [*values["earlier"], settings.space]

@@ -36,8 +36,8 @@ from slurm.progress import ProgressTable, last_line
 from slurm.queue import Seen, limits, listed, look
 from slurm.rank import ATTEMPTS, process_born
 from slurm.submit import Interrupt, run_here, submit_all
-from slurm.sweep.runs import FINAL, Run, resources_of, run_at, run_words, shared, shared_key
-from slurm.sweep.settings import Params, SweepDir, SweepSettings, corners, words_of
+from slurm.sweep.runs import FINAL, Run, resources_of, run_at, shared, shared_key, trial_overrides
+from slurm.sweep.settings import Params, SweepDir, SweepSettings, corners, overrides_of
 from slurm.workflows import Launch, graph_of
 
 ARRAY, SUBMITTED = "array.json", "submitted.json"
@@ -73,7 +73,7 @@ def check(settings: SweepSettings) -> Checked:
     found: Checked | None = None
     for number, params in enumerate(tried):
         try:
-            cfg = config_from(run_words(settings, params))
+            cfg = config_from(trial_overrides(settings, params))
             plan.derived(cfg)
         except UserError as error:
             problems.setdefault(str(error), []).append(params)
@@ -100,7 +100,7 @@ def check(settings: SweepSettings) -> Checked:
 def _said(problem: str, who: Sequence[Params], *, of: int) -> str:
     if len(who) == of:
         return problem
-    shown = "; ".join(" ".join(words_of(params)) for params in who[:3])
+    shown = "; ".join(" ".join(overrides_of(params)) for params in who[:3])
     more = f" and {len(who) - 3} more" if len(who) > 3 else ""
     return f"With {shown}{more}:\n  {problem}"
 
@@ -198,7 +198,7 @@ def states_of(sweep: SweepDir, settings: SweepSettings) -> tuple[dict[int, State
 def _by_outcome(outcome: Mapping[str, Any]) -> State | None:
     if not outcome:
         return None
-    return State("trial", outcome["word"], cause=outcome.get("cause"), message=outcome.get("message", ""))
+    return State("trial", outcome["status"], cause=outcome.get("cause"), message=outcome.get("message", ""))
 
 
 def _state(
@@ -211,7 +211,7 @@ def _state(
 ) -> State:
     """One run. A job in the queue counts before an outcome, which its last start may have left."""
     told = _by_outcome(outcome)
-    if told is not None and told.word in FINAL:
+    if told is not None and told.status in FINAL:
         return told
     now = seen.get(submission.ids[part])
     alive = submission.executor == "local" and submission.alive(part)
@@ -220,7 +220,7 @@ def _state(
     if not rows and now is None and not alive:  # it never started
         return State("trial", "not begun")
     state = ledger.part_state(submission, part, rows=rows, seen=seen)
-    if state.word == "ended":  # well, and without an outcome: the run was moved or emptied since
+    if state.status == "ended":  # well, and without an outcome: the run was moved or emptied since
         return State("trial", "not begun")
     return state
 
@@ -264,15 +264,15 @@ def over_budget(sweep: SweepDir, settings: SweepSettings) -> str:
     if settings.gpu_hours is None:
         return ""
     ended: list[float] = []
-    words: list[str] = []
+    statuses: list[str] = []
     running = 0  # this run among them
     for index, (_, gpu_hours) in hours_of(sweep).items():
-        word = run_at(sweep, settings, index).outcome().get("word")
-        running += word is None
-        ended += [gpu_hours] if word else []
-        words += [word] if word else []
-    counted = sum(word in FINAL for word in words)
-    mean = sum(h for h, word in zip(ended, words, strict=True) if word in FINAL) / counted if counted else 0.0
+        status = run_at(sweep, settings, index).outcome().get("status")
+        running += status is None
+        ended += [gpu_hours] if status else []
+        statuses += [status] if status else []
+    counted = sum(status in FINAL for status in statuses)
+    mean = sum(h for h, status in zip(ended, statuses, strict=True) if status in FINAL) / counted if counted else 0.0
     if sum(ended) + mean * running > settings.gpu_hours:
         return f"sweep.gpu_hours={settings.gpu_hours:g}, of which {sum(ended):.3g} are spent"
     return ""
@@ -293,7 +293,7 @@ def submit(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> list[s
         sweep.cancelled.unlink(missing_ok=True)
         states, held = states_of(sweep, settings)
         scancel(held)
-        wanted = {n for n, state in states.items() if state.word not in FINAL and not state.active}
+        wanted = {n for n, state in states.items() if state.status not in FINAL and not state.active}
         said = [f"{len(states) - len(wanted)} of {len(states)} runs are complete or under way"]
         if not wanted:
             return said
@@ -306,11 +306,11 @@ def submit(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> list[s
             for first in range(0, len(runs), most):
                 some, cfg = runs[first : first + most], checked.configs[group]
                 # Throttled arrays run one after the other: never more than at_once runs together.
-                words = [f"afterok:{':'.join(waits)}"] if waits else []
-                words += [f"afterany:{':'.join(sorted(before))}"] if before else []
+                conditions = [f"afterok:{':'.join(waits)}"] if waits else []
+                conditions += [f"afterany:{':'.join(sorted(before))}"] if before else []
                 array = _record(sweep, settings, some, cfg)
                 cluster = _patient(cfg.cluster, settings.retries)
-                ids = _sbatch(array, cluster, sweep, dependency=",".join(words) or None)
+                ids = _sbatch(array, cluster, sweep, dependency=",".join(conditions) or None)
                 before = {ids[0].partition("_")[0]}
                 said.append(f"queued {len(some)} runs as job array {ids[0].partition('_')[0]}")
         return said
@@ -369,8 +369,8 @@ def throttle(sweep: SweepDir, at_once: int) -> None:
     for array in arrays_of(sweep):
         if array.submission is not None and array.submission.executor == "slurm" and len(array.runs) > 1:
             job = array.submission.ids[0].partition("_")[0]
-            words = ["scontrol", "update", f"JobId={job}", f"ArrayTaskThrottle={at_once}"]
-            subprocess.run(words, capture_output=True, timeout=60, check=False)  # one that has ended refuses
+            argv = ["scontrol", "update", f"JobId={job}", f"ArrayTaskThrottle={at_once}"]
+            subprocess.run(argv, capture_output=True, timeout=60, check=False)  # one that has ended refuses
 
 
 def here(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> int:
@@ -389,15 +389,15 @@ def here(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> int:
             run = run_at(sweep, settings, index)
             if cancel.asked or sweep.cancelled.exists():
                 return 130
-            if states[index].word in FINAL:
+            if states[index].status in FINAL:
                 continue
             if not states[index].active:
                 cfg = checked.configs[by_trial[run.trial]]
                 _sbatch(_record(sweep, settings, [index], cfg), cfg.cluster, sweep)
             _watch(sweep, run, cancel)
-            word = run.outcome().get("word", "failed")
-            print(f"{run.name}: {word}", file=sys.stderr, flush=True)
-            failed += word == "failed"
+            status = run.outcome().get("status", "failed")
+            print(f"{run.name}: {status}", file=sys.stderr, flush=True)
+            failed += status == "failed"
         return int(failed > 0)
 
 

@@ -39,10 +39,10 @@ RANK_0_SECONDS = 900.0  # how long other ranks wait for what rank 0 decides or c
 BEGUN = "begun.json"  # rank 0's word to other ranks, for one start of the task
 
 
-def main(words: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Run what the array's part is; the exit code."""
-    array = Path(words[0])
-    part = int(words[2].partition("/")[0]) if len(words) > 2 else 0
+    array = Path(argv[0])
+    part = int(argv[2].partition("/")[0]) if len(argv) > 2 else 0
     sweep = SweepDir(array.parents[2])
     settings = sweep.settings()
     run = run_at(sweep, settings, read_json(array)["runs"][part])
@@ -107,10 +107,10 @@ class Task:
         return goes
 
     def _decide(self) -> bool:
-        word = self.run.outcome().get("word")
-        if word == "pruned":
+        status = self.run.outcome().get("status")
+        if status == "pruned":
             self._tell(None)  # an earlier start may have been killed before it did
-        if word in FINAL:
+        if status in FINAL:
             return False
         if self._first_was_pruned():
             return False
@@ -142,10 +142,10 @@ class Task:
 
     def _stage(self, job: Job, stop: Stop) -> int:
         print(f"{self.run.name}: {job.name}", file=sys.stderr, flush=True)
-        words = list(job.argv[1:])
+        argv = list(job.argv[1:])
         if job.name == "evaluate" and (samples := sample_set(self.launch)) is not None:
-            words.append(f"evaluate.samples={samples.parent.name}/{samples.name}")  # what this trial sampled, alone
-        process, begun = start(self.settings.program, words), time.monotonic()
+            argv.append(f"evaluate.samples={samples.parent.name}/{samples.name}")  # what this trial sampled, alone
+        process, begun = start(self.settings.program, argv), time.monotonic()
         told = False
         while process.poll() is None:
             if stop.asked and not told:
@@ -187,9 +187,9 @@ class Task:
 
     def _first_was_pruned(self) -> bool:
         first = Run(self.run.sweep, self.run.trial, 0).outcome() if self.run.seed > 0 else {}
-        if first.get("word") == "pruned":
+        if first.get("status") == "pruned":
             self.run.end(**first)
-        return first.get("word") == "pruned"
+        return first.get("status") == "pruned"
 
     def _unreported(self) -> list[tuple[int, float]]:
         """(images seen, value) of what training has recorded since the last look."""
@@ -202,7 +202,7 @@ class Task:
         return [(images, value) for images, value in values if images not in self.reporter.known]
 
     def _pruned(self) -> bool:
-        return self.run.outcome().get("word") == "pruned"
+        return self.run.outcome().get("status") == "pruned"
 
     def _failed(self, job: Job, code: int) -> int:
         if rank() == 0 and code != STOPPED:
@@ -267,9 +267,9 @@ def code_of(returncode: int, *, told: bool) -> int:
     return 128 - returncode if returncode < 0 else returncode
 
 
-def start(program: str, words: Sequence[str]) -> "subprocess.Popen[bytes]":
+def start(program: str, argv: Sequence[str]) -> "subprocess.Popen[bytes]":
     """Start a stage. It ends with this process: an orphan would go on writing beside the run's next start."""
-    return subprocess.Popen([sys.executable, "-u", "-m", program, *words], preexec_fn=_end_with_parent)
+    return subprocess.Popen([sys.executable, "-u", "-m", program, *argv], preexec_fn=_end_with_parent)
 
 
 def _end_with_parent() -> None:

@@ -42,13 +42,13 @@ class Daemons:
         """Every daemon that has a record."""
         return sorted(p.name.removesuffix(".pid") for p in (self.directory / "run").glob("*.pid"))
 
-    def start(self, name: str, words: list[str], *, ready: Callable[[], bool], seconds: float = 600.0) -> bool:
+    def start(self, name: str, argv: list[str], *, ready: Callable[[], bool], seconds: float = 600.0) -> bool:
         """Start a daemon unless it runs, and wait until it is ready. Returns whether it was started."""
         fresh = self.pid(name) is None
         if fresh:
             with (self.directory / "log" / f"{name}.out").open("ab") as out:
                 process = subprocess.Popen(
-                    words, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/"
+                    argv, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True, cwd="/"
                 )
             (self.directory / "run" / f"{name}.pid").write_text(f"{process.pid} {born(process.pid)}\n")
         end = time.monotonic() + seconds
@@ -78,10 +78,10 @@ class Daemons:
             (self.directory / "run" / f"{name}.pid").unlink(missing_ok=True)
 
 
-def answers(*words: str, env: dict[str, str] | None = None) -> bool:
+def answers(*argv: str, env: dict[str, str] | None = None) -> bool:
     """Whether a command succeeds."""
     with contextlib.suppress(subprocess.TimeoutExpired, OSError):
-        return subprocess.run(words, capture_output=True, timeout=60, env=env, check=False).returncode == 0
+        return subprocess.run(argv, capture_output=True, timeout=60, env=env, check=False).returncode == 0
     return False
 
 

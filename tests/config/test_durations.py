@@ -61,7 +61,7 @@ def test_a_batch_that_does_not_divide_over_the_ranks(plan):
         plan(3)
 
 
-def test_a_critics_groups_of_images_stay_whole(tmp_path):
+def test_a_discriminators_groups_of_images_stay_whole(tmp_path):
     import tiny
 
     cfg = tiny.config(tmp_path, model=tiny.GAME, micro_batch=4)

@@ -7,7 +7,7 @@ from pipeline.runtime.errors import UserError
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ["train.precision=fp16"],
         ["train.compile=true"],
@@ -15,9 +15,9 @@ from pipeline.runtime.errors import UserError
     ],
     ids=str,
 )
-def test_a_graph_that_cannot_be_recorded_is_refused(words):
+def test_a_graph_that_cannot_be_recorded_is_refused(overrides):
     with pytest.raises(UserError, match=r"train\.cuda_graph: found true"):
-        config_from(["experiment=glyphs16", "train.cuda_graph=true", *words])
+        config_from(["experiment=glyphs16", "train.cuda_graph=true", *overrides])
 
 
 def test_a_small_model_on_one_gpu_may_use_it():

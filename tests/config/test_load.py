@@ -1,4 +1,4 @@
-"""Words to a config: what is wrong is said at once, in full, with what was probably meant."""
+"""Overrides to a config: what is wrong is said at once, in full, with what was probably meant."""
 
 import shutil
 
@@ -16,9 +16,9 @@ from pipeline.runtime.run_dir import create_run
 EXPERIMENTS = groups()["experiment"]
 
 
-def refused(*words: str) -> str:
+def refused(*overrides: str) -> str:
     with pytest.raises(UserError) as caught:
-        config_from(["experiment=glyphs16", *words])
+        config_from(["experiment=glyphs16", *overrides])
     return str(caught.value)
 
 
@@ -54,12 +54,12 @@ PUT = (
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_what_is_put_into_a_composed_config_is_what_hydra_would_have_composed(name):
     GlobalHydra.instance().clear()
-    words = [f"experiment={name}", "cluster=komondor"]
+    overrides = [f"experiment={name}", "cluster=komondor"]
     with initialize_config_dir(config_dir=str(CONFIG_ROOT), version_base="1.3"):
-        theirs = compose("config", overrides=[*words, *(f"++{word}" for word in PUT)])
-    before = OmegaConf.to_container(composed(words))
-    assert OmegaConf.to_container(composed([*PUT, *words])) == OmegaConf.to_container(theirs)
-    assert OmegaConf.to_container(composed(words)) == before  # nothing of it stays
+        theirs = compose("config", overrides=[*overrides, *(f"++{override}" for override in PUT)])
+    before = OmegaConf.to_container(composed(overrides))
+    assert OmegaConf.to_container(composed([*PUT, *overrides])) == OmegaConf.to_container(theirs)
+    assert OmegaConf.to_container(composed(overrides)) == before  # nothing of it stays
 
 
 def test_several_values_are_for_a_sweep():
@@ -72,7 +72,7 @@ def test_a_misspelt_key_names_the_nearest():
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("override", "said"),
     [
         ("train.lr=1", "train.lr: no such setting. Did you mean 'train.optim.lr'?"),
         ("data.path=x", "data.path: no such setting. Did you mean 'data.source.path'?"),
@@ -82,8 +82,8 @@ def test_a_misspelt_key_names_the_nearest():
         ("evaluate.nope=1", "evaluate.nope: no such setting. Known here: batch, block, clip, "),
     ],
 )
-def test_a_word_that_stands_deeper_comes_before_one_that_is_spelt_alike(word, said):
-    assert said in refused(word)
+def test_a_word_that_stands_deeper_comes_before_one_that_is_spelt_alike(override, said):
+    assert said in refused(override)
 
 
 def test_a_misspelt_key_that_had_to_be_set_is_one_problem():
@@ -135,7 +135,7 @@ def test_an_unknown_choice_names_the_nearest():
         config_from(["glyphs16"])
 
 
-def test_a_word_that_is_no_override():
+def test_what_is_no_override():
     assert "'--fast' is not key=value" in refused("--fast")
 
 
@@ -149,43 +149,48 @@ def test_a_batch_that_does_not_divide_lists_what_would():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("overrides", "message"),
     [
-        ("train.average.power_widths=[0.5]", r"power_widths\.0: found 0\.5; .*less than or equal to 0\.288"),
+        ("train.ema.power_widths=[0.5]", r"power_widths\.0: found 0\.5; .*less than or equal to 0\.288"),
         ("train.optim.betas=[0.9,1.5]", r"betas\.1: found 1\.5; .*less than 1"),
         ("train.optim.schedule=inverse_sqrt", r"warmup: found none.*Set a warm-up"),
-        ("train.average.power_widths=[0.05,0.1] sample.weights=power:0.9", r"found 'power:0\.9', expected a relative"),
-        ("train.average.power_widths=[0.05,0.1] sample.weights=power:wide", r"found 'power:wide', expected a relative"),
+        ("train.ema.power_widths=[0.05,0.1] sample.weights=power:0.9", r"found 'power:0\.9', expected a relative"),
+        ("train.ema.power_widths=[0.05,0.1] sample.weights=power:wide", r"found 'power:wide', expected a relative"),
         ("sample.weights=power:0.1", r"power_widths is empty"),
     ],
 )
-def test_averages_and_schedules_that_cannot_be(words, message):
+def test_emas_and_schedules_that_cannot_be(overrides, message):
     with pytest.raises(UserError, match=message):
-        config_from(["experiment=glyphs16", "train.optim.warmup=0 kimg", *words.split()])
+        config_from(["experiment=glyphs16", "train.optim.warmup=0 kimg", *overrides.split()])
 
 
 def test_an_early_stop_by_what_nobody_measures_is_refused():
-    words = ["train.validate_every=1 epochs", "train.early_stop.patience=5 epochs"]
-    assert "measured while training is valid/loss or sampled" in refused(*words, "train.early_stop.metric=valid/los")
-    assert "sampled/accuracy-domain" in refused(*words, "train.early_stop.metric=sampled/accuracy")
+    overrides = ["train.validate_every=1 epochs", "train.early_stop.patience=5 epochs"]
+    assert "measured while training is valid/loss or in_loop" in refused(
+        *overrides, "train.early_stop.metric=valid/los"
+    )
+    assert "in_loop/accuracy-domain" in refused(*overrides, "train.early_stop.metric=in_loop/accuracy")
 
 
 def test_fourier_features_that_could_not_tell_noise_levels_apart_are_refused():
     fourier = ["experiment=glyphs16", "model.embedding=fourier"]
-    for words in (["diffusion.parametrisation=flow"], ["diffusion.parametrisation=eps", "diffusion.levels.kind=ddpm"]):
+    for overrides in (
+        ["diffusion.parametrisation=flow"],
+        ["diffusion.parametrisation=eps", "diffusion.levels.kind=ddpm"],
+    ):
         with pytest.raises(UserError, match=r"turn 1000 times .* Use embedding_scale=0\.016"):
-            config_from([*fourier, *words])
-        config_from([*fourier, *words, "model.embedding_scale=0.016"])
+            config_from([*fourier, *overrides])
+        config_from([*fourier, *overrides, "model.embedding_scale=0.016"])
     config_from([*fourier, "model.embedding_scale=16"])  # EDM's
 
 
 def test_guiding_an_unconditional_model_is_refused():
-    plain, words = "model.condition=none", ["experiment=glyphs16"]  # which guides
+    plain, overrides = "model.condition=none", ["experiment=glyphs16"]  # which guides
     assert "sample.sampler.guidance.scale: found 1.5" in (said := refused(plain)) and "Set it to 1" in said
-    config_from([*words, plain, "sample.sampler.guidance.scale=1"])
+    config_from([*overrides, plain, "sample.sampler.guidance.scale=1"])
     ho = [plain, "sample.sampler.guidance.convention=ho"]
     assert "Set it to 0" in refused(*ho)
-    config_from([*words, *ho, "sample.sampler.guidance.scale=0"])
+    config_from([*overrides, *ho, "sample.sampler.guidance.scale=0"])
 
 
 def test_scientific_notation_that_yaml_takes_for_text_is_a_number():
@@ -212,15 +217,15 @@ def test_every_experiment_says_what_it_is_and_how_to_run_it():
 
 
 @pytest.mark.parametrize(
-    ("words", "data", "runs"),
+    ("overrides", "data", "runs"),
     [
         ([], "data", "runs"),
         (["cluster.data_dir=/scratch/data"], "/scratch/data", "runs"),
         (["cluster.data_dir=/scratch/data", "cluster.runs_dir=/kept", "data_dir=mine"], "mine", "/kept"),
     ],
 )
-def test_a_profile_may_say_where_data_and_runs_stand(words, data, runs):
-    cfg = config_from(["experiment=celeba64_ldm_f4", "cluster=komondor", *words])
+def test_a_profile_may_say_where_data_and_runs_stand(overrides, data, runs):
+    cfg = config_from(["experiment=celeba64_ldm_f4", "cluster=komondor", *overrides])
     assert (str(cfg.data_dir), str(cfg.runs_dir)) == (data, runs)
     assert cfg.latents is not None and cfg.latents.autoencoder == cfg.runs_dir / "celeba64_kl_f4"
 
@@ -241,11 +246,11 @@ def test_jobs_that_tasks_cannot_share_are_refused_before_anything_is_queued(aske
 
 
 def test_features_of_inception_may_be_written_as_numbers(tmp_path):
-    words = ["evaluate.inception.features=[64,192,'768',spatial]"]
-    cfg = config_from(["experiment=glyphs16", f"runs_dir={tmp_path}", *words])
+    overrides = ["evaluate.inception.features=[64,192,'768',spatial]"]
+    cfg = config_from(["experiment=glyphs16", f"runs_dir={tmp_path}", *overrides])
     assert cfg.evaluate.inception.features == ("64", "192", "768", "spatial")
     run = create_run(cfg)
-    assert config_from([str(run.path), *words]) == cfg
+    assert config_from([str(run.path), *overrides]) == cfg
     assert "evaluate.inception.features.0" in refused("evaluate.inception.features=[65]")
 
 

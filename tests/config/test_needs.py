@@ -20,24 +20,24 @@ LED = ["train.validate_every=1 kimg", "train.early_stop={patience: 5 kimg}"]
 WITHOUT = ["flowers64_all8189", "cifar10", "mnist32", "fashion32", "lsun_bedroom64", "flowers64_trainval"]
 
 
-def refused(*words: str) -> str:
+def refused(*overrides: str) -> str:
     with pytest.raises(UserError) as caught:
-        config_from(words)
+        config_from(overrides)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("data", WITHOUT)
 def test_nothing_is_led_by_a_validation_that_the_data_has_not(data: str) -> None:
-    words = [f"data={data}", "model=unet_photos32", "name=x", "model.condition=none", "model.attention=[]"]
-    said = refused(*words, *LED)
+    overrides = [f"data={data}", "model=unet_photos32", "name=x", "model.condition=none", "model.attention=[]"]
+    said = refused(*overrides, *LED)
     assert "train.early_stop.metric: valid/loss needs a validation split" in said and f"{data} makes only train" in said
-    config_from([*words, *LED, "train.early_stop.metric=sampled/fd-domain", "train.metric_every=1 kimg"])
-    config_from([*words, *LED, "data.split={rule: hash, valid: 0.1}", "data.split.merge={}", "data.counts=null"])
+    config_from([*overrides, *LED, "train.early_stop.metric=in_loop/fd-domain", "train.metric_every=1 kimg"])
+    config_from([*overrides, *LED, "data.split={rule: hash, valid: 0.1}", "data.split.merge={}", "data.counts=null"])
     varied = ["train.optim.lr=1e-3,1e-4", "sweep.metric=valid/loss", "train.validate_every=1 kimg"]
     with pytest.raises(UserError, match="metric: valid/loss needs a validation split"):
-        check(settings_from([*words, *varied]))
+        check(settings_from([*overrides, *varied]))
     with pytest.raises(UserError, match="metric: fd-domain@valid needs the split 'valid'"):
-        check(settings_from([*words, *varied, "sweep.metric=fd-domain@valid"]))
+        check(settings_from([*overrides, *varied, "sweep.metric=fd-domain@valid"]))
 
 
 def test_every_experiment_and_sweep_that_validates_has_images_for_it() -> None:
@@ -52,7 +52,7 @@ def test_every_experiment_and_sweep_that_validates_has_images_for_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "splits"),
+    ("overrides", "splits"),
     [
         (["data=celeba128"], ("train", "valid", "test")),
         (["data=mnist32", "data.split.merge={train: [train], valid: [test]}"], ("train", "valid")),
@@ -65,13 +65,13 @@ def test_every_experiment_and_sweep_that_validates_has_images_for_it() -> None:
         (["data=folder", "data.source.path=/x", "data.split.rule=official"], None),
     ],
 )
-def test_which_splits_there_will_be(words: list[str], splits: tuple[str, ...] | None) -> None:
-    cfg = config_from([*words, "model=unet_photos32", "name=x", "model.condition=none", "model.attention=[]"])
+def test_which_splits_there_will_be(overrides: list[str], splits: tuple[str, ...] | None) -> None:
+    cfg = config_from([*overrides, "model=unet_photos32", "name=x", "model.condition=none", "model.attention=[]"])
     assert split_names(cfg.data) == splits
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "said"),
     [
         (["train.optim={schedule: cosine_then_constant, decay_share: 0.5}"], "final_lr: found 0, so after 50% of"),
         (
@@ -81,36 +81,36 @@ def test_which_splits_there_will_be(words: list[str], splits: tuple[str, ...] | 
         (["evaluate.reference_splits=[]"], "reference_splits: found []"),
         (["model=stylegan_tiny", "train.compile=true"], r"train.compile: found true with adversarial.r1_gamma=1"),
         (["model=vae", "train.activation_checkpointing=true"], "found true with model.kind=vae, which has no blocks"),
-        (["model=stylegan_tiny", *LED], "what is measured while training is sampled/fd-domain"),
-        ([*LED, "train.early_stop.metric=valid/psnr"], "what is measured while training is valid/loss or sampled"),
+        (["model=stylegan_tiny", *LED], "what is measured while training is in_loop/fd-domain"),
+        ([*LED, "train.early_stop.metric=valid/psnr"], "what is measured while training is valid/loss or in_loop"),
         (
             ["model=kl_autoencoder_tiny", *LED, "train.early_stop.metric=valid/pnsr"],
             "valid/loss or valid/l1 or valid/kl or valid/psnr",
         ),
     ],
 )
-def test_what_a_run_would_fail_by_is_refused(words: list[str], said: str) -> None:
-    assert said in refused("experiment=glyphs16", "sample.sampler.guidance.scale=1", "model.condition=none", *words)
+def test_what_a_run_would_fail_by_is_refused(overrides: list[str], said: str) -> None:
+    assert said in refused("experiment=glyphs16", "sample.sampler.guidance.scale=1", "model.condition=none", *overrides)
 
 
 @pytest.mark.parametrize("command", ["plan", "submit", "preflight", "sweep plan", "sweep submit"])
 def test_an_account_that_the_cluster_needs_is_asked_for_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
-    words = ["experiment=glyphs16", "cluster=komondor", f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data"]
-    words += ["name=x", "seed=0,1", f"sweep.folder={tmp_path}/sweeps"] if "sweep" in command else []
+    overrides = ["experiment=glyphs16", "cluster=komondor", f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data"]
+    overrides += ["name=x", "seed=0,1", f"sweep.folder={tmp_path}/sweeps"] if "sweep" in command else []
     monkeypatch.delenv("SBATCH_ACCOUNT", raising=False)
-    assert main([*command.split(), *words]) == 2
+    assert main([*command.split(), *overrides]) == 2
     assert "cluster.account=" in capsys.readouterr().err and not list(tmp_path.rglob("*.sh"))
     if "plan" in command:
-        assert main([*command.split(), *words, "cluster.account=p"]) == 0
+        assert main([*command.split(), *overrides, "cluster.account=p"]) == 0
         monkeypatch.setenv("SBATCH_ACCOUNT", "p")
-        assert main([*command.split(), *words]) == 0
+        assert main([*command.split(), *overrides]) == 0
 
 
 def test_settings_of_a_finished_run_are_read_whatever_its_training_would_need_today(tmp_path: Path) -> None:
-    words = ["experiment=glyphs16", f"runs_dir={tmp_path}", "train.optim.schedule=cosine_then_constant"]
-    run = create_run(config_from([*words, "train.optim.decay_share=0.5", "train.optim.final_lr=0.1"]))
+    overrides = ["experiment=glyphs16", f"runs_dir={tmp_path}", "train.optim.schedule=cosine_then_constant"]
+    run = create_run(config_from([*overrides, "train.optim.decay_share=0.5", "train.optim.final_lr=0.1"]))
     write_text(run.config, run.config.read_text().replace("final_lr: 0.1", "final_lr: 0.0"))
     with pytest.raises(UserError, match="final_lr: found 0"):
         config_from([str(run.path)])
@@ -132,15 +132,15 @@ WEIGHTS = {
 def test_weights_that_are_not_there_are_said_by_plan_submit_and_the_jobs(
     setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["experiment=glyphs16", f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data", "cluster=local"]
-    words.append(f"evaluate.{setting}={tmp_path}/none")
-    cfg = config_from(words)
+    overrides = ["experiment=glyphs16", f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data", "cluster=local"]
+    overrides.append(f"evaluate.{setting}={tmp_path}/none")
+    cfg = config_from(overrides)
     with pytest.raises(UserError, match=WEIGHTS[setting]):
         launch_for(cfg, make=True)
     with pytest.raises(UserError, match=WEIGHTS[setting]):
         require(cfg, "evaluate")
     assert not (tmp_path / "runs").exists() and missing(cfg, ["train", "sample"]) == []
-    for command in (["plan", *words], ["submit", *words], ["sweep", "plan", *words, "name=x", "seed=0,1"]):
+    for command in (["plan", *overrides], ["submit", *overrides], ["sweep", "plan", *overrides, "name=x", "seed=0,1"]):
         assert main(command) == 2
         shown = capsys.readouterr()
         assert f"evaluate.{setting}" in shown.err and ("submit would refuse" in shown.err) == (command[0] == "plan")
@@ -155,64 +155,73 @@ def test_images_without_labels_are_said_before_anything_is_queued(
     images.mkdir()
     (images / "a.png").touch()
     (images / "my labels.tsv").touch()
-    words = ["experiment=glyphs16", "data=folder", "data.image_size=16", "cluster=local", f"data.source.path={images}"]
-    words += [f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data"]
+    overrides = [
+        "experiment=glyphs16",
+        "data=folder",
+        "data.image_size=16",
+        "cluster=local",
+        f"data.source.path={images}",
+    ]
+    overrides += [f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data"]
     for command in ("plan", "submit"):
-        assert main([command, *words]) == 2
+        assert main([command, *overrides]) == 2
         shown = capsys.readouterr().err
         assert f"model.condition: found class, but the images of {images} have no labels. Set model.con" in shown
         assert "my labels.tsv looks like one: data.source.table='my labels.tsv'" in shown
-        assert main([command, *words, "data.source.table=labels.csv"]) == 2
+        assert main([command, *overrides, "data.source.table=labels.csv"]) == 2
         assert f"data.source.table: 'labels.csv' is neither in '{images}' nor a file" in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
     without = ["model.condition=none", "sample.sampler.guidance.scale=1"]
     for other in (without, ["data.source.table=my labels.tsv"]):
-        assert missing(config_from([*words, *other]), ["prepare", "train"]) == []
+        assert missing(config_from([*overrides, *other]), ["prepare", "train"]) == []
     (images / "cats").mkdir()
-    assert missing(config_from(words), ["prepare", "train"]) == []
+    assert missing(config_from(overrides), ["prepare", "train"]) == []
 
 
-def test_a_weaker_model_that_is_not_there_is_said(tmp_path: Path) -> None:
-    guide = "sample.sampler.guidance={kind: autoguidance, scale: 2, weak: %s}"
-    words = ["experiment=glyphs16", f"runs_dir={tmp_path}"]
-    assert "which does not exist" in missing(config_from([*words, guide % (tmp_path / "other")]), ["sample"])[0]
+def test_a_guide_model_that_is_not_there_is_said(tmp_path: Path) -> None:
+    guide = "sample.sampler.guidance={kind: autoguidance, scale: 2, guide_model: %s}"
+    overrides = ["experiment=glyphs16", f"runs_dir={tmp_path}"]
+    assert "which does not exist" in missing(config_from([*overrides, guide % (tmp_path / "other")]), ["sample"])[0]
     own = tmp_path / "glyphs16" / "checkpoints" / "step-000000100"  # of this run: training will write it
-    assert missing(config_from([*words, guide % own]), ["sample"]) == []
+    assert missing(config_from([*overrides, guide % own]), ["sample"]) == []
 
 
 def test_one_folder_of_weights_serves_every_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the environment or the profile; an experiment's own word counts more, and without a folder FID is off."""
+    """From the environment or the profile; an experiment's own override wins, and without a folder FID is off."""
     monkeypatch.delenv("MUDI_WEIGHTS", raising=False)
-    words = ["experiment=glyphs16", "evaluate.quality.niqe=${weights:niqe}"]
-    assert (config_from(words).evaluate.inception.weights, config_from(words).evaluate.quality.niqe) == (None, None)
+    overrides = ["experiment=glyphs16", "evaluate.quality.niqe=${weights:niqe}"]
+    assert (config_from(overrides).evaluate.inception.weights, config_from(overrides).evaluate.quality.niqe) == (
+        None,
+        None,
+    )
     with pytest.raises(UserError, match=r"metric: fid needs evaluate.inception.weights.*MUDI_WEIGHTS=/my/weights"):
-        check(settings_from([*words, "name=s", "seed=0,1", "sweep.metric=fid"]))
+        check(settings_from([*overrides, "name=s", "seed=0,1", "sweep.metric=fid"]))
 
     file = tmp_path / "inception" / "pt_inception-2015-12-05-6726825d.pth"
     for name in (file, tmp_path / "niqe_pris_params.npz"):  # as `fetch weights` makes it, and flat
         name.parent.mkdir(exist_ok=True)
         name.touch()
     monkeypatch.setenv("MUDI_WEIGHTS", str(tmp_path))
-    cfg = config_from(words)
+    cfg = config_from(overrides)
     assert (cfg.evaluate.inception.weights, cfg.evaluate.quality.niqe) == (file, tmp_path / "niqe_pris_params.npz")
-    assert config_from([*words, "evaluate.inception.weights=null"]).evaluate.inception.weights is None
-    settings = settings_from([*words, "name=s", "seed=0,1", "sweep.metric=fid"])
+    assert config_from([*overrides, "evaluate.inception.weights=null"]).evaluate.inception.weights is None
+    settings = settings_from([*overrides, "name=s", "seed=0,1", "sweep.metric=fid"])
     check(settings)
     monkeypatch.delenv("MUDI_WEIGHTS")  # the tasks of a sweep find them where the environment is another
     assert check(settings).first.evaluate.inception.weights == file
-    named = config_from([*words, "cluster=komondor", f"cluster.weights={tmp_path}"])
+    named = config_from([*overrides, "cluster=komondor", f"cluster.weights={tmp_path}"])
     assert named.evaluate.inception.weights == file
-    assert "found no file" in missing(config_from([*words, "cluster.weights=/nowhere"]), ["evaluate"])[0]
+    assert "found no file" in missing(config_from([*overrides, "cluster.weights=/nowhere"]), ["evaluate"])[0]
 
 
 def test_a_plan_is_shown_where_the_site_is_in_its_way_and_not_where_a_setting_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["plan", "experiment=glyphs16", f"runs_dir={tmp_path}", f"data_dir={tmp_path}", "cluster=local"]
-    assert main([*words, "cluster.train.tasks=3"]) == 2
+    overrides = ["plan", "experiment=glyphs16", f"runs_dir={tmp_path}", f"data_dir={tmp_path}", "cluster=local"]
+    assert main([*overrides, "cluster.train.tasks=3"]) == 2
     shown = capsys.readouterr()
     assert "train.global_batch" in shown.err and shown.out == ""
-    assert main([*words, "cluster.train.gpus=64"]) == 2
+    assert main([*overrides, "cluster.train.gpus=64"]) == 2
     shown = capsys.readouterr()
     assert "cluster.train.gpus=64: found " in shown.err and "train: to do, after prepare" in shown.out
 

@@ -1,4 +1,4 @@
-"""One grammar of overrides: what a word means does not depend on what it is said of, a new run or an existing one."""
+"""One grammar of overrides: what one means does not depend on what it is said of, a new run or an existing one."""
 
 from pathlib import Path
 
@@ -18,12 +18,12 @@ PATHS = (
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_path_is_taken_as_it_stands(path: str) -> None:
-    words = ["experiment=photos16", "model.condition=none"]
+    overrides = ["experiment=photos16", "model.condition=none"]
     if "${" not in path:  # OmegaConf's own
-        assert config_from([*words, f"data.source.path={path}"]).data.source.path == Path(path)
+        assert config_from([*overrides, f"data.source.path={path}"]).data.source.path == Path(path)
     for quote in "'\"":
         if quote not in path and "${" not in path and "\\" not in path:
-            assert config_from([*words, f"data.source.path={quote}{path}{quote}"]).data.source.path == Path(path)
+            assert config_from([*overrides, f"data.source.path={quote}{path}{quote}"]).data.source.path == Path(path)
 
 
 def test_a_path_of_an_empty_variable_is_not_the_current_folder() -> None:
@@ -46,7 +46,7 @@ def test_a_name_that_looks_like_something_else_is_a_name(name: str, tmp_path: Pa
     assert config_from([str(create_run(cfg).path), "seed=1"]).name == name
 
 
-WORDS = {
+OVERRIDES = {
     "evaluate.domain.lr=1e-4": 1e-4,  # text for YAML
     "sample.sampler.guidance.scale=0x": None,
     "evaluate.domain.enabled=false": False,
@@ -67,35 +67,35 @@ WORDS = {
 }
 
 
-def found(cfg: Config, word: str) -> object:
+def found(cfg: Config, override: str) -> object:
     value: object = cfg
-    for part in word.partition("=")[0].lstrip("+").removesuffix(".mail-type").split("."):
+    for part in override.partition("=")[0].lstrip("+").removesuffix(".mail-type").split("."):
         value = getattr(value, part)
     return value
 
 
-@pytest.mark.parametrize("word", WORDS)
-def test_a_word_means_the_same_for_a_new_run_and_for_an_existing_one(word: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_an_override_means_the_same_for_a_new_run_and_for_an_existing_one(override: str, tmp_path: Path) -> None:
     run = create_run(config_from(["experiment=glyphs16", "seed=1", f"runs_dir={tmp_path}"]))
-    if word.endswith("0x"):
+    if override.endswith("0x"):
         messages = []
         for first in ("experiment=glyphs16", str(run.path)):
             with pytest.raises(UserError, match=r"scale: found '0x'; input should be a valid number") as caught:
-                config_from([first, word])
+                config_from([first, override])
             messages.append(str(caught.value))
         assert len(set(messages)) == 1
         return
-    new, changed = config_from(["experiment=glyphs16", "seed=1", word]), config_from([str(run.path), word])
-    assert found(new, word) == found(changed, word) == WORDS[word]
+    new, changed = config_from(["experiment=glyphs16", "seed=1", override]), config_from([str(run.path), override])
+    assert found(new, override) == found(changed, override) == OVERRIDES[override]
 
 
-@pytest.mark.parametrize("word", ["cluster.setup=[x (1),ü]", "data.source.scales={a", 'model.attention=["a]'])
-def test_what_cannot_be_read_is_quoted_with_how_to_write_it(word: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("override", ["cluster.setup=[x (1),ü]", "data.source.scales={a", 'model.attention=["a]'])
+def test_what_cannot_be_read_is_quoted_with_how_to_write_it(override: str, tmp_path: Path) -> None:
     run = create_run(config_from(["experiment=glyphs16", f"runs_dir={tmp_path}"]))
-    key, _, text = word.partition("=")
+    key, _, text = override.partition("=")
     for first in ("experiment=glyphs16", str(run.path)):
         with pytest.raises(UserError) as caught:
-            config_from([first, word])
+            config_from([first, override])
         assert f"{key}: cannot read {text}" in str(caught.value) and f"'{key}=[\"" in str(caught.value)
 
 
@@ -124,7 +124,7 @@ def test_shell_lines_of_a_run_keep_their_variables(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         ["cluster=local", "cluster.options={comment: b}", "cluster.setup=['echo ü (1) #2']"],
         ["cluster.options={}", "sample.attributes={}"],
@@ -134,24 +134,24 @@ def test_shell_lines_of_a_run_keep_their_variables(tmp_path: Path) -> None:
         ["cluster.node_local=null", "cluster.account=null", "cluster.qos='null'", "cluster.partition=' a'"],
     ],
 )
-def test_a_job_is_told_in_words_what_its_call_says_differently(words: list[str], tmp_path: Path) -> None:
+def test_a_job_gets_as_overrides_what_its_call_says_differently(overrides: list[str], tmp_path: Path) -> None:
     first = ["experiment=celeba32", f"runs_dir={tmp_path}", "diffusion.label_dropout=0.1"]
     first += ["diffusion.attribute_dropout=0.1", "cluster=slurm_generic", "cluster.options={mail: x, m-n: 1}"]
     run = create_run(config_from([*first, "sample.attributes={Male: 0}"]))
-    cfg = config_from([*first, "sample.attributes={Male: 0}", *words])
+    cfg = config_from([*first, "sample.attributes={Male: 0}", *overrides])
     assert config_from([str(run.path), *overrides_for(run, cfg)]) == cfg
 
 
 def test_what_training_made_is_not_said_differently_of_a_run(tmp_path: Path) -> None:
     first = ["experiment=glyphs16", f"runs_dir={tmp_path}"]
     run = create_run(config_from(first))
-    for words in ([str(run.path)], first):
-        found, cfg = existing_run([*words, "sample.count=7", "cluster=slurm_generic"])
+    for overrides in ([str(run.path)], first):
+        found, cfg = existing_run([*overrides, "sample.count=7", "cluster=slurm_generic"])
         assert found == run and cfg.sample.count == 7 and cfg.cluster.name == "slurm_generic"
         with pytest.raises(UserError, match=r"train\.optim\.lr: the run has 0\.002, this call has 5\.0"):
-            existing_run([*words, "train.optim.lr=5"])
+            existing_run([*overrides, "train.optim.lr=5"])
         with pytest.raises(UserError, match=r"model\.width: the run has"):
-            existing_run([*words, "model=unet_tiny"])
+            existing_run([*overrides, "model=unet_tiny"])
     with pytest.raises(UserError, match=r"other is no run"):
         existing_run([*first, "name=other"])
     moved = tmp_path / "moved"
@@ -159,11 +159,11 @@ def test_what_training_made_is_not_said_differently_of_a_run(tmp_path: Path) -> 
     assert existing_run([str(moved), "sample.count=7"])[0].path == moved
 
 
-def test_a_word_of_any_kind_composes_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_override_of_any_kind_composes_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     config_from(["experiment=glyphs16"])
     composed = []
-    monkeypatch.setattr(load, "compose", lambda *words, **_: composed.append(words))
+    monkeypatch.setattr(load, "compose", lambda *overrides, **_: composed.append(overrides))
     for count in range(3):
-        words = [f"++sample.count={count + 1}", f"++cluster.options.mail-user=a{count}"]
-        assert config_from(["experiment=glyphs16", *words]).sample.count == count + 1
+        overrides = [f"++sample.count={count + 1}", f"++cluster.options.mail-user=a{count}"]
+        assert config_from(["experiment=glyphs16", *overrides]).sample.count == count + 1
     assert composed == []

@@ -21,7 +21,7 @@ def test_every_registered_place_can_be_imported(registry):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "said"),
     [
         (
             "model.kind=unett",
@@ -45,9 +45,9 @@ def test_every_registered_place_can_be_imported(registry):
         ),
     ],
 )
-def test_what_is_not_registered_is_said(words, said):
+def test_what_is_not_registered_is_said(overrides, said):
     with pytest.raises(UserError, match=said):
-        config_from(["experiment=glyphs16", words])
+        config_from(["experiment=glyphs16", overrides])
 
 
 def test_settings_of_another_kind_take_the_place_of_those_that_were_there():
@@ -61,8 +61,8 @@ def test_settings_of_another_kind_take_the_place_of_those_that_were_there():
         ("valid/loss", "minimize"),
         ("valid/psnr", "maximize"),
         ("valid/mean_ssim", "maximize"),
-        ("sampled/fd-domain", "minimize"),
-        ("sampled/accuracy-attributes", "maximize"),
+        ("in_loop/fd-domain", "minimize"),
+        ("in_loop/accuracy-attributes", "maximize"),
         ("fid-768-clean@valid", "minimize"),
         ("rfd-domain", "minimize"),
         ("is", "maximize"),
@@ -79,7 +79,7 @@ def test_a_metric_has_one_direction_whatever_its_number_is_called(name, expected
 
 def test_a_metric_that_nobody_registered_has_no_direction():
     with pytest.raises(UserError, match=r"found 'precisoin', expected one of fd, .* Did you mean 'precision'?"):
-        direction("sampled/precisoin")
+        direction("in_loop/precisoin")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_two_kinds_of_one_name_are_refused():
 )
 def test_a_plugin_that_fails_is_said_without_a_traceback(tmp_path, text, said):
     (tmp_path / "broken.py").write_text(text)
-    words = ["-m", "slurm", "plan", "experiment=glyphs16", "plugins=[broken]"]
-    done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
+    argv = ["-m", "slurm", "plan", "experiment=glyphs16", "plugins=[broken]"]
+    done = subprocess.run([sys.executable, *argv], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert said in done.stderr.replace("\n", " ") and "Traceback" not in done.stderr

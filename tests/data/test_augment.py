@@ -1,4 +1,4 @@
-"""Changes to images: Pillow's, keyed by visit, and the same in any batch."""
+"""Changes to images: Pillow's, keyed by sample index, and the same in any batch."""
 
 import numpy as np
 import pytest
@@ -25,8 +25,8 @@ EVERYTHING = AugmentConfig(**COLOURS, rotation=20, shift=0.1)
 FACTORS = (0.0, 0.3, 1.0, 1.7)
 
 
-def augmented(images, visits, *, seed, cfg):
-    return augment(images, augment_draws(visits, seed=seed), cfg=cfg)
+def augmented(images, sample_indices, *, seed, cfg):
+    return augment(images, augment_draws(sample_indices, seed=seed), cfg=cfg)
 
 
 def smooth_pixels(height: int = 24, width: int = 20) -> np.ndarray:
@@ -86,16 +86,16 @@ def test_hue_turns_red_towards_green_through_a_third_of_the_circle():
 
 
 def test_a_change_does_not_know_its_batch():
-    visits = torch.arange(100, 116)
+    sample_indices = torch.arange(100, 116)
     images = torch.rand(16, 3, 33, 31, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    whole = augmented(images, visits, seed=3, cfg=EVERYTHING)
+    whole = augmented(images, sample_indices, seed=3, cfg=EVERYTHING)
     for size in (1, 3, 5):
-        pieces = zip(images.split(size), visits.split(size), strict=True)
+        pieces = zip(images.split(size), sample_indices.split(size), strict=True)
         parts = [augmented(some, numbers, seed=3, cfg=EVERYTHING) for some, numbers in pieces]
         assert torch.equal(torch.cat(parts), whole)
     assert whole.min() >= -1 and whole.max() <= 1
-    assert not torch.equal(augmented(images, visits + 1, seed=3, cfg=EVERYTHING), whole)
-    assert not torch.equal(augmented(images, visits, seed=4, cfg=EVERYTHING), whole)
+    assert not torch.equal(augmented(images, sample_indices + 1, seed=3, cfg=EVERYTHING), whole)
+    assert not torch.equal(augmented(images, sample_indices, seed=4, cfg=EVERYTHING), whole)
 
 
 def test_a_quarter_turn_and_whole_pixels_are_exact():
@@ -111,9 +111,9 @@ def test_a_quarter_turn_and_whole_pixels_are_exact():
 
 
 def test_geometry_leaves_the_draws_of_colours_as_they_were():
-    images, visits = torch.rand(4, 3, 8, 8) * 2 - 1, torch.arange(4)
-    plain = augmented(images, visits, seed=0, cfg=AugmentConfig(brightness=0.3))
-    factors = 1 - 0.3 + 0.6 * augment_draws(visits, seed=0)[:, 0]
+    images, sample_indices = torch.rand(4, 3, 8, 8) * 2 - 1, torch.arange(4)
+    plain = augmented(images, sample_indices, seed=0, cfg=AugmentConfig(brightness=0.3))
+    factors = 1 - 0.3 + 0.6 * augment_draws(sample_indices, seed=0)[:, 0]
     assert torch.allclose(plain, brightness(images, factors), atol=1e-6)
     assert AugmentConfig(rotation=5).active and AugmentConfig(shift=0.1).active
 
@@ -127,13 +127,13 @@ def test_nothing_happens_by_default():
 
 
 def test_factors_are_uniform_in_their_range():
-    visits = torch.arange(20_000)
+    sample_indices = torch.arange(20_000)
     images = torch.full((20_000, 1, 1, 1), 0.0)  # brightness maps mid grey to factor - 1
-    factors = augmented(images, visits, seed=1, cfg=AugmentConfig(brightness=0.5)).flatten() + 1
+    factors = augmented(images, sample_indices, seed=1, cfg=AugmentConfig(brightness=0.5)).flatten() + 1
     assert stats.kstest(factors.numpy(), stats.uniform(0.5, 1.0).cdf).pvalue > 0.01
 
 
-def test_half_of_the_visits_are_mirrored():
+def test_half_of_the_sample_indices_are_mirrored():
     mirrored = flipped(torch.arange(40_000), seed=5)
     assert abs(mirrored.double().mean() - 0.5) < 0.01
     assert torch.equal(flipped(torch.arange(100, 200), seed=5), mirrored[100:200])

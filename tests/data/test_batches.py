@@ -31,12 +31,12 @@ def steps_of(reader: Reader, steps: int, **settings) -> list[list[LoadedBatch]]:
 
 @dataclass
 class Seen:
-    """What training sees of some visits, and which samples they show."""
+    """What training sees at some sample indices, and which images they show."""
 
     images: torch.Tensor
     labels: torch.Tensor
     attributes: torch.Tensor | None
-    visits: torch.Tensor
+    sample_indices: torch.Tensor
     indices: torch.Tensor
 
 
@@ -45,7 +45,7 @@ def joined(parts: list[LoadedBatch | Seen]) -> Seen:
     rows = []
     for part in parts:
         its = part if isinstance(part, Seen) else part.to("cpu")
-        rows.append((its.images, its.labels, its.attributes, its.visits, part.indices))
+        rows.append((its.images, its.labels, its.attributes, its.sample_indices, part.indices))
     return Seen(*(None if column[0] is None else torch.cat(column) for column in zip(*rows, strict=True)))
 
 
@@ -56,7 +56,7 @@ def of_all_ranks(reader: Reader, steps: int, *, world_size: int, **settings) -> 
 
 
 def same(first: Seen, second: Seen) -> bool:
-    fields = ("images", "labels", "visits", "indices")
+    fields = ("images", "labels", "sample_indices", "indices")
     return all(torch.equal(getattr(first, field), getattr(second, field)) for field in fields)
 
 
@@ -78,7 +78,7 @@ def test_each_sample_exactly_once_per_epoch_and_any_start_equals_the_tail(tmp_pa
         reader, steps, world_size=ranks, global_batch=batch, micro_batch=micro, workers=workers, flip=True
     )
     everything = joined(found)
-    assert torch.equal(everything.visits, torch.arange(steps * batch))
+    assert torch.equal(everything.sample_indices, torch.arange(steps * batch))
     for epoch in everything.indices.split(count)[: steps * batch // count]:
         assert torch.equal(epoch.sort().values, torch.arange(count))
     for image, label, number in zip(everything.images, everything.labels, everything.indices.tolist(), strict=True):
@@ -113,7 +113,7 @@ def test_the_number_of_ranks_may_change_at_every_step(tmp_path):
         assert same(part[0], reference[step])
 
 
-def test_mirroring_belongs_to_the_visit(tmp_path):
+def test_mirroring_belongs_to_the_sample_index(tmp_path):
     reader = Reader(write_numbered(tmp_path, [8]))
     plain = joined(of_all_ranks(reader, 50, world_size=1, global_batch=8, micro_batch=8))
     mixed = joined(of_all_ranks(reader, 50, world_size=1, global_batch=8, micro_batch=8, flip=True))
@@ -210,9 +210,9 @@ def test_validation_is_one_fixed_pass_spread_over_the_data(world_size, tmp_path)
         for rank in range(world_size)
     ]
     found = joined(parts)
-    assert found.visits.tolist() == list(range(12))
+    assert found.sample_indices.tolist() == list(range(12))
     assert found.indices.tolist() == [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27]
-    assert max(len(p.visits) for p in parts) - min(len(p.visits) for p in parts) <= 1
+    assert max(len(p.sample_indices) for p in parts) - min(len(p.sample_indices) for p in parts) <= 1
     pixels = np.stack([pixels_of(number) for number in found.indices.tolist()])
     assert np.allclose(found.images.permute(0, 2, 3, 1), pixels / 127.5 - 1, atol=1e-6)
 
@@ -221,4 +221,8 @@ def test_a_batch_moves_whole(tmp_path):
     reader = Reader(write_numbered(tmp_path, [4], attributes=True))
     batch = next(validation_batches(reader, count=4)).to("cpu", torch.float64)
     assert batch.images.dtype == torch.float64
-    assert (batch.labels.dtype, batch.attributes.dtype, batch.visits.dtype) == (torch.int64, torch.int8, torch.int64)
+    assert (batch.labels.dtype, batch.attributes.dtype, batch.sample_indices.dtype) == (
+        torch.int64,
+        torch.int8,
+        torch.int64,
+    )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pipeline.data.order import samples_of
+from pipeline.data.order import images_of
 
 seeds = st.integers(0, 2**63 - 1)
 IMAGENET = 1_281_167
@@ -19,7 +19,7 @@ GOLDEN = [[8, 0, 6, 5, 1, 4, 7, 9, 2, 3, 6, 9, 0, 2, 7, 8, 3, 4, 1, 5], [583981,
 
 
 def epoch_order(size: int, *, seed: int, epoch: int = 0) -> np.ndarray:
-    return samples_of(np.arange(epoch * size, (epoch + 1) * size), seed=seed, size=size)
+    return images_of(np.arange(epoch * size, (epoch + 1) * size), seed=seed, size=size)
 
 
 @settings(max_examples=150, deadline=None)
@@ -31,10 +31,10 @@ def test_an_epoch_shows_each_sample_exactly_once(size, seed, epoch):
 @settings(max_examples=40, deadline=None)
 @given(size=st.integers(1, 500), seed=seeds, start=st.integers(0, 2000), cut=st.integers(0, 700))
 def test_any_part_equals_that_part_of_the_whole(size, seed, start, cut):
-    whole = samples_of(np.arange(2700), seed=seed, size=size)
-    assert np.array_equal(samples_of(np.arange(start, start + cut), seed=seed, size=size), whole[start : start + cut])
+    whole = images_of(np.arange(2700), seed=seed, size=size)
+    assert np.array_equal(images_of(np.arange(start, start + cut), seed=seed, size=size), whole[start : start + cut])
     scattered = np.random.default_rng(cut).permutation(2700).reshape(27, 100)
-    assert np.array_equal(samples_of(scattered, seed=seed, size=size), whole[scattered])
+    assert np.array_equal(images_of(scattered, seed=seed, size=size), whole[scattered])
 
 
 def test_orders_of_other_epochs_and_seeds_are_unrelated():
@@ -52,7 +52,7 @@ def test_orders_of_other_epochs_and_seeds_are_unrelated():
 def test_every_sample_is_as_likely_anywhere_and_after_any_other(size):
     """Over many epochs: chi-squared tests of single positions, and of the distance between two positions' samples."""
     epochs = 100_000 // size
-    orders = samples_of(np.arange(epochs * size), seed=7, size=size).reshape(epochs, size)
+    orders = images_of(np.arange(epochs * size), seed=7, size=size).reshape(epochs, size)
     for position in {0, 1, size // 2, size - 1}:
         assert stats.chisquare(np.bincount(orders[:, position], minlength=size)).pvalue > 1e-3
     for position in {1, size // 2, size - 1} if size > 2 else {}:
@@ -63,14 +63,14 @@ def test_every_sample_is_as_likely_anywhere_and_after_any_other(size):
 
 def test_shuffled_across_the_whole_set():
     """A batch comes from everywhere: its samples, sorted, are as uniform as independent draws would be."""
-    order = samples_of(np.arange(5_000_000_000, 5_000_000_000 + 4096), seed=3, size=IMAGENET)
+    order = images_of(np.arange(5_000_000_000, 5_000_000_000 + 4096), seed=3, size=IMAGENET)
     assert stats.kstest(order / IMAGENET, "uniform").pvalue > 0.01
 
 
 def test_the_order_itself_stays_as_it_is():
     """Runs that were stopped continue with it: changing these numbers breaks every checkpoint."""
-    assert samples_of(np.arange(20), seed=0, size=10).tolist() == GOLDEN[0]
-    assert samples_of(np.arange(2**40, 2**40 + 5), seed=123456789, size=IMAGENET).tolist() == GOLDEN[1]
+    assert images_of(np.arange(20), seed=0, size=10).tolist() == GOLDEN[0]
+    assert images_of(np.arange(2**40, 2**40 + 5), seed=123456789, size=IMAGENET).tolist() == GOLDEN[1]
 
 
 def test_any_position_of_a_large_set_costs_the_same_and_keeps_nothing():
@@ -81,11 +81,11 @@ def test_any_position_of_a_large_set_costs_the_same_and_keeps_nothing():
     tracemalloc.start()
     try:
         for start in (0, 700_000, 10**9, 2**50):
-            visits = np.arange(start, start + 256)
-            samples_of(visits, seed=start, size=IMAGENET)  # the first call of an epoch makes its keys
+            sample_indices = np.arange(start, start + 256)
+            images_of(sample_indices, seed=start, size=IMAGENET)  # the first call of an epoch makes its keys
             began = time.process_time()
             for _ in range(20):
-                samples_of(visits, seed=start, size=IMAGENET)
+                images_of(sample_indices, seed=start, size=IMAGENET)
             assert (time.process_time() - began) / 20 < whole_epoch / 5
         assert tracemalloc.get_traced_memory()[1] < 200_000
     finally:
@@ -101,4 +101,4 @@ def test_a_whole_epoch_of_a_large_set():
 
 def test_no_samples_no_order():
     with pytest.raises(ValueError, match="0 samples"):
-        samples_of(np.arange(3), seed=0, size=0)
+        images_of(np.arange(3), seed=0, size=0)

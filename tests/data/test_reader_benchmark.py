@@ -11,7 +11,7 @@ TINY = "--model unet_tiny --autoencoder kl_autoencoder_tiny"
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("argv", "expected"),
     [
         (["reader.py", "--images", "64", "--rounds", "1"], ["ours raw", "webdataset png", "target 1.5x"]),
         (
@@ -25,8 +25,8 @@ TINY = "--model unet_tiny --autoencoder kl_autoencoder_tiny"
         (["draws.py", "--batch", "1", "--steps", "1"], ["million numbers/s", "of a step"]),
     ],
 )
-def test_a_benchmark_runs(words, expected):
-    command = [sys.executable, BENCHMARKS / words[0], *words[1:]]
+def test_a_benchmark_runs(argv, expected):
+    command = [sys.executable, BENCHMARKS / argv[0], *argv[1:]]
     done = subprocess.run(command, cwd=BENCHMARKS.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(text in done.stdout for text in expected)

@@ -38,9 +38,9 @@ def ended(*processes: ForkProcess) -> list[int | None]:
     return [process.exitcode for process in processes]
 
 
-def config(data_dir: Path, *words: str, data: str = "folder") -> Config:
+def config(data_dir: Path, *overrides: str, data: str = "folder") -> Config:
     """The config of `data=...` with overrides."""
-    return data_config([f"data={data}", f"data_dir={data_dir}", *words])
+    return data_config([f"data={data}", f"data_dir={data_dir}", *overrides])
 
 
 def picture(seed: int, *, width: int = 24, height: int = 20) -> Image.Image:

@@ -279,7 +279,7 @@ def test_an_autoencoder_that_is_not_ready(place: Path) -> None:
 def test_an_autoencoder_of_diffusers_encodes_as_diffusers_does(place: Path) -> None:
     diffusers = pytest.importorskip("diffusers", reason="the extra 'export' is not installed")
     torch.manual_seed(3)
-    theirs = diffusers.AutoencoderKL(
+    diffusers_model = diffusers.AutoencoderKL(
         in_channels=1,
         out_channels=1,
         down_block_types=["DownEncoderBlock2D"] * 2,
@@ -289,12 +289,12 @@ def test_an_autoencoder_of_diffusers_encodes_as_diffusers_does(place: Path) -> N
         sample_size=8,
         scaling_factor=0.3,
     ).eval()
-    theirs.save_pretrained(place / "theirs")
-    cfg = of(place, run=place / "theirs")
+    diffusers_model.save_pretrained(place / "diffusers")
+    cfg = of(place, run=place / "diffusers")
     encode.run(cfg, workers=1)
     reader = images(cfg)
     with torch.no_grad():
-        posterior = theirs.encode(from_uint8(reader.read(np.arange(reader.count)))).latent_dist
+        posterior = diffusers_model.encode(from_uint8(reader.read(np.arange(reader.count)))).latent_dist
     means, deviations, *_ = np.split(stored(cfg), 4, axis=1)
     assert np.abs(means - posterior.mean.numpy()).max() < 1e-5
     assert np.abs(deviations - posterior.std.numpy()).max() < 1e-5

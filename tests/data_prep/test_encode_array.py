@@ -28,7 +28,7 @@ def test_an_array_of_three_tasks_gives_the_bytes_of_one_process(tmp_path: Path) 
     )
     encode.run(alone, workers=1)
     run = create_run(cfg)
-    words = f"{sys.executable} -m data_prep encode {run.path} --part=array --workers=1"
+    line = f"{sys.executable} -m data_prep encode {run.path} --part=array --workers=1"
     log = f"--output={tmp_path}/%a.log"
     slurm(
         "sbatch",
@@ -39,7 +39,7 @@ def test_an_array_of_three_tasks_gives_the_bytes_of_one_process(tmp_path: Path) 
         f"--comment={tmp_path}",
         log,
         "--wrap",
-        words,
+        line,
     )
     logs = [(tmp_path / f"{task}.log").read_text() for task in (5, 6, 7)]
     assert content_of(latents_directory(cfg)) == content_of(latents_directory(alone)), logs[0]

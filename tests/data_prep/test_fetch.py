@@ -131,8 +131,8 @@ def test_a_data_set_is_fetched_and_prepared_from_its_addresses(server: Server, t
     content = buffer.getvalue()
     server.files["c.tar.gz"] = content
     address = f"{{name: cifar-10-binary.tar.gz, url: '{server.url('c.tar.gz')}', checksum: '{sha256(content)}'}}"
-    words = [f"data.source.urls=[{address}]", "data.counts={train: 40, test: 8}"]
-    cfg = config(tmp_path, *words, data="cifar10")
+    overrides = [f"data.source.urls=[{address}]", "data.counts={train: 40, test: 8}"]
+    cfg = config(tmp_path, *overrides, data="cifar10")
     prepare(cfg)
     assert split_of(cfg).manifest.count == 40 and split_of(cfg, "test").manifest.count == 8
     assert (tmp_path / "downloads" / "cifar10" / "cifar-10-binary.tar.gz").read_bytes() == content

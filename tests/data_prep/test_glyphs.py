@@ -97,10 +97,10 @@ def test_the_report_s_set_has_eight_letters_of_ten_families(shared: Path, tmp_pa
 
 
 def test_ink_and_paper_may_be_swapped_in_three_channels(tmp_path: Path) -> None:
-    words = ["data.source.choose=[DejaVuSans]", "data.split.valid=0", "data.source.alphabet=AB"]
-    cfg = config(tmp_path / "a", *words, data="glyphs32")
+    overrides = ["data.source.choose=[DejaVuSans]", "data.split.valid=0", "data.source.alphabet=AB"]
+    cfg = config(tmp_path / "a", *overrides, data="glyphs32")
     swapped = config(
-        tmp_path / "b", *words, "data.source.ink=0", "data.source.paper=255", "data.channels=3", data="glyphs32"
+        tmp_path / "b", *overrides, "data.source.ink=0", "data.source.paper=255", "data.channels=3", data="glyphs32"
     )
     prepare(cfg)
     prepare(swapped)
@@ -131,10 +131,10 @@ def test_fonts_come_from_a_tar_that_is_whole(tmp_path: Path, ending: str) -> Non
         for name in ("DejaVuSans", "DejaVuSansMono", "DejaVuSerif"):
             archive.add(fonts / f"{name}.ttf", f"fonts/{name}.ttf")
             end = archive.offset
-    words = [f"data.source.fonts={path}", "data.source.scales=[0.7]", "data.source.alphabet=AB"]
-    cfg = config(tmp_path / "whole", *words, data="glyphs16")
+    overrides = [f"data.source.fonts={path}", "data.source.scales=[0.7]", "data.source.alphabet=AB"]
+    cfg = config(tmp_path / "whole", *overrides, data="glyphs16")
     assert listing.run(cfg)["items"] == 6
     assert sorted(p.name for p in listing.source_directory(cfg).iterdir() if "tar" in p.name) == []
     path.write_bytes(path.read_bytes()[: end if ending == "tar" else path.stat().st_size // 2])
     with pytest.raises(Incomplete, match="truncated"):
-        listing.run(config(tmp_path / "cut", *words, data="glyphs16"))
+        listing.run(config(tmp_path / "cut", *overrides, data="glyphs16"))

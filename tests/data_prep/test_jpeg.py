@@ -37,8 +37,8 @@ def test_resampling_is_pillow_s(before: int, after: int, channels: int, curve: s
     pixels = np.random.default_rng(seed).integers(0, 256, (before, before, channels), dtype=np.uint8)
     pixels = (pixels > 127).astype(np.uint8) * 255 if hard else pixels  # black and white overshoot on both sides
     plain = Image.fromarray(pixels if channels == 3 else pixels[:, :, 0])
-    theirs = np.asarray(plain.resize((after, after), FILTERS[curve])).reshape(after, after, channels)
-    assert np.array_equal(resample(pixels, after, curve=curve), theirs)
+    expected = np.asarray(plain.resize((after, after), FILTERS[curve])).reshape(after, after, channels)
+    assert np.array_equal(resample(pixels, after, curve=curve), expected)
 
 
 def test_only_squares_are_resampled() -> None:

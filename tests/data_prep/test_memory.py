@@ -23,8 +23,8 @@ def linked_folder(root: Path, count: int) -> Path:
 
 def peak_mib(root: Path, data_dir: Path, stage: str) -> float:
     """Largest resident memory of a stage and its worker processes together, in MiB, seen every 50 ms."""
-    words = ["data=folder", f"data_dir={data_dir}", f"data.source.path={root}", "data.image_size=16"]
-    command = [sys.executable, "-m", "data_prep", stage, *words, "data.encoding=raw"]
+    overrides = ["data=folder", f"data_dir={data_dir}", f"data.source.path={root}", "data.image_size=16"]
+    command = [sys.executable, "-m", "data_prep", stage, *overrides, "data.encoding=raw"]
     command += ["--workers=2"] if stage == "shard" else []
     task, peak = subprocess.Popen(command, stderr=subprocess.DEVNULL), 0
     while task.poll() is None:

@@ -34,19 +34,19 @@ NAMED = [f"p{number:03d}.png" for number in range(8)]
 
 
 def prepared(
-    capsys: Capture, data_dir: Path, *words: str, data: str = "folder", stages: Iterable[str] = ("fetch", "shard")
+    capsys: Capture, data_dir: Path, *overrides: str, data: str = "folder", stages: Iterable[str] = ("fetch", "shard")
 ) -> tuple[int, str]:
     """Exit code and console text of the stages."""
     capsys.readouterr()
     for stage in stages:
         workers = ["--workers=1"] if stage == "shard" else []
-        code = main([stage, *workers, f"data={data}", f"data_dir={data_dir}", *SIZE, *words])
+        code = main([stage, *workers, f"data={data}", f"data_dir={data_dir}", *SIZE, *overrides])
         if code:
             break
     return code, capsys.readouterr().err
 
 
-# Each case: path (under folders, zips, wds), words, exit code, and what the console says, in this order.
+# Each case: path (under folders, zips, wds), overrides, exit code, and what the console says, in this order.
 WRONG, RIGHT = 2, 0
 OWN: list[tuple[str, list[str], int, str]] = [
     ("folders/othertypes", [], RIGHT, r"3 x hidden.*shard: train 33.*noending38, noending39, noending40.*iphone\.heic"),
@@ -166,16 +166,16 @@ def test_every_case_of_the_shared_archive_is_right(tmp_path: Path, capsys: Captu
         )
     with tarfile.open(path) as archive:
         archive.extractall(tmp_path, filter="data")
-    cases = [(tmp_path / name, words, code, said, "folder") for name, words, code, said in OWN]
-    cases += [(tmp_path / "wds" / name, words, code, said, "webdataset") for name, words, code, said in WDS]
-    for name, words, code, said in TABLES:
+    cases = [(tmp_path / name, overrides, code, said, "folder") for name, overrides, code, said in OWN]
+    cases += [(tmp_path / "wds" / name, overrides, code, said, "webdataset") for name, overrides, code, said in WDS]
+    for name, overrides, code, said in TABLES:
         table = f"data.source.table={tmp_path / 'tables' / name}"
-        cases.append((tmp_path / "images", [table, *words], code, said, "folder"))
-    for number, (source, words, code, said, data) in enumerate(cases):
+        cases.append((tmp_path / "images", [table, *overrides], code, said, "folder"))
+    for number, (source, overrides, code, said, data) in enumerate(cases):
         place, where = tmp_path / "data" / str(number), f"data.source.path={source}"
         stages = ("fetch", "shard") if code or "train" in said else ("fetch",)  # what fetch says needs no shards
-        found = prepared(capsys, place, where, *words, data=data, stages=stages)
-        assert found[0] == code and re.search(said, found[1].replace("\n", " ")), (source.name, words, found)
+        found = prepared(capsys, place, where, *overrides, data=data, stages=stages)
+        assert found[0] == code and re.search(said, found[1].replace("\n", " ")), (source.name, overrides, found)
     told = {Path(name).parts[-1] for name, *_ in (*OWN, *TABLES, *WDS)}
     there = [p for folder in ("folders", "zips", "tables", "wds") for p in (tmp_path / folder).iterdir()]
     assert {p.name for p in there} - told == {"elsewhere"}  # which linkedclass links to
@@ -199,8 +199,8 @@ def kaggle(root: Path, name: str, text: str) -> None:
 
 
 def check_kaggle(root: Path, capsys: Capture) -> None:
-    words = [f"data.source.path={root}", "data.counts=null", "data.crop.size=18", "data.max_rejected=1"]
-    code, said = prepared(capsys, root / "data", *words, data="celeba64_crop178_lanczos")
+    overrides = [f"data.source.path={root}", "data.counts=null", "data.crop.size=18", "data.max_rejected=1"]
+    code, said = prepared(capsys, root / "data", *overrides, data="celeba64_crop178_lanczos")
     assert code == 0 and re.search(r"test \d+, train \d+, valid \d+|train \d+", said), said
 
 
@@ -209,13 +209,15 @@ def test_kaggle_s_celeba_is_taken_as_it_comes(tmp_path: Path, capsys: Capture) -
     partition = "image_id,partition\n" + "".join(f"{name},{n % 3}\n" for n, name in enumerate(rows))
     attributes = "image_id,Smiling,Male\n" + "".join(f"{name},-1,1\n" for name in rows)
     kaggle(tmp_path, "list_attr_celeba.csv", attributes)
-    words = [f"data.source.path={tmp_path}", "data.counts=null", "data.crop.size=18"]
-    code, said = prepared(capsys, tmp_path / "none", *words, data="celeba64_crop178_lanczos")
+    overrides = [f"data.source.path={tmp_path}", "data.counts=null", "data.crop.size=18"]
+    code, said = prepared(capsys, tmp_path / "none", *overrides, data="celeba64_crop178_lanczos")
     assert code == 2 and "Put list_eval_partition.txt (Kaggle: .csv) beside the images" in said
     kaggle(tmp_path, "list_eval_partition.csv", partition)
-    assert "test 4, train 4, valid 4" in prepared(capsys, tmp_path / "d", *words, data="celeba64_crop178_lanczos")[1]
+    assert (
+        "test 4, train 4, valid 4" in prepared(capsys, tmp_path / "d", *overrides, data="celeba64_crop178_lanczos")[1]
+    )
     (tmp_path / "list_eval_partition.csv").write_text(partition + "000099.jpg,7\n")
-    code, said = prepared(capsys, tmp_path / "bad", *words, data="celeba64_crop178_lanczos")
+    code, said = prepared(capsys, tmp_path / "bad", *overrides, data="celeba64_crop178_lanczos")
     assert code == 2 and "list_eval_partition.csv, line 14: found 000099.jpg 7, expected an image and 0, 1 or 2" in said
 
 
@@ -241,8 +243,8 @@ def test_every_file_that_is_passed_over_is_listed_with_its_kind(tmp_path: Path, 
     (root / "c").symlink_to(tmp_path / "elsewhere")
     with (root / os.fsdecode(b"a/caf\xe9.png")).open("wb") as file:
         picture(51).save(file, "PNG")
-    words = [f"data.source.path={root}", *SIZE, "data.max_rejected=0.1"]
-    cfg = config(tmp_path / "data", *words)
+    overrides = [f"data.source.path={root}", *SIZE, "data.max_rejected=0.1"]
+    cfg = config(tmp_path / "data", *overrides)
     prepare(cfg)
     kinds = {key: row.kind for key, row in rejected_of(cfg).items()}
     hidden = dict.fromkeys(("a/.DS_Store", "a/Thumbs.db", "a/.thumbnails", "__MACOSX"), "hidden")
@@ -253,26 +255,26 @@ def test_every_file_that_is_passed_over_is_listed_with_its_kind(tmp_path: Path, 
     assert dict(zip(train.manifest.classes, train.manifest.class_counts, strict=True)) == {"a": 11, "b": 10, "c": 1}
     assert "a/caf\\xe9.png" in [item.key for item in Items(listing.source_directory(cfg))]
     picture(52).save(tmp_path / "elsewhere" / "new.png")
-    code, said = prepared(capsys, tmp_path / "data", *words)
+    code, said = prepared(capsys, tmp_path / "data", *overrides)
     assert code == 2 and "found.files: was 23, now 24" in said, said
 
 
 def test_a_model_of_classes_is_refused_where_images_without_labels_are_listed(tmp_path: Path, capsys: Capture) -> None:
     root = flat(tmp_path / "images")
-    words = [f"data.source.path={root}", "experiment=glyphs16", "name=x"]
+    overrides = [f"data.source.path={root}", "experiment=glyphs16", "name=x"]
     expected = f"model.condition: found class, but the 8 images of {root} have no labels. Set model.condition=none "
     expected += "with sample.sampler.guidance.scale=1, or put each class"
     for _ in range(2):  # listed anew, and listed before
-        code, said = prepared(capsys, tmp_path / "data", *words, stages=["fetch"])
+        code, said = prepared(capsys, tmp_path / "data", *overrides, stages=["fetch"])
         assert code == 2 and "fetch: 8 images listed" in said and expected in said and "looks like" not in said, said
-    without = [*words, "model.condition=none", "sample.sampler.guidance.scale=1"]
+    without = [*overrides, "model.condition=none", "sample.sampler.guidance.scale=1"]
     assert prepared(capsys, tmp_path / "data", *without, stages=["fetch"])[0] == 0
     (root / "labels.csv").write_text("file_name,label\n" + "".join(f"{name},{name[3]}\n" for name in NAMED))
-    code, said = prepared(capsys, tmp_path / "more", *words, stages=["fetch"])
+    code, said = prepared(capsys, tmp_path / "more", *overrides, stages=["fetch"])
     assert code == 2 and "labels.csv looks like one: data.source.table=labels.csv" in said, said
-    labelled = [*words, "data.source.table=labels.csv"]
+    labelled = [*overrides, "data.source.table=labels.csv"]
     assert prepared(capsys, tmp_path / "more", *labelled, stages=["fetch"])[0] == 0
-    asked = [*words[:1], "model=unet_tiny", "name=x", "data.source.labels=none", "model.condition=class"]
+    asked = [*overrides[:1], "model=unet_tiny", "name=x", "data.source.labels=none", "model.condition=class"]
     assert "the data set has no labels" in prepared(capsys, tmp_path / "more", *asked, stages=["fetch"])[1]
     tar = wds(tmp_path / "a.tar", [{}, {}])
     told = ["model=unet_tiny", "name=x", "model.condition=attributes"]
@@ -309,15 +311,15 @@ def test_archives_of_any_kind_are_read_and_refused_where_they_are_cut(tmp_path: 
     assert whole["items"] == 4
     for kind in ("tar", "tar.gz", "tar.bz2", "tar.xz", "zip", "ZIP"):
         path = packed(root, kind)
-        words = [f"data.source.path={path}", *SIZE]
-        receipt = listing.run(config(tmp_path / kind, *words))
+        overrides = [f"data.source.path={path}", *SIZE]
+        receipt = listing.run(config(tmp_path / kind, *overrides))
         assert receipt["sha256"] == whole["sha256"], kind  # the same keys, labels and order
         assert receipt["rejected"] == {"hidden": 3}
         content = path.read_bytes()
         for share in (0.3, 0.9):
             path.write_bytes(content[: int(len(content) * share)] if kind != "tar" else content[: int(8 * share) * 512])
             with pytest.raises(Incomplete, match=rf"{re.escape(path.name)} is (a truncated|not a readable tar)"):
-                listing.run(config(tmp_path / f"{kind}{share}", *words))
+                listing.run(config(tmp_path / f"{kind}{share}", *overrides))
     tar = packed(root, "tar")
     tar.write_bytes(tar.read_bytes() * 2)
     with pytest.raises(Incomplete, match="goes on after its end mark"):
@@ -355,17 +357,17 @@ def test_folders_named_like_splits_are_asked_about(tmp_path: Path, capsys: Captu
     around = flat(
         tmp_path / "a", [f"pets/{s}/{c}/{n}.png" for s in ("Training", "VAL") for c in "xy" for n in range(3)]
     )
-    words = [f"data.source.path={around}"]
-    code, said = prepared(capsys, tmp_path / "d", *words)
+    overrides = [f"data.source.path={around}"]
+    code, said = prepared(capsys, tmp_path / "d", *overrides)
     assert code == 2 and re.search(r"Training \(6 images\), VAL \(6 images\) in '.*/a/pets/'", said)
-    code, said = prepared(capsys, tmp_path / "d", *words, "data.source.splits=true")
+    code, said = prepared(capsys, tmp_path / "d", *overrides, "data.source.splits=true")
     assert code == 2 and "expected split.rule=official" in said
-    code, said = prepared(capsys, tmp_path / "d", *words, "data.source.splits=true", *OFFICIAL)
+    code, said = prepared(capsys, tmp_path / "d", *overrides, "data.source.splits=true", *OFFICIAL)
     assert code == 0 and "train 6, valid 6" in said and "2 classes" in said
     one = flat(tmp_path / "b", [f"{name}/{n}.png" for name in ("train", "car") for n in range(3)])
     code, said = prepared(capsys, tmp_path / "d", f"data.source.path={one}")
     assert code == 0 and re.search(r"0 +car +3.*1 +train +3", said, re.DOTALL)  # a train may be a train
-    told = [config(tmp_path, *words, f"data.source.splits={value}").data for value in ("null", "false")]
+    told = [config(tmp_path, *overrides, f"data.source.splits={value}").data for value in ("null", "false")]
     assert protocol_hash(told[0]) == protocol_hash(told[1])
 
 
@@ -402,37 +404,37 @@ def test_tables_of_any_delimiter_encoding_and_quoting_are_read(tmp_path: Path) -
     root = flat(tmp_path / "images")
     for name, content in GOOD:
         (tmp_path / name).write_bytes(content)
-        words = [f"data.source.path={root}", f"data.source.table={tmp_path / name}", *SIZE]
-        receipt = listing.run(config(tmp_path / f"{name}.data", *words))
+        overrides = [f"data.source.path={root}", f"data.source.table={tmp_path / name}", *SIZE]
+        receipt = listing.run(config(tmp_path / f"{name}.data", *overrides))
         assert receipt["classes"] == [["x", 4], ["y", 4]], name
     for number, (content, said) in enumerate(BAD.items()):
         (tmp_path / "t.csv").write_text(content)
-        words = [f"data.source.path={root}", f"data.source.table={tmp_path / 't.csv'}", *SIZE]
+        overrides = [f"data.source.path={root}", f"data.source.table={tmp_path / 't.csv'}", *SIZE]
         with pytest.raises(UserError, match=said) as caught:
-            listing.run(config(tmp_path / str(number), *words))
+            listing.run(config(tmp_path / str(number), *overrides))
         assert "t.csv" in str(caught.value)
     (tmp_path / "t.csv").write_bytes(b"file,label\np000.png,\x81\n")
     with pytest.raises(UserError, match="line 2: found the byte 0x81, expected text in UTF-8, UTF-16 or Windows-1252"):
-        listing.run(config(tmp_path / "byte", *words))
+        listing.run(config(tmp_path / "byte", *overrides))
 
 
 def test_splits_of_a_table_that_no_rule_uses_are_said(tmp_path: Path, capsys: Capture) -> None:
     root = flat(tmp_path / "images")
-    words = [f"data.source.path={root}", "data.source.table=labels.csv"]
+    overrides = [f"data.source.path={root}", "data.source.table=labels.csv"]
     for splits, there in (("ab" * 4, "a 4, b 4"), ("a" * 3 + " " * 5, "a 3, none 5")):
         rows = [f"{name},x,{split}" for name, split in zip(NAMED, splits, strict=True)]
         (root / "labels.csv").write_text("\n".join(["file,label,Split", *rows]))
         for rule, does in (("hash", "mixes"), ("all", "ignores"), ("official", "")):
             data = tmp_path / f"data{there}{rule}"
-            said = prepared(capsys, data, *words, f"data.split.rule={rule}", stages=["fetch"])[1]
+            said = prepared(capsys, data, *overrides, f"data.split.rule={rule}", stages=["fetch"])[1]
             line = f"fetch: the source has splits ({there}), which split.rule={rule} {does}: data.split.rule=official"
             assert (line in said) == (rule != "official") and said.count("has splits") == (rule != "official"), said
 
 
 def attributes_of(tmp_path: Path, root: Path, name: str, content: str) -> list[tuple[int, ...]]:
     (tmp_path / name).write_text(content)
-    words = [f"data.source.path={root}", f"data.source.table={tmp_path / name}", *SIZE]
-    cfg = config(tmp_path / f"{name}.data", *words, "data.source.attribute_columns=[cat,dog]")
+    overrides = [f"data.source.path={root}", f"data.source.table={tmp_path / name}", *SIZE]
+    cfg = config(tmp_path / f"{name}.data", *overrides, "data.source.attribute_columns=[cat,dog]")
     listing.run(cfg)
     return [item.attributes for item in Items(listing.source_directory(cfg))]
 
@@ -457,18 +459,18 @@ def test_an_image_with_two_labels_is_refused_whoever_says_them(tmp_path: Path) -
         "file,label\na.png,cat\na.png,dog\n": "line 3: found label 'dog' for 'a.png', expected 'cat' as in line 2",
     }.items():
         (root / "t.csv").write_text(content)
-        words = [f"data.source.path={root}", "data.source.table=t.csv", *SIZE]
+        overrides = [f"data.source.path={root}", "data.source.table=t.csv", *SIZE]
         with pytest.raises(UserError, match=said):
-            listing.run(config(tmp_path / said[5], *words))
+            listing.run(config(tmp_path / said[5], *overrides))
     (root / "t.csv").write_text("file,label\na.png,cat\nb.png,cat\nc.png,dog\n")
-    words.append("data.source.label_column=label")  # a person who names the column means the table
-    receipt = listing.run(config(tmp_path / "told", *words))
+    overrides.append("data.source.label_column=label")  # a person who names the column means the table
+    receipt = listing.run(config(tmp_path / "told", *overrides))
     assert receipt["classes"] == [["cat", 2], ["dog", 1]]
     flat(root, ["cat/b.png"])
     with pytest.raises(
         UserError, match=r"found 'b\.png', which is both 'cat/b\.png' and 'dog/b\.png', expected the path"
     ):
-        listing.run(config(tmp_path / "twice", *words))
+        listing.run(config(tmp_path / "twice", *overrides))
 
 
 def wds(path: Path, rows: list[dict[str, bytes]]) -> list[str]:
@@ -484,7 +486,7 @@ def wds(path: Path, rows: list[dict[str, bytes]]) -> list[str]:
 
 
 def test_labels_of_tars_are_checked_with_tar_and_key(tmp_path: Path, capsys: Capture) -> None:
-    for number, (label, words, said) in enumerate([
+    for number, (label, overrides, said) in enumerate([
         (b"7", [CLASSES], r"x\.tar, key '0001': found label 7, expected 0 to 1, or one of \['cat', 'dog'\]"),
         (b"bird", [CLASSES], r"x\.tar, key '0001': found label 'bird', expected one of \['cat', 'dog'\]"),
         (b"bird", [], r"found the labels 0 in x\.tar, key '0000' and 'bird' in x\.tar, key '0001', expected numbers"),
@@ -494,7 +496,7 @@ def test_labels_of_tars_are_checked_with_tar_and_key(tmp_path: Path, capsys: Cap
         (b"987654", [], r"labels up to 987654, which makes 987655 classes, but 2 of them alone have images"),
     ]):  # fmt: skip
         source = wds(tmp_path / "x.tar", [{"cls": b"0"}, {"cls": label}])
-        code, text = prepared(capsys, tmp_path / str(number), *source, *words, data="webdataset")
+        code, text = prepared(capsys, tmp_path / str(number), *source, *overrides, data="webdataset")
         assert code == 2 and re.search(said, text), (label, text)
 
 
@@ -530,9 +532,9 @@ def test_classes_without_images_are_counted_in_the_log_and_after_it(tmp_path: Pa
     root = flat(tmp_path / "images")
     rows = [f"{path.name},cat" for path in sorted(root.iterdir())] + [f"gone{n}.png,class{n}" for n in range(5)]
     (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
-    words = [f"data.source.path={root}", f"data.source.table={tmp_path / 'labels.csv'}", "data.max_rejected=0.9"]
-    code, said = prepared(capsys, tmp_path / "data", *words)
+    overrides = [f"data.source.path={root}", f"data.source.table={tmp_path / 'labels.csv'}", "data.max_rejected=0.9"]
+    code, said = prepared(capsys, tmp_path / "data", *overrides)
     assert code == 0 and "5 of 6 classes have no image, such as class0, class1, class2" in said, said
-    classes, passed = prepared_notes(config(tmp_path / "data", *SIZE, *words))
+    classes, passed = prepared_notes(config(tmp_path / "data", *SIZE, *overrides))
     assert classes == "5 of 6 classes have no image in train, such as class0, class1, class2"
     assert "passed over 5 x label_without_image (the labels name an image" in passed and "rejected.jsonl" in passed

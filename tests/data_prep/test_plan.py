@@ -131,14 +131,14 @@ def test_a_dropped_class_leaves_the_list_of_classes_and_labels_are_counted_witho
     root = folder_of_pictures(tmp_path / "images", 9, classes=3)
     for path in sorted((root / "class1").iterdir())[1:]:
         path.unlink()
-    words = [f"data.source.path={root}", "data.image_size=16", "data.split.valid=0", "data.split.min_per_class=2"]
-    cfg = config(tmp_path / "data", *words)
+    overrides = [f"data.source.path={root}", "data.image_size=16", "data.split.valid=0", "data.split.min_per_class=2"]
+    cfg = config(tmp_path / "data", *overrides)
     prepare(cfg, workers=2)
     train = split_of(cfg)
     assert train.manifest.classes == ["class0", "class2"] and train.manifest.class_counts == [3, 3]
     assert train.index["label"].tolist() == [0, 0, 0, 1, 1, 1]
     verify.run(cfg, workers=1)  # labels beside the images are those of the index
-    whole = config(tmp_path / "data", *words[:-1])
+    whole = config(tmp_path / "data", *overrides[:-1])
     prepare(whole)
     assert split_of(whole).manifest.class_counts == [3, 1, 3]
     assert np.array_equal(image_of(train, 5), image_of(split_of(whole), 6))

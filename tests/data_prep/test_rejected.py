@@ -68,14 +68,14 @@ IMAGES: dict[str, tuple[str, Callable[[], bytes], list[str]]] = {
 
 @pytest.mark.parametrize("kind", IMAGES)
 def test_an_image_of_this_kind_is_listed_and_the_others_are_kept(tmp_path: Path, kind: str) -> None:
-    name, make, words = IMAGES[kind]
+    name, make, overrides = IMAGES[kind]
     root = tmp_path / "images"
     root.mkdir()
     for number in range(3):  # of a mode that the protocol takes as it is
-        image = picture(number).convert("L") if "data.channels=1" in words else picture(number)
+        image = picture(number).convert("L") if "data.channels=1" in overrides else picture(number)
         image.save(root / f"good{number}.png")
     (root / name).write_bytes(make())
-    cfg = config(tmp_path / "data", f"data.source.path={root}", *SIZE, *words)
+    cfg = config(tmp_path / "data", f"data.source.path={root}", *SIZE, *overrides)
     prepare(cfg)
     why = rejected_of(cfg)
     assert list(why) == [name] and why[name].kind == kind and len(why[name].reason) > 10
@@ -83,10 +83,10 @@ def test_an_image_of_this_kind_is_listed_and_the_others_are_kept(tmp_path: Path,
     assert finished(data_directory(cfg) / "shards")["rejected"] == {kind: 1}
 
 
-def by_table(tmp_path: Path, rows: list[dict[str, object]], *words: str) -> dict[str, str]:
+def by_table(tmp_path: Path, rows: list[dict[str, object]], *overrides: str) -> dict[str, str]:
     root = folder_of_pictures(tmp_path / "images", 4, classes=1)
     (root / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    cfg = config(tmp_path / "data", f"data.source.path={root}", "data.source.table=labels.jsonl", *SIZE, *words)
+    cfg = config(tmp_path / "data", f"data.source.path={root}", "data.source.table=labels.jsonl", *SIZE, *overrides)
     prepare(cfg)
     return {key: row.kind for key, row in rejected_of(cfg).items()}
 
@@ -153,8 +153,8 @@ def not_listed(tmp_path: Path) -> dict[str, str]:
     root = folder_of_pictures(tmp_path / "images", 4, classes=2)
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*.png"))
     (tmp_path / "chosen.txt").write_text("\n".join(names[1:]))
-    words = [f"data.source.path={root}", *SIZE, f"data.split.keep={tmp_path / 'chosen.txt'}"]
-    cfg = config(tmp_path / "data", *words)
+    overrides = [f"data.source.path={root}", *SIZE, f"data.split.keep={tmp_path / 'chosen.txt'}"]
+    cfg = config(tmp_path / "data", *overrides)
     prepare(cfg)
     return {key: row.kind for key, row in rejected_of(cfg).items()}
 
@@ -176,8 +176,8 @@ def fonts(tmp_path: Path) -> dict[str, str]:
 def not_in_subset(tmp_path: Path) -> dict[str, str]:
     """Two of three images are asked for."""
     root = folder_of_pictures(tmp_path / "images", 3)
-    words = [f"data.source.path={root}", "data.image_size=16", "data.split.valid=0", "data.split.subset=2"]
-    cfg = config(tmp_path / "data", *words)
+    overrides = [f"data.source.path={root}", "data.image_size=16", "data.split.valid=0", "data.split.subset=2"]
+    cfg = config(tmp_path / "data", *overrides)
     prepare(cfg)
     (kind,) = (row.kind for row in rejected_of(cfg).values())
     return {"one of three": kind}
@@ -222,12 +222,12 @@ def test_more_than_the_allowed_share_is_an_error_that_counts_them(tmp_path: Path
     root = folder_of_pictures(tmp_path / "images", 8)
     for number in range(2):
         (root / "class0" / f"bad{number}.png").write_bytes(b"junk")
-    words = [f"data.source.path={root}", "data.image_size=16", "data.split.valid=0"]
-    cfg = config(tmp_path / "data", *words, "data.max_rejected=0.1")
+    overrides = [f"data.source.path={root}", "data.image_size=16", "data.split.valid=0"]
+    cfg = config(tmp_path / "data", *overrides, "data.max_rejected=0.1")
     with pytest.raises(UserError, match=r"2 of 10 images .* \(unreadable: 2\).*data.max_rejected=0.1.*bad0.png"):
         prepare(cfg)
     assert set(rejected_of(cfg)) == {"class0/bad0.png", "class0/bad1.png"}  # listed all the same
-    prepare(config(tmp_path / "data", *words, "data.max_rejected=0.2"))
+    prepare(config(tmp_path / "data", *overrides, "data.max_rejected=0.2"))
 
 
 def test_rows_of_a_table_without_an_image_are_not_called_images(tmp_path: Path) -> None:
@@ -241,9 +241,9 @@ def test_rows_of_a_table_without_an_image_are_not_called_images(tmp_path: Path) 
 def test_a_data_set_of_nothing_but_junk_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(b"junk")
-    words = [f"data.source.path={tmp_path / 'images'}", "data.split.valid=0", "data.max_rejected=1"]
+    overrides = [f"data.source.path={tmp_path / 'images'}", "data.split.valid=0", "data.max_rejected=1"]
     with pytest.raises(UserError, match="1 of 1 images"):
-        prepare(config(tmp_path / "data", *words))
+        prepare(config(tmp_path / "data", *overrides))
 
 
 def test_what_was_converted_is_counted(tmp_path: Path) -> None:

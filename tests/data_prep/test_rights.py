@@ -32,9 +32,9 @@ os.chmod(calls["open"], 0o777)
 if os.geteuid() == 0:
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 said = []
-for words in calls["then"]:
+for argv in calls["then"]:
     with contextlib.redirect_stderr(io.StringIO()) as text:
-        said.append([main(words), text.getvalue()])
+        said.append([main(argv), text.getvalue()])
 json.dump(said, sys.stdout)
 """
 
@@ -55,15 +55,21 @@ def test_what_may_not_be_written_or_read_is_named_with_setting_path_and_owner(ro
     closed, shut, into, ours = (root / name for name in ("closed", "shut", "into", "ours"))
     for path in (closed, shut, into, ours):
         path.mkdir()
-    words = ["data=folder", "data.image_size=16", "data.split.valid=0", "evaluate.domain.enabled=false", "--workers=1"]
-    first = ["all", *words, f"data.source.path={images}", f"data_dir={root / 'data'}"]
+    overrides = [
+        "data=folder",
+        "data.image_size=16",
+        "data.split.valid=0",
+        "evaluate.domain.enabled=false",
+        "--workers=1",
+    ]
+    first = ["all", *overrides, f"data.source.path={images}", f"data_dir={root / 'data'}"]
     then = [
         first,  # finished by somebody else: there is nothing to write
-        ["all", *words, f"data.source.path={images}", f"data_dir={closed}"],
-        ["all", *words, f"data.source.path={images}", f"data_dir={closed / 'deeper' / 'data'}"],
-        ["all", *words, f"data.source.path={shut}", f"data_dir={ours}"],
+        ["all", *overrides, f"data.source.path={images}", f"data_dir={closed}"],
+        ["all", *overrides, f"data.source.path={images}", f"data_dir={closed / 'deeper' / 'data'}"],
+        ["all", *overrides, f"data.source.path={shut}", f"data_dir={ours}"],
         ["fetch", "weights", "niqe", "--into", str(into / "weights"), "--mirror", "http://127.0.0.1:1"],
-        ["inspect", *words[:-1], *first[-2:]],
+        ["inspect", *overrides[:-1], *first[-2:]],
     ]
     calls = {"first": first, "then": then, "closed": [str(shut)], "open": str(ours)}
     calls["read_only"] = [str(closed), str(into), str(root / "data")]
@@ -86,8 +92,8 @@ def test_what_may_not_be_written_or_read_is_named_with_setting_path_and_owner(ro
 
 def test_a_file_where_a_folder_should_be_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
-    words = ["fetch", "data=glyphs16", "data.source.choose=[DejaVuSans]"]
+    overrides = ["fetch", "data=glyphs16", "data.source.choose=[DejaVuSans]"]
     for place in (tmp_path / "file", tmp_path / "file" / "data"):
-        assert main([*words, f"data_dir={place}"]) == 2
+        assert main([*overrides, f"data_dir={place}"]) == 2
         said = capsys.readouterr().err
         assert said.startswith("error: data_dir: cannot use") and f"{tmp_path / 'file'} belongs to" in said

@@ -19,7 +19,7 @@ from pipeline.config.schema import Config
 from pipeline.data.shards import read_record
 from pipeline.runtime.errors import Incomplete, UserError
 
-WORDS = ["data.image_size=16", "data.images_per_shard=16"]
+OVERRIDES = ["data.image_size=16", "data.images_per_shard=16"]
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +35,13 @@ def alone(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     return content_of(prepare(of(images, tmp_path_factory.mktemp("alone"))))
 
 
-def of(images: Path, data_dir: Path, *words: str) -> Config:
-    return config(data_dir, f"data.source.path={images}", *WORDS, *words)
+def of(images: Path, data_dir: Path, *overrides: str) -> Config:
+    return config(data_dir, f"data.source.path={images}", *OVERRIDES, *overrides)
 
 
 def command(images: Path, data_dir: Path, stage: str, *options: str) -> list[str]:
-    words = ["data=folder", f"data_dir={data_dir}", f"data.source.path={images}", *WORDS]
-    return [sys.executable, "-m", "data_prep", stage, *words, *options]
+    overrides = ["data=folder", f"data_dir={data_dir}", f"data.source.path={images}", *OVERRIDES]
+    return [sys.executable, "-m", "data_prep", stage, *overrides, *options]
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(images: Path, alone: dict[str, str], tmp_path: Path) -> None:
@@ -119,13 +119,13 @@ def test_a_full_disk_is_named_and_loses_nothing(images: Path, alone: dict[str, s
     small.mkdir()
     if subprocess.run([*shell, f"mount -t tmpfs -o size=200k none {small}"], capture_output=True).returncode:
         pytest.skip("this system lets nobody but root mount a file system")
-    listing_words, shard_words = (
+    listing_argv, shard_argv = (
         " ".join(command(images, small, *stage)) for stage in (["fetch"], ["shard", "--workers=1"])
     )
     kept = f"(cd {small} && find . -name '*.tar' -exec ls -i {{}} + | sort)"
     script = (
-        f"mount -t tmpfs -o size=200k none {small} && {listing_words} && ! {shard_words} && {kept} && "
-        f"mount -o remount,size=100m {small} && {shard_words} && echo again && {kept} && cp -r {small} {tmp_path}/out"
+        f"mount -t tmpfs -o size=200k none {small} && {listing_argv} && ! {shard_argv} && {kept} && "
+        f"mount -o remount,size=100m {small} && {shard_argv} && echo again && {kept} && cp -r {small} {tmp_path}/out"
     )
     done = subprocess.run([*shell, script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -32,8 +32,13 @@ def test_celeba_s_real_images_have_their_forty_attributes(shared: Path, tmp_path
     (tmp_path / "list_eval_partition.txt").write_text(
         "".join(f"{n:06d}.jpg {n % 3 if n > 9 else 0}\n" for n in range(1, 62))
     )
-    words = [f"data.source.path={tmp_path}", "data.source.images=small.tar", "data.crop.size=89", "data.counts=null"]
-    cfg = config(tmp_path / "data", *words, data="celeba64_crop178_lanczos")
+    overrides = [
+        f"data.source.path={tmp_path}",
+        "data.source.images=small.tar",
+        "data.crop.size=89",
+        "data.counts=null",
+    ]
+    cfg = config(tmp_path / "data", *overrides, data="celeba64_crop178_lanczos")
     prepare(cfg)
     train = split_of(cfg)
     assert len(train.manifest.attributes) == 40 and train.manifest.attributes[20] == "Male"
@@ -60,8 +65,8 @@ def test_celeba_s_zip_and_folder_give_the_same_shards(shared: Path, tmp_path: Pa
             with zipfile.ZipFile(root / "img_align_celeba.zip", "w", method) as packed:
                 for path in sorted((root / "img_align_celeba").iterdir()):
                     packed.write(path, f"img_align_celeba/{path.name}")
-        words = [f"data.source.path={root}", "data.crop.size=89", "data.split.rule=all", "data.counts=null"]
-        cfg = config(tmp_path / "data" / form, *words, data="celeba64_crop178_lanczos")
+        overrides = [f"data.source.path={root}", "data.crop.size=89", "data.split.rule=all", "data.counts=null"]
+        cfg = config(tmp_path / "data" / form, *overrides, data="celeba64_crop178_lanczos")
         prepare(cfg)
         hashes.append(split_of(cfg).manifest.sha256)
     assert len(set(hashes)) == 1
@@ -83,8 +88,8 @@ def flowers(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_real_flowers_have_their_labels_and_splits(flowers: Path, tmp_path: Path) -> None:
     from scipy.io import loadmat
 
-    words = [f"data.source.path={flowers}", "data.counts=null"]
-    cfg = config(tmp_path, *words, "data.max_rejected=1", data="flowers64_trainval")
+    overrides = [f"data.source.path={flowers}", "data.counts=null"]
+    cfg = config(tmp_path, *overrides, "data.max_rejected=1", data="flowers64_trainval")
     prepare(cfg)
     labels, sets = loadmat(flowers / "imagelabels.mat")["labels"][0], loadmat(flowers / "setid.mat")
     with tarfile.open(flowers / "102flowers.tgz") as archive:
@@ -98,9 +103,9 @@ def test_the_real_flowers_have_their_labels_and_splits(flowers: Path, tmp_path: 
 
 
 def test_a_protocol_s_counts_are_checked(flowers: Path, tmp_path: Path) -> None:
-    words = [f"data.source.path={flowers}", "data.max_rejected=1"]
+    overrides = [f"data.source.path={flowers}", "data.max_rejected=1"]
     with pytest.raises(UserError, match=r"'train' of flowers64_all8189 has 30 images, the protocol says 8189"):
-        prepare(config(tmp_path, *words, data="flowers64_all8189"))
+        prepare(config(tmp_path, *overrides, data="flowers64_all8189"))
 
 
 def test_real_fashion_mnist_is_padded_to_32(shared: Path, tmp_path: Path) -> None:
@@ -201,8 +206,8 @@ def test_lsun_s_database_zip_of_it_and_folder_of_images_agree(shared: Path, tmp_
         (tmp_path / "folder" / "bedroom" / f"{key}.jpg").write_bytes(content)
     pixels = []
     for form in ("lmdb", "zip", "folder"):
-        words = [f"data.source.path={tmp_path / form}", "data.counts=null", "data.encoding=raw"]
-        cfg = config(tmp_path / "data" / form, *words, data="lsun_bedroom64")
+        overrides = [f"data.source.path={tmp_path / form}", "data.counts=null", "data.encoding=raw"]
+        cfg = config(tmp_path / "data" / form, *overrides, data="lsun_bedroom64")
         prepare(cfg)
         split = split_of(cfg)
         assert split.manifest.count == len(images)
@@ -211,8 +216,8 @@ def test_lsun_s_database_zip_of_it_and_folder_of_images_agree(shared: Path, tmp_
 
 
 def test_the_real_cifar_folders_are_classes_in_splits(shared: Path, tmp_path: Path) -> None:
-    words = [f"data.source.path={shared / 'data' / 'cifar10_png_3000_600.tar'}", "data.image_size=32"]
-    cfg = config(tmp_path, *words, "data.source.splits=true", "data.split.rule=official", "data.encoding=raw")
+    overrides = [f"data.source.path={shared / 'data' / 'cifar10_png_3000_600.tar'}", "data.image_size=32"]
+    cfg = config(tmp_path, *overrides, "data.source.splits=true", "data.split.rule=official", "data.encoding=raw")
     prepare(cfg)
     train, test = split_of(cfg), split_of(cfg, "test")
     assert (train.manifest.count, test.manifest.count) == (3000, 600)
@@ -231,11 +236,11 @@ def test_a_table_in_the_real_flowers_tar_gives_label_and_split(shared: Path, tmp
             archive.addfile(member, whole.extractfile(member))
     lines = table.splitlines()[:41]
     (tmp_path / "labels.csv").write_text("\n".join(lines))
-    words = [f"data.source.path={small}", f"data.source.table={tmp_path / 'labels.csv'}"]
+    overrides = [f"data.source.path={small}", f"data.source.table={tmp_path / 'labels.csv'}"]
     with pytest.raises(UserError, match="no column any of label, class; it has file, label_1based, split"):
-        prepare(config(tmp_path / "none", *words))
-    words.append("data.source.label_column=label_1based")
-    cfg = config(tmp_path / "data", *words, "data.split.rule=official")
+        prepare(config(tmp_path / "none", *overrides))
+    overrides.append("data.source.label_column=label_1based")
+    cfg = config(tmp_path / "data", *overrides, "data.split.rule=official")
     prepare(cfg)
     columns = lines[0].split(",")
     rows = [dict(zip(columns, line.split(","), strict=True)) for line in lines[1:]]
@@ -253,8 +258,8 @@ def test_webdataset_tars_give_labels_captions_and_our_own_shards_back(tmp_path: 
     )  # fmt: skip
     shards = prepare(cfg) / "train"
     names = "data.source.classes=[class0,class1,class2]"
-    words = [f"data.source.path={shards}", "data.image_size=16", "data.split.valid=0", names]
-    again = config(tmp_path / "two", *words, data="webdataset")
+    overrides = [f"data.source.path={shards}", "data.image_size=16", "data.split.valid=0", names]
+    again = config(tmp_path / "two", *overrides, data="webdataset")
     prepare(again)
     one, two = split_of(cfg), split_of(again)
     assert two.manifest.classes == one.manifest.classes and two.manifest.class_counts == [4, 4, 4]
@@ -267,8 +272,8 @@ def test_webdataset_tars_give_labels_captions_and_our_own_shards_back(tmp_path: 
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    words = [f"data.source.path={tmp_path / 'captions.tar'}", "data.image_size=16", "data.split.valid=0"]
-    cfg = config(tmp_path / "three", *words, data="webdataset")
+    overrides = [f"data.source.path={tmp_path / 'captions.tar'}", "data.image_size=16", "data.split.valid=0"]
+    cfg = config(tmp_path / "three", *overrides, data="webdataset")
     prepare(cfg)
     with tarfile.open(split_of(cfg).shard_path(0)) as archive:
         assert b'"caption":"a red square","label":2' in archive.extractfile("00000000.json").read()
@@ -284,10 +289,10 @@ def test_the_hub_s_forms_give_the_same_images(tmp_path: Path, form: str, monkeyp
         files = sorted(root.rglob("*.png"))
         rows = {"image": [str(file) for file in files], "label": [int(file.parent.name[-1]) for file in files]}
         datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows.parquet")
-        words = ["data.source.name=parquet", f"++data.source.data_files.train={tmp_path / 'rows.parquet'}"]
+        overrides = ["data.source.name=parquet", f"++data.source.data_files.train={tmp_path / 'rows.parquet'}"]
     else:
-        words = ["data.source.name=imagefolder", f"data.source.data_dir={root}"]
-    cfg = config(tmp_path / "data", *words, "data.image_size=16", "data.split.valid=0", data="hub")
+        overrides = ["data.source.name=imagefolder", f"data.source.data_dir={root}"]
+    cfg = config(tmp_path / "data", *overrides, "data.image_size=16", "data.split.valid=0", data="hub")
     prepare(cfg)
     train = split_of(cfg)
     assert train.manifest.classes == (["u", "v"] if form == "parquet" else ["class0", "class1"])
@@ -313,17 +318,17 @@ def test_hub_labels_that_are_no_classes_are_refused_with_their_row(
             {"image": files, "label": labels}, datasets.Features({**features, "label": kind})
         )
         rows.to_parquet(tmp_path / f"{name}.parquet")
-        words = ["data.source.name=parquet", f"++data.source.data_files.train={tmp_path / f'{name}.parquet'}"]
+        overrides = ["data.source.name=parquet", f"++data.source.data_files.train={tmp_path / f'{name}.parquet'}"]
         with pytest.raises(UserError, match=said):
-            prepare(config(tmp_path / name, *words, "data.image_size=16", data="hub"))
+            prepare(config(tmp_path / name, *overrides, "data.image_size=16", data="hub"))
 
 
 def test_a_column_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     root = folder_of_pictures(tmp_path / "images", 4)
-    words = ["data.source.name=imagefolder", f"data.source.data_dir={root}", "data.source.image_column=imge"]
+    overrides = ["data.source.name=imagefolder", f"data.source.data_dir={root}", "data.source.image_column=imge"]
     with pytest.raises(UserError, match=r"no 'imge' in split 'train'.*Did you mean 'image'"):
-        prepare(config(tmp_path / "data", *words, data="hub"))
+        prepare(config(tmp_path / "data", *overrides, data="hub"))
 
 
 def test_bad_folders_say_what_to_do(tmp_path: Path) -> None:
@@ -368,7 +373,7 @@ def test_a_tar_that_is_cut_anywhere_is_refused(tmp_path: Path, data: str) -> Non
     with tarfile.open(tmp_path / "a.tar") as archive:
         end = max(member.offset_data + member.size for member in archive)
     end += -end % 512
-    words = ["data.image_size=16", "data.split.valid=0", f"data.source.path={tmp_path / 'a.tar'}"]
+    overrides = ["data.image_size=16", "data.split.valid=0", f"data.source.path={tmp_path / 'a.tar'}"]
     cuts = [*range(512, end + 512, 512), end + 511, *range(700, end, 777)]
     for cut in [*cuts, "damaged"]:
         damaged = bytearray(whole)
@@ -377,22 +382,22 @@ def test_a_tar_that_is_cut_anywhere_is_refused(tmp_path: Path, data: str) -> Non
             damaged[header + 3 : header + 5] = b"??"  # its checksum is wrong now
         (tmp_path / "a.tar").write_bytes(damaged if cut == "damaged" else whole[:cut])
         with pytest.raises(Incomplete, match=r"a\.tar is (a truncated or damaged tar|not a readable tar)"):
-            listing.run(config(tmp_path / str(cut), *words, data=data))
+            listing.run(config(tmp_path / str(cut), *overrides, data=data))
     (tmp_path / "a.tar").write_bytes(whole[: end + 512])  # one block of the end mark is enough
-    assert listing.run(config(tmp_path / "whole", *words, data=data))["items"] == 2
+    assert listing.run(config(tmp_path / "whole", *overrides, data=data))["items"] == 2
 
 
 def test_samples_of_a_tar_are_those_that_webdataset_reads(tmp_path: Path) -> None:
     names = ("./._a.png", "./a.png", "./a.CLS", "README", "v1.0/b.png", "v1.0/b.cls", "c.seg.png", "c.png", "d.txt")
     tar_of_pictures(tmp_path / "a.tar", names)
-    theirs = [sample for sample in WebDataset(str(tmp_path / "a.tar"), shardshuffle=False) if "png" in sample]
-    words = ["data.image_size=16", "data.split.valid=0", f"data.source.path={tmp_path / 'a.tar'}"]
-    cfg = config(tmp_path / "data", *words, data="webdataset")
+    streamed = [sample for sample in WebDataset(str(tmp_path / "a.tar"), shardshuffle=False) if "png" in sample]
+    overrides = ["data.image_size=16", "data.split.valid=0", f"data.source.path={tmp_path / 'a.tar'}"]
+    cfg = config(tmp_path / "data", *overrides, data="webdataset")
     listing.run(cfg)
     items = Items(listing.source_directory(cfg))
-    assert [item.key for item in items] == [sample["__key__"].removeprefix("./") for sample in theirs]
-    assert [read_bytes(item.at, items.root) for item in items] == [sample["png"] for sample in theirs]
-    assert [item.label for item in items] == [1 if "cls" in sample else None for sample in theirs]
+    assert [item.key for item in items] == [sample["__key__"].removeprefix("./") for sample in streamed]
+    assert [read_bytes(item.at, items.root) for item in items] == [sample["png"] for sample in streamed]
+    assert [item.label for item in items] == [1 if "cls" in sample else None for sample in streamed]
     tar_of_pictures(tmp_path / "a.tar", ("a.png", "a.PNG"))
     with pytest.raises(UserError, match=r"a\.tar: a\.PNG: duplicate file name in tar file png"):
-        listing.run(config(tmp_path / "twice", *words, data="webdataset"))
+        listing.run(config(tmp_path / "twice", *overrides, data="webdataset"))

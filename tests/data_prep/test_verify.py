@@ -23,8 +23,8 @@ from pipeline.runtime.errors import Incomplete, UserError
 @pytest.fixture(scope="module")
 def prepared_once(tmp_path_factory: pytest.TempPathFactory) -> Config:
     root = tmp_path_factory.mktemp("verify")
-    words = ["data.image_size=16", "data.images_per_shard=10", "data.encoding=png"]
-    cfg = config(root / "data", f"data.source.path={folder_of_pictures(root / 'images', 40)}", *words)
+    overrides = ["data.image_size=16", "data.images_per_shard=10", "data.encoding=png"]
+    cfg = config(root / "data", f"data.source.path={folder_of_pictures(root / 'images', 40)}", *overrides)
     prepare(cfg)
     return cfg
 
@@ -118,21 +118,21 @@ def test_a_folder_without_shards_is_named(tmp_path: Path) -> None:
 def test_the_command_line_fetches_shards_verifies_and_inspects(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [f"data.source.path={folder_of_pictures(tmp_path / 'images', 30)}", "data.image_size=16"]
+    overrides = [f"data.source.path={folder_of_pictures(tmp_path / 'images', 30)}", "data.image_size=16"]
     for stage, *options in (["fetch"], ["shard", "--workers=1"], ["verify", "--workers=1"], ["inspect"]):
-        assert main([stage, "data=folder", f"data_dir={tmp_path / 'data'}", *words, *options]) == 0
+        assert main([stage, "data=folder", f"data_dir={tmp_path / 'data'}", *overrides, *options]) == 0
     (directory,) = (path for path in (tmp_path / "data").iterdir() if path.name.startswith("folder-"))
     command = [sys.executable, "-m", "data_prep", "verify", str(directory), "--workers=1"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0 and "every byte is right" in done.stderr, done.stderr
     options = (["--workers", "1"], ["--part", "0/1"])  # they may stand anywhere
-    first, second = ["data=folder", f"data_dir={tmp_path / 'data'}"], words
+    first, second = ["data=folder", f"data_dir={tmp_path / 'data'}"], overrides
     assert main(["shard", *options[0], *first, *options[1], *second]) == 0
     assert main(["shard", *first, *second, *options[1], *options[0]]) == 0
     assert main(["inspect", str(directory)]) == 0 and "contact sheet" in capsys.readouterr().err
 
 
-def test_bad_words_end_with_2_and_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_end_with_2_and_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["shard", "data=foldr"]) == 2
     assert "Did you mean 'folder'" in capsys.readouterr().err
     assert main(["verify", str(tmp_path)]) == 2

@@ -36,9 +36,9 @@ def test_every_file_has_one_public_address_that_does_not_move(name: str) -> None
 
 def test_settings_that_are_printed_are_settings(tmp_path: Path) -> None:
     for weights in WEIGHTS.values():
-        words = [f"{setting}={tmp_path}" for setting in weights.settings]
-        words += [f"{weights.pins}={'0' * 64}"] if weights.pins else []
-        config_from(["experiment=glyphs16", *words])
+        overrides = [f"{setting}={tmp_path}" for setting in weights.settings]
+        overrides += [f"{weights.pins}={'0' * 64}"] if weights.pins else []
+        config_from(["experiment=glyphs16", *overrides])
 
 
 def test_real_files_come_checked_and_load(server: Server, shared: Path, tmp_path: Path, capsys) -> None:

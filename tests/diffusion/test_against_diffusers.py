@@ -48,9 +48,9 @@ class Network:
         self.seen.append((z, cond))
         sigma, wide = _sigma_of(self.process, cond.double()).view(-1, 1, 1, 1), z.double()
         s = self.process.scales(sigma)
-        x = wide / s.inp
+        x = wide / s.c_in
         x0 = DATA.denoise(x, sigma) + 0.2 * torch.conv2d(wide, self.kernel, padding=1).tanh()
-        output = (x0 - s.skip * x) / s.out
+        output = (x0 - s.c_skip * x) / s.c_out
         raw = torch.conv2d(wide, self.variance_kernel, padding=1).tanh()
         return torch.cat([output, raw], 1).float() if self.variance_channels else output.float()
 
@@ -70,11 +70,11 @@ def _noise(draws: int) -> Tensor:
     return torch.randn(draws, *SHAPE, generator=torch.Generator().manual_seed(0))
 
 
-def _agree(ours: Network, theirs: Network, results: tuple[Tensor, Tensor], *, calls: int) -> None:
-    assert len(ours.seen) == len(theirs.seen) == calls
-    for (z, cond), (z_theirs, cond_theirs) in zip(ours.seen, theirs.seen, strict=True):
-        torch.testing.assert_close(cond, cond_theirs, rtol=1e-5, atol=0.01)
-        torch.testing.assert_close(z, z_theirs, rtol=0, atol=TOLERANCE)
+def _agree(ours: Network, diffusers_model: Network, results: tuple[Tensor, Tensor], *, calls: int) -> None:
+    assert len(ours.seen) == len(diffusers_model.seen) == calls
+    for (z, cond), (diffusers_z, diffusers_cond) in zip(ours.seen, diffusers_model.seen, strict=True):
+        torch.testing.assert_close(cond, diffusers_cond, rtol=1e-5, atol=0.01)
+        torch.testing.assert_close(z, diffusers_z, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=TOLERANCE)
 
 
@@ -95,11 +95,13 @@ def _kwargs(parametrisation: str, schedule: str = "linear", spacing: str = "trai
 
 def _ours(network: Network, x: Tensor, noise: Tensor, **settings: Any) -> Tensor:
     """x: standard normal. Ends in x0."""
-    cfg = SamplerConfig.model_validate({"grid": {"kind": "ddpm"}} | settings)
+    cfg = SamplerConfig.model_validate({"sigmas": {"kind": "ddpm"}} | settings)
     return build_generator(cfg, network.process, network)(x, lambda k: noise[k])
 
 
-def _theirs(network: Network, scheduler: Any, x: Tensor, steps: int, **step: Callable[[int], Any] | Any) -> Tensor:
+def _by_diffusers(
+    network: Network, scheduler: Any, x: Tensor, steps: int, **step: Callable[[int], Any] | Any
+) -> Tensor:
     """The loop of a diffusers pipeline. Callable settings are asked for every step."""
     scheduler.set_timesteps(steps)
     for index, t in enumerate(scheduler.timesteps):
@@ -112,77 +114,80 @@ def _theirs(network: Network, scheduler: Any, x: Tensor, steps: int, **step: Cal
 @pytest.mark.parametrize(("parametrisation", "schedule", "spacing"), [
     *product(("eps", "x0", "v"), ("linear",), ("trailing", "leading")),
     *product(("x0", "v"), ("cosine",), ("trailing",)),
-    # on this grid without sigma 20291, where x0 from the noise has two decimals in float32, in either library
+    # on this schedule without sigma 20291, where x0 from the noise has two decimals in float32, in either library
     *product(("eps", "x0", "v"), ("cosine",), ("leading",)),
 ])  # fmt: skip
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
 def test_ddim(parametrisation: str, schedule: str, spacing: str, eta: float) -> None:
     process, noise = _process(parametrisation, schedule), _noise(21)
-    ours, theirs = Network(process), Network(process)
+    ours, diffusers_model = Network(process), Network(process)
     scheduler = diffusers.DDIMScheduler(**_kwargs(parametrisation, schedule, spacing), clip_sample=False)
-    grid = {"kind": "ddpm", "spacing": spacing}
+    sigmas = {"kind": "ddpm", "spacing": spacing}
     results = (
-        _ours(ours, noise[20], noise, kind="ddim", steps=20, eta=eta, grid=grid),
-        _theirs(theirs, scheduler, noise[20], 20, eta=eta, variance_noise=lambda k: noise[k]),
+        _ours(ours, noise[20], noise, kind="ddim", steps=20, eta=eta, sigmas=sigmas),
+        _by_diffusers(diffusers_model, scheduler, noise[20], 20, eta=eta, variance_noise=lambda k: noise[k]),
     )
-    _agree(ours, theirs, results, calls=20)
+    _agree(ours, diffusers_model, results, calls=20)
 
 
-@pytest.mark.parametrize(("variance", "theirs_name"), [
+@pytest.mark.parametrize(("variance", "diffusers_name"), [
     ("small", "fixed_small"), ("large", "fixed_large"), ("learned", "learned_range"),
 ])  # fmt: skip
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_ddpm(variance: str, theirs_name: str, clip: float | None) -> None:
-    """On the leading grid: on others theirs adds noise to the finished image, unless the last timestep is 0."""
+def test_ddpm(variance: str, diffusers_name: str, clip: float | None) -> None:
+    """With leading spacing: with others diffusers adds noise to the finished image, unless the last timestep is 0."""
     learned = variance == "learned"
     process = _process("eps", learned_variance=learned)
-    ours, theirs = Network(process, learned), Network(process, learned)
+    ours, diffusers_model = Network(process, learned), Network(process, learned)
     start, generator = _noise(1)[0], torch.Generator().manual_seed(9)
     noise = torch.stack([torch.randn(SHAPE, generator=generator) for _ in range(25)])
     kwargs = _kwargs("eps", spacing="leading")
-    scheduler = diffusers.DDPMScheduler(**kwargs, variance_type=theirs_name, clip_sample=clip is not None)
-    grid = {"kind": "ddpm", "spacing": "leading"}
+    scheduler = diffusers.DDPMScheduler(**kwargs, variance_type=diffusers_name, clip_sample=clip is not None)
+    sigmas = {"kind": "ddpm", "spacing": "leading"}
     results = (
-        _ours(ours, start, noise, kind="ddpm", steps=25, variance=variance, clip=clip, grid=grid),
-        _theirs(theirs, scheduler, start, 25, generator=torch.Generator().manual_seed(9)),
+        _ours(ours, start, noise, kind="ddpm", steps=25, variance=variance, clip=clip, sigmas=sigmas),
+        _by_diffusers(diffusers_model, scheduler, start, 25, generator=torch.Generator().manual_seed(9)),
     )
-    _agree(ours, theirs, results, calls=25)
+    _agree(ours, diffusers_model, results, calls=25)
 
 
 @pytest.mark.parametrize("parametrisation", ["eps", "v"])
 def test_dpmpp_2m(parametrisation: str) -> None:
     process, noise = _process(parametrisation), _noise(1)
-    ours, theirs = Network(process), Network(process)
+    ours, diffusers_model = Network(process), Network(process)
     scheduler = diffusers.DPMSolverMultistepScheduler(**_kwargs(parametrisation), algorithm_type="dpmsolver++")
-    results = (_ours(ours, noise[0], noise, kind="dpmpp_2m", steps=20), _theirs(theirs, scheduler, noise[0], 20))
-    _agree(ours, theirs, results, calls=20)
+    results = (
+        _ours(ours, noise[0], noise, kind="dpmpp_2m", steps=20),
+        _by_diffusers(diffusers_model, scheduler, noise[0], 20),
+    )
+    _agree(ours, diffusers_model, results, calls=20)
 
 
 def test_dpmpp_2m_sde() -> None:
     process, noise = _process("eps"), _noise(21)
-    ours, theirs = Network(process), Network(process)
+    ours, diffusers_model = Network(process), Network(process)
     scheduler = diffusers.DPMSolverMultistepScheduler(**_kwargs("eps"), algorithm_type="sde-dpmsolver++")
     results = (
         _ours(ours, noise[20], noise, kind="dpmpp_2m_sde", steps=20),
-        _theirs(theirs, scheduler, noise[20], 20, variance_noise=lambda k: noise[k]),
+        _by_diffusers(diffusers_model, scheduler, noise[20], 20, variance_noise=lambda k: noise[k]),
     )
-    _agree(ours, theirs, results, calls=20)
+    _agree(ours, diffusers_model, results, calls=20)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("steps", [5, 20])
 def test_unipc(order: int, steps: int) -> None:
     process, noise = _process("eps"), _noise(1)
-    ours, theirs = Network(process), Network(process)
+    ours, diffusers_model = Network(process), Network(process)
     scheduler = diffusers.UniPCMultistepScheduler(**_kwargs("eps"), solver_order=order, solver_type="bh2")
     results = (
         _ours(ours, noise[0], noise, kind="unipc", steps=steps, order=order),
-        _theirs(theirs, scheduler, noise[0], steps),
+        _by_diffusers(diffusers_model, scheduler, noise[0], steps),
     )
-    _agree(ours, theirs, results, calls=steps)
+    _agree(ours, diffusers_model, results, calls=steps)
 
 
-def _on_karras_grid(process: Process, **settings: Any) -> Sampler:
+def _with_karras_sigmas(process: Process, **settings: Any) -> Sampler:
     return build_sampler(SamplerConfig.model_validate(settings), process)
 
 
@@ -190,39 +195,39 @@ def _on_karras_grid(process: Process, **settings: Any) -> Sampler:
 def test_heun_on_karras_levels_of_a_ddpm_process(parametrisation: str) -> None:
     """Between its timesteps, too, both tell the network the same fractional t."""
     process, noise = _process(parametrisation), _noise(1)
-    ours, theirs = Network(process), Network(process)
+    ours, diffusers_model = Network(process), Network(process)
     scheduler = diffusers.HeunDiscreteScheduler(
         **(_kwargs(parametrisation) | {"timestep_spacing": "linspace"}), use_karras_sigmas=True
     )
-    sampler = _on_karras_grid(process, kind="heun", steps=12)
+    sampler = _with_karras_sigmas(process, kind="heun", steps=12)
     x = noise[0] * float(sampler.sigmas[0])
-    results = (sampler(denoiser(ours, process.scales), x), _theirs(theirs, scheduler, x, 12))
-    _agree(ours, theirs, results, calls=23)
+    results = (sampler(denoiser(ours, process.scales), x), _by_diffusers(diffusers_model, scheduler, x, 12))
+    _agree(ours, diffusers_model, results, calls=23)
 
 
 def test_euler_ancestral_is_ancestral_sampling() -> None:
     process = _process("eps")
-    ours, theirs = Network(process), Network(process)
+    ours, diffusers_model = Network(process), Network(process)
     generator = torch.Generator().manual_seed(9)
     noise = torch.stack([torch.randn(SHAPE, generator=generator) for _ in range(20)])
     scheduler = diffusers.EulerAncestralDiscreteScheduler(**_kwargs("eps"))
     sampler = build_sampler(
-        SamplerConfig.model_validate({"kind": "ddpm", "steps": 20, "grid": {"kind": "ddpm"}}), process
+        SamplerConfig.model_validate({"kind": "ddpm", "steps": 20, "sigmas": {"kind": "ddpm"}}), process
     )
     x = _noise(1)[0] * float(sampler.sigmas[0])
     results = (
         sampler(denoiser(ours, process.scales), x, lambda k: noise[k]),
-        _theirs(theirs, scheduler, x, 20, generator=torch.Generator().manual_seed(9)),
+        _by_diffusers(diffusers_model, scheduler, x, 20, generator=torch.Generator().manual_seed(9)),
     )
-    _agree(ours, theirs, results, calls=20)
+    _agree(ours, diffusers_model, results, calls=20)
 
 
-@pytest.mark.parametrize("grid", ["karras", "exponential"])
+@pytest.mark.parametrize("sigmas", ["karras", "exponential"])
 @pytest.mark.parametrize("kind", ["euler", "dpmpp_2m", "dpmpp_2m_sde"])
-def test_edm(kind: str, grid: str) -> None:
+def test_edm(kind: str, sigmas: str) -> None:
     process = build_process(DiffusionConfig())
-    ours, theirs = Network(process), Network(process)
-    settings = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "sigma_schedule": grid}
+    ours, diffusers_model = Network(process), Network(process)
+    settings = {"sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5, "sigma_schedule": sigmas}
     generator = torch.Generator().manual_seed(9)
     noise = torch.stack([torch.randn(SHAPE, generator=generator) for _ in range(18)])
     if kind == "euler":
@@ -230,30 +235,30 @@ def test_edm(kind: str, grid: str) -> None:
     else:
         algorithm = "dpmsolver++" if kind == "dpmpp_2m" else "sde-dpmsolver++"
         scheduler = diffusers.EDMDPMSolverMultistepScheduler(**settings, algorithm_type=algorithm)
-    sampler = _on_karras_grid(process, kind=kind, steps=18, grid={"kind": grid})
+    sampler = _with_karras_sigmas(process, kind=kind, steps=18, sigmas={"kind": sigmas})
     x = _noise(1)[0] * 80
     results = (
         sampler(denoiser(ours, process.scales), x, lambda k: noise[k]),
-        _theirs(theirs, scheduler, x, 18, generator=torch.Generator().manual_seed(9)),
+        _by_diffusers(diffusers_model, scheduler, x, 18, generator=torch.Generator().manual_seed(9)),
     )
-    _agree(ours, theirs, results, calls=18)
+    _agree(ours, diffusers_model, results, calls=18)
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_euler_with_shift(shift: float) -> None:
     levels = UniformFlowLevels(kind="uniform_flow")
     process, noise = build_process(DiffusionConfig(parametrisation="flow", levels=levels)), _noise(1)
-    ours, theirs = Network(process), Network(process)
-    cfg = SamplerConfig.model_validate({"kind": "euler", "steps": 20, "grid": {"kind": "flow", "shift": shift}})
+    ours, diffusers_model = Network(process), Network(process)
+    cfg = SamplerConfig.model_validate({"kind": "euler", "steps": 20, "sigmas": {"kind": "flow", "shift": shift}})
     sampler = build_sampler(cfg, process)
     times = sampler.sigmas / (1 + sampler.sigmas)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=1.0)
     scheduler.set_timesteps(sigmas=times[:-1].tolist())
     z = noise[0]
     for t in scheduler.timesteps:
-        z = scheduler.step(theirs(z, t), t, z).prev_sample
+        z = scheduler.step(diffusers_model(z, t), t, z).prev_sample
     result = sampler(denoiser(ours, process.scales), noise[0] * (1 + sampler.sigmas[0]))
-    _agree(ours, theirs, (result, z), calls=20)
+    _agree(ours, diffusers_model, (result, z), calls=20)
     published = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)  # its own shift, from t = sigma_max's
     first = 1000 / (shift + 1000)
     published.set_timesteps(sigmas=[first * (1 - i / 20) for i in range(20)])
@@ -262,7 +267,7 @@ def test_flow_euler_with_shift(shift: float) -> None:
 
 @pytest.mark.parametrize("corrector_steps", [0, 1, 2])
 def test_predictor_corrector_for_one_image(corrector_steps: int) -> None:
-    """For one image the batch's mean norms, which theirs uses, are the image's own."""
+    """For one image the batch's mean norms, which diffusers uses, are the image's own."""
     steps, generator = 30, torch.Generator().manual_seed(9)
     shape = (1, 3, 8, 8)
     noise = [torch.randn(shape, generator=generator) for _ in range(steps * (corrector_steps + 1))]
@@ -278,7 +283,7 @@ def test_predictor_corrector_for_one_image(corrector_steps: int) -> None:
         score = (DATA.denoise(z, sigma) - z) / sigma**2
         step = scheduler.step_pred(score, t, z, generator=generator)
         z = step.prev_sample
-    cfg = {"kind": "langevin", "steps": steps, "corrector_steps": corrector_steps, "grid": {"kind": "exponential"}}
+    cfg = {"kind": "langevin", "steps": steps, "corrector_steps": corrector_steps, "sigmas": {"kind": "exponential"}}
     levels = {"kind": "geometric"}
     sampler = build_sampler(
         SamplerConfig.model_validate(cfg), build_process(DiffusionConfig.model_validate({"levels": levels}))

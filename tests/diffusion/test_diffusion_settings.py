@@ -9,13 +9,13 @@ from pydantic import ValidationError
 
 from pipeline.config.schema_diffusion import (
     DiffusionConfig,
-    GridConfig,
     LogNormalLevels,
     SamplerConfig,
+    SigmaSchedule,
     sampling_problems,
 )
 from pipeline.diffusion.build import build_process
-from pipeline.diffusion.build_sampler import build_grid, build_sampler
+from pipeline.diffusion.build_sampler import build_sampler, build_sigmas
 from pipeline.runtime.errors import UserError
 
 DDPM = {"kind": "ddpm"}
@@ -35,7 +35,7 @@ STEPS = build_process(DiffusionConfig(levels=DDPM))
     ({"levels": {"kind": "ddpm", "beta_end": 0.5, "rescale_betas": False}}, "float32 keeps one grey level"),
     ({"levels": {"kind": "ddpm", "beta_start": 0.03}}, "noise must grow"),
     ({"learned_variance": True}, "learned_variance needs discrete timesteps"),
-    ({"clock": "timestep"}, "clock=timestep needs discrete timesteps"),
+    ({"time_input": "timestep"}, "time_input=timestep needs discrete timesteps"),
     ({"levels": {"kind": "lognormal"}}, "log_normal"),
     ({"parametrisation": "epsilon"}, "eps"),
 ])  # fmt: skip
@@ -60,7 +60,7 @@ def test_x0_holds_levels_that_others_cannot() -> None:
 @pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "cosine", "sigmoid"])
 def test_every_published_table_fits(timesteps: int, schedule: str) -> None:
     levels = {"kind": "ddpm", "schedule": schedule, "timesteps": timesteps}
-    assert DiffusionConfig.model_validate({"parametrisation": "eps", "levels": levels}).network_clock == "timestep"
+    assert DiffusionConfig.model_validate({"parametrisation": "eps", "levels": levels}).network_time_input == "timestep"
 
 
 @pytest.mark.parametrize(("settings", "message"), [
@@ -68,14 +68,14 @@ def test_every_published_table_fits(timesteps: int, schedule: str) -> None:
     ({"kind": "heun", "eta": 0.5}, "eta is set"),
     ({"kind": "heun", "variance": "large"}, "variance is set"),
     ({"kind": "ddim", "eta": 1.5}, "0 <= eta <= 1"),
-    ({"grid": {"kind": "karras", "shift": 2.0}}, "shift is set, but kind=karras"),
-    ({"grid": {"kind": "ddpm", "sigma_max": 2.0}}, "sigma_max is set, but kind=ddpm"),
-    ({"grid": {"kind": "flow", "sigma_min": 0.1}}, "sigma_min is set, but kind=flow"),
-    ({"grid": {"sigma_min": 2.0, "sigma_max": 1.0}}, "expected min < max"),
+    ({"sigmas": {"kind": "karras", "shift": 2.0}}, "shift is set, but kind=karras"),
+    ({"sigmas": {"kind": "ddpm", "sigma_max": 2.0}}, "sigma_max is set, but kind=ddpm"),
+    ({"sigmas": {"kind": "flow", "sigma_min": 0.1}}, "sigma_min is set, but kind=flow"),
+    ({"sigmas": {"sigma_min": 2.0, "sigma_max": 1.0}}, "expected min < max"),
     ({"churn": {"amount": 9.0, "sigma_min": 3.0, "sigma_max": 1.0}}, "no noise level lies between"),
     ({"guidance": {"scale": 2.0, "interval": [3.0, 1.0]}}, "low < high"),
-    ({"guidance": {"kind": "autoguidance", "scale": 2.0}}, "set weak"),
-    ({"guidance": {"weak": "runs/a"}}, "only kind=autoguidance reads"),
+    ({"guidance": {"kind": "autoguidance", "scale": 2.0}}, "set guide_model"),
+    ({"guidance": {"guide_model": "runs/a"}}, "only kind=autoguidance reads"),
     ({"kind": "dpm"}, "dpmpp_2m"),
     ({"steps": 0}, "greater than or equal to 1"),
 ])  # fmt: skip
@@ -87,13 +87,13 @@ def test_a_sampler_that_cannot_be(settings: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(("sampler", "process", "conditional", "message"), [
     ({"kind": "ddpm", "variance": "learned"}, {"levels": DDPM}, True, "learned_variance=true"),
     ({"kind": "ddpm", "variance": "large"}, {}, True, "beta of a DDPM process"),
-    ({"kind": "ddpm", "grid": {"kind": "ddpm"}}, {"parametrisation": "flow"}, True, "found ddpm, but .* is log_normal"),
-    ({"steps": 400, "grid": {"kind": "ddpm"}}, {"levels": DDPM | {"timesteps": 300}}, True, "more than the process's"),
-    ({"grid": {"sigma_max": 500.0}}, {}, True, r"outside the trained range \[0.002, 80\]"),
-    ({"grid": {"sigma_min": 1e-4}}, {}, True, "sigma_min: found 0.0001"),
-    ({"grid": {"sigma_min": 80.0}}, {}, True, "found levels from 80 down to 80, expected sigma_min < sigma_max"),
+    ({"kind": "ddpm", "sigmas": {"kind": "ddpm"}}, {"parametrisation": "flow"}, True, "ddpm, but .* is log_normal"),
+    ({"steps": 400, "sigmas": {"kind": "ddpm"}}, {"levels": DDPM | {"timesteps": 300}}, True, "than the process's 300"),
+    ({"sigmas": {"sigma_max": 500.0}}, {}, True, r"within the trained range \[0.002, 80\]"),
+    ({"sigmas": {"sigma_min": 1e-4}}, {}, True, "sigma_min: found 0.0001"),
+    ({"sigmas": {"sigma_min": 80.0}}, {}, True, "found levels from 80 down to 80, expected sigma_min < sigma_max"),
     ({"guidance": {"scale": 2.0, "interval": [90.0, 99.0]}}, {}, True, r"\[0.002, 80\]: guidance would never occur"),
-    ({"steps": 40, "grid": {"kind": "uniform_t"}}, {"levels": DDPM | {"timesteps": 30}}, True, "than the process's 30"),
+    ({"steps": 40, "sigmas": {"kind": "uniform_t"}}, {"levels": DDPM | {"timesteps": 30}}, True, "the process's 30"),
     ({"guidance": {"scale": 2.0}}, {}, False, "unconditional"),
     ({"guidance": {"scale": 2.0}}, {"label_dropout": 0.0}, True, "label_dropout is 0"),
 ])  # fmt: skip
@@ -108,8 +108,10 @@ def test_a_sampler_that_does_not_fit_its_process(
 
 def test_what_fits_has_no_problems() -> None:
     assert sampling_problems(SamplerConfig(), DiffusionConfig(), conditional=False) == []
-    weak = SamplerConfig.model_validate({"guidance": {"kind": "autoguidance", "scale": 2.0, "weak": "runs/small"}})
-    assert sampling_problems(weak, DiffusionConfig(label_dropout=0.0), conditional=False) == []
+    guide = SamplerConfig.model_validate(
+        {"guidance": {"kind": "autoguidance", "scale": 2.0, "guide_model": "runs/small"}}
+    )
+    assert sampling_problems(guide, DiffusionConfig(label_dropout=0.0), conditional=False) == []
 
 
 def test_both_conventions_name_the_same_factor() -> None:
@@ -124,12 +126,12 @@ def test_both_conventions_name_the_same_factor() -> None:
     "build",
     [
         lambda: build_process(DiffusionConfig().model_copy(update={"parametrisation": "other"})),
-        lambda: build_process(DiffusionConfig().model_copy(update={"clock": "other"})),
-        lambda: build_process(DiffusionConfig().model_copy(update={"clock": "timestep"})),
+        lambda: build_process(DiffusionConfig().model_copy(update={"time_input": "other"})),
+        lambda: build_process(DiffusionConfig().model_copy(update={"time_input": "timestep"})),
         lambda: build_process(DiffusionConfig().model_copy(update={"levels": OTHER})),
         lambda: build_sampler(SamplerConfig().model_copy(update={"kind": "other"}), build_process(DiffusionConfig())),
-        lambda: build_grid(
-            GridConfig().model_copy(update={"kind": "other"}), build_process(DiffusionConfig(levels=DDPM)), steps=2
+        lambda: build_sigmas(
+            SigmaSchedule().model_copy(update={"kind": "other"}), build_process(DiffusionConfig(levels=DDPM)), steps=2
         ),
     ],
 )

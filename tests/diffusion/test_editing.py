@@ -8,7 +8,7 @@ import torch
 from oracles import Gaussian, Mixture
 from torch import Tensor
 
-from pipeline.config.schema_diffusion import DDPMLevels, DiffusionConfig, GridConfig, SamplerConfig
+from pipeline.config.schema_diffusion import DDPMLevels, DiffusionConfig, SamplerConfig, SigmaSchedule
 from pipeline.diffusion import editing
 from pipeline.diffusion.build import build_process
 from pipeline.diffusion.build_sampler import Sampler, build_sampler
@@ -19,7 +19,7 @@ FIRST, SECOND = torch.randn(2, 3, 1, 32, 32, generator=GENERATOR, dtype=torch.fl
 
 
 def _sampler(kind: str = "heun", steps: int = 40) -> Sampler:
-    cfg = SamplerConfig(kind=kind, steps=steps, grid=GridConfig(kind="exponential"))
+    cfg = SamplerConfig(kind=kind, steps=steps, sigmas=SigmaSchedule(kind="exponential"))
     return build_sampler(cfg, build_process(DiffusionConfig()))
 
 
@@ -62,7 +62,7 @@ def test_more_noise_keeps_less_of_the_image() -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.0, 81.0])
-def test_a_start_outside_the_grid_is_refused(sigma: float) -> None:
+def test_a_start_outside_the_schedule_is_refused(sigma: float) -> None:
     with pytest.raises(ValueError, match="expected above 0 and at most"):
         _sampler().from_image(FIRST, SECOND, sigma=sigma)
 
@@ -72,7 +72,7 @@ def test_the_largest_start_that_a_refusal_names_is_none_that_is_refused() -> Non
     sampler = build_sampler(SamplerConfig(), process)
     with pytest.raises(ValueError, match="at most") as refused:
         sampler.from_image(FIRST, SECOND, sigma=1e5)
-    sampler.from_image(FIRST, SECOND, sigma=float(str(refused.value).split()[-1].removeprefix("grid's")))
+    sampler.from_image(FIRST, SECOND, sigma=float(str(refused.value).split()[-1].removeprefix("schedule's")))
 
 
 @pytest.mark.parametrize("kind", ["euler", "heun", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])

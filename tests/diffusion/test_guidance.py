@@ -68,7 +68,7 @@ def test_rescaling_asks_the_conditional_once() -> None:
 
 def test_autoguidance_extrapolates_between_two_qualities() -> None:
     blurred: Denoise = Gaussian(std=0.6).denoise
-    cfg = GuidanceConfig(kind="autoguidance", scale=2.0, weak="runs/small")
+    cfg = GuidanceConfig(kind="autoguidance", scale=2.0, guide_model="runs/small")
     torch.testing.assert_close(guided(cfg, CLASS, blurred)(X, SIGMA), 2 * CLASS(X, SIGMA) - blurred(X, SIGMA))
 
 
@@ -78,9 +78,9 @@ def test_guided_samples_move_away_from_what_is_not_the_class() -> None:
         assert labels is not None
         sigma = (4 * cond).exp().view(-1, 1, 1, 1)
         s = process.scales(sigma)
-        x = z / s.inp
+        x = z / s.c_in
         wanted = torch.where(labels.view(-1, 1, 1, 1) == 0, CLASS(x, sigma), ALL(x, sigma))
-        return (wanted - s.skip * x) / s.out
+        return (wanted - s.c_skip * x) / s.c_out
 
     process = build_process(DiffusionConfig())
     noise = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

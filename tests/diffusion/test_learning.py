@@ -67,18 +67,18 @@ def _distance(network: PixelNetwork, process: Process, **sampler: Any) -> float:
     ({"parametrisation": "edm"}, 300),
     ({"parametrisation": "edm", "learned_uncertainty": True}, 300),
     ({"parametrisation": "v", "weighting": "min_snr"}, 400),
-    ({"parametrisation": "flow", "levels": {"kind": "logit_normal"}, "clock": "log_sigma"}, 500),
+    ({"parametrisation": "flow", "levels": {"kind": "logit_normal"}, "time_input": "log_sigma"}, 500),
     ({"parametrisation": "x0", "levels": {"kind": "log_normal", "sigma_min": 0.03}}, 400),  # errors grow as 1 / sigma
-    ({"parametrisation": "eps", "levels": {"kind": "ddpm", "schedule": "linear"}, "clock": "log_sigma"}, 700),
+    ({"parametrisation": "eps", "levels": {"kind": "ddpm", "schedule": "linear"}, "time_input": "log_sigma"}, 700),
 ], ids=["edm", "edm-uncertainty", "v-min_snr", "flow", "x0", "eps-ddpm"])  # fmt: skip
 def test_every_parametrisation_learns_the_data(settings: dict[str, Any], steps: int) -> None:
     network, process = _trained(DiffusionConfig.model_validate(settings), steps=steps)
-    assert _distance(network, process, kind="heun", steps=32, grid={"kind": "exponential"}) < 0.08
+    assert _distance(network, process, kind="heun", steps=32, sigmas={"kind": "exponential"}) < 0.08
 
 
 def test_a_learned_variance_shortens_the_code() -> None:
     network, process = _trained(DiffusionConfig(
-        parametrisation="eps", levels=COSINE, clock="log_sigma", learned_variance=True, vlb_share=0.01
+        parametrisation="eps", levels=COSINE, time_input="log_sigma", learned_variance=True, vlb_share=0.01
     ))  # fmt: skip
     assert process.table is not None
     x0 = DATA.sample((16, 1, 16, 16), torch.Generator().manual_seed(3)).float()
@@ -98,4 +98,4 @@ def test_a_learned_variance_shortens_the_code() -> None:
         }
         best = variational.bits_per_dimension(learned.denoise, x0, process.table, noise=noise, place=learned.place)
     assert best.total.mean() < min(bits.values())
-    assert _distance(network, process, kind="ddpm", variance="learned", steps=100, grid={"kind": "ddpm"}) < 0.06
+    assert _distance(network, process, kind="ddpm", variance="learned", steps=100, sigmas={"kind": "ddpm"}) < 0.06

@@ -11,7 +11,7 @@ from oracles import Gaussian, Mixture, affine_moments, convergence_order
 from torch import Tensor
 
 from pipeline.config.schema_diffusion import DiffusionConfig, SamplerConfig
-from pipeline.diffusion import grids, multistep, samplers
+from pipeline.diffusion import multistep, samplers, sigma_schedules
 from pipeline.diffusion.build import build_process
 from pipeline.diffusion.build_sampler import Solve, build_sampler, no_noise
 from pipeline.diffusion.posterior import large_variance, small_variance
@@ -43,7 +43,7 @@ def test_order_of_convergence_on_a_mixture(name: str) -> None:
     exact = DATA.flow(x, HIGH, LOW)
 
     def error(steps: int) -> float:
-        sigmas = grids.exponential(LOW, HIGH, steps + 1)[:-1]
+        sigmas = sigma_schedules.exponential(LOW, HIGH, steps + 1)[:-1]
         return float((solve(DATA.denoise, x, sigmas) - exact).abs().mean())
 
     measured = convergence_order(error, (320, 1280))
@@ -54,7 +54,7 @@ def test_order_of_convergence_on_a_mixture(name: str) -> None:
 def test_the_whole_way_to_zero_ends_in_the_data(name: str) -> None:
     solve, _ = DETERMINISTIC[name]
     x = _start()
-    result = solve(DATA.denoise, x, grids.karras(1e-3, HIGH, 400))
+    result = solve(DATA.denoise, x, sigma_schedules.karras(1e-3, HIGH, 400))
     torch.testing.assert_close(result, DATA.flow(x, HIGH, 0.0), rtol=0, atol=0.03)
 
 
@@ -64,7 +64,7 @@ def _gaussian_end(solve: Solve, steps: int, *, draws_a_step: int = 1) -> tuple[f
     start_std = math.sqrt(HIGH**2 + data.std**2)
 
     def run(x: Tensor, noise: Callable[[int], Tensor]) -> Tensor:
-        return solve(data.denoise, x + data.mean, grids.exponential(LOW, HIGH, steps + 1)[:-1], noise)
+        return solve(data.denoise, x + data.mean, sigma_schedules.exponential(LOW, HIGH, steps + 1)[:-1], noise)
 
     return affine_moments(run, draws=steps * draws_a_step, start_std=start_std)
 
@@ -95,7 +95,7 @@ def test_stochastic_samplers_converge_to_the_spread_of_gaussian_data(name: str, 
 
 def test_the_langevin_corrector_repairs_the_predictor() -> None:
     data, generator = Gaussian(mean=0.0), torch.Generator().manual_seed(0)
-    sigmas, spread = grids.exponential(LOW, HIGH, 60)[:-1], math.sqrt(data.std**2 + LOW**2)
+    sigmas, spread = sigma_schedules.exponential(LOW, HIGH, 60)[:-1], math.sqrt(data.std**2 + LOW**2)
     x = HIGH * torch.randn(64, 1, 16, 16, generator=generator, dtype=torch.float64)
 
     def gap(corrector_steps: int) -> float:
@@ -107,7 +107,7 @@ def test_the_langevin_corrector_repairs_the_predictor() -> None:
 
 
 def test_euler_in_the_time_of_flow_is_euler_in_sigma() -> None:
-    sigmas, x = grids.flow(50.0, 12), _start()
+    sigmas, x = sigma_schedules.flow(50.0, 12), _start()
     z, times = x / (1 + sigmas[0]), sigmas / (1 + sigmas)
     for time, time_next in pairwise(times):
         x0 = DATA.estimate(z, signal=1 - time, noise=time)
@@ -119,7 +119,7 @@ def test_euler_in_the_time_of_flow_is_euler_in_sigma() -> None:
 def test_mixing_in_the_prediction_step_by_step_is_euler_in_the_time_of_flow() -> None:
     """x <- x (1 - 1 / (n - i)) + prediction / (n - i), as a first report samples from noise alone."""
     n, sigma_max = 10, 1e6
-    sigmas, x = grids.flow(sigma_max, n), sigma_max * _start() / HIGH
+    sigmas, x = sigma_schedules.flow(sigma_max, n), sigma_max * _start() / HIGH
     z = x / (1 + sigma_max)
     for i in range(n):
         share = (n - i) / n * sigma_max / (1 + sigma_max)
@@ -129,7 +129,7 @@ def test_mixing_in_the_prediction_step_by_step_is_euler_in_the_time_of_flow() ->
 
 
 def test_ddim_reaches_from_euler_to_ancestral() -> None:
-    x, sigmas = _start(), grids.karras(0.01, HIGH, 15)
+    x, sigmas = _start(), sigma_schedules.karras(0.01, HIGH, 15)
     fresh = torch.randn(15, *x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ddim = partial(samplers.ddim, DATA.denoise, x, sigmas, noise=lambda k: fresh[k])
     torch.testing.assert_close(ddim(eta=0.0), samplers.euler(DATA.denoise, x, sigmas))
@@ -137,7 +137,7 @@ def test_ddim_reaches_from_euler_to_ancestral() -> None:
 
 
 def test_heun_without_churn_and_sde_without_noise_are_their_odes() -> None:
-    x, sigmas = _start(), grids.karras(0.01, HIGH, 15)
+    x, sigmas = _start(), sigma_schedules.karras(0.01, HIGH, 15)
     churned = samplers.heun(DATA.denoise, x, sigmas, noise=no_noise, amount=0.0)
     torch.testing.assert_close(churned, samplers.heun(DATA.denoise, x, sigmas))
     outside = samplers.heun(DATA.denoise, x, sigmas, noise=no_noise, amount=9.0, between=(900.0, 1000.0))

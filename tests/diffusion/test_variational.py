@@ -126,7 +126,7 @@ def _learned(raw: Tensor, *, share: float) -> tuple[Tensor, Tensor, Tensor]:
     x = x0 + sigma * noise
     bound = variational.step_bound(
         x0,
-        s.skip * x + s.out * (s.inp * x).tanh(),
+        s.c_skip * x + s.c_out * (s.c_in * x).tanh(),
         timesteps=torch.tensor([0, 1, 10, 30, 50, 59]),
         table=hybrid.table,
         place=(raw + 1) / 2,

@@ -43,7 +43,7 @@ def test_the_loss_is_the_weighted_error_of_the_denoiser() -> None:
     cfg = DiffusionConfig(parametrisation="v", weighting="min_snr")
     process = build_process(cfg)
     s, x = process.scales(SIGMA), X0 + SIGMA * NOISE
-    error = ((s.skip * x + s.out * OUTPUT - X0) ** 2).mean(dim=(1, 2, 3))
+    error = ((s.c_skip * x + s.c_out * OUTPUT - X0) ** 2).mean(dim=(1, 2, 3))
     expected = torch.minimum(SIGMA.flatten() ** -2, torch.tensor(5.0, dtype=torch.float64)) * error
     torch.testing.assert_close(_loss(cfg), expected, rtol=1e-9, atol=1e-12)
 
@@ -71,8 +71,8 @@ def test_the_best_denoiser_has_the_posterior_variance_as_loss(name: str) -> None
     s = process.scales(sigma)
 
     def perfect(z: Tensor, *_: Tensor | None) -> Tensor:
-        x = z / s.inp
-        return (data.denoise(x, sigma) - s.skip * x) / s.out
+        x = z / s.c_in
+        return (data.denoise(x, sigma) - s.c_skip * x) / s.c_out
 
     noise = torch.randn(x0.shape, generator=generator, dtype=torch.float64)
     loss = process.loss(perfect, x0, sigma=sigma, noise=noise)

@@ -1,7 +1,7 @@
 """What must hold on a GPU. `benchmarks/gpu.py` prints these checks; tests/gpu/test_correctness.py runs them as tests.
 
-A check is a function of a `Place` that yields findings: a measured figure beside its limit. Those in NEEDS_CUDA compare
-a GPU with the CPU, or concern what only a GPU has; the others also run on a CPU.
+A check is a function of a `CheckContext` that yields findings: a measured figure beside its limit. Those in NEEDS_CUDA
+compare a GPU with the CPU, or concern what only a GPU has; the others also run on a CPU.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
 from kinds import PROCESSES, SAMPLERS  # noqa: E402
 from on_gpu import adapter  # noqa: E402
-from tiny import AGAINST_A_CRITIC, EVERYTHING  # noqa: E402
+from tiny import EVERYTHING, WITH_DISCRIMINATOR  # noqa: E402
 
 from pipeline import checkpoint  # noqa: E402
 from pipeline.config.schema import Config  # noqa: E402
@@ -54,7 +54,7 @@ KINDS: dict[str, dict[str, Any]] = {  # of networks, objectives and processes: w
     "muon": {"optim": {"kind": "muon", "lr": 1e-3, "warmup": "0 steps"}},
     "vae": {"model": {"kind": "vae", "condition": "class", "width": 16, "multipliers": [1, 2], "latent": 16}},
     "bottleneck": {"model": {"kind": "bottleneck_autoencoder", "width": 16, "multipliers": [1, 2]}},
-    "autoencoder, critic": {"model": AUTOENCODER, "groups": {"autoencoder": AGAINST_A_CRITIC}},
+    "autoencoder, discriminator": {"model": AUTOENCODER, "groups": {"autoencoder": WITH_DISCRIMINATOR}},
     "gan, everything": {"model": GAME, "groups": {"adversarial": EVERYTHING}},
     "gan, wasserstein": {
         "model": {**GAME, "equalized": True},
@@ -79,8 +79,8 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where the checks work, on which device, and the real files that are at hand."""
+class CheckContext:
+    """Where checks work, on which device, and the real files that are at hand."""
 
     root: Path
     device: str  # "cuda" or "cpu"
@@ -130,7 +130,7 @@ def some_steps(cfg: Config, device: str, *, steps: int = 4, exact: bool = True, 
     return Steps(losses, after, {name: after[name] - before[name] for name in after})
 
 
-def steps_equal_the_cpus(place: Place) -> Iterator[Finding]:
+def steps_equal_the_cpus(context: CheckContext) -> Iterator[Finding]:
     """float32 without TF32: the same losses and weights as a CPU's, plain, with dropout, and by AdamW."""
     # It divides by gradients that are nothing but rounding, as those of the keys' bias are.
     adamw = {"lr": 1e-4, "warmup": "0 steps"}
@@ -139,22 +139,22 @@ def steps_equal_the_cpus(place: Place) -> Iterator[Finding]:
         ("sgd, dropout", DROPOUT, SGD, 1e-3),
         ("adamw", adapter.SMALL, adamw, 0.1),
     ):
-        cfg = place.config("step", model=model, optim=optim)
-        expected, found = some_steps(cfg, "cpu"), some_steps(cfg, place.device)
+        cfg = context.config("step", model=model, optim=optim)
+        expected, found = some_steps(cfg, "cpu"), some_steps(cfg, context.device)
         limit = 1e-5 if optim is SGD else 1e-4
         yield from found.beside(expected, f"fp32 step = CPU's ({label})", loss=1e-5, weights=limit, change=change)
-    cfg = place.config("step", optim=SGD)
-    expected, found = some_steps(cfg, "cpu"), some_steps(cfg, place.device, exact=False)
+    cfg = context.config("step", optim=SGD)
+    expected, found = some_steps(cfg, "cpu"), some_steps(cfg, context.device, exact=False)
     name = "fp32 step as training sets TF32"
     yield from found.beside(expected, name, loss=1e-3, weights=1e-3, change=3e-2)
 
 
-def every_kind_is_the_cpus(place: Place) -> Iterator[Finding]:
+def every_kind_is_the_cpus(context: CheckContext) -> Iterator[Finding]:
     """float32 without TF32: losses and weights of every network, objective and process beside a CPU's."""
     for name, settings in KINDS.items():
-        cfg = place.config("kind", **{"optim": {"kind": "sgd", "lr": 0.01, "warmup": "0 steps"}, **settings})
+        cfg = context.config("kind", **{"optim": {"kind": "sgd", "lr": 0.01, "warmup": "0 steps"}, **settings})
         try:
-            expected, found = some_steps(cfg, "cpu"), some_steps(cfg, place.device)
+            expected, found = some_steps(cfg, "cpu"), some_steps(cfg, context.device)
         except RuntimeError as error:  # the others are tried all the same
             yield Finding(f"{name} = CPU's", math.inf, note=str(error).splitlines()[0])
             continue
@@ -163,12 +163,12 @@ def every_kind_is_the_cpus(place: Place) -> Iterator[Finding]:
         yield from found.beside(expected, f"{name} = CPU's", loss=1e-4, weights=1e-4 * loose, change=1e-2 * loose)
 
 
-def narrow_steps_are_finite(place: Place) -> Iterator[Finding]:
+def narrow_steps_are_finite(context: CheckContext) -> Iterator[Finding]:
     """20 steps in bf16 and fp16: losses and weights are numbers, near those of float32."""
-    steps = 20 if place.device == "cuda" else 3
-    expected = some_steps(place.config("wide"), place.device, steps=steps).losses
-    for precision in ("bf16", "fp16") if place.device == "cuda" else ("bf16",):
-        with adapter.open_session(place.config(precision, precision=precision), place.device) as s:
+    steps = 20 if context.device == "cuda" else 3
+    expected = some_steps(context.config("wide"), context.device, steps=steps).losses
+    for precision in ("bf16", "fp16") if context.device == "cuda" else ("bf16",):
+        with adapter.open_session(context.config(precision, precision=precision), context.device) as s:
             data = adapter.feed(s)
             outcomes = [adapter.step(s, data).read() for _ in range(steps)]
             losses = [outcome.values["loss"] for outcome in outcomes]
@@ -183,10 +183,10 @@ def narrow_steps_are_finite(place: Place) -> Iterator[Finding]:
         yield Finding(f"{precision}: losses beside float32's", off, 0.05)
 
 
-def an_infinite_loss_is_skipped(place: Place) -> Iterator[Finding]:
+def an_infinite_loss_is_skipped(context: CheckContext) -> Iterator[Finding]:
     """fp16: weights stay, the loss scale halves, the next step goes on; a return to a checkpoint restores the scale."""
-    cfg = place.config("scaled", precision="fp16")
-    with adapter.open_session(cfg, place.device) as s, adapter.reporter(s) as report:
+    cfg = context.config("scaled", precision="fp16")
+    with adapter.open_session(cfg, context.device) as s, adapter.reporter(s) as report:
         data = adapter.feed(s)
         for _ in range(8):  # the scale comes down to what fits
             adapter.read(s, adapter.step(s, data))
@@ -211,24 +211,24 @@ def an_infinite_loss_is_skipped(place: Place) -> Iterator[Finding]:
         data.close()
 
 
-def random_numbers_are_the_cpus(place: Place) -> Iterator[Finding]:
+def random_numbers_are_the_cpus(context: CheckContext) -> Iterator[Finding]:
     """Words, uniform values and choices to the bit, normal values to the rounding of log and cosine."""
     numbers = torch.cat([torch.arange(50), torch.tensor([2**31, 2**32 + 5, 2**40])])
     counter = torch.randint(0, 2**32, (1000, 4), generator=torch.Generator().manual_seed(0))
-    there, key = numbers.to(place.device), (0x12345678, 0x9ABCDEF0)
+    there, key = numbers.to(context.device), (0x12345678, 0x9ABCDEF0)
 
     def differing(found: Tensor, expected: Tensor) -> float:
         return float((found.cpu() != expected).sum())
 
-    yield Finding("Philox words that differ", differing(philox(counter.to(place.device), key), philox(counter, key)))
+    yield Finding("Philox words that differ", differing(philox(counter.to(context.device), key), philox(counter, key)))
     for dtype in (torch.float32, torch.float64):
-        mine, theirs = (uniform(7, Stream.SIGMA, n, shape=(3, 33), dtype=dtype) for n in (there, numbers))
-        yield Finding(f"uniform {str(dtype)[6:]} values that differ", differing(mine, theirs))
-        mine, theirs = (normal(7, Stream.NOISE, n, shape=(3, 64, 64), dtype=dtype).cpu() for n in (there, numbers))
-        worst = float(((mine - theirs).abs() / theirs.abs().clamp(min=1)).max())
+        mine, expected = (uniform(7, Stream.SIGMA, n, shape=(3, 33), dtype=dtype) for n in (there, numbers))
+        yield Finding(f"uniform {str(dtype)[6:]} values that differ", differing(mine, expected))
+        mine, expected = (normal(7, Stream.NOISE, n, shape=(3, 64, 64), dtype=dtype).cpu() for n in (there, numbers))
+        worst = float(((mine - expected).abs() / expected.abs().clamp(min=1)).max())
         yield Finding(f"normal {str(dtype)[6:]} values differ by", worst, 1e-6 if dtype == torch.float32 else 1e-12)
-    mine, theirs = (chosen(7, Stream.DROPOUT, n, share=0.1, shape=(99,)) for n in (there, numbers))
-    yield Finding("choices that differ", differing(mine, theirs))
+    mine, expected = (chosen(7, Stream.DROPOUT, n, share=0.1, shape=(99,)) for n in (there, numbers))
+    yield Finding("choices that differ", differing(mine, expected))
 
 
 def unequal_tensors(one: RunDir, other: RunDir, step: int) -> float:
@@ -240,70 +240,72 @@ def unequal_tensors(one: RunDir, other: RunDir, step: int) -> float:
     return float(sum(not torch.equal(flat[0][name], flat[1][name]) for name in flat[0]))
 
 
-def runs_are_repeatable(place: Place) -> Iterator[Finding]:
+def runs_are_repeatable(context: CheckContext) -> Iterator[Finding]:
     """Resumed or started anew, as training sets the device: the same bits in every tensor of the checkpoint."""
-    critic, game = {"groups": {"autoencoder": AGAINST_A_CRITIC}}, {"groups": {"adversarial": EVERYTHING}}
+    discriminator, game = {"groups": {"autoencoder": WITH_DISCRIMINATOR}}, {"groups": {"adversarial": EVERYTHING}}
     kinds: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
         ("bf16", DROPOUT, {}),
         ("fp32", adapter.SMALL, {}),
         ("fp16", adapter.SMALL, {}),
         ("bf16", GAME, game),
-        ("bf16", AUTOENCODER, critic),
+        ("bf16", AUTOENCODER, discriminator),
         ("bf16", ATTENTIVE, {"size": 32, "batch": 64}),
     )
-    for precision, model, other in kinds if place.device == "cuda" else kinds[:1]:
+    for precision, model, other in kinds if context.device == "cuda" else kinds[:1]:
         settings = {"duration": "6 steps", "checkpoint_every": "3 steps", "precision": precision, "keep_last": 3}
         runs, kind = [], f"{'attention of 1024' if model is ATTENTIVE else model['kind']}, {precision}"
         names = [f"{which}-{kind.replace(', ', '-').replace(' ', '-')}" for which in ("first", "second")]
         for name in names:
-            runs.append(adapter.train(place.config(name, model=model, **settings, **other), place.device))
+            runs.append(adapter.train(context.config(name, model=model, **settings, **other), context.device))
         count = sum(len(tensors) for tensors in checkpoint.read(runs[0].checkpoint(6)).tensors.values())
         note = f"of {count}"
         yield Finding(f"two runs, {kind}: tensors that differ", unequal_tensors(*runs, 6), note=note)
         (runs[1].checkpoints / "finished.json").unlink()
         shutil.rmtree(runs[1].checkpoint(6))  # as if it had been stopped after step 3
-        adapter.train(place.config(names[1], model=model, **settings, **other), place.device)
+        adapter.train(context.config(names[1], model=model, **settings, **other), context.device)
         yield Finding(f"resumed at 3 of 6, {kind}: tensors that differ", unequal_tensors(*runs, 6), note=note)
 
 
-def ddp_of_one_rank_is_plain(place: Place) -> Iterator[Finding]:
+def ddp_of_one_rank_is_plain(context: CheckContext) -> Iterator[Finding]:
     """A real process group of one rank, nccl on a GPU: the same losses and weights."""
-    cfg = place.config("alone", optim=SGD)
-    expected = some_steps(cfg, place.device)
-    backend = "cpu:gloo,cuda:nccl" if place.device == "cuda" else "gloo"
+    cfg = context.config("alone", optim=SGD)
+    expected = some_steps(cfg, context.device)
+    backend = "cpu:gloo,cuda:nccl" if context.device == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        found = some_steps(cfg, place.device, ddp=True)
+        found = some_steps(cfg, context.device, ddp=True)
     finally:
         if torch.distributed.is_initialized():  # a session that ends takes it apart
             torch.distributed.destroy_process_group()
     yield from found.beside(expected, f"DDP, 1 rank, {backend[-4:]} = plain", loss=1e-6, weights=1e-6, change=1e-5)
 
 
-def two_ranks_are_one(place: Place) -> Iterator[Finding]:
+def two_ranks_are_one(context: CheckContext) -> Iterator[Finding]:
     """Two processes that share the GPU, and the global batch, come to the weights of one: by DDP, and as a graph.
 
     Not sharded: gloo, the only backend that lets two processes share a GPU, ends with a segmentation fault where FSDP's
     weights are gathered (torch 2.11, `wait_tensor` of a CUDA tensor). Sharding takes a GPU for each rank.
     """
     settings = {"duration": "4 steps", "checkpoint_every": "4 steps", "optim": SGD}
-    alone = adapter.train(place.config("one", **settings), place.device)
+    alone = adapter.train(context.config("one", **settings), context.device)
     for name, way in {"ddp": {"cuda_graph": False}, "graph": {"cuda_graph": True}}.items():
-        together = adapter.train_on_ranks(place.config(f"two-{name}", **settings, **way), place.device, ranks=2)
+        together = adapter.train_on_ranks(context.config(f"two-{name}", **settings, **way), context.device, ranks=2)
         expected, found = (checkpoint.read(run.checkpoint(4)).tensors["network.denoiser"] for run in (alone, together))
         yield Finding(f"two ranks ({name}) = one: weights", distance(found, expected), 1e-6)
 
 
-def samples_are_the_cpus(place: Place) -> Iterator[Finding]:
+def samples_are_the_cpus(context: CheckContext) -> Iterator[Finding]:
     """float32: the images of the first seeds by every sampler differ by one grey level at most."""
-    run = adapter.train(cfg := place.config("sampled", duration="6 steps", checkpoint_every="6 steps"), place.device)
-    data = open_shards(next((place.root / "data").glob("noise16-*")) / "shards" / "train")
+    run = adapter.train(
+        cfg := context.config("sampled", duration="6 steps", checkpoint_every="6 steps"), context.device
+    )
+    data = open_shards(next((context.root / "data").glob("noise16-*")) / "shards" / "train")
     seeds = torch.arange(8)
     for name, settings in SAMPLERS.items():
         sampler = SamplerConfig.model_validate({"steps": 6, **settings})
         asked = cfg.model_copy(update={"sample": cfg.sample.model_copy(update={"sampler": sampler})})
         pixels = []
-        for device in (place.device, "cpu"):
+        for device in (context.device, "cpu"):
             with adapter.using(device):
                 make = image_maker(asked, run, data.manifest, step=6)
             with adapter.exact_float32():
@@ -313,9 +315,9 @@ def samples_are_the_cpus(place: Place) -> Iterator[Finding]:
         yield Finding(f"samples of {name} beside the CPU's, grey levels", float(off.max()), 1, note)
 
 
-def waits(place: Place, name: str, **settings: Any) -> tuple[int, str]:
+def waits(context: CheckContext, name: str, **settings: Any) -> tuple[int, str]:
     """Whether three steps after warm-up make the host wait for the device, and where first."""
-    with adapter.open_session(place.config(name, **settings), place.device) as s:
+    with adapter.open_session(context.config(name, **settings), context.device) as s:
         data = adapter.feed(s)
         for _ in range(4):
             adapter.step(s, data)
@@ -334,7 +336,7 @@ def waits(place: Place, name: str, **settings: Any) -> tuple[int, str]:
     return 0, ""
 
 
-def steps_do_not_wait(place: Place) -> Iterator[Finding]:
+def steps_do_not_wait(context: CheckContext) -> Iterator[Finding]:
     """Three steps without one operation that synchronises (torch's own debug mode)."""
     kinds: tuple[tuple[str, dict[str, Any]], ...] = (
         ("bf16", {"precision": "bf16"}),
@@ -342,33 +344,33 @@ def steps_do_not_wait(place: Place) -> Iterator[Finding]:
         ("bf16, flip and colour", {"precision": "bf16", "flip": True, "augmentation": {"brightness": 0.2}}),
         ("fp16", {"precision": "fp16"}),
         ("bf16, gan", {"precision": "bf16", **KINDS["gan, everything"]}),
-        ("bf16, autoencoder", {"precision": "bf16", **KINDS["autoencoder, critic"]}),
+        ("bf16, autoencoder", {"precision": "bf16", **KINDS["autoencoder, discriminator"]}),
         ("bf16, vae", {"precision": "bf16", **KINDS["vae"]}),
         ("bf16, muon", {"precision": "bf16", **KINDS["muon"]}),
     )
     for number, (label, settings) in enumerate(kinds):
-        found, where = waits(place, f"waits-{number}", **settings)
+        found, where = waits(context, f"waits-{number}", **settings)
         yield Finding(f"3 steps wait for the device ({label})", found, note=where)
 
 
-def a_graph_is_eager(place: Place) -> Iterator[Finding]:
+def a_graph_is_eager(context: CheckContext) -> Iterator[Finding]:
     """train.cuda_graph=true: the same losses and weights, also where a step is of two micro-batches."""
     for label, model, micro_batch in (("", adapter.SMALL, None), (", dropout, accumulated", DROPOUT, 8)):
         found = []
         for graph in (False, True):
             settings = {"precision": "bf16", "optim": SGD, "cuda_graph": graph, "micro_batch": micro_batch}
-            cfg = place.config("graph", model=model, **settings)
-            found.append(some_steps(cfg, place.device, steps=8, exact=False))
+            cfg = context.config("graph", model=model, **settings)
+            found.append(some_steps(cfg, context.device, steps=8, exact=False))
         yield from found[1].beside(found[0], f"graph = eager, bf16{label}", loss=1e-6, weights=1e-6, change=1e-5)
 
 
-def compiled_is_eager(place: Place) -> Iterator[Finding]:
+def compiled_is_eager(context: CheckContext) -> Iterator[Finding]:
     """train.compile=true: the same losses and weights up to the rounding of fused sums."""
     found = []
     for compile_it in (False, True):
         torch._dynamo.reset()
-        cfg = place.config("compiled", model=DROPOUT, optim=SGD, compile=compile_it, cuda_graph=False)
-        found.append(some_steps(cfg, place.device))
+        cfg = context.config("compiled", model=DROPOUT, optim=SGD, compile=compile_it, cuda_graph=False)
+        found.append(some_steps(cfg, context.device))
     yield from found[1].beside(found[0], "compiled = eager (dropout)", loss=1e-4, weights=1e-4, change=1e-2)
 
 
@@ -378,36 +380,36 @@ def inception_weights(folder: Path | None) -> Path | None:
     return next((p for p in names if p.suffix in (".npz", ".pth")), None)
 
 
-def inception_gives_known_features(place: Place) -> Iterator[Finding]:
+def inception_gives_known_features(context: CheckContext) -> Iterator[Finding]:
     """The features of real images beside an independent implementation's, and beside the CPU's."""
-    path = inception_weights(place.weights)
+    path = inception_weights(context.weights)
     if path is None:
         return
-    pixels, expected = _known_images(place)
+    pixels, expected = _known_images(context)
     network = load_inception(path)
-    spaces = [space for space in ("64", "192", "768") if space in network.spaces]
+    outputs = [name for name in ("64", "192", "768") if name in network.outputs]
     found = []
     with torch.inference_mode(), adapter.exact_float32():
-        for device, part in (("cpu", pixels[:8]), (place.device, pixels)):
-            output = network.to(device).eval()(prepare(part.to(device), "tf1"), spaces)
-            found.append({space: output[space].float().cpu() for space in spaces})
-    for space in spaces:
-        yield Finding(f"Inception {space} beside the CPU's", _relative(found[1][space][:8], found[0][space]), 1e-4)
-        if space in expected:
-            known = torch.from_numpy(expected[space])
+        for device, part in (("cpu", pixels[:8]), (context.device, pixels)):
+            output = network.to(device).eval()(prepare(part.to(device), "tf1"), outputs)
+            found.append({name: output[name].float().cpu() for name in outputs})
+    for name in outputs:
+        yield Finding(f"Inception {name} beside the CPU's", _relative(found[1][name][:8], found[0][name]), 1e-4)
+        if name in expected:
+            known = torch.from_numpy(expected[name])
             note = f"{len(known)} images"
-            yield Finding(f"Inception {space} beside known features", _relative(found[1][space], known), 1e-4, note)
+            yield Finding(f"Inception {name} beside known features", _relative(found[1][name], known), 1e-4, note)
 
 
-def _known_images(place: Place) -> tuple[Tensor, dict[str, np.ndarray]]:
-    """Images uint8 [B, 3, H, W] with known features by space; noise, and none, where the files are not there."""
-    files = sorted(place.weights.glob("*check_features.npz")) if place.weights else []
-    if not files or place.images is None or not place.images.is_file():
+def _known_images(context: CheckContext) -> tuple[Tensor, dict[str, np.ndarray]]:
+    """Images uint8 [B, 3, H, W] with known features by output; noise, and none, where the files are not there."""
+    files = sorted(context.weights.glob("*check_features.npz")) if context.weights else []
+    if not files or context.images is None or not context.images.is_file():
         noise = np.random.default_rng(0).integers(0, 256, (8, 3, 64, 64), dtype=np.uint8)
         return torch.from_numpy(noise), {}
     with np.load(files[0]) as file:
         arrays = {name: file[name] for name in file.files}
-    with tarfile.open(place.images) as tar:
+    with tarfile.open(context.images) as tar:
         members = {Path(m.name).name: m for m in tar.getmembers()}
         names = arrays["names"].tolist()
         if any(name not in members for name in names):
@@ -422,7 +424,7 @@ def _relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
-Check = Callable[[Place], Iterator[Finding]]
+Check = Callable[[CheckContext], Iterator[Finding]]
 CHECKS: tuple[Check, ...] = (  # the most important first, what compiles last
     steps_equal_the_cpus,
     random_numbers_are_the_cpus,

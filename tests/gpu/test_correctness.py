@@ -20,13 +20,13 @@ def test_it_holds_on_this_device(check, tmp_path):
     if check is checks.compiled_is_eager:
         pytest.importorskip("triton", reason="needs triton, which torch's compiler uses on a GPU")
     shared = Path(os.environ.get("MUDI_SHARED", ROOT.parent / "shared"))
-    place = checks.Place(
+    context = checks.CheckContext(
         tmp_path,
         device="cuda" if torch.cuda.is_available() else "cpu",
         images=shared / "data" / "flowers102_64.tar",
         weights=shared / "weights",
     )
-    findings = list(check(place))
+    findings = list(check(context))
     if not findings:
         pytest.skip(f"needs Inception's weights in {shared}/weights (set MUDI_SHARED)")
     assert [f"{f.name}: {f.figure:.3g}, limit {f.limit:g} {f.note}" for f in findings if not f.ok] == []

@@ -98,10 +98,10 @@ def example(shape: tuple[int, ...], dtype: torch.dtype, layout: torch.memory_for
     return (x.contiguous(memory_format=layout) if len(shape) == 3 else x), torch.tensor([5, 2**40, 7])
 
 
-def step(layer, x: Tensor, visits: Tensor) -> tuple[Tensor, Tensor]:
+def step(layer, x: Tensor, sample_indices: Tensor) -> tuple[Tensor, Tensor]:
     """The output and a gradient that is not that of a sum."""
     x = x.detach().requires_grad_()
-    y = layer(x, visits)
+    y = layer(x, sample_indices)
     (gradient,) = torch.autograd.grad(
         (y.float() * torch.arange(3, device=x.device).view(-1, *[1] * (x.dim() - 1))).sum(), x
     )
@@ -113,11 +113,11 @@ def step(layer, x: Tensor, visits: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 def test_dropout_is_the_one_of_a_cpu_with_a_stored_mask(dtype, shape, layout):
     """The same bits: the kernel divides with correct rounding. The layout is kept."""
-    x, visits = example(shape, dtype, layout)
+    x, sample_indices = example(shape, dtype, layout)
     for share in (SHARE, 0.1):
-        expected = step(layer_of(share), x, visits)
+        expected = step(layer_of(share), x, sample_indices)
         with kernels():
-            found = step(layer_of(share), x.to(DEVICE), visits.to(DEVICE))
+            found = step(layer_of(share), x.to(DEVICE), sample_indices.to(DEVICE))
         for one, other in zip(found, expected, strict=True):
             assert torch.equal(one.cpu() == 0, other == 0)
             # The interpreter cuts off where a GPU and a CPU round to bfloat16.
@@ -127,9 +127,9 @@ def test_dropout_is_the_one_of_a_cpu_with_a_stored_mask(dtype, shape, layout):
 
 
 def test_dropout_of_any_strides():
-    x, visits = example((6, 4, 4), torch.float32, torch.contiguous_format)
+    x, sample_indices = example((6, 4, 4), torch.float32, torch.contiguous_format)
     for view in (x.transpose(1, 3), x[..., ::2], x[:, :1].expand(3, 6, 4, 4), x[:0]):
-        numbers = visits[: len(view)]
+        numbers = sample_indices[: len(view)]
         with kernels():
             assert torch.equal(
                 layer_of(SHARE)(view.to(DEVICE), numbers.to(DEVICE)).cpu(), layer_of(SHARE)(view, numbers)
@@ -137,42 +137,45 @@ def test_dropout_of_any_strides():
 
 
 def test_too_few_numbers_are_refused():
-    x, visits = example((5,), torch.float32, torch.contiguous_format)
+    x, sample_indices = example((5,), torch.float32, torch.contiguous_format)
     with kernels(), pytest.raises(ValueError, match=r"found \[2\] for 3 images"):
-        layer_of(SHARE)(x.to(DEVICE), visits[:2].to(DEVICE))
+        layer_of(SHARE)(x.to(DEVICE), sample_indices[:2].to(DEVICE))
 
 
 def test_a_value_that_is_not_finite_can_be_dropped():
-    x, visits = torch.full((3, 40), float("nan")), torch.arange(3)
+    x, sample_indices = torch.full((3, 40), float("nan")), torch.arange(3)
     with kernels():
-        found = layer_of(SHARE)(x.to(DEVICE), visits.to(DEVICE)).cpu()
-    assert torch.equal(found.isnan(), ~chosen(SEED, Stream.DROPOUT, visits, share=SHARE, shape=(40,), draw=5))
+        found = layer_of(SHARE)(x.to(DEVICE), sample_indices.to(DEVICE)).cpu()
+    assert torch.equal(found.isnan(), ~chosen(SEED, Stream.DROPOUT, sample_indices, share=SHARE, shape=(40,), draw=5))
     assert (found[~found.isnan()] == 0).all()
 
 
 def test_operations_are_whole_to_torch():
     numbers = NUMBERS.to(DEVICE)
-    x, visits = (t.to(DEVICE) for t in example((6, 4, 4), torch.float32, torch.channels_last))
+    x, sample_indices = (t.to(DEVICE) for t in example((6, 4, 4), torch.float32, torch.channels_last))
     given = {"kind": "normal", "key": [3, 4], "last": 5, "dtype": torch.float32, "threshold": 0}
     with kernels():
         torch.library.opcheck(random._draw, (numbers, [3, 5]), given)
         given = {"share": SHARE, "seed": SEED, "layer": 3}
-        torch.library.opcheck(keyed_dropout, (x.requires_grad_(), visits), given)
+        torch.library.opcheck(keyed_dropout, (x.requires_grad_(), sample_indices), given)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=gpu_only)])
 def test_a_compiler_takes_them_in_one_graph(backend):
-    x, visits = (t.to(DEVICE) for t in example((6, 4, 4), torch.float32, torch.channels_last))
+    x, sample_indices = (t.to(DEVICE) for t in example((6, 4, 4), torch.float32, torch.channels_last))
     dropping = layer_of(SHARE).to(DEVICE)
 
-    def noisy(x: Tensor, visits: Tensor) -> Tensor:
-        hidden = x + normal(SEED, Stream.NOISE, visits, shape=(6, 4, 4))
-        level = uniform(SEED, Stream.SIGMA, visits)
-        return dropping(hidden * level[:, None, None, None], visits).relu()
+    def noisy(x: Tensor, sample_indices: Tensor) -> Tensor:
+        hidden = x + normal(SEED, Stream.NOISE, sample_indices, shape=(6, 4, 4))
+        level = uniform(SEED, Stream.SIGMA, sample_indices)
+        return dropping(hidden * level[:, None, None, None], sample_indices).relu()
 
     random.for_the_compiler()
     with kernels():
-        found, expected = step(torch.compile(noisy, backend=backend, fullgraph=True), x, visits), step(noisy, x, visits)
+        found, expected = (
+            step(torch.compile(noisy, backend=backend, fullgraph=True), x, sample_indices),
+            step(noisy, x, sample_indices),
+        )
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in zip(found, expected, strict=True))
 
 
@@ -196,15 +199,15 @@ def test_eager_code_on_a_gpu_draws_the_same(monkeypatch):
 def test_nothing_waits_for_the_device_or_stores_a_mask_or_compiles_anew():
     from pipeline.runtime import philox_triton
 
-    x, visits = (t.cuda() for t in example((64, 16, 16), torch.bfloat16, torch.channels_last))
+    x, sample_indices = (t.cuda() for t in example((64, 16, 16), torch.bfloat16, torch.channels_last))
     x.requires_grad_()
     dropping = layer_of(SHARE)
 
     def work(number: int) -> None:
         dropping.layer = number
-        normal(SEED, Stream.NOISE, visits + number, shape=(3, 64, 64), draw=number)
+        normal(SEED, Stream.NOISE, sample_indices + number, shape=(3, 64, 64), draw=number)
         before = torch.cuda.memory_allocated()
-        y = dropping(x, visits)
+        y = dropping(x, sample_indices)
         assert torch.cuda.memory_allocated() - before == y.numel() * y.element_size()
         y.backward(y.detach())
 
@@ -231,10 +234,10 @@ def test_nothing_waits_for_the_device_or_stores_a_mask_or_compiles_anew():
 def test_more_than_2_to_the_31_values(layout):
     """Offsets are of 64 bits: the last image comes out as it does alone."""
     x = torch.ones(5, 64, 4096, 2048, dtype=torch.bfloat16, device="cuda").to(memory_format=layout)
-    visits = torch.arange(5, device="cuda") + 2**40
-    last = layer_of(SHARE)(x[4:], visits[4:])
-    assert torch.equal(layer_of(SHARE)(x, visits)[4:], last)
-    dropped = chosen(SEED, Stream.DROPOUT, visits, share=SHARE, shape=(64, 4096, 2048), draw=5)
+    sample_indices = torch.arange(5, device="cuda") + 2**40
+    last = layer_of(SHARE)(x[4:], sample_indices[4:])
+    assert torch.equal(layer_of(SHARE)(x, sample_indices)[4:], last)
+    dropped = chosen(SEED, Stream.DROPOUT, sample_indices, share=SHARE, shape=(64, 4096, 2048), draw=5)
     assert torch.equal(dropped[4:], last == 0)
 
 

@@ -17,14 +17,14 @@ from on_gpu.report import Clock, Report, TimeUp, alarm, guarded, interleaved  # 
 def test_every_part_runs_on_a_cpu(tmp_path):
     """The minutes are a limit that the tiny sizes stay far below, so a busy machine does not decide."""
     out = tmp_path / "out"
-    words = [sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--minutes", "18", "--out", str(out)]
-    done = subprocess.run(words, capture_output=True, text=True)
+    argv = [sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--minutes", "18", "--out", str(out)]
+    done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     found = json.loads((out / "results.json").read_text())
     assert found["header"]["torch"] and "failures" not in found
     assert {row["ok"] for row in found["checks"]} == {True, None}
     assert {row["note"] for row in found["checks"] if row["ok"] is None} == {"needs CUDA"}
-    assert all(row["ours"] > 0 and row["theirs"] > 0 and row["bare"] > 0 for row in found["steps"])
+    assert all(row["ours"] > 0 and row["diffusers"] > 0 and row["bare"] > 0 for row in found["steps"])
     assert {(row["precision"], row["guided"]) for row in found["sampling"]} >= {("bf16", False), ("fp32", True)}
     assert {row["save"] for row in found["saves"]} == {"sync", "async"}
     assert 0 < found["startup"]["first step done"] <= found["startup"]["end"]

@@ -48,16 +48,20 @@ def test_it_learns_labels_and_stops_at_the_target() -> None:
 def test_it_learns_attributes_alone_and_beside_labels() -> None:
     """Attribute 0 says whether the bar lies at the left, 1 is known of half of the images, 2 is a coin."""
 
-    def told(count: int, seed: int) -> Examples:
+    def with_attributes(count: int, seed: int) -> Examples:
         plain, rng = bars(count, seed), np.random.default_rng([seed, 1])  # not the labels' own numbers
         left, top, coin = plain.labels == 0, plain.labels == 1, rng.integers(0, 2, count)
         top = np.where(rng.random(count) < 0.5, top, -1)
         return Examples(plain.read, plain.labels, np.stack([left, top, coin], axis=1).astype(np.int8))
 
-    alone = train_classifier(told(600, 0), told(200, 1), Shape(1, 8, 0, 8, 16, ATTRIBUTES, 3), cfg=QUICK)
+    alone = train_classifier(
+        with_attributes(600, 0), with_attributes(200, 1), Shape(1, 8, 0, 8, 16, ATTRIBUTES, 3), cfg=QUICK
+    )
     assert min(alone.by_attribute[:2]) > 0.95 and alone.by_attribute[2] == pytest.approx(0.5, abs=0.15)
     assert alone.accuracy == pytest.approx(np.mean(alone.by_attribute), abs=1e-6)
-    both = train_classifier(told(600, 0), told(200, 1), Shape(1, 8, 3, 8, 16, LABELS, 3), cfg=QUICK)
+    both = train_classifier(
+        with_attributes(600, 0), with_attributes(200, 1), Shape(1, 8, 3, 8, 16, LABELS, 3), cfg=QUICK
+    )
     assert both.accuracy > 0.95 and min(both.by_attribute[:2]) > 0.95
     images = torch.from_numpy(bars(5, 2).read(np.arange(5))).permute(0, 3, 1, 2)
     shapes = {name: tuple(value.shape) for name, value in domain_features(both.network)(images).items()}

@@ -49,6 +49,6 @@ def test_a_shift_and_a_scale_add_up() -> None:
     assert frechet_distance(moments(centred), moments(3 * centred)) == pytest.approx(4 * spread, rel=1e-10)
 
 
-def test_spaces_are_not_mixed() -> None:
-    with pytest.raises(ValueError, match="different spaces"):
+def test_different_features_are_not_mixed() -> None:
+    with pytest.raises(ValueError, match="different features"):
         frechet_distance(moments(np.eye(3)), moments(np.eye(4)))

@@ -43,9 +43,9 @@ def test_folded_and_joined_it_gives_the_features_of_the_plain_network(plain: Pla
     ours = InceptionV3(*from_pytorch(plain.state_dict()))
     x = prepare(IMAGES, "tf1")
     found, expected = ours(x), plain(x)
-    assert set(found) == set(ours.spaces) == set(expected)
-    for space, value in expected.items():
-        assert relative(found[space], value) < 1e-5, space
+    assert set(found) == set(ours.outputs) == set(expected)
+    for output, value in expected.items():
+        assert relative(found[output], value) < 1e-5, output
 
 
 @torch.inference_mode()
@@ -71,11 +71,11 @@ def test_torch_fidelity_gives_the_same_features(plain: PlainInception, tmp_path:
     finally:
         del sys.modules["torch_fidelity"]
     torch.save(plain.state_dict(), tmp_path / "random.pth")
-    spaces = ["64", "192", "768", "2048", "logits_unbiased"]
-    theirs = module.FeatureExtractorInceptionV3("x", spaces, str(tmp_path / "random.pth"))(IMAGES)
+    outputs = ["64", "192", "768", "2048", "logits_unbiased"]
+    theirs = module.FeatureExtractorInceptionV3("x", outputs, str(tmp_path / "random.pth"))(IMAGES)
     ours = load_inception(tmp_path / "random.pth")(prepare(IMAGES, "tf1"))
-    for space, value in zip(spaces, theirs, strict=True):
-        assert relative(ours["logits" if space == "logits_unbiased" else space], value) < 1e-4, space
+    for output, value in zip(outputs, theirs, strict=True):
+        assert relative(ours["logits" if output == "logits_unbiased" else output], value) < 1e-4, output
 
 
 @pytest.mark.parametrize("count", [24, pytest.param(64, marks=pytest.mark.full)])
@@ -89,11 +89,11 @@ def test_real_weights_give_the_published_features_of_real_flowers(shared: Path, 
     images = np.stack([np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
     network = load_inception(shared / "weights" / "inception2015_to_mixed_6e_fp32.npz")
     found = network(prepare(torch.from_numpy(images).permute(0, 3, 1, 2), "tf1"))
-    for space in ("64", "192", "768"):
-        reference = torch.from_numpy(expected[f"dim{space}"][:count])
-        assert relative(found[space], reference) < 1e-4, space
-        assert float((found[space] - reference).norm() / reference.norm()) < 1e-5, space
-    assert network.spaces == ("64", "192", "spatial", "768")
+    for output in ("64", "192", "768"):
+        reference = torch.from_numpy(expected[f"dim{output}"][:count])
+        assert relative(found[output], reference) < 1e-4, output
+        assert float((found[output] - reference).norm() / reference.norm()) < 1e-5, output
+    assert network.outputs == ("64", "192", "spatial", "768")
 
 
 def test_every_convolution_has_one_name_in_the_graph(plain: PlainInception) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.config.schema_metrics import LibraryConfig
 from pipeline.metrics.library import clip_extractor, dinov2_extractor
-from pipeline.metrics.suite import spaces_of
+from pipeline.metrics.suite import feature_sets
 from pipeline.runtime.errors import UserError
 
 INSTALLED = importlib.util.find_spec("transformers") is not None
@@ -42,7 +42,7 @@ def test_dinov2_features_are_the_class_token_of_images_of_any_size(tmp_path: Pat
     network.save_pretrained(tmp_path)
     extractor = dinov2_extractor(LibraryConfig(weights=tmp_path), device="cpu")
     found = extractor.run(IMAGES)["features"]
-    assert found.shape == (3, 32) and spaces_of(extractor)["features"].frechet == "fd-dinov2"
+    assert found.shape == (3, 32) and feature_sets(extractor)["features"].frechet == "fd-dinov2"
     torch.testing.assert_close(found[1:2], extractor.run(IMAGES[1:2])["features"], rtol=1e-4, atol=1e-5)
     flat = torch.full((1, 3, 64, 64), 128, dtype=torch.uint8)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

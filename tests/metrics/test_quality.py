@@ -139,7 +139,7 @@ def test_images_too_small_are_said_and_not_scored(shared: Path, tmp_path: Path) 
     cfg = QualityConfig(niqe=weights / "niqe_pris_params.npz", cnniqa=weights / "CNNIQA-LIVE.pth")
     found = scored(small, build_scorers(cfg), tmp_path)
     assert found.metrics.keys() == {"cnniqa"} and len(found.details["cnniqa"]["values"]) == 4
-    assert any("niqe was not measured" in w for w in found.words)
+    assert any("niqe was not measured" in w for w in found.notes)
 
 
 def scored(images: np.ndarray, scorers: list[Scorer], folder: Path, *, parts: int = 1, done: tuple[int, ...] = ()):

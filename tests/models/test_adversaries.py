@@ -1,4 +1,4 @@
-"""The baselines and second players: VAE, small StyleGAN, discriminators."""
+"""The baselines and networks of a game: VAE, small StyleGAN, discriminators."""
 
 import math
 
@@ -35,9 +35,9 @@ def test_a_vae_encodes_to_a_vector_and_back_and_all_of_it_learns(condition):
         "class": torch.tensor([0, 1, 2, 3]),
         "attributes": torch.tensor([[0, 1], [1, 0], [-1, -1], [0, 0]]),
     }
-    restored, posterior, _ = network(torch.randn(4, *SHAPE), torch.randn(4, 6), given[condition])
-    assert restored.shape == (4, *SHAPE) and posterior.mean.shape == posterior.std.shape == (4, 6)
-    (restored.square().mean() + posterior.kl().mean()).backward()
+    reconstructed, posterior, _ = network(torch.randn(4, *SHAPE), torch.randn(4, 6), given[condition])
+    assert reconstructed.shape == (4, *SHAPE) and posterior.mean.shape == posterior.std.shape == (4, 6)
+    (reconstructed.square().mean() + posterior.kl().mean()).backward()
     assert unreached(network) == []
 
 
@@ -58,13 +58,13 @@ def test_a_generated_image_belongs_to_its_number_and_all_of_the_generator_learns
     generator = build_network(STYLEGAN, shape=SHAPE, classes=3)
     for layer in (generator.first, *generator.layers):
         torch.nn.init.constant_(layer.strength, 0.3)
-    z, labels, visits = torch.randn(4, 12), torch.tensor([0, 1, 2, 3]), torch.arange(20, 24)
-    images = generator(z, labels, visits=visits)
+    z, labels, sample_indices = torch.randn(4, 12), torch.tensor([0, 1, 2, 3]), torch.arange(20, 24)
+    images = generator(z, labels, sample_indices=sample_indices)
     assert images.shape == (4, *SHAPE)
     with torch.no_grad():
-        assert torch.allclose(generator(z[2:], labels[2:], visits=visits[2:]), images[2:], atol=1e-5)
-        assert not torch.allclose(generator(z, labels, visits=visits + 1), images, atol=1e-3)
-        assert not torch.allclose(generator(z, labels.flip(0), visits=visits), images, atol=1e-3)
+        assert torch.allclose(generator(z[2:], labels[2:], sample_indices=sample_indices[2:]), images[2:], atol=1e-5)
+        assert not torch.allclose(generator(z, labels, sample_indices=sample_indices + 1), images, atol=1e-3)
+        assert not torch.allclose(generator(z, labels.flip(0), sample_indices=sample_indices), images, atol=1e-3)
     images.square().mean().backward()
     assert unreached(generator) == []
 
@@ -83,27 +83,29 @@ def test_deviation_of_a_group_is_one_number_and_ignores_other_groups():
 
 def test_scores_do_not_depend_on_how_a_batch_is_divided():
     torch.manual_seed(0)
-    critic = StyleDiscriminator(STYLEGAN, SHAPE, classes=3)
-    images, labels, visits = torch.randn(8, *SHAPE), torch.arange(8) % 4, torch.arange(8)
-    scores = critic(images, labels, visits=visits)
-    halves = [critic(images[s], labels[s], visits=visits[s]) for s in (slice(0, 4), slice(4, 8))]
+    discriminator = StyleDiscriminator(STYLEGAN, SHAPE, classes=3)
+    images, labels, sample_indices = torch.randn(8, *SHAPE), torch.arange(8) % 4, torch.arange(8)
+    scores = discriminator(images, labels, sample_indices=sample_indices)
+    halves = [discriminator(images[s], labels[s], sample_indices=sample_indices[s]) for s in (slice(0, 4), slice(4, 8))]
     assert scores.shape == (8,) and torch.allclose(torch.cat(halves), scores, atol=1e-5)
     with pytest.raises(ValueError, match="cut through groups of 4"):
-        critic(images[2:6], labels[2:6], visits=visits[2:6])
+        discriminator(images[2:6], labels[2:6], sample_indices=sample_indices[2:6])
     with pytest.raises(ValueError, match="does not divide"):
-        critic(images[:3], labels[:3], visits=visits[:3])
+        discriminator(images[:3], labels[:3], sample_indices=sample_indices[:3])
     scores.square().mean().backward()
-    assert unreached(critic) == []
+    assert unreached(discriminator) == []
 
 
 @pytest.mark.parametrize(("layers", "field"), [(1, 16), (2, 34), (3, 70)])
 def test_a_patch_score_sees_the_published_field(layers, field):
     """Isola et al. 2017, appendix 6.1.2: 16, 34 and 70 pixels."""
     size = 128
-    critic = PatchDiscriminator(PatchDiscriminatorConfig(width=4, layers=layers), 3).double()
-    critic.layers = torch.nn.Sequential(*(m for m in critic.layers if not isinstance(m, torch.nn.GroupNorm)))
+    discriminator = PatchDiscriminator(PatchDiscriminatorConfig(width=4, layers=layers), 3).double()
+    discriminator.layers = torch.nn.Sequential(
+        *(m for m in discriminator.layers if not isinstance(m, torch.nn.GroupNorm))
+    )
     images = torch.randn(1, 3, size, size, dtype=torch.float64, requires_grad=True)
-    scores = critic(images)
+    scores = discriminator(images)
     middle = scores.shape[2] // 2
     (gradient,) = torch.autograd.grad(scores[0, 0, middle, middle], images)
     rows = gradient.abs().sum((0, 1, 3)).nonzero().flatten()
@@ -112,13 +114,13 @@ def test_a_patch_score_sees_the_published_field(layers, field):
 
 def test_patch_scores_belong_to_their_image():
     torch.manual_seed(0)
-    critic = PatchDiscriminator(PatchDiscriminatorConfig(width=8, layers=2), 3)
+    discriminator = PatchDiscriminator(PatchDiscriminatorConfig(width=8, layers=2), 3)
     images = torch.randn(4, *SHAPE)
-    scores = critic(images)
+    scores = discriminator(images)
     assert scores.shape[:2] == (4, 1)
-    assert torch.allclose(critic(images[1:2]), scores[1:2], atol=1e-6)
+    assert torch.allclose(discriminator(images[1:2]), scores[1:2], atol=1e-6)
     scores.square().mean().backward()
-    assert unreached(critic) == []
+    assert unreached(discriminator) == []
 
 
 def test_styles_have_no_scale():
@@ -136,7 +138,7 @@ def test_the_noise_of_the_layers_belongs_to_the_seed(tmp_path):
         generator = Adversarial(cfg, manifest).networks["generator"]
         for layer in (generator.first, *generator.layers):
             torch.nn.init.constant_(layer.strength, 1.0)
-        return generator(torch.ones(1, 8), torch.tensor([0]), visits=torch.tensor([5]))
+        return generator(torch.ones(1, 8), torch.tensor([0]), sample_indices=torch.tensor([5]))
 
     cfg = tiny.config(tmp_path, model=tiny.GAME)
     tiny.prepare(cfg)
@@ -145,13 +147,16 @@ def test_the_noise_of_the_layers_belongs_to_the_seed(tmp_path):
     assert not torch.allclose(images(1), images(2), atol=1e-3)
 
 
-def test_a_critic_is_one_graph_to_the_compiler():
+def test_a_discriminator_is_one_graph_to_the_compiler():
     torch.manual_seed(0)
-    critic = StyleDiscriminator(STYLEGAN, SHAPE, classes=3)
-    images, labels, visits = torch.randn(4, *SHAPE), torch.arange(4), torch.arange(4)
-    captured = torch.compile(critic, backend="eager", fullgraph=True)
+    discriminator = StyleDiscriminator(STYLEGAN, SHAPE, classes=3)
+    images, labels, sample_indices = torch.randn(4, *SHAPE), torch.arange(4), torch.arange(4)
+    captured = torch.compile(discriminator, backend="eager", fullgraph=True)
     with torch.no_grad():
-        assert torch.equal(captured(images, labels, visits=visits), critic(images, labels, visits=visits))
+        assert torch.equal(
+            captured(images, labels, sample_indices=sample_indices),
+            discriminator(images, labels, sample_indices=sample_indices),
+        )
 
 
 def test_a_penalty_of_gradients_is_refused_under_the_compiler(tmp_path):
@@ -165,9 +170,9 @@ def test_networks_of_the_bedrooms_report_have_its_numbers_of_parameters():
     values = yaml.safe_load((CONFIG_ROOT / "model" / "stylegan2_64.yaml").read_text())
     cfg = StyleGANConfig.model_validate(values)
     with torch.device("meta"):
-        generator, critic = build_network(cfg, shape=(3, 64, 64)), StyleDiscriminator(cfg, (3, 64, 64))
+        generator, discriminator = build_network(cfg, shape=(3, 64, 64)), StyleDiscriminator(cfg, (3, 64, 64))
     assert count_parameters(generator) == 22_243_608
-    assert count_parameters(critic) == 23_407_361
+    assert count_parameters(discriminator) == 23_407_361
 
 
 def test_scaled_weights_keep_the_size_of_what_passes():
@@ -176,9 +181,9 @@ def test_scaled_weights_keep_the_size_of_what_passes():
     out = torch.nn.functional.leaky_relu(layer(torch.randn(8, 64, 16, 16)), 0.2)[:, :, 1:-1, 1:-1]
     assert layer.weight.std().item() == pytest.approx(1, rel=0.02)
     assert out.square().mean().item() == pytest.approx(1, rel=0.05)
-    critic = StyleDiscriminator(STYLEGAN.model_copy(update={"equalized": True}), SHAPE, classes=3)
-    critic(torch.randn(4, *SHAPE), torch.tensor([0, 1, 2, 3])).sum().backward()
-    assert unreached(critic) == []
+    discriminator = StyleDiscriminator(STYLEGAN.model_copy(update={"equalized": True}), SHAPE, classes=3)
+    discriminator(torch.randn(4, *SHAPE), torch.tensor([0, 1, 2, 3])).sum().backward()
+    assert unreached(discriminator) == []
 
 
 def test_layers_may_have_styles_of_their_own():

@@ -97,16 +97,16 @@ def test_the_latent_has_the_size_that_f_and_d_say(levels, depth):
     cfg = SMALL.model_copy(update={"multipliers": (1,) * levels, "latent_channels": depth})
     network = KLAutoencoder(cfg, SHAPE)
     side = 32 // 2 ** (levels - 1)
-    restored, posterior, _ = network(torch.randn(2, *SHAPE))
+    reconstructed, posterior, _ = network(torch.randn(2, *SHAPE))
     assert posterior.mean.shape == posterior.std.shape == (2, depth, side, side)
-    assert restored.shape == (2, *SHAPE) and network.factor == 32 // side
+    assert reconstructed.shape == (2, *SHAPE) and network.factor == 32 // side
 
 
 def test_a_bottleneck_code_is_small_and_without_noise():
     cfg = BottleneckAutoencoderConfig(kind="bottleneck_autoencoder", width=8, latent_channels=5)
     network = BottleneckAutoencoder(cfg, SHAPE)
-    restored, posterior, _ = network(torch.randn(2, *SHAPE))
-    assert restored.shape == (2, *SHAPE)
+    reconstructed, posterior, _ = network(torch.randn(2, *SHAPE))
+    assert reconstructed.shape == (2, *SHAPE)
     assert math.prod(SHAPE) / posterior.mean[0].numel() == pytest.approx(9.6)
     assert posterior.std.abs().max() == 0
 
@@ -116,8 +116,8 @@ def test_every_weight_of_an_autoencoder_learns():
         random_autoencoder(SMALL),
         BottleneckAutoencoder(BottleneckAutoencoderConfig(kind="bottleneck_autoencoder", width=8), SHAPE),
     ):
-        restored, posterior, _ = network(torch.randn(2, *SHAPE), torch.randn(2, network.latent_channels, 8, 8))
-        (restored.square().mean() + posterior.mean.square().mean() + posterior.std.mean()).backward()
+        reconstructed, posterior, _ = network(torch.randn(2, *SHAPE), torch.randn(2, network.latent_channels, 8, 8))
+        (reconstructed.square().mean() + posterior.mean.square().mean() + posterior.std.mean()).backward()
         assert [name for name, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
 
 

@@ -63,14 +63,19 @@ def test_gradients_of_denoisers_are_the_same_from_fewer_tensors(name):
 
     def loss(network):
         condition = labels if network.conditional else None
-        return network(x, noise, condition, visits=torch.arange(4)).square().mean()
+        return network(x, noise, condition, sample_indices=torch.arange(4)).square().mean()
 
     assert_same_from_less(cfg, loss, share=0.5)
 
 
 def test_the_compiler_sees_one_graph_and_computes_the_blocks_again():
     """train.compile=true beside it. The forward graph hands over less: its outputs are what is kept."""
-    x, noise, labels, visits = torch.randn(4, 1, 8, 8), torch.linspace(-1, 1, 4), torch.arange(4) % 3, torch.arange(4)
+    x, noise, labels, sample_indices = (
+        torch.randn(4, 1, 8, 8),
+        torch.linspace(-1, 1, 4),
+        torch.arange(4) % 3,
+        torch.arange(4),
+    )
     kept, found = [], []
     for recompute in (False, True):
         torch._dynamo.reset()
@@ -83,7 +88,7 @@ def test_the_compiler_sees_one_graph_and_computes_the_blocks_again():
 
         backend = aot_autograd(fw_compiler=count, bw_compiler=lambda graph, _: make_boxed_func(graph.forward))
         compiled = torch.compile(network, backend=backend, fullgraph=True)
-        compiled(x, noise, labels, visits=visits).square().mean().backward()
+        compiled(x, noise, labels, sample_indices=sample_indices).square().mean().backward()
         found.append({name: p.grad for name, p in network.named_parameters()})
     for name, expected in found[0].items():
         assert torch.allclose(found[1][name], expected, rtol=1e-4, atol=1e-6)

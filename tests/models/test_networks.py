@@ -142,14 +142,16 @@ def test_bf16_autocast_stays_finite_and_near_fp32(cfg):
 @pytest.mark.parametrize("name", ["unet", "dit"])
 def test_dropout_masks_belong_to_image_numbers(name):
     network, (x, noise, labels) = random_network(NETWORKS[name], dropout=0.5).train(), inputs()
-    visits = torch.tensor([10, 11, 12, 13])
+    sample_indices = torch.tensor([10, 11, 12, 13])
     with torch.no_grad():
-        whole = network(x, noise, labels, visits=visits)
-        halves = [network(x[s], noise[s], labels[s], visits=visits[s]) for s in (slice(0, 1), slice(1, 4))]
+        whole = network(x, noise, labels, sample_indices=sample_indices)
+        halves = [
+            network(x[s], noise[s], labels[s], sample_indices=sample_indices[s]) for s in (slice(0, 1), slice(1, 4))
+        ]
         assert torch.allclose(torch.cat(halves), whole, atol=1e-5)
-        assert not torch.allclose(network(x, noise, labels, visits=visits + 4), whole, atol=1e-3)
-        assert torch.equal(network.eval()(x, noise, labels), network(x, noise, labels, visits=visits))
-    with pytest.raises(ValueError, match="visits"):
+        assert not torch.allclose(network(x, noise, labels, sample_indices=sample_indices + 4), whole, atol=1e-3)
+        assert torch.equal(network.eval()(x, noise, labels), network(x, noise, labels, sample_indices=sample_indices))
+    with pytest.raises(ValueError, match="sample_indices"):
         network.train()(x, noise, labels)
 
 
@@ -256,10 +258,13 @@ def test_fourier_features_know_a_gaussian_kernel():
 @pytest.mark.parametrize("name", ["unet", "dit"])
 def test_a_network_is_one_graph_to_the_compiler(name):
     network, (x, noise, labels) = random_network(NETWORKS[name], dropout=0.3).train(), inputs()
-    visits = torch.arange(4)
+    sample_indices = torch.arange(4)
     captured = torch.compile(network, backend="eager", fullgraph=True)
     with torch.no_grad():
-        assert torch.equal(captured(x, noise, labels, visits=visits), network(x, noise, labels, visits=visits))
+        assert torch.equal(
+            captured(x, noise, labels, sample_indices=sample_indices),
+            network(x, noise, labels, sample_indices=sample_indices),
+        )
 
 
 @pytest.mark.full
@@ -279,9 +284,9 @@ def test_the_networks_of_the_letters_report_have_its_parameters(version, paramet
     assert count_parameters(network) == parameters
 
 
-def test_the_additive_unet_sees_the_noise_level_where_it_is_told_it():
-    for told in (False, True):
-        cfg = AdditiveUNetConfig(kind="additive_unet", width=8, multipliers=(1, 2, 4), noise_level=told)
+def test_the_additive_unet_sees_the_noise_level_where_it_is_given_it():
+    for noise_level in (False, True):
+        cfg = AdditiveUNetConfig(kind="additive_unet", width=8, multipliers=(1, 2, 4), noise_level=noise_level)
         network, (x, noise, _) = build_network(cfg, shape=SHAPE), inputs()
         with torch.no_grad():
-            assert torch.equal(network(x, noise), network(x, noise + 0.5)) is not told
+            assert torch.equal(network(x, noise), network(x, noise + 0.5)) is not noise_level

@@ -40,41 +40,41 @@ def game(tmp_path_factory):
 
 def batch(step=0):
     torch.manual_seed(1)
-    visits = torch.arange(8 * step, 8 * step + 8)
+    sample_indices = torch.arange(8 * step, 8 * step + 8)
     images = torch.rand(8, 1, 8, 8, dtype=torch.float64) * 2 - 1
-    return Batch(images, torch.arange(8) % 3, None, visits, newest=int(visits[-1]))
+    return Batch(images, torch.arange(8) % 3, None, sample_indices, newest=int(sample_indices[-1]))
 
 
 def scores(objective, of):
-    """The critic's scores of real images, or of the generator's."""
+    """The discriminator's scores of real images, or of the generator's."""
     b, networks = batch(), objective.networks
-    z = normal(7, Stream.LATENT, b.visits, shape=(8,), dtype=torch.float64)
-    images = b.images if of == "real" else networks["generator"](z, b.labels, visits=b.visits)
-    return networks["critic"](images, b.labels, visits=b.visits)
+    z = normal(7, Stream.LATENT, b.sample_indices, shape=(8,), dtype=torch.float64)
+    images = b.images if of == "real" else networks["generator"](z, b.labels, sample_indices=b.sample_indices)
+    return networks["discriminator"](images, b.labels, sample_indices=b.sample_indices)
 
 
 @pytest.mark.parametrize(
-    ("settings", "critic", "generator"),
+    ("settings", "discriminator", "generator"),
     [
         ({"r1_gamma": 0.0}, lambda r, f: softplus(-r) + softplus(f), lambda f: softplus(-f)),
         ({"r1_gamma": 0.0, "loss": "minimax"}, lambda r, f: softplus(-r) + softplus(f), lambda f: -softplus(f)),
         ({"r1_gamma": 0.0, "loss": "wasserstein", "gradient_penalty": 10.0}, lambda r, f: f - r, lambda f: -f),
     ],
 )
-def test_losses_are_the_published_ones(game, settings, critic, generator):
+def test_losses_are_the_published_ones(game, settings, discriminator, generator):
     objective = game(**settings)
     real, fake = scores(objective, "real"), scores(objective, "fake")
-    found = objective.loss("critic", objective.networks, batch())
-    assert torch.allclose(found["loss"] - found["penalty"], critic(real, fake), atol=1e-10)
+    found = objective.loss("discriminator", objective.networks, batch())
+    assert torch.allclose(found["loss"] - found["penalty"], discriminator(real, fake), atol=1e-10)
     assert torch.allclose(objective.loss("generator", objective.networks, batch())["loss"], generator(fake), atol=1e-10)
 
 
 def test_lazy_penalties_come_at_their_steps_as_large_as_all_of_them(game):
     often, lazy = game(r1_gamma=1.0), game(r1_gamma=1.0, penalty_every=4)
-    expected = often.loss("critic", often.networks, batch())["penalty"]
+    expected = often.loss("discriminator", often.networks, batch())["penalty"]
     assert expected.min() > 0
-    assert torch.allclose(lazy.loss("critic", lazy.networks, batch())["penalty"], 4 * expected)
-    assert lazy.loss("critic", lazy.networks, batch(step=3))["penalty"].abs().max() == 0
+    assert torch.allclose(lazy.loss("discriminator", lazy.networks, batch())["penalty"], 4 * expected)
+    assert lazy.loss("discriminator", lazy.networks, batch(step=3))["penalty"].abs().max() == 0
 
 
 class Sloped(torch.nn.Module):
@@ -84,18 +84,18 @@ class Sloped(torch.nn.Module):
         super().__init__()
         self.slope = slope
 
-    def forward(self, images, condition=None, *, visits=None):
-        del condition, visits
+    def forward(self, images, condition=None, *, sample_indices=None):
+        del condition, sample_indices
         return self.slope * images.flatten(1).sum(1) / math.sqrt(images[0].numel())
 
 
 @pytest.mark.parametrize("slope", [0.5, 1.0, 3.0])
 def test_the_gradient_penalty_is_of_slopes_other_than_one(game, slope):
     objective = game(loss="wasserstein", r1_gamma=0.0, gradient_penalty=10.0)
-    found = objective.loss("critic", {**objective.networks, "critic": Sloped(slope)}, batch())["penalty"]
+    found = objective.loss("discriminator", {**objective.networks, "discriminator": Sloped(slope)}, batch())["penalty"]
     assert torch.allclose(found, torch.full_like(found, 10 * (slope - 1) ** 2), atol=1e-6)
     of_r1 = game(r1_gamma=4.0)
-    found = of_r1.loss("critic", {**of_r1.networks, "critic": Sloped(slope)}, batch())["penalty"]
+    found = of_r1.loss("discriminator", {**of_r1.networks, "discriminator": Sloped(slope)}, batch())["penalty"]
     assert torch.allclose(found, torch.full_like(found, 2 * slope**2), atol=1e-9)
 
 
@@ -104,14 +104,14 @@ def test_the_path_length_is_that_of_the_whole_jacobian(game):
     objective = game(path_length=2.0, path_every=1)
     b, generator = batch(), objective.networks["generator"]
     found = objective.loss("generator", objective.networks, b)
-    z = normal(7, Stream.LATENT, b.visits, shape=(8,), dtype=torch.float64)
-    y = normal(7, Stream.PATH, b.visits, shape=(1, 8, 8)).double() / 8
+    z = normal(7, Stream.LATENT, b.sample_indices, shape=(8,), dtype=torch.float64)
+    y = normal(7, Stream.PATH, b.sample_indices, shape=(1, 8, 8)).double() / 8
     layers = generator.layer_count
     for image in (0, 5):
         one = slice(image, image + 1)
 
         def synthesis(w, one=one):
-            return generator.synthesis(w, visits=b.visits[one])
+            return generator.synthesis(w, sample_indices=b.sample_indices[one])
 
         w = generator.styles(z[one], b.labels[one])[:, None].expand(-1, layers, -1)
         jacobian = torch.autograd.functional.jacobian(synthesis, w.detach())[0, 0, :, :, 0]  # [H, W, layers, latent]
@@ -147,28 +147,31 @@ def test_p_follows_the_sign_of_real_scores(game):
     objective = game(ada=ada)
     state = objective.networks["game"]
     for step, sign, expected in ((0, 8, 0.5), (1, 8, 0.6), (2, 8, 0.6), (3, 0, 0.5), (4, math.nan, 0.5), (5, 0, 0.4)):
-        objective.adapt("critic", {"sign": torch.tensor(float(sign), dtype=torch.float64)}, step=step)
+        objective.adapt("discriminator", {"sign": torch.tensor(float(sign), dtype=torch.float64)}, step=step)
         assert state.probability.item() == pytest.approx(expected), step
     fixed = game(ada={**ada, "target": None})
-    fixed.adapt("critic", {"sign": torch.tensor(8.0)}, step=1)
+    fixed.adapt("discriminator", {"sign": torch.tensor(8.0)}, step=1)
     assert fixed.networks["game"].probability == 0.5
 
 
-def test_the_critic_sees_augmented_images_and_the_generator_learns_through_them(game):
+def test_the_discriminator_sees_augmented_images_and_the_generator_learns_through_them(game):
     plain, changed = game(), game(ada={"enabled": True, "start": 1.0})
-    of = {name: game.loss("critic", game.networks, batch()) for name, game in (("plain", plain), ("changed", changed))}
+    of = {
+        name: game.loss("discriminator", game.networks, batch())
+        for name, game in (("plain", plain), ("changed", changed))
+    }
     for part in ("real", "fake"):
         assert not torch.allclose(of["plain"][part], of["changed"][part], atol=1e-4)
     changed.loss("generator", changed.networks, batch())["loss"].mean().backward()
     assert changed.networks["generator"].constant.grad.abs().max() > 0
     unsure = game(ada={"enabled": True, "start": 0.0})
-    found = unsure.loss("critic", unsure.networks, batch())
+    found = unsure.loss("discriminator", unsure.networks, batch())
     assert torch.equal(found["loss"], of["plain"]["loss"])  # p = 0 changes no bit
 
 
 def test_a_share_of_images_has_two_styles(game):
     half, none = game(style_mixing=0.5), game()
-    b = replace(batch(), visits=torch.arange(8))
+    b = replace(batch(), sample_indices=torch.arange(8))
     mixed, plain = (o._made(o.networks, b, b.labels) for o in (half, none))
     same = (mixed - plain).abs().amax((1, 2, 3)) < 1e-9
     assert 0 < same.sum() < 8

@@ -1,4 +1,4 @@
-"""A network that is told how its images were augmented, so that samples show none of it."""
+"""A network conditioned on how its images were augmented, so that samples show none of it."""
 
 import pytest
 import tiny
@@ -17,18 +17,18 @@ from pipeline.train import loop
 ALL = {"brightness": 0.4, "contrast": 1.5, "saturation": 0.1, "hue": 0.1, "sharpness": 2.0, "rotation": 9, "shift": 0.1}
 
 
-def test_the_numbers_are_zero_where_nothing_is_done_and_know_their_visit_alone():
+def test_the_numbers_are_zero_where_nothing_is_done_and_know_their_sample_index_alone():
     drawn = augment_draws(torch.arange(2000), seed=0)
     assert not parameters(drawn, cfg=AugmentConfig(condition=True)).any()
-    told = parameters(drawn, cfg=AugmentConfig(**ALL))
-    assert told.shape == (2000, 8) and told.abs().max() <= 1 and (told.std(0) > 0.2).all()
+    condition = parameters(drawn, cfg=AugmentConfig(**ALL))
+    assert condition.shape == (2000, 8) and condition.abs().max() <= 1 and (condition.std(0) > 0.2).all()
     neutral = torch.full((1, 9), 0.5)
     neutral[0, 1] = 1 / 2.5  # contrast beyond 1: factors from 0 to 2.5, of which 1 changes nothing
     neutral[0, 4] = 0.9  # not among those that are sharpened
     assert torch.allclose(parameters(neutral, cfg=AugmentConfig(**ALL)), torch.zeros(1, 8), atol=1e-6)
 
 
-def test_the_share_that_is_left_unchanged_is_told_so():
+def test_the_share_that_is_left_unchanged_is_conditioned_so():
     drawn, images = augment_draws(torch.arange(2000), seed=0), torch.rand(2000, 3, 4, 4) * 2 - 1
     some, every = AugmentConfig(**ALL, share=0.25), AugmentConfig(**ALL)
     changed = (parameters(drawn, cfg=some) != 0).any(1)
@@ -38,9 +38,9 @@ def test_the_share_that_is_left_unchanged_is_told_so():
     assert torch.equal(parameters(drawn, cfg=some)[changed], parameters(drawn, cfg=every)[changed])
 
 
-def test_it_is_told_in_training_and_samples_are_of_images_as_they_are(tmp_path):
+def test_it_is_a_condition_in_training_and_samples_are_of_images_as_they_are(tmp_path):
     augmentation = {**ALL, "condition": True}
-    cfg = tiny.config(tmp_path, duration="4 steps", augmentation=augmentation, average={"half_life": "8 images"})
+    cfg = tiny.config(tmp_path, duration="4 steps", augmentation=augmentation, ema={"half_life": "8 images"})
     tiny.prepare(cfg)
     run = create_run(cfg)
     assert loop.train(cfg, run) == 0

@@ -1,4 +1,4 @@
-"""Autoencoders and the VAE as objectives: when the critic plays, what is learned, what is refused."""
+"""Autoencoders and the VAE as objectives: when the discriminator joins, what is learned, what is refused."""
 
 import shutil
 
@@ -12,7 +12,7 @@ from pipeline.config.schema import Config
 from pipeline.data.batches import batches, validation_batches
 from pipeline.data.reader import Reader
 from pipeline.data.shards import open_shards
-from pipeline.metrics.restoration import psnr
+from pipeline.metrics.reconstruction import psnr
 from pipeline.objectives.build import build_objective
 from pipeline.objectives.perceptual import shrunk
 from pipeline.runtime.errors import Incomplete, UserError
@@ -41,26 +41,26 @@ def batch_at(reader, step, *, size=8, precision=torch.float32):
     return next(iter(batches(reader, start_step=step, **kwargs)))[0].to("cpu", precision)
 
 
-def test_the_critic_plays_from_its_start_on_image_by_image(tmp_path, reader):
-    objective = built(tiny.config(tmp_path, model=tiny.AUTOENCODER), reader)  # it begins with visit 20
-    assert objective.trained == ("autoencoder", "critic") and objective.averaged == ("autoencoder",)
+def test_the_discriminator_joins_at_its_start_image_by_image(tmp_path, reader):
+    objective = built(tiny.config(tmp_path, model=tiny.AUTOENCODER), reader)  # it begins with sample index 20
+    assert objective.trained == ("autoencoder", "discriminator") and objective.ema_networks == ("autoencoder",)
     for step, playing in ((1, 0), (2, 4), (3, 8)):
         batch = batch_at(reader, step)
         values = objective.loss("autoencoder", objective.networks, batch)
-        judged = objective.loss("critic", objective.networks, batch)
+        judged = objective.loss("discriminator", objective.networks, batch)
         assert (values["game_weight"] > 0).sum() == playing
         assert (judged["loss"] > 0).sum() == playing
         parts = values["l1"] + 1e-6 * values["kl"] + values["game_weight"] * values["game"]
         assert torch.allclose(values["loss"], parts)
 
 
-def test_before_it_plays_the_critic_does_not_learn(tmp_path, reader):
+def test_before_it_joins_the_discriminator_does_not_learn(tmp_path, reader):
     objective = built(tiny.config(tmp_path, model=tiny.AUTOENCODER), reader)
-    objective.loss("critic", objective.networks, batch_at(reader, 0))["loss"].mean().backward()
-    assert {float(p.grad.abs().max()) for p in objective.networks["critic"].parameters()} == {0.0}
+    objective.loss("discriminator", objective.networks, batch_at(reader, 0))["loss"].mean().backward()
+    assert {float(p.grad.abs().max()) for p in objective.networks["discriminator"].parameters()} == {0.0}
 
 
-def test_a_critic_that_joins_late_begins_as_one_that_plays_from_the_start(tmp_path):
+def test_a_discriminator_that_joins_late_begins_as_one_that_trains_from_the_start(tmp_path):
     """Adam's first step is at most the learning rate, and nothing decays before: its averages begin with the game."""
     optim = {"kind": "adamw", "lr": 3e-3, "betas": [0.9, 0.999], "weight_decay": 0.5, "clip": None}
     often = {"optim": optim, "duration": "7 steps", "checkpoint_every": "1 steps", "keep_last": 9}
@@ -68,7 +68,9 @@ def test_a_critic_that_joins_late_begins_as_one_that_plays_from_the_start(tmp_pa
     cfg = changed(cfg, adversarial_start="6 steps")
     tiny.prepare(cfg)
     run = tiny.run(cfg)
-    first, before, after = (checkpoint.read(run.checkpoint(step)).tensors["network.critic"] for step in (0, 6, 7))
+    first, before, after = (
+        checkpoint.read(run.checkpoint(step)).tensors["network.discriminator"] for step in (0, 6, 7)
+    )
     assert all(torch.equal(first[name], before[name]) for name in first)
     decayed = {name: value * (1 - 3e-3 * 0.5) for name, value in before.items()}
     largest = max(float((after[name] - decayed[name]).abs().max()) for name in after)
@@ -78,21 +80,23 @@ def test_a_critic_that_joins_late_begins_as_one_that_plays_from_the_start(tmp_pa
 @pytest.mark.full
 @pytest.mark.timeout(1800)
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU: none found")
-def test_compiled_players_learn_the_same(tmp_path):
-    """Also where the adaptive weight asks for gradients through the compiled critic before the step does."""
+def test_compiled_networks_learn_the_same(tmp_path):
+    """Also where the adaptive weight asks for gradients through the compiled discriminator before the step does."""
     steps = {"duration": "4 steps", "checkpoint_every": "4 steps"}
     plain, compiled = (
         tiny.config(tmp_path, name=f"compile-{on}", model=tiny.AUTOENCODER, compile=on, **steps) for on in (False, True)
     )
     tiny.prepare(plain)
-    histories = [[row for row in tiny.history(tiny.run(cfg)) if "critic/loss" in row] for cfg in (plain, compiled)]
+    histories = [
+        [row for row in tiny.history(tiny.run(cfg)) if "discriminator/loss" in row] for cfg in (plain, compiled)
+    ]
     assert [row["step"] for row in histories[0]] == [2, 4]
-    for player in ("autoencoder", "critic"):
-        expected, found = ([row[f"{player}/loss"] for row in rows] for rows in histories)
+    for network in ("autoencoder", "discriminator"):
+        expected, found = ([row[f"{network}/loss"] for row in rows] for rows in histories)
         assert found == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_loss_belongs_to_its_visit(tmp_path, reader):
+def test_a_loss_belongs_to_its_sample_index(tmp_path, reader):
     objective = built(tiny.config(tmp_path, model=tiny.AUTOENCODER), reader)
     whole = objective.loss("autoencoder", objective.networks, batch_at(reader, 4, precision=torch.float32))
     parts = [
@@ -133,7 +137,7 @@ def test_a_bottleneck_that_saw_degraded_images_repairs_others(tmp_path, reader):
     valid = Reader(open_shards(reader.path.parent / "valid"))
     (batch,) = validation_batches(valid, count=valid.count)
     with torch.no_grad():
-        clean, given, made = objective.restorations(objective.networks, batch.to("cpu"))
+        clean, given, made = objective.reconstructions(objective.networks, batch.to("cpu"))
     before, after = (psnr(images, clean).mean().item() for images in (given, made))
     assert after > before + 2  # dB
 
@@ -167,7 +171,7 @@ def refusal(tmp_path, model=tiny.AUTOENCODER, **autoencoder) -> str:
 
 def test_what_cannot_be_trained_is_said_at_once(tmp_path):
     late = refusal(tmp_path, adversarial_weight=0.5, adversarial_start="12 steps", discriminator={"layers": 1})
-    assert "autoencoder.adversarial_start: found '12 steps'" in late and "never play" in late
+    assert "autoencoder.adversarial_start: found '12 steps'" in late and "never join" in late
     small = refusal(tmp_path, discriminator={"layers": 3})
     assert "discriminator.layers: found 3" in small and "Use at most 1" in small
     assert "autoencoder.perceptual.heads: set" in refusal(tmp_path, perceptual={"heads": "x.pth"})
@@ -179,7 +183,7 @@ def test_what_cannot_be_trained_is_said_at_once(tmp_path):
 def test_a_late_start_in_epochs_is_found_when_the_data_is_known(tmp_path, reader):
     settings = {"adversarial_weight": 0.5, "adversarial_start": "2 epochs", "discriminator": {"layers": 1}}
     cfg = changed(tiny.config(tmp_path, model=tiny.AUTOENCODER), **settings)  # 12 steps of 8 are 1.6 epochs of 60
-    with pytest.raises(UserError, match="never play"):
+    with pytest.raises(UserError, match="never join"):
         build_objective(cfg, reader.manifest)
 
 

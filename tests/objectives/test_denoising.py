@@ -26,12 +26,14 @@ def objective(request, tmp_path_factory):
 
 
 def a_batch(first=0, count=COUNT, *, attributes):
-    visits = torch.arange(first, first + count)
+    sample_indices = torch.arange(first, first + count)
     return Batch(
         images=torch.zeros(count, 1, tiny.SIZE, tiny.SIZE),
-        labels=visits % tiny.CLASSES,
-        attributes=torch.stack([visits // 2**k % 2 for k in range(3)], 1).to(torch.int8) if attributes else None,
-        visits=visits,
+        labels=sample_indices % tiny.CLASSES,
+        attributes=torch.stack([sample_indices // 2**k % 2 for k in range(3)], 1).to(torch.int8)
+        if attributes
+        else None,
+        sample_indices=sample_indices,
     )
 
 
@@ -46,7 +48,7 @@ def shown(objective, batch, *, validating=False):
     if validating:
         objective.validate({"denoiser": network}, batch)
     else:
-        objective.loss("denoiser", {"denoiser": network}, replace(batch, draws=objective.draws(batch.visits)))
+        objective.loss("denoiser", {"denoiser": network}, replace(batch, draws=objective.draws(batch.sample_indices)))
     return seen[0]
 
 
@@ -73,18 +75,18 @@ def test_conditions_are_hidden_image_by_image_as_often_as_asked(objective):
     assert hidden[::3].any() and not hidden[::3].all()  # not by batch, nor by class
 
 
-def test_every_draw_belongs_to_the_visit(objective):
+def test_every_draw_belongs_to_the_sample_index(objective):
     batch = made_for(objective)
     part = replace(
         batch,
         images=batch.images[70:90],
         labels=batch.labels[70:90],
         attributes=None if batch.attributes is None else batch.attributes[70:90],
-        visits=batch.visits[70:90],
+        sample_indices=batch.sample_indices[70:90],
     )
     for whole, own in zip(shown(objective, batch), shown(objective, part), strict=True):
         assert torch.equal(whole[70:90], own)
-    later = shown(objective, replace(part, visits=part.visits + COUNT))
+    later = shown(objective, replace(part, sample_indices=part.sample_indices + COUNT))
     assert all(not torch.equal(one, other) for one, other in zip(shown(objective, part), later, strict=True))
 
 
@@ -100,17 +102,23 @@ def test_validation_shows_every_condition_and_spreads_its_noise_levels_evenly(ob
     torch.testing.assert_close(found, quantiles, rtol=0, atol=0.01)
 
 
-def test_a_network_that_is_told_nothing_sees_mixtures_of_image_and_uniform_noise(tmp_path):
+def test_an_unconditional_network_sees_mixtures_of_image_and_uniform_noise(tmp_path):
     """x (1 - a) + noise a with a and noise uniform, and one number for every noise level."""
     cfg = tiny.config(tmp_path, model={**tiny.UNET, "condition": "none"})
     levels = {"kind": "uniform_flow"}
-    words = {"parametrisation": "x0_flow", "levels": levels, "clock": "none", "noise": "uniform", "label_dropout": 0}
-    cfg = cfg.model_copy(update={"diffusion": DiffusionConfig(**words)})
+    overrides = {
+        "parametrisation": "x0_flow",
+        "levels": levels,
+        "time_input": "none",
+        "noise": "uniform",
+        "label_dropout": 0,
+    }
+    cfg = cfg.model_copy(update={"diffusion": DiffusionConfig(**overrides)})
     tiny.prepare(cfg)
     objective = Denoising(cfg, read_manifest(training_shards(cfg) / "train"))
-    x, told, _ = shown(objective, a_batch(attributes=False))  # of black images: the noise alone, a times
+    x, cond, _ = shown(objective, a_batch(attributes=False))  # of black images: the noise alone, a times
     share = x.abs().amax(dim=(1, 2, 3))
-    assert (told == 0).all() and share.max() <= 1
+    assert (cond == 0).all() and share.max() <= 1
     assert share.mean().item() == pytest.approx(0.5 * (1 - 1 / (x[0].numel() + 1)), abs=0.02)
     inside = x / share[:, None, None, None]
     assert inside.var().item() == pytest.approx(1 / 3, abs=0.02)

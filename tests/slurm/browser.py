@@ -44,8 +44,8 @@ class Browser:
         to_it, from_us = os.pipe()
         to_us, from_it = os.pipe()
         self._out, self._in = from_us, to_us
-        words = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        words += [
+        argv = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        argv += [
             f"--user-data-dir={profile}",
             "--remote-debugging-pipe",
             f"--window-size={size[0]},{size[1]}",
@@ -54,7 +54,7 @@ class Browser:
         # Chromium reads from 3 and writes to 4.
         shell = f'exec "$@" 3<&{to_it} 4>&{from_it}'
         self._process = subprocess.Popen(
-            ["bash", "-c", shell, "bash", *words], pass_fds=(to_it, from_it), stderr=subprocess.DEVNULL
+            ["bash", "-c", shell, "bash", *argv], pass_fds=(to_it, from_it), stderr=subprocess.DEVNULL
         )
         os.close(to_it)
         os.close(from_it)
@@ -82,17 +82,17 @@ class Browser:
         """All text of the page, a line for each piece."""
         return str(self.evaluate(_TEXT))
 
-    def wait_for(self, *words: str, seconds: float = 600.0) -> str:
+    def wait_for(self, *texts: str, seconds: float = 600.0) -> str:
         """Until all these words are on the page; its text."""
         end = time.monotonic() + seconds
-        while not all(w in (text := self.text()) for w in words):
-            assert time.monotonic() < end, ([w for w in words if w not in text], text)
+        while not all(w in (text := self.text()) for w in texts):
+            assert time.monotonic() < end, ([w for w in texts if w not in text], text)
             time.sleep(0.3)
         return text
 
-    def click(self, words: str) -> None:
+    def click(self, text: str) -> None:
         """Click on what has this text, letters' case aside."""
-        assert self.evaluate(_CLICK.replace("WHAT", json.dumps(words.lower()))), f"nothing says '{words}'"
+        assert self.evaluate(_CLICK.replace("WHAT", json.dumps(text.lower()))), f"nothing says '{text}'"
 
     def count(self, css: str) -> int:
         """How many visible elements match a selector."""

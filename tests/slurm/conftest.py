@@ -1,4 +1,4 @@
-"""The test cluster, where one is up, and words for jobs."""
+"""The test cluster, where one is up, and commands for jobs."""
 
 import os
 import subprocess
@@ -38,8 +38,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def _end_jobs_below(folder: Path) -> None:
     """Cancel what this session's tests left: jobs say in their comments where they belong."""
-    words = ["squeue", "-h", "-o", "%A %k"]
-    queue = subprocess.run(words, capture_output=True, text=True, check=True).stdout.splitlines()
+    argv = ["squeue", "-h", "-o", "%A %k"]
+    queue = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.splitlines()
     left = sorted({line.split()[0] for line in queue if str(folder) in line})
     if left:
         subprocess.run(["scancel", "--quiet", *left], check=False)

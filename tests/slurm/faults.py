@@ -35,9 +35,9 @@ CUT = "all-is-cut"  # a file that says so
 def scenarios(root: Path) -> dict[str, Launch]:
     """One launch for each way to be cut; training is a stand-in that waits for it, or the real one on two ranks."""
 
-    def one(name: str, words: str = CUT_STEPS, *, only=("train", "sample"), **settings) -> Launch:
+    def one(name: str, overrides: str = CUT_STEPS, *, only=("train", "sample"), **settings) -> Launch:
         settings = {"options": CALM} | settings
-        return stand_in(root / name, profile("testbed", **settings), only=only, options={"train": words})
+        return stand_in(root / name, profile("testbed", **settings), only=only, options={"train": overrides})
 
     found = {
         "requeued": one("requeued"),
@@ -107,8 +107,8 @@ def begun(launch: Launch) -> bool:
 
 def preempt(node: str) -> None:
     """A job of a higher partition takes a whole node."""
-    words = ["sbatch", "-p", "main", "-w", node, "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]
-    subprocess.run(words, check=True, capture_output=True)
+    argv = ["sbatch", "-p", "main", "-w", node, "--exclusive", "-t", "1", "-o", "/dev/null", "--wrap", "sleep 3"]
+    subprocess.run(argv, check=True, capture_output=True)
 
 
 def kill_node(name: str) -> None:
@@ -116,11 +116,11 @@ def kill_node(name: str) -> None:
     ours = f"SLURM_CONF={os.environ['SLURM_CONF']}"
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            daemon = words[0] == b"slurmd" and name.encode() in words
+            argv = (entry / "cmdline").read_bytes().split(b"\0")
+            daemon = argv[0] == b"slurmd" and name.encode() in argv
             inside = f"SLURMD_NODENAME={name}" in environment(entry)
             if ours in environment(entry) and (
-                daemon or inside or (b"slurmstepd" in words[0] and is_above(entry, name))
+                daemon or inside or (b"slurmstepd" in argv[0] and is_above(entry, name))
             ):
                 os.kill(int(entry.name), signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""Graphs whose words are the small stand-ins, on this machine or on the test cluster, and waiting for them."""
+"""Graphs whose commands are the small stand-ins, on this machine or on the test cluster, and waiting for them."""
 
 import dataclasses
 import hashlib
@@ -44,7 +44,7 @@ def profile(name: str, **settings: Any) -> ClusterConfig:
 
 
 def real(root: Path, cluster: ClusterConfig, *, name: str = "run", **train: Any) -> Launch:
-    """A launch of the tiny experiment with the pipeline's own words."""
+    """A launch of the tiny experiment with the pipeline's own commands."""
     cfg: Config = tiny.config(root, name=name, **train).model_copy(update={"cluster": cluster})
     return launch_for(cfg, make=True)
 
@@ -65,7 +65,7 @@ def stand_in(
     only: Sequence[str] | None = None,
     options: Mapping[str, str] | None = None,
 ) -> Launch:
-    """A launch whose jobs are stand-ins; `options` are more words of single jobs. Parents that are left out are cut."""
+    """A launch whose jobs are stand-ins; `options` are more arguments of jobs. Parents that are left out are cut."""
     return with_stand_ins(real(root, cluster, name=name), only=only, options=options)
 
 
@@ -132,9 +132,9 @@ def uninterrupted(steps: int) -> dict[str, object]:
     return {"step": steps, "chain": chain}
 
 
-def slurm_words(*words: str, cwd: Path | None = None, root: Path | None = None) -> subprocess.CompletedProcess[str]:
+def slurm_cli(*argv: str, cwd: Path | None = None, root: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`python -m slurm ...` as a person types it, with the code of `root` (default: this checkout)."""
     code = root or HERE.parents[1]
     env = os.environ | {"PYTHONPATH": f"{code}:{HERE}", "PYTHONSAFEPATH": "1"}
-    command = [sys.executable, "-m", "slurm", *words]
+    command = [sys.executable, "-m", "slurm", *argv]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd or code, env=env, check=False)

@@ -1,4 +1,4 @@
-"""Stands in for the pipeline's commands where a test is about launching: small words that leave the same files.
+"""Stands in for the pipeline's commands where a test is about launching: small programs that leave the same files.
 
     python -m stand_in KIND RUN_DIR [--steps N] [--pace SECONDS] [--hold] [--fail CLASS] [--part k/n] [--deaf] [--abort]
         [--stall]

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import toy
 from faults import environment
-from launching import HERE, LIMIT, slurm_words
+from launching import HERE, LIMIT, slurm_cli
 
 from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
 from pipeline.runtime.files import read_lines, write_json
 from slurm.queue import listed
 from slurm.sweep.report import Trial, trials_of
-from slurm.sweep.runs import Run, make, run_words
+from slurm.sweep.runs import Run, make, trial_overrides
 from slurm.sweep.settings import Params, SweepDir, SweepSettings, settings_from
 from slurm.sweep.submit import states_of
 from slurm.workflows import Launch
@@ -44,35 +44,45 @@ REAL = (  # what `toy` is not: a U-Net that is trained, sampled from and judged 
 
 
 def base(root: Path) -> list[str]:
-    """Words of an experiment whose data is there, as far as anyone looks; the program is `toy`."""
-    words = ["data=glyphs16", "model=unet_tiny", f"data_dir={root / 'data'}", f"runs_dir={root / 'runs'}"]
-    data = data_directory(config_from([*words, "name=x"]))
+    """Overrides of an experiment whose data is there, as far as anyone looks; the program is `toy`."""
+    overrides = ["data=glyphs16", "model=unet_tiny", f"data_dir={root / 'data'}", f"runs_dir={root / 'runs'}"]
+    data = data_directory(config_from([*overrides, "name=x"]))
     for stage in ("shards", "reference"):
         write_json(data / stage / "receipt.json", {"stage": stage})
-    return [*words, "sweep.program=toy", f"sweep.folder={root / 'sweeps'}"]
+    return [*overrides, "sweep.program=toy", f"sweep.folder={root / 'sweeps'}"]
 
 
-def submitted(root: Path, name: str, *words: str) -> SweepDir:
+def submitted(root: Path, name: str, *overrides: str) -> SweepDir:
     """Submit a sweep from a shell that then is gone."""
-    done = slurm_words("sweep", "submit", *base(root), f"name={name}", *words)
+    done = slurm_cli("sweep", "submit", *base(root), f"name={name}", *overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     return SweepDir(root / "sweeps" / name)
 
 
-def begun_here(root: Path, name: str, *words: str) -> tuple[SweepDir, "subprocess.Popen[bytes]"]:
+def begun_here(root: Path, name: str, *overrides: str) -> tuple[SweepDir, "subprocess.Popen[bytes]"]:
     """A sweep on this machine, and the process in whose foreground it runs."""
-    command = [sys.executable, "-m", "slurm", "sweep", "submit", *base(root), f"name={name}", "cluster=local", *words]
+    command = [
+        sys.executable,
+        "-m",
+        "slurm",
+        "sweep",
+        "submit",
+        *base(root),
+        f"name={name}",
+        "cluster=local",
+        *overrides,
+    ]
     env = os.environ | {"PYTHONPATH": f"{HERE.parents[1]}:{HERE}", "PYTHONSAFEPATH": "1"}
     with (root / "said.txt").open("w") as log:
         process = subprocess.Popen(command, env=env, cwd=HERE.parents[1], stdout=log, stderr=log)
     return SweepDir(root / "sweeps" / name), process
 
 
-def finished_sweep(root: Path, *words: str) -> SweepDir:
+def finished_sweep(root: Path, *overrides: str) -> SweepDir:
     """A sweep that has ended, without jobs: each task is called here, one after the other."""
     from slurm.sweep.worker import Task
 
-    sweep, settings = written(root, *words)
+    sweep, settings = written(root, *overrides)
     for trial in range(settings.size):
         for seed in range(settings.seeds):
             run = Run(sweep, trial, seed)
@@ -88,24 +98,24 @@ def work(launch: Launch) -> None:
     toy.evaluate(launch.cfg, launch.run, step=toy.STEPS)
 
 
-def written(root: Path, *words: str) -> tuple[SweepDir, SweepSettings]:
+def written(root: Path, *overrides: str) -> tuple[SweepDir, SweepSettings]:
     """A sweep of which nothing has been submitted."""
-    settings = settings_from([*base(root), "cluster=local", *words])
+    settings = settings_from([*base(root), "cluster=local", *overrides])
     sweep = SweepDir(settings.path)
     sweep.write(settings)
     return sweep, settings
 
 
-def words_now(sweep: SweepDir) -> list[str]:
-    """The word of every run."""
+def statuses_now(sweep: SweepDir) -> list[str]:
+    """The status of every run."""
     settings = sweep.settings()
     states, _ = states_of(sweep, settings)
-    return [states[n].word for n in range(len(states))]
+    return [states[n].status for n in range(len(states))]
 
 
 def has_ended(sweep: SweepDir) -> bool:
     """Whether nothing of the sweep is under way or has yet to begin."""
-    return not set(words_now(sweep)) & {"running", "waiting", "not begun"} and not jobs_of(sweep)
+    return not set(statuses_now(sweep)) & {"running", "waiting", "not begun"} and not jobs_of(sweep)
 
 
 def wait_until(good: Callable[[], bool], sweep: SweepDir, *, seconds: float = LIMIT) -> None:
@@ -135,7 +145,7 @@ def accounted(sweep: SweepDir) -> list[Trial]:
     """Every trial once: complete, with one directory; each step of its training trained once."""
     settings = sweep.settings()
     found = trials_of(sweep, settings)
-    assert {t.word for t in found} == {"complete"}, said(sweep)
+    assert {t.status for t in found} == {"complete"}, said(sweep)
     names = sorted(p.name for p in sweep.trials.glob("[!.]*"))
     assert names == [Run(sweep, n, s).name for n in range(settings.size) for s in range(settings.seeds)]
     return found
@@ -143,7 +153,7 @@ def accounted(sweep: SweepDir) -> list[Trial]:
 
 def toy_value(settings: SweepSettings, params: Params) -> float:
     """What a trial must come to: the toy's own function of its config."""
-    return toy.metric(config_from(run_words(settings, params))) + 5.0 * 0.5**toy.STEPS
+    return toy.metric(config_from(trial_overrides(settings, params))) + 5.0 * 0.5**toy.STEPS
 
 
 def steps(sweep: SweepDir, trial: int) -> list[int]:
@@ -186,11 +196,11 @@ class Killer:
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
-                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                argv = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
                 env = environment(entry)
             except OSError:
                 continue
-            if ours in env and "SLURM_PROCID=0" in env and str(self._sweep.path) in " ".join(words):
+            if ours in env and "SLURM_PROCID=0" in env and str(self._sweep.path) in " ".join(argv):
                 values = dict(e.split("=", 1) for e in env if e.startswith("SLURM_ARRAY_"))
                 if "SLURM_ARRAY_JOB_ID" in values:  # else it is the shared preparation
                     what = f"{values['SLURM_ARRAY_JOB_ID']}_{values['SLURM_ARRAY_TASK_ID']}"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from faults import begun, real_training
-from launching import ended, kept_steps, logs, profile, slurm_words, stand_in, wait_for
+from launching import ended, kept_steps, logs, profile, slurm_cli, stand_in, wait_for
 
 from slurm import cancel, ledger, plan
 from slurm.ledger import states_of
@@ -37,17 +37,17 @@ def test_status_cancel_and_retry_know_what_was_submitted_by_hand(tmp_path):
     later = profile("testbed", options=CALM | {"begin": "now+900"}, sample={"parts": 2, "cpus": 1, "memory_gb": 1})
     launch = stand_in(tmp_path, later, only=("train", "sample"))
     submit = scripts_of(launch, tmp_path / "scripts")
-    assert {s.word for s in states_of([launch])[0].values()} == {"not submitted"}
+    assert {s.status for s in states_of([launch])[0].values()} == {"not submitted"}
     ids = submitted(submit)
-    shell = slurm_words("status", str(launch.run.path))
+    shell = slurm_cli("status", str(launch.run.path))
     assert ids["train"] in shell.stdout and f"{ids['sample']}_[0-1]" in shell.stdout, shell.stdout
-    assert {s.word for s in states_of([launch])[0].values()} == {"waiting"}
+    assert {s.status for s in states_of([launch])[0].values()} == {"waiting"}
     assert len(cancel.cancel([launch])) == 2
     wait_for(launch, ended)
     now = states_of([launch])[0]
-    assert {name: s.word for name, s in now.items()} == {"train": "cancelled", "sample": "cancelled"}
+    assert {name: s.status for name, s in now.items()} == {"train": "cancelled", "sample": "cancelled"}
     submit_graph(stand_in(tmp_path, profile("testbed", options=CALM), only=("train", "sample")))
-    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+    wait_for(launch, lambda now: all(s.status == "complete" for s in now.values()))
 
 
 def test_what_failed_by_hand_while_nobody_looked_is_explained(tmp_path):
@@ -57,7 +57,7 @@ def test_what_failed_by_hand_while_nobody_looked_is_explained(tmp_path):
     ids = submitted(scripts_of(launch, tmp_path / "scripts"))
     wait_until_gone(list(ids.values()))
     now = states_of([launch])[0]
-    assert {name: (s.word, s.cause) for name, s in now.items()} == {
+    assert {name: (s.status, s.cause) for name, s in now.items()} == {
         "train": ("failed", "non_finite"),
         "sample": ("blocked", "upstream"),
     }
@@ -105,8 +105,8 @@ def test_scripts_of_two_ranks_go_on_though_srun_ends_the_slower_one(tmp_path):
     wait_for(launch, lambda _: begun(launch))
     subprocess.run(["scancel", "--signal=USR2", ids["train"]], check=True)  # what Slurm sends before the time limit
     states_of([launch])
-    now = wait_for(launch, lambda now: now["train"].word in ("complete", "failed"))
-    assert now["train"].word == "complete", now
+    now = wait_for(launch, lambda now: now["train"].status in ("complete", "failed"))
+    assert now["train"].status == "complete", now
     assert launch.run.latest_step() == 150 and len(launch.run.starts.read_text().splitlines()) == 2
 
 
@@ -120,7 +120,7 @@ def test_of_two_ranks_one_is_killed_and_the_other_ended_for_it(tmp_path, by_hand
     else:
         submit_graph(launch)
     now = wait_for(launch, ended)
-    assert (now["train"].word, now["train"].cause) == ("failed", "killed")
+    assert (now["train"].status, now["train"].cause) == ("failed", "killed")
     assert "task 1: Killed" in now["train"].message and now["sample"].cause == "upstream"
 
 
@@ -138,17 +138,17 @@ def test_cancelled_by_hand_before_it_started_is_cancelled_and_what_waited_for_it
 
 def test_cancel_and_submit_again_at_once_starts_when_the_first_has_saved(tmp_path):
     cluster = profile("testbed", options=CALM)
-    words = {"train": "--steps 80 --pace 0.1"}
-    launch = stand_in(tmp_path, cluster, only=("train", "sample"), options=words)
+    options = {"train": "--steps 80 --pace 0.1"}
+    launch = stand_in(tmp_path, cluster, only=("train", "sample"), options=options)
     submit_graph(launch)
-    wait_for(launch, lambda now: now["train"].word == "running" and (launch.run.path / "steps.txt").exists())
+    wait_for(launch, lambda now: now["train"].status == "running" and (launch.run.path / "steps.txt").exists())
     (first,) = ledger.submissions(launch.run)["train"].ids
     cancel.cancel([launch])
     before = submit_graph(launch)
-    assert before["train"].leaving or before["train"].word == "cancelled"  # it may have been quick
+    assert before["train"].leaving or before["train"].status == "cancelled"  # it may have been quick
     (second,) = ledger.submissions(launch.run)["train"].ids
     assert second != first
-    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+    wait_for(launch, lambda now: all(s.status == "complete" for s in now.values()))
     assert kept_steps(launch) == list(range(1, 81))  # never two at once
 
 
@@ -156,14 +156,14 @@ def test_cancel_and_submit_again_at_once_starts_when_the_first_has_saved(tmp_pat
     "settings", [{"requeue": False}, {"max_timeouts": 0, "train": {"minutes": 10}}], ids=["never", "not so often"]
 )
 def test_what_is_cut_and_may_not_go_on_says_so_and_goes_on_when_asked_to(tmp_path, settings):
-    words = {"train": "--steps 40 --hold"}
-    launch = stand_in(tmp_path, profile("testbed", options=CALM, **settings), only=("train",), options=words)
+    options = {"train": "--steps 40 --hold"}
+    launch = stand_in(tmp_path, profile("testbed", options=CALM, **settings), only=("train",), options=options)
     submit_graph(launch)
     wait_for(launch, lambda _: begun(launch))
     subprocess.run(["scancel", "--signal=USR2", ledger.submissions(launch.run)["train"].ids[0]], check=True)
     now = wait_for(launch, ended)
-    assert (now["train"].word, now["train"].cause, now["train"].starts) == ("failed", "time_limit", 1), now
+    assert (now["train"].status, now["train"].cause, now["train"].starts) == ("failed", "time_limit", 1), now
     assert "slurm: train failed (time_limit, exit code 1): Job not requeued because" in logs(launch)
     submit_graph(launch)  # what `retry` does
-    wait_for(launch, lambda now: now["train"].word == "complete")
+    wait_for(launch, lambda now: now["train"].status == "complete")
     assert kept_steps(launch) == list(range(1, 41))

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from faults import begun, real_training
-from launching import kept_steps, profile, result, slurm_words, stand_in, uninterrupted, wait_for
+from launching import kept_steps, profile, result, slurm_cli, stand_in, uninterrupted, wait_for
 
 from slurm import ledger
 from slurm.submit import submit_graph
@@ -35,7 +35,7 @@ def test_a_cut_job_is_queued_again_and_so_is_one_that_failed_in_passing(tmp_path
     cut(cut_in_two)
     for launch in (cut_in_two, failing):
         now = wait_for(launch, lambda now: not now["train"].active)
-        assert (now["train"].word, now["train"].starts) == ("complete", 2), now
+        assert (now["train"].status, now["train"].starts) == ("complete", 2), now
     assert kept_steps(cut_in_two) == list(range(1, 41)) and result(cut_in_two) == uninterrupted(40)
 
 
@@ -45,16 +45,16 @@ def test_two_ranks_of_real_training_go_on(tmp_path):
     wait_for(launch, lambda _: begun(launch))
     cut(launch)
     now = wait_for(launch, lambda now: not now["train"].active)
-    assert (now["train"].word, now["train"].starts) == ("complete", 2), now
+    assert (now["train"].status, now["train"].starts) == ("complete", 2), now
 
 
 def test_preflight_sends_the_signal_from_outside(tmp_path):
-    words = [
+    overrides = [
         "cluster=testbed",
         "cluster.internet=false",
         "cluster.internet_probe=127.0.0.1:9",
         f"cluster.python={INSIDE}",
     ]
-    words += ["++cluster.options.exclude=node2\\,node4", f"runs_dir={tmp_path}", f"data_dir={tmp_path}"]
-    done = slurm_words("preflight", *words)
+    overrides += ["++cluster.options.exclude=node2\\,node4", f"runs_dir={tmp_path}", f"data_dir={tmp_path}"]
+    done = slurm_cli("preflight", *overrides)
     assert done.returncode == 0 and "s to arrive" in done.stdout, done.stdout + done.stderr

@@ -19,7 +19,7 @@ from launching import (
     profile,
     real,
     result,
-    slurm_words,
+    slurm_cli,
     stand_in,
     states,
     wait_for,
@@ -44,8 +44,8 @@ def _on_the_cluster(cluster):
 @pytest.fixture
 def allocation(monkeypatch):
     """Two processes on one node, held as by salloc."""
-    words = ["salloc", "--no-shell", "--nodes=1", "--ntasks=2", "--mem=2G", "--time=30", "--exclude=node2,node4"]
-    said = subprocess.run(words, capture_output=True, text=True, check=True)
+    argv = ["salloc", "--no-shell", "--nodes=1", "--ntasks=2", "--mem=2G", "--time=30", "--exclude=node2,node4"]
+    said = subprocess.run(argv, capture_output=True, text=True, check=True)
     job = said.stderr.split("job allocation ")[1].split()[0]
     monkeypatch.setenv("SLURM_JOB_ID", job)
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "1")
@@ -72,11 +72,11 @@ def test_where_nothing_is_queued_again_the_next_job_of_a_chain_goes_on(tmp_path)
     submit_graph(launch)
     known = ledger.submissions(launch.run)["train"]
     first, second = known.earlier
-    now = wait_for(launch, lambda now: now["train"].word == "running" and launch.run.starts.exists())
+    now = wait_for(launch, lambda now: now["train"].status == "running" and launch.run.starts.exists())
     assert now["train"].message == "2 more starts in the queue" and now["train"].active
-    assert submit_graph(launch)["train"].word == "running"  # and is left alone
+    assert submit_graph(launch)["train"].status == "running"  # and is left alone
     subprocess.run(["scancel", "--signal=USR2", first], check=True)
-    wait_for(launch, lambda now: all(state.word == "complete" for state in now.values()))
+    wait_for(launch, lambda now: all(state.status == "complete" for state in now.values()))
     assert result(launch) == whole(4) and kept_steps(launch) == [1, 2, 3, 4]
     started = {row["id"] for row in read_lines(known.record / ATTEMPTS) if row["event"] == "start"}
     assert {first, second} <= started and len(read_lines(launch.run.starts)) >= 2
@@ -91,10 +91,10 @@ def test_a_chain_ends_where_a_failure_comes_again_and_is_cancelled_whole(tmp_pat
     starts = [row for row in attempts(known.record, (*known.earlier, *known.ids)) if row["event"] == "start"]
     assert len(starts) == 1, logs(failing)
     assert "the next job" not in logs(failing) and "a reason that comes again" in logs(failing)
-    wait_for(held, lambda now: now["train"].word == "running" and held.run.starts.exists())
+    wait_for(held, lambda now: now["train"].status == "running" and held.run.starts.exists())
     cancel.cancel([held])
     now = wait_for(held, ended)
-    assert now["train"].word == "cancelled"
+    assert now["train"].status == "cancelled"
 
 
 def test_a_graph_runs_in_the_allocation_that_is_held(tmp_path, allocation):
@@ -105,7 +105,7 @@ def test_a_graph_runs_in_the_allocation_that_is_held(tmp_path, allocation):
     launch = dataclasses.replace(launch, jobs=(dataclasses.replace(job, after=()),))
     code = run_here(launch, ProgressTable(["train"], title="test"))
     assert code == 0, logs(launch)
-    assert states(launch)["train"].word == "complete"
+    assert states(launch)["train"].status == "complete"
     assert json.loads(launch.run.starts.read_text().splitlines()[0])["world_size"] == 2
     rows = read_lines(launch.run.jobs / "train" / ATTEMPTS)
     assert sorted(row["rank"] for row in rows if row["event"] == "start") == [0, 1]
@@ -140,31 +140,40 @@ sys.exit(run_here(launch, ProgressTable(["train"], title="test")))
 
 def test_no_allocation_and_no_parents_are_said(tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    words = ["experiment=glyphs16", f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data"]
-    done = slurm_words("submit", *words, "cluster=here")
+    overrides = ["experiment=glyphs16", f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data"]
+    done = slurm_cli("submit", *overrides, "cluster=here")
     assert done.returncode == 2 and "salloc" in done.stderr, done.stderr
-    done = slurm_words("submit", *words, "cluster=testbed", "--only", "sample")
+    done = slurm_cli("submit", *overrides, "cluster=testbed", "--only", "sample")
     assert done.returncode == 2 and "waits for what is not complete: train" in done.stderr, done.stderr
     assert "--until sample" in done.stderr
 
 
 def test_several_experiments_are_submitted_together_as_far_as_is_asked(tmp_path):
-    words = ["experiment=glyphs16,glyphs16_ddpm", "cluster=testbed", f"runs_dir={tmp_path}/runs"]
-    words += [f"data_dir={tmp_path}/data", "+cluster.begin=now+900", "--until", "train"]
-    done = slurm_words("submit", *words)
+    overrides = ["experiment=glyphs16,glyphs16_ddpm", "cluster=testbed", f"runs_dir={tmp_path}/runs"]
+    overrides += [f"data_dir={tmp_path}/data", "+cluster.begin=now+900", "--until", "train"]
+    done = slurm_cli("submit", *overrides)
     assert done.returncode == 0, done.stderr
     rows = {run: read_lines(tmp_path / "runs" / run / "jobs" / ledger.LEDGER) for run in ("glyphs16", "glyphs16_ddpm")}
     first, second = ({row["job"]: row["ids"] for row in found} for found in rows.values())
     assert first.keys() == second.keys() == {"prepare", "train"}
     assert first["prepare"] == second["prepare"] and first["train"] != second["train"]
-    assert slurm_words("cancel", str(tmp_path / "runs")).returncode == 0
+    assert slurm_cli("cancel", str(tmp_path / "runs")).returncode == 0
 
 
 def test_preflight_looks_at_every_kind_of_job_and_at_the_setup(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "240")  # no cell is wrapped
-    words = ["cluster=testbed", f"runs_dir={tmp_path}", f"data_dir={tmp_path}", "cluster.internet_probe=127.0.0.1:9"]
-    words += ["cluster.internet=false", "+cluster.sample.partition=nowhere", "cluster.setup=['echo a','cat /nowhere']"]
-    done = slurm_words("preflight", *words, "++cluster.options.exclude=node2\\,node4")
+    overrides = [
+        "cluster=testbed",
+        f"runs_dir={tmp_path}",
+        f"data_dir={tmp_path}",
+        "cluster.internet_probe=127.0.0.1:9",
+    ]
+    overrides += [
+        "cluster.internet=false",
+        "+cluster.sample.partition=nowhere",
+        "cluster.setup=['echo a','cat /nowhere']",
+    ]
+    done = slurm_cli("preflight", *overrides, "++cluster.options.exclude=node2\\,node4")
     said = " ".join(done.stdout.replace("│", " ").split())
     assert done.returncode == 1, said + done.stderr
     assert "NO job sample sbatch: error: invalid partition specified: nowhere" in said, said

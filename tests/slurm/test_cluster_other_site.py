@@ -29,7 +29,7 @@ def site(cluster):
     """A second cluster beside the first, and whether it confines memory; it goes when these tests have ended."""
     directory = Path(f"/tmp/mudi-site-{os.getpid()}")
     up, down = HERE.parent / "cluster" / "up", HERE.parent / "cluster" / "down"
-    words = [
+    argv = [
         up,
         "--dir",
         directory,
@@ -40,10 +40,10 @@ def site(cluster):
         "2",
         "--enforce-limits",
     ]
-    tried = subprocess.run([*words, "--confine-memory"], capture_output=True, text=True, check=False)
+    tried = subprocess.run([*argv, "--confine-memory"], capture_output=True, text=True, check=False)
     if tried.returncode:
         (directory / "site.json").unlink(missing_ok=True)
-        subprocess.run(words, check=True, capture_output=True)
+        subprocess.run(argv, check=True, capture_output=True)
     os.environ["SLURM_CONF"] = str(directory / "etc" / "slurm.conf")
     yield tried
     os.environ["SLURM_CONF"] = str(cluster / "etc" / "slurm.conf")
@@ -64,10 +64,10 @@ def test_the_kernel_kills_what_outgrows_its_memory_and_it_is_not_tried_again(sit
     launch = stand_in(tmp_path, cluster, only=("train", "sample"), options={"train": "--fail memory"})
     submit_graph(launch)
     now = wait_for(launch, ended)
-    assert (now["train"].word, now["train"].cause, now["train"].starts) == ("failed", "out_of_memory", 1)
+    assert (now["train"].status, now["train"].cause, now["train"].starts) == ("failed", "out_of_memory", 1)
     assert "memory_gb" in now["train"].advice and now["sample"].cause == "upstream"
-    words = ["sacct", "-n", "-P", "-o", "State", "-j", now["train"].ids[0]]
-    assert "OUT_OF_MEMORY" in subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    argv = ["sacct", "-n", "-P", "-o", "State", "-j", now["train"].ids[0]]
+    assert "OUT_OF_MEMORY" in subprocess.run(argv, capture_output=True, text=True, check=True).stdout
 
 
 def test_preemption_by_sigterm_alone_saves_within_the_grace_time_and_comes_back(nodes, tmp_path):
@@ -86,7 +86,7 @@ def test_preemption_by_sigterm_alone_saves_within_the_grace_time_and_comes_back(
     preempt(nodes[0])
     for launch in (counting, cut, whole):
         now = wait_for(launch, ended)
-        assert {state.word for state in now.values()} == {"complete"}
+        assert {state.status for state in now.values()} == {"complete"}
     rows = attempts(submissions(cut.run)["train"].record, submissions(cut.run)["train"].ids)
     assert sum(row["event"] == "start" and row["rank"] == 0 for row in rows) == 2
     assert any(row["event"] == "requeued" for row in rows)
@@ -109,8 +109,8 @@ def test_a_sweep_of_more_runs_than_an_array_may_have_is_cut_and_no_more_run_at_o
 
 def test_a_limit_on_jobs_in_the_queue_is_said_waited_for_and_retried(nodes, tmp_path, capsys):
     def allow(jobs: int) -> None:
-        words = ["sacctmgr", "-i", "modify", "user", "root", "set", f"MaxSubmitJobs={jobs}"]
-        subprocess.run(words, capture_output=True, check=True)
+        argv = ["sacctmgr", "-i", "modify", "user", "root", "set", f"MaxSubmitJobs={jobs}"]
+        subprocess.run(argv, capture_output=True, check=True)
         wait_until(lambda: limits().submitted == (jobs if jobs > 0 else None), SweepDir(tmp_path))
 
     def of(patience: float, **settings):
@@ -122,7 +122,7 @@ def test_a_limit_on_jobs_in_the_queue_is_said_waited_for_and_retried(nodes, tmp_
     with pytest.raises(LimitReached, match=r"Job sample is not queued: .*[Ll]imit"):
         submit_graph(launch)
     now = states_of([launch])[0]
-    assert {name: state.word for name, state in now.items()} == {
+    assert {name: state.status for name, state in now.items()} == {
         "prepare": "waiting",
         "train": "waiting",
         "sample": "failed",
@@ -133,4 +133,4 @@ def test_a_limit_on_jobs_in_the_queue_is_said_waited_for_and_retried(nodes, tmp_
     cancel.cancel([launch])
     wait_for(launch, ended)
     submit_graph(of(0.3))
-    wait_for(launch, lambda now: all(state.word == "complete" for state in now.values()))
+    wait_for(launch, lambda now: all(state.status == "complete" for state in now.values()))

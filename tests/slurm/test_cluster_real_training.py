@@ -42,7 +42,7 @@ def whole(trained):
     """The same training, left alone."""
     launch = trained("whole", "node1")
     now = wait_for(launch, ended)
-    assert (now["train"].word, now["train"].starts) == ("complete", 1), logs(launch)
+    assert (now["train"].status, now["train"].starts) == ("complete", 1), logs(launch)
     return launch
 
 
@@ -69,7 +69,7 @@ def revive(cluster: Path) -> None:
 def test_cut_by_its_time_limit(whole, trained):
     cut = trained("limited", "node2", minutes=1)
     now = wait_for(cut, ended)
-    assert now["train"].word == "complete" and now["train"].starts >= 2, logs(cut)
+    assert now["train"].status == "complete" and now["train"].starts >= 2, logs(cut)
     equal(cut, whole)
     # It was warned and saved where it was: no step was trained twice.
     assert len([row for row in tail_rows(cut.run.metrics) if "loss" in row]) == STEPS // 100
@@ -79,10 +79,10 @@ def test_its_node_dies(whole, trained, cluster):
     cut = trained("orphaned", "node4")
     reached(cut, 600)
     kill_node("node4")
-    wait_for(cut, lambda now: now["train"].word != "running")
+    wait_for(cut, lambda now: now["train"].status != "running")
     revive(cluster)
     now = wait_for(cut, ended)
-    assert now["train"].word == "complete" and now["train"].starts == 2, logs(cut)
+    assert now["train"].status == "complete" and now["train"].starts == 2, logs(cut)
     equal(cut, whole)
 
 
@@ -91,7 +91,7 @@ def test_requeued_by_hand(whole, trained):
     reached(cut, 600)
     subprocess.run(["scontrol", "requeue", ledger.submissions(cut.run)["train"].ids[0]], check=True)
     now = wait_for(cut, ended)
-    assert now["train"].word == "complete" and now["train"].starts == 2, logs(cut)
+    assert now["train"].status == "complete" and now["train"].starts == 2, logs(cut)
     equal(cut, whole)
 
 
@@ -100,11 +100,11 @@ def test_cancelled_and_retried(whole, trained):
     reached(cut, 600)
     subprocess.run(["scancel", ledger.submissions(cut.run)["train"].ids[0]], check=True)
     now = wait_for(cut, ended)
-    assert (now["train"].word, now["train"].cause) == ("cancelled", "cancelled"), logs(cut)
+    assert (now["train"].status, now["train"].cause) == ("cancelled", "cancelled"), logs(cut)
     assert (cut.run.latest_step() or 0) >= 600
     submit_graph(cut)
     now = wait_for(cut, ended)
-    assert now["train"].word == "complete", logs(cut)
+    assert now["train"].status == "complete", logs(cut)
     equal(cut, whole)
 
 
@@ -118,5 +118,5 @@ def test_its_slurmd_dies_and_it_is_started_elsewhere_while_it_lives(whole, train
     now = wait_for(cut, lambda now: now["train"].starts == 2 or not now["train"].active)
     revive(cluster)
     now = wait_for(cut, ended)
-    assert now["train"].word == "complete", logs(cut)
+    assert now["train"].status == "complete", logs(cut)
     equal(cut, whole)

@@ -1,4 +1,4 @@
-"""On a real Slurm: whether a job's words ended well is told by the ranks themselves, not by srun's exit code."""
+"""On a real Slurm: whether a job's command ended well is told by the ranks themselves, not by srun's exit code."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def read(path: Path) -> str:
 
 
 def ranks_of(run: Path) -> list[Path]:
-    """The processes that have this run among their words."""
+    """The processes that have this run among their arguments."""
     return [p for p in Path("/proc").glob("[0-9]*") if "SLURM_PROCID=" in read(p / "environ") and on(p, run)]
 
 
@@ -65,9 +65,9 @@ def wait_for_end(launch) -> dict:
 
 
 def test_a_step_that_vanished_fails_its_job_ends_its_ranks_and_starts_nothing_after_it(tmp_path):
-    cluster, words = profile("testbed", options=CALM), {"train": "--steps 9000 --pace 0.1"}
+    cluster, options = profile("testbed", options=CALM), {"train": "--steps 9000 --pace 0.1"}
     made = {  # side by side: srun takes a minute to see it
-        by_hand: stand_in(tmp_path / str(by_hand), cluster, only=("train", "sample"), options=words)
+        by_hand: stand_in(tmp_path / str(by_hand), cluster, only=("train", "sample"), options=options)
         for by_hand in (False, True)
     }
     jobs = {by_hand: queue(launch, tmp_path / "scripts", by_hand=by_hand) for by_hand, launch in made.items()}
@@ -79,15 +79,15 @@ def test_a_step_that_vanished_fails_its_job_ends_its_ranks_and_starts_nothing_af
         wait_until_ended(launch.run.path)
         steps = kept_steps(launch)
         now = wait_for_end(launch)
-        assert (now["train"].word, now["train"].cause) == ("failed", "killed"), (now, logs(launch))
-        assert (now["sample"].word, now["sample"].cause) == ("blocked", "upstream")
+        assert (now["train"].status, now["train"].cause) == ("failed", "killed"), (now, logs(launch))
+        assert (now["sample"].status, now["sample"].cause) == ("blocked", "upstream")
         assert kept_steps(launch) == steps
 
 
 @pytest.mark.parametrize("by_hand", [False, True])
-def test_a_rank_that_aborts_when_its_words_have_ended_well_stops_nothing(tmp_path, by_hand):
+def test_a_rank_that_aborts_when_its_command_has_ended_well_stops_nothing(tmp_path, by_hand):
     cluster = profile("testbed", options=CALM, train={"tasks": 2})
     launch = stand_in(tmp_path, cluster, only=("train", "sample"), options={"train": "--abort"})
     queue(launch, tmp_path / "scripts", by_hand=by_hand)
     now = wait_for_end(launch)
-    assert {name: s.word for name, s in now.items()} == {"train": "complete", "sample": "complete"}, logs(launch)
+    assert {name: s.status for name, s in now.items()} == {"train": "complete", "sample": "complete"}, logs(launch)

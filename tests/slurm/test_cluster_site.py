@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import HERE, ended, logs, profile, slurm_words, stand_in, wait_for
+from launching import HERE, ended, logs, profile, slurm_cli, stand_in, wait_for
 
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_lines
@@ -81,7 +81,7 @@ def test_jobs_run_without_the_environment_of_who_submits(tmp_path):
     assert launch.complete()["train"] and "0: " in logs(launch), logs(launch)
 
 
-def test_a_job_whose_answer_was_lost_is_adopted_and_runs(tmp_path, monkeypatch, capfd):
+def test_a_job_whose_answer_was_lost_is_reconciled_and_runs(tmp_path, monkeypatch, capfd):
     lost = 'echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1'
     sbatch_that(tmp_path, monkeypatch, f'"$REAL" "$@" > /dev/null\n{lost}')
     array = {"parts": 2, "cpus": 1, "memory_gb": 1}
@@ -89,7 +89,7 @@ def test_a_job_whose_answer_was_lost_is_adopted_and_runs(tmp_path, monkeypatch, 
     submit_graph(launch)
     assert (tmp_path / "count").read_text() == "x\nx\n"  # each job was sent once
     assert "Again in" in capfd.readouterr().err
-    wait_for(launch, lambda now: all(s.word == "complete" for s in now.values()))
+    wait_for(launch, lambda now: all(s.status == "complete" for s in now.values()))
 
 
 def test_a_controller_that_is_away_is_asked_again_and_in_the_end_said(tmp_path, monkeypatch, capsys):
@@ -99,13 +99,13 @@ def test_a_controller_that_is_away_is_asked_again_and_in_the_end_said(tmp_path, 
     with pytest.raises(SlurmAway, match=r"Job train is not queued: .*Unable to contact"):
         submit_graph(launch)
     state = states_of([launch])[0]["train"]
-    assert state.stuck and (state.word, state.cause) == ("failed", "limit") and "Unable to contact" in state.message
+    assert state.stuck and (state.status, state.cause) == ("failed", "limit") and "Unable to contact" in state.message
     assert f"mudi retry {launch.run.path}" in explain(launch, state)
-    assert slurm_words("status", str(launch.run.path)).returncode == 1
+    assert slurm_cli("status", str(launch.run.path)).returncode == 1
     patient = stand_in(tmp_path, profile("testbed", options=CALM, submit_patience_s=30), only=("train",))
     submit_graph(patient)
     assert capsys.readouterr().err.count("Again in") >= 2
-    wait_for(patient, lambda now: now["train"].word == "complete")
+    wait_for(patient, lambda now: now["train"].status == "complete")
 
 
 def test_what_the_site_never_grants_is_refused_before_anything_is_queued(tmp_path):
@@ -126,12 +126,12 @@ def test_held_and_suspended_are_told_with_what_to_type(tmp_path):
         submit_graph(launch)
     job, running = id_of(later, "train"), id_of(there, "train")
     subprocess.run(["scontrol", "uhold", job], check=True)
-    now = wait_for(later, lambda now: now["train"].word == "held")
+    now = wait_for(later, lambda now: now["train"].status == "held")
     assert now["train"].active and f"scontrol release {job}" in explain(later, now["train"])
-    assert slurm_words("status", str(later.run.path)).returncode == 1
-    wait_for(there, lambda now: now["train"].word == "running" and there.run.starts.exists())
+    assert slurm_cli("status", str(later.run.path)).returncode == 1
+    wait_for(there, lambda now: now["train"].status == "running" and there.run.starts.exists())
     subprocess.run(["scontrol", "suspend", running], check=True)
-    now = wait_for(there, lambda now: now["train"].word == "suspended")
+    now = wait_for(there, lambda now: now["train"].status == "suspended")
     assert f"scontrol resume {running}" in explain(there, now["train"])
     cancel.cancel([later, there])
 
@@ -147,11 +147,11 @@ def test_scripts_that_were_submitted_twice_are_told(tmp_path):
 
 
 def test_starts_that_save_nothing_end_after_three(tmp_path):
-    words = {"train": "--stall"}
-    ours = stand_in(tmp_path / "ours", profile("testbed", options=CALM), only=("train",), options=words)
-    by_hand = stand_in(tmp_path / "by_hand", profile("testbed", options=CALM), only=("train",), options=words)
+    options = {"train": "--stall"}
+    ours = stand_in(tmp_path / "ours", profile("testbed", options=CALM), only=("train",), options=options)
+    by_hand = stand_in(tmp_path / "by_hand", profile("testbed", options=CALM), only=("train",), options=options)
     inside = profile("testbed", options=CALM, python=f"env PATH=/nowhere {sys.executable}")  # as in a container
-    contained = stand_in(tmp_path / "contained", inside, only=("train",), options=words)
+    contained = stand_in(tmp_path / "contained", inside, only=("train",), options=options)
     for launch in (ours, contained):
         submit_graph(launch)
     subprocess.run([plan.write(by_hand, tmp_path / "scripts")[-1]], capture_output=True, check=True)
@@ -163,18 +163,18 @@ def test_starts_that_save_nothing_end_after_three(tmp_path):
             subprocess.run(["scancel", "--signal=USR2", id_of(launch, "train")], check=True)
     for launch in launches:
         now = wait_for(launch, ended)["train"]
-        assert (now.word, now.cause, now.starts) == ("failed", "time_limit", 3), (now, logs(launch))
+        assert (now.status, now.cause, now.starts) == ("failed", "time_limit", 3), (now, logs(launch))
         assert now.message.startswith("3 starts, no step: more minutes"), now
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="submits as another user: needs root")
 def test_jobs_of_a_colleague_who_submitted_the_run_are_seen(tmp_path):
     launch = stand_in(tmp_path, profile("testbed", options=CALM), only=("train",))
-    words = ["sbatch", "--parsable", "--uid=65534", "-H", "-D", "/", "-o", "/dev/null", "--wrap", "true"]
-    job = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    argv = ["sbatch", "--parsable", "--uid=65534", "-H", "-D", "/", "-o", "/dev/null", "--wrap", "true"]
+    job = subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
     row = {"ids": [job], "executor": "slurm", "born": [], "snapshot": "", "user": "nobody"}
     ledger.note(launch.run, "submitted", job="train", **row)
     assert job not in {seen.id for seen in listed()}
     assert job in {seen.id for seen in listed(ledger.users_of([launch.run]))}
-    assert states_of([launch])[0]["train"].word == "held"
+    assert states_of([launch])[0]["train"].status == "held"
     subprocess.run(["scancel", job], check=True)

@@ -70,8 +70,8 @@ def _node_comes_back(cluster):
 @pytest.mark.parametrize("kind", ["grid", "search"])
 @pytest.mark.usefixtures("_node_comes_back")
 def test_every_trial_is_there_once_and_the_best_is_the_same(tmp_path: Path, program, kind):
-    words = (*(GRID if kind == "grid" else SEARCH), *ONE_A_NODE, *(REAL if program == "pipeline" else ()))
-    sweep = submitted(tmp_path, kind, *words)
+    overrides = (*(GRID if kind == "grid" else SEARCH), *ONE_A_NODE, *(REAL if program == "pipeline" else ()))
+    sweep = submitted(tmp_path, kind, *overrides)
     killed, dead = disturbed(sweep, seed=len(kind), minutes=MINUTES, often=0.1 if program == "pipeline" else 1)
     found, settings = accounted(sweep), sweep.settings()
     assert len(killed) >= LEAST_KILLED and dead, (killed, dead)
@@ -82,7 +82,7 @@ def test_every_trial_is_there_once_and_the_best_is_the_same(tmp_path: Path, prog
     if program == "toy":
         expected = [toy_value(settings, t.params) for t in found]
     elif kind == "grid":
-        peace = submitted(tmp_path, "peace", *words)
+        peace = submitted(tmp_path, "peace", *overrides)
         wait_until(lambda: has_ended(peace), peace, seconds=60 * MINUTES)
         expected = [t.value for t in accounted(peace)]
     else:  # what a search tries depends on what has ended: its trials are compared with a grid of the same parameters
@@ -108,9 +108,9 @@ LATENT = (
 
 
 def test_trials_of_one_and_of_two_ranks_share_an_autoencoder_and_its_latents_and_come_to_the_same(tmp_path):
-    words = (*REAL, *LATENT, f"latents.autoencoder={tmp_path / 'runs' / 'autoencoder'}")
-    words = (*words, "cluster=testbed", CALM, "cluster.train.tasks=1,2", "sweep.metric=fd-domain")
-    sweep = submitted(tmp_path, "latents", *words)
+    overrides = (*REAL, *LATENT, f"latents.autoencoder={tmp_path / 'runs' / 'autoencoder'}")
+    overrides = (*overrides, "cluster=testbed", CALM, "cluster.train.tasks=1,2", "sweep.metric=fd-domain")
+    sweep = submitted(tmp_path, "latents", *overrides)
     wait_until(lambda: has_ended(sweep), sweep)
     found = accounted(sweep)
     assert sorted(array.asks.tasks_per_node for array in arrays_of(sweep)) == [1, 2]  # an array for each

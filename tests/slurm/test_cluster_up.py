@@ -30,9 +30,9 @@ def folders(count: int) -> Iterator[list[Path]]:
 @pytest.mark.usefixtures("cluster")
 def test_two_that_come_up_at_the_same_time_have_ports_of_their_own():
     with folders(2) as both:
-        words = ["--nodes", "1", "--no-accounting", "--dir"]
+        argv = ["--nodes", "1", "--no-accounting", "--dir"]
         starting = [
-            subprocess.Popen([UP, *words, folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            subprocess.Popen([UP, *argv, folder], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             for folder in both
         ]
         said = [process.communicate()[0] for process in starting]

@@ -48,9 +48,9 @@ def test_a_run_that_failed_before_it_trained_takes_the_setting_that_is_right(tmp
 
 
 def test_a_submission_that_is_refused_changes_no_settings(tmp_path, capsys):
-    words = ["experiment=glyphs16", f"runs_dir={tmp_path}", f"data_dir={tmp_path}/data", "cluster=local"]
-    run = launch_for(config_from(words), make=True).run
-    assert main(["submit", *words, "train.optim.lr=1e-4", f"train.start_from={tmp_path}/none"]) == 2
+    overrides = ["experiment=glyphs16", f"runs_dir={tmp_path}", f"data_dir={tmp_path}/data", "cluster=local"]
+    run = launch_for(config_from(overrides), make=True).run
+    assert main(["submit", *overrides, "train.optim.lr=1e-4", f"train.start_from={tmp_path}/none"]) == 2
     shown = capsys.readouterr()
     assert "train.start_from: found" in shown.err and shown.out == ""
     assert config_from([str(run.path)]).train.optim.lr == 2e-3
@@ -61,7 +61,7 @@ def test_less_memory_at_once_is_no_other_setting(tmp_path):
     cfg = settings(tmp_path, 1e-3)
     cfg = cfg.model_copy(update={"train": cfg.train.model_copy(update={"micro_batch": 4})})
     assert correct(cfg) == []
-    assert launch_for(cfg, make=True).words == ("train.micro_batch=4",)
+    assert launch_for(cfg, make=True).overrides == ("train.micro_batch=4",)
 
 
 def test_an_autoencoder_takes_other_settings_until_somebody_else_uses_it(tmp_path):
@@ -95,7 +95,7 @@ def test_a_name_that_is_taken_is_answered_with_one_that_is_free(tmp_path):
     first.checkpoint(3).mkdir(parents=True)
     before = first.config.read_text()
     for refusing in (create_run, lambda cfg: launch_for(cfg, make=True)):
-        with pytest.raises(UserError, match=r"the words that made it, not its directory, and name=run-2, or take"):
+        with pytest.raises(UserError, match=r"the overrides that made it, not its directory, and name=run-2, or take"):
             refusing(settings(tmp_path, 1e-4))
     other = create_run(settings(tmp_path, 1e-4).model_copy(update={"name": "run-2"}))
     assert other.path != first.path and config_from([str(other.path)]).train.optim.lr == 1e-4

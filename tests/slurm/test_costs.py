@@ -78,16 +78,16 @@ def test_another_network_size_or_precision_is_not_alike(tmp_path):
 
 
 def test_the_figures_of_an_h100_are_known(tmp_path):
-    words = [
+    overrides = [
         "experiment=photos16",
         "data.image_size=32",
         "data.source.path=x",
         "train.precision=bf16",
         "train.global_batch=512",
     ]
-    words += ["model.width=64", "model.multipliers=[1,2,2]", "model.blocks=2", "model.attention=[16,8]"]
-    words += ["model.head_channels=32", "model.groups=32"]
-    cfg = config_from([*words, f"runs_dir={tmp_path}", "train.duration=10000 steps", "cluster=slurm_generic"])
+    overrides += ["model.width=64", "model.multipliers=[1,2,2]", "model.blocks=2", "model.attention=[16,8]"]
+    overrides += ["model.head_channels=32", "model.groups=32"]
+    cfg = config_from([*overrides, f"runs_dir={tmp_path}", "train.duration=10000 steps", "cluster=slurm_generic"])
     cfg = cfg.model_copy(update={"cluster": cfg.cluster.model_copy(update={"train": gpus(cfg, 2)})})
     found = like(cfg, [])
     assert found is not None and (found.device, found.images_per_second) == (H100, 9723)
@@ -104,8 +104,8 @@ def gpus(cfg, number):
 
 
 def test_a_plan_warns_of_a_ddpm_that_does_not_end_in_noise():
-    def said(*words, experiment="flowers64_ddpm"):
-        return derived(config_from([f"experiment={experiment}", *words])).get("noise")
+    def said(*overrides, experiment="flowers64_ddpm"):
+        return derived(config_from([f"experiment={experiment}", *overrides])).get("noise")
 
     left = math.sqrt(math.prod(1 - (1e-4 + k * (0.02 - 1e-4) / 299) for k in range(300)))  # DDPM, equation 4
     assert f" {left:.0%} of the image is left" in said()  # its betas are those of 1,000 time steps

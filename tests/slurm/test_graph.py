@@ -44,7 +44,7 @@ def test_ancestors_are_the_other_way_round():
 
 
 @pytest.mark.parametrize(
-    ("jobs", "words"),
+    ("jobs", "message"),
     [
         ([Job("a", (), after=("b",)), Job("b", (), after=("a",))], "a -> b -> a"),
         ([Job("a", ()), Job("a", ())], "Two jobs are called a"),
@@ -52,8 +52,8 @@ def test_ancestors_are_the_other_way_round():
     ],
     ids=["circle", "twice", "unknown parent"],
 )
-def test_a_graph_that_cannot_run_says_why(jobs, words):
-    with pytest.raises(UserError, match=words):
+def test_a_graph_that_cannot_run_says_why(jobs, message):
+    with pytest.raises(UserError, match=message):
         ordered(jobs)
 
 

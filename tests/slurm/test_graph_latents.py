@@ -6,7 +6,7 @@ import re
 import pytest
 import tiny
 import tiny_latents
-from launching import SMALL, latent, slurm_words, with_stand_ins
+from launching import SMALL, latent, slurm_cli, with_stand_ins
 from test_local import run
 
 from pipeline.config.load import config_from, validated
@@ -79,8 +79,8 @@ def test_weights_of_a_loss_that_are_not_there_are_said_before_anything_is_made(t
     (tmp_path / "images" / "cats").mkdir(parents=True)
     files = {"weights": tmp_path / "there", "heads": tmp_path / "there"} | {name: tmp_path / "none"}
     overrides = json.dumps([f"autoencoder.perceptual.{key}={path}" for key, path in files.items()])
-    words = [f"data.source.path={tmp_path}/images", f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
-    cfg = config_from(["experiment=photos32_ldm_f4", "cluster=local", *words, f"latents.overrides={overrides}"])
+    settings = [f"data.source.path={tmp_path}/images", f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
+    cfg = config_from(["experiment=photos32_ldm_f4", "cluster=local", *settings, f"latents.overrides={overrides}"])
     with pytest.raises(UserError, match=rf"autoencoder\.perceptual\.{name}: found no file .*none"):
         launch_for(cfg, make=True)
     assert not (tmp_path / "runs").exists()
@@ -116,10 +116,10 @@ def test_what_runs_share_has_one_key(tmp_path):
 
 def test_a_failed_autoencoder_stops_what_comes_after_it(tmp_path):
     launch = with_stand_ins(latent(tmp_path), options={"autoencoder": "--fail non_finite"})
-    code, board = run(launch)
-    words = {name: row.word for name, row in board.rows.items()}
-    assert code == 1 and words.pop("prepare") == "complete" and words.pop("autoencoder") == "failed"
-    assert set(words.values()) == {"blocked"}
+    code, table = run(launch)
+    statuses = {name: row.status for name, row in table.rows.items()}
+    assert code == 1 and statuses.pop("prepare") == "complete" and statuses.pop("autoencoder") == "failed"
+    assert set(statuses.values()) == {"blocked"}
 
 
 def test_ranks_that_do_not_fit_the_autoencoder_are_refused_before_anything_is_queued(tmp_path):
@@ -130,14 +130,14 @@ def test_ranks_that_do_not_fit_the_autoencoder_are_refused_before_anything_is_qu
         cfg.model_copy(update={"latents": cfg.latents.model_copy(update={"autoencoder": tmp_path / "runs/odd_ae"})}),
         make=True,
     )
-    done = slurm_words("submit", str(tmp_path / "runs" / "odd"), "cluster.train.tasks=2")
+    done = slurm_cli("submit", str(tmp_path / "runs" / "odd"), "cluster.train.tasks=2")
     assert done.returncode == 2 and "does not divide over 2 ranks" in done.stderr
 
 
 def test_the_plan_shows_both_trainings_and_makes_nothing(tmp_path):
     launch = latent(tmp_path)
     path = tmp_path / "runs" / "latent"
-    done = slurm_words("plan", str(path))
+    done = slurm_cli("plan", str(path))
     assert done.returncode == 0, done.stderr
     assert "autoencoder: training" in done.stdout and "20 steps" in done.stdout and "encode" in done.stdout
     assert not launch.run.jobs.exists() and not (RunDir(tmp_path / "runs" / "squares").jobs).exists()

@@ -28,10 +28,10 @@ def launch(tmp_path):
     return made
 
 
-def words(launch, *seen: Seen) -> dict[str, tuple[str, str | None]]:
+def statuses(launch, *seen: Seen) -> dict[str, tuple[str, str | None]]:
     """State and cause of every job."""
     found = states(launch.run, launch.complete(), {s.id: s for s in seen})
-    return {name: (state.word, state.cause) for name, state in found.items()}
+    return {name: (state.status, state.cause) for name, state in found.items()}
 
 
 def test_what_ends_while_status_looks_is_complete(launch):
@@ -39,29 +39,32 @@ def test_what_ends_while_status_looks_is_complete(launch):
     looks = iter([{"train": False, "sample": False}, {"train": True, "sample": False}])
     queue = [Seen("7", "COMPLETED"), Seen("8", "PENDING")]
     (found,) = states_of_all([(launch.run, lambda: next(looks))], [submissions(launch.run)], queue)
-    assert [state.word for state in found.values()] == ["complete", "waiting"]
+    assert [state.status for state in found.values()] == ["complete", "waiting"]
 
 
 def test_what_is_submitted_while_status_looks_has_not_vanished(launch):
     known = submissions(launch.run)
     note(launch.run, "submitted", job="train", ids=["9"], executor="slurm", born=[], snapshot="")
     (found,) = states_of_all([(launch.run, launch.complete)], [known], [Seen("7", "RUNNING"), Seen("8", "PENDING")])
-    assert [state.word for state in found.values()] == ["running", "waiting"]
+    assert [state.status for state in found.values()] == ["running", "waiting"]
 
 
 def test_who_cancelled_what_had_yet_to_start_is_told_apart(launch):
     by_hand, by_slurm = Seen("7", "CANCELLED", "Priority"), Seen("8", "CANCELLED", NEVER)
-    assert words(launch, by_hand, by_slurm) == {"train": ("cancelled", "cancelled"), "sample": ("blocked", "upstream")}
+    assert statuses(launch, by_hand, by_slurm) == {
+        "train": ("cancelled", "cancelled"),
+        "sample": ("blocked", "upstream"),
+    }
 
 
 def test_what_ended_well_for_other_settings_waits_for_what_was_submitted_since(launch):
     """Only the first job that failed has something to say; it is not the later ones' failure."""
     note(launch.run, "submitted", job="train", ids=["9"], executor="slurm", born=[], snapshot="")
     ended = Seen("8", "COMPLETED")
-    assert words(launch, ended, Seen("9", "FAILED", "2:0"))["sample"] == ("blocked", "upstream")
-    assert words(launch, ended, Seen("9", "RUNNING"))["sample"] == ("not submitted", None)
+    assert statuses(launch, ended, Seen("9", "FAILED", "2:0"))["sample"] == ("blocked", "upstream")
+    assert statuses(launch, ended, Seen("9", "RUNNING"))["sample"] == ("not submitted", None)
     note(launch.run, "submitted", job="sample", ids=["10"], executor="slurm", born=[], snapshot="")
-    assert words(launch, Seen("10", "COMPLETED"), Seen("9", "COMPLETED"))["sample"] == ("failed", "error")
+    assert statuses(launch, Seen("10", "COMPLETED"), Seen("9", "COMPLETED"))["sample"] == ("failed", "error")
 
 
 def test_what_slurm_has_forgotten_is_explained_by_the_job_before_it(launch):
@@ -71,7 +74,7 @@ def test_what_slurm_has_forgotten_is_explained_by_the_job_before_it(launch):
     append_line(record / ATTEMPTS, place | {"event": "start", "log": str(record / "7_0_log.out")})
     append_line(record / FAILURES, place | {"class": "non_finite", "message": "the loss", "code": 76})
     append_line(record / ATTEMPTS, place | {"event": "end", "code": 76})
-    assert words(launch) == {"train": ("failed", "non_finite"), "sample": ("blocked", "upstream")}
+    assert statuses(launch) == {"train": ("failed", "non_finite"), "sample": ("blocked", "upstream")}
 
 
 def test_what_was_cancelled_and_still_saves_says_so(launch):
@@ -104,7 +107,7 @@ def test_a_log_tells_of_scripts_that_were_submitted_and_have_ended(launch):
     ):
         (record / name).touch()
     assert not strays(launch, [])  # without scripts, logs are the launcher's own
-    note(launch.run, SCRIPTS, words=[], cwd="/")
+    note(launch.run, SCRIPTS, overrides=[], cwd="/")
     (stray,) = strays(launch, [])
     assert stray.ids == ("31_0", "31_2", "31_10")
     assert ledger.ids_of(launch.run) == {"7", "8"}
@@ -140,7 +143,7 @@ def test_a_rank_s_own_error_is_told_and_not_sruns_last_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("seen", "word", "cause", "active"),
+    ("seen", "status", "cause", "active"),
     [
         (Seen("7", "PENDING", "JobHeldUser"), "held", "held_by_user", True),
         (Seen("7", "PENDING", "JobHeldAdmin"), "held", "held", False),
@@ -149,10 +152,10 @@ def test_a_rank_s_own_error_is_told_and_not_sruns_last_line(tmp_path):
         (Seen("7", "SUSPENDED", "None", "n1"), "suspended", None, True),
     ],
 )
-def test_what_waits_for_good_is_told_apart_from_what_will_start(launch, seen, word, cause, active):
+def test_what_waits_for_good_is_told_apart_from_what_will_start(launch, seen, status, cause, active):
     state = states(launch.run, launch.complete(), {"7": seen, "8": Seen("8", "PENDING", "Dependency")})["train"]
-    assert (state.word, state.cause, state.active) == (word, cause, active)
-    assert state.stuck == (word == "held")
+    assert (state.status, state.cause, state.active) == (status, cause, active)
+    assert state.stuck == (status == "held")
 
 
 def test_starts_that_save_nothing_are_counted_in_a_row(tmp_path, monkeypatch):

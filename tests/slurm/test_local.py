@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from launching import HERE, LIMIT, kept_steps, profile, real, result, slurm_words, stand_in, states, uninterrupted
+from launching import HERE, LIMIT, kept_steps, profile, real, result, slurm_cli, stand_in, states, uninterrupted
 from rich.console import Console
 
 from pipeline.config.load import config_from
@@ -37,19 +37,19 @@ ROOT = HERE.parents[1]
 
 def run(launch) -> tuple[int, ProgressTable]:
     """Run a launch in the foreground, as `submit` does."""
-    board = ProgressTable([job.name for job in launch.jobs], title="test")
-    return run_here(launch, board), board
+    table = ProgressTable([job.name for job in launch.jobs], title="test")
+    return run_here(launch, table), table
 
 
-def in_a_terminal(root: Path, *, words: str) -> subprocess.Popen[str]:
-    """A submitter in a process group of its own, as a shell starts one; `train` is a stand-in with `words`."""
+def in_a_terminal(root: Path, *, options: str) -> subprocess.Popen[str]:
+    """A submitter in a process group of its own, as a shell starts one; `train` is a stand-in with `options`."""
     script = f"""
 import sys
 from pathlib import Path
 from launching import profile, stand_in
 from slurm.progress import ProgressTable
 from slurm.submit import run_here
-launch = stand_in(Path({str(root)!r}), profile("local"), only=("train", "sample"), options={{"train": {words!r}}})
+launch = stand_in(Path({str(root)!r}), profile("local"), only=("train", "sample"), options={{"train": {options!r}}})
 sys.exit(run_here(launch, ProgressTable([job.name for job in launch.jobs], title="test")))
 """
     env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE, HERE.parent)))}
@@ -71,15 +71,15 @@ def wait(condition) -> None:
 
 def test_graph_runs_in_order_with_a_log_each_and_then_there_is_nothing_to_do(tmp_path, capfd):
     launch = stand_in(tmp_path, profile("local"))
-    code, board = run(launch)
-    assert code == 0 and [row.word for row in board.rows.values()] == ["complete"] * 5
+    code, table = run(launch)
+    assert code == 0 and [row.status for row in table.rows.values()] == ["complete"] * 5
     lines = capfd.readouterr().err.splitlines()
     done = [line.split(":")[0] for line in lines if "complete" in line]
     assert done == ["prepare", "train", "sample", "evaluate", "compare"]
     assert all(list((launch.run.jobs / job.name).glob("*_0_log.out")) for job in launch.jobs)
     ids = {name: s.ids for name, s in ledger.submissions(launch.run).items()}
-    code, board = run(launch)
-    assert code == 0 and all("skipped" in row.detail for row in board.rows.values())
+    code, table = run(launch)
+    assert code == 0 and all("skipped" in row.detail for row in table.rows.values())
     assert {name: s.ids for name, s in ledger.submissions(launch.run).items()} == ids
 
 
@@ -111,20 +111,22 @@ def test_images_that_are_not_there_are_said_before_anything_is_queued(tmp_path):
 
 def test_a_failure_is_named_and_what_comes_after_does_not_run(tmp_path):
     launch = stand_in(tmp_path, profile("local"), only=("train", "sample"), options={"train": "--fail bad_config"})
-    code, board = run(launch)
+    code, table = run(launch)
     assert code == 1
-    assert board.rows["train"].word == "failed" and "found -1, expected a positive number" in board.rows["train"].detail
-    assert board.rows["sample"].word == "blocked" and not (launch.run.jobs / "sample").exists()
+    assert (
+        table.rows["train"].status == "failed" and "found -1, expected a positive number" in table.rows["train"].detail
+    )
+    assert table.rows["sample"].status == "blocked" and not (launch.run.jobs / "sample").exists()
     now = states(launch)
-    assert (now["train"].cause, now["sample"].word) == ("bad_config", "not submitted")
+    assert (now["train"].cause, now["sample"].status) == ("bad_config", "not submitted")
 
 
-@pytest.mark.parametrize(("once", "word"), [("--once", "complete"), ("", "failed")])
-def test_what_may_pass_is_tried_again_as_often_as_the_profile_says(tmp_path, capfd, once, word):
+@pytest.mark.parametrize(("once", "status"), [("--once", "complete"), ("", "failed")])
+def test_what_may_pass_is_tried_again_as_often_as_the_profile_says(tmp_path, capfd, once, status):
     cluster = profile("local", retry={"error": 2, "backoff_s": 0})
     launch = stand_in(tmp_path, cluster, only=("train",), options={"train": f"--fail error {once}"})
-    code, board = run(launch)
-    assert (board.rows["train"].word, code) == (word, int(word == "failed"))
+    code, table = run(launch)
+    assert (table.rows["train"].status, code) == (status, int(status == "failed"))
     starts = [row for row in read_lines(launch.run.jobs / "train" / ATTEMPTS) if row["event"] == "start"]
     assert len(starts) == (2 if once else 3)
     assert "the file system went away for a moment; again in 0 s, attempt 1 of 2" in capfd.readouterr().err
@@ -132,15 +134,15 @@ def test_what_may_pass_is_tried_again_as_often_as_the_profile_says(tmp_path, cap
 
 def test_ctrl_c_saves_ends_everything_and_the_next_call_goes_on(tmp_path):
     launch = stand_in(tmp_path, profile("local"), only=("train", "sample"))
-    shell = in_a_terminal(tmp_path, words="--steps 100 --pace 0.05")
+    shell = in_a_terminal(tmp_path, options="--steps 100 --pace 0.05")
     wait(lambda: trained(launch) >= 5)
     os.killpg(shell.pid, signal.SIGINT)  # what a terminal sends to the whole foreground group
     assert shell.wait() == 130
     assert 5 <= trained(launch) < 100
     starts = [json.loads(line) for line in (launch.run.jobs / "train" / ATTEMPTS).read_text().splitlines()]
     assert not any(Path(f"/proc/{row['pid']}").exists() for row in starts if row["event"] == "start")
-    assert states(launch)["train"].word == "cancelled"
-    again = in_a_terminal(tmp_path, words="--steps 100 --pace 0.01")
+    assert states(launch)["train"].status == "cancelled"
+    again = in_a_terminal(tmp_path, options="--steps 100 --pace 0.01")
     assert again.wait() == 0
     assert kept_steps(launch) == list(range(1, 101))  # nothing was lost, nothing was done twice
     assert result(launch) == uninterrupted(100)
@@ -171,14 +173,14 @@ def test_a_second_submitter_is_told_how_to_end_the_first(tmp_path):
     assert f"mudi cancel {launch.run.path}" in said and f"process {os.getpid()} on {socket.gethostname()}" in said
 
 
-def test_a_submitter_that_is_killed_leaves_its_job_which_the_next_one_adopts(tmp_path):
+def test_a_submitter_that_is_killed_leaves_its_job_which_the_next_one_reconciles(tmp_path):
     launch = stand_in(tmp_path, profile("local"), only=("train", "sample"))
-    shell = in_a_terminal(tmp_path, words="--steps 100 --pace 0.05")
+    shell = in_a_terminal(tmp_path, options="--steps 100 --pace 0.05")
     wait(lambda: trained(launch) >= 5)
     shell.kill()
     shell.wait()
-    assert states(launch)["train"].word == "running"
-    again = in_a_terminal(tmp_path, words="--steps 100 --pace 0.05")
+    assert states(launch)["train"].status == "running"
+    again = in_a_terminal(tmp_path, options="--steps 100 --pace 0.05")
     assert again.wait() == 0
     assert kept_steps(launch) == list(range(1, 101))
     rows = [json.loads(line) for line in (launch.run.jobs / "train" / ATTEMPTS).read_text().splitlines()]
@@ -195,8 +197,8 @@ def test_two_processes_train_the_real_thing(tmp_path):
     launch = real(tmp_path, profile("local", train={"tasks": 2}), duration="4 steps")
     tiny.prepare(launch.cfg)
     train = dataclasses.replace(launch.jobs[1], after=())
-    code, board = run(dataclasses.replace(launch, jobs=(train,)))
-    assert code == 0, board.rows
+    code, table = run(dataclasses.replace(launch, jobs=(train,)))
+    assert code == 0, table.rows
     start = json.loads(launch.run.starts.read_text().splitlines()[0])
     assert start["world_size"] == 2 and start["commit"] not in ("", "unknown")
     # Each process has its own log, and an even share of the cores.
@@ -231,10 +233,10 @@ def test_what_is_refused_leaves_nothing_of_its_own_and_all_of_others(tmp_path, c
     assert "is not on this machine" in capsys.readouterr().err and not (tmp_path / "sweeps").exists()
 
 
-@pytest.mark.parametrize("words", [["experiment=glyphs16", "cluster=testbed"], ["experiment=glyphs16"]], ids=str)
-def test_plan_prints_and_does_nothing(tmp_path, words):
+@pytest.mark.parametrize("overrides", [["experiment=glyphs16", "cluster=testbed"], ["experiment=glyphs16"]], ids=str)
+def test_plan_prints_and_does_nothing(tmp_path, overrides):
     where = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
-    done = slurm_words("plan", *words, *where, "train.duration=1000 steps")
+    done = slurm_cli("plan", *overrides, *where, "train.duration=1000 steps")
     assert done.returncode == 0, done.stderr
     for said in ("prepare", "python -m pipeline train", "1000 steps", "global batch"):
         assert said in done.stdout
@@ -242,14 +244,14 @@ def test_plan_prints_and_does_nothing(tmp_path, words):
 
 
 def test_bad_input_says_what_and_what_to_do(tmp_path):
-    done = slurm_words("submit", "experiment=glyphs16", "train.durations=3 steps", f"runs_dir={tmp_path}")
+    done = slurm_cli("submit", "experiment=glyphs16", "train.durations=3 steps", f"runs_dir={tmp_path}")
     assert done.returncode == 2 and "Did you mean 'train.duration'" in done.stderr and "Traceback" not in done.stderr
-    assert slurm_words("sumbit").stderr.startswith("error: no command 'sumbit'. Did you mean 'submit'?")
-    done = slurm_words("status", str(tmp_path / "nothing"))
+    assert slurm_cli("sumbit").stderr.startswith("error: no command 'sumbit'. Did you mean 'submit'?")
+    done = slurm_cli("status", str(tmp_path / "nothing"))
     assert done.returncode == 2 and "is not a directory" in done.stderr
     launch = launch_for(tiny.config(tmp_path), make=True)
     launch.run.checkpoint(3).mkdir(parents=True)  # what was trained with these settings keeps them
-    done = slurm_words("submit", str(tmp_path / "runs" / "tiny"), "train.global_batch=12")
+    done = slurm_cli("submit", str(tmp_path / "runs" / "tiny"), "train.global_batch=12")
     assert done.returncode == 2 and "train.global_batch" in done.stderr and "name=" in done.stderr
 
 
@@ -257,14 +259,14 @@ def test_bad_input_says_what_and_what_to_do(tmp_path):
 def test_gpus_that_are_not_here_are_refused_before_anything_runs(tmp_path, monkeypatch, capsys, command):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     where = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs", f"sweep.folder={tmp_path}/sweeps"]
-    words = [
+    overrides = [
         "experiment=glyphs16",
         "cluster=local",
         "cluster.train.gpus=2",
         *(where if "sweep" in command else where[:2]),
     ]
-    words += ["train.optim.lr=1e-3,1e-4", "name=s", "cluster.train.tasks=2"] if "sweep" in command else []
-    assert main([*command, *words]) == 2
+    overrides += ["train.optim.lr=1e-3,1e-4", "name=s", "cluster.train.tasks=2"] if "sweep" in command else []
+    assert main([*command, *overrides]) == 2
     assert "cluster.train.gpus=2: found 0 GPUs on this machine" in capsys.readouterr().err
     assert not list(tmp_path.glob("runs/*/jobs")) and not (tmp_path / "sweeps").exists()
 
@@ -279,7 +281,7 @@ def test_an_empty_number_of_threads_is_none(tmp_path, monkeypatch):
 
 def test_ranks_that_do_not_divide_the_batch_are_refused_before_anything_is_queued(tmp_path):
     where = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
-    done = slurm_words("submit", "experiment=glyphs16", "cluster.train.tasks=3", *where)
+    done = slurm_cli("submit", "experiment=glyphs16", "cluster.train.tasks=3", *where)
     assert done.returncode == 2 and "does not divide over 3 ranks" in done.stderr
     assert not list(tmp_path.glob("runs/*/jobs"))
 
@@ -290,19 +292,19 @@ def test_a_shell_elsewhere_finds_relative_paths_where_they_were_submitted(tmp_pa
     monkeypatch.chdir(home)
     launch = stand_in(Path(), profile("local"), only=("prepare",))
     assert not launch.cfg.data_dir.is_absolute() and run(launch)[0] == 0
-    done = slurm_words("status", "../runs/run", cwd=home / "elsewhere")
+    done = slurm_cli("status", "../runs/run", cwd=home / "elsewhere")
     assert re.search(r"prepare +│ complete", done.stdout), done.stdout + done.stderr
 
 
 def test_logs_show_the_end_and_following_ends_with_the_job(tmp_path):
     launch = stand_in(tmp_path, profile("local"), only=("train",), options={"train": "--fail bad_config"})
     run(launch)
-    done = slurm_words("logs", str(launch.run.path), "train", "-f")
+    done = slurm_cli("logs", str(launch.run.path), "train", "-f")
     assert done.returncode == 0 and "found -1, expected a positive number" in done.stdout
     assert "train: failed bad_config" in done.stderr
-    done = slurm_words("logs", str(launch.run.path), "sample")
+    done = slurm_cli("logs", str(launch.run.path), "sample")
     assert done.returncode == 2 and "nothing of it has started" in done.stderr
-    done = slurm_words("logs", str(launch.run.path), "smaple")
+    done = slurm_cli("logs", str(launch.run.path), "smaple")
     assert done.returncode == 2 and "its jobs are prepare, train, sample, evaluate, compare" in done.stderr
 
 

@@ -60,6 +60,6 @@ def test_what_the_launcher_says_of_itself_is_left_out_unless_it_is_a_trouble(tmp
     assert capfd.readouterr().out.splitlines() == told[2:5]
 
 
-@pytest.mark.parametrize("words", [["logs", "runs/x", "-n", "many"], ["preflight", "cluster=local", "--wait", "-1"]])
-def test_a_number_that_is_none_is_said(words, capsys):
-    assert main(words) == 2 and "expected a number" in capsys.readouterr().err
+@pytest.mark.parametrize("argv", [["logs", "runs/x", "-n", "many"], ["preflight", "cluster=local", "--wait", "-1"]])
+def test_a_number_that_is_none_is_said(argv, capsys):
+    assert main(argv) == 2 and "expected a number" in capsys.readouterr().err

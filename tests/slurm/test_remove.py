@@ -33,8 +33,8 @@ def here(tmp_path, monkeypatch):
     return cfg, run
 
 
-def said(capsys, *words, code=0):
-    found = cli.main("mudi", list(words))
+def said(capsys, *argv, code=0):
+    found = cli.main("mudi", list(argv))
     text = "".join(capsys.readouterr())
     assert found == code, text
     return text
@@ -89,10 +89,10 @@ def test_what_a_failed_preparation_left_is_removed_as_data_is(here, tmp_path, ca
     cfg, _ = here
     (tmp_path / "images").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "images" / "a.png")
-    words = ["data=folder", "data.image_size=16", "model=unet_tiny", "name=mine", f"data_dir={tmp_path}/data"]
-    words.append("model.condition=class")
+    overrides = ["data=folder", "data.image_size=16", "model=unet_tiny", "name=mine", f"data_dir={tmp_path}/data"]
+    overrides.append("model.condition=class")
     for name in ("images", "nowhere"):  # one has no labels, which its list shows; the other cannot be listed
-        assert cli.main("data_prep", ["fetch", *words, f"data.source.path={tmp_path}/{name}"]) == 2
+        assert cli.main("data_prep", ["fetch", *overrides, f"data.source.path={tmp_path}/{name}"]) == 2
     used = data_directory(cfg)
     left = sorted(path for path in used.parent.iterdir() if path != used)
     assert sorted([entry.name for entry in path.iterdir()] for path in left) == [[], ["source"]]
@@ -108,7 +108,7 @@ def test_what_a_failed_preparation_left_is_removed_as_data_is(here, tmp_path, ca
     assert f"removed data/{left[1].name}" in text and not left[1].exists()
     for path in other:
         assert "is neither a run" in said(capsys, "rm", str(path), "--yes", code=2) and path.is_dir()
-    run = create_run(config_from([*words, f"data.source.path={tmp_path}/nowhere", f"runs_dir={tmp_path}/runs"]))
+    run = create_run(config_from([*overrides, f"data.source.path={tmp_path}/nowhere", f"runs_dir={tmp_path}/runs"]))
     data = data_directory(config_from([str(run.path)]))
     (data / "source").mkdir(parents=True)
     assert f"{run.path} uses it" in said(capsys, "rm", str(data), "--yes", code=2)

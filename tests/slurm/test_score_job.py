@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from launching import LIMIT, PROFILE, slurm_words
+from launching import LIMIT, PROFILE, slurm_cli
 from PIL import Image
 
 from pipeline import score as scoring
@@ -38,36 +38,34 @@ def sets(tmp_path_factory):
     return root
 
 
-def words(sets, *more):
+def arguments(sets, *more):
     return [str(sets / "fakes"), str(sets / "photos"), f"evaluate.quality.niqe={sets / 'niqe.npz'}", *more]
 
 
 def in_one_process(sets, folder):
     out = folder / "alone.json"
-    assert scoring.main([*words(sets), f"--json={out}", f"--cache={folder / 'alone'}"]) == 0
+    assert scoring.main([*arguments(sets), f"--json={out}", f"--cache={folder / 'alone'}"]) == 0
     return json.loads(out.read_text())
 
 
 def test_here_it_runs_at_once_and_prints_what_score_measures(sets, tmp_path):
-    asked = ["submit", "score", *words(sets, f"runs_dir={tmp_path}", "cluster.evaluate.tasks=2")]
+    asked = ["submit", "score", *arguments(sets, f"runs_dir={tmp_path}", "cluster.evaluate.tasks=2")]
     out = tmp_path / "given.json"
-    done = slurm_words(*asked, "--json", str(out), cwd=tmp_path)
+    done = slurm_cli(*asked, "--json", str(out), cwd=tmp_path)
     assert done.returncode == 0 and "niqe" in done.stdout and str(out) in done.stdout, done.stdout + done.stderr
     found = json.loads(out.read_text())
     assert found["metrics"] == in_one_process(sets, tmp_path)["metrics"] and found["metrics"].keys() >= {"niqe"}
     (folder,) = tmp_path.glob("score-fakes-photos-*")
-    again = slurm_words(*asked, "--json", str(out), cwd=tmp_path)
+    again = slurm_cli(*asked, "--json", str(out), cwd=tmp_path)
     assert again.returncode == 0 and "it was there already: skipped" in again.stdout + again.stderr
-    status = slurm_words("status", str(folder), cwd=tmp_path)
+    status = slurm_cli("status", str(folder), cwd=tmp_path)
     assert status.returncode == 0 and "complete" in status.stdout
-    assert (
-        "score-fakes" in slurm_words("status", str(tmp_path), cwd=tmp_path).stdout
-    )  # the rest may be on the next line
-    assert "images" in slurm_words("logs", str(folder), cwd=tmp_path).stdout
+    assert "score-fakes" in slurm_cli("status", str(tmp_path), cwd=tmp_path).stdout  # the rest may be on the next line
+    assert "images" in slurm_cli("logs", str(folder), cwd=tmp_path).stdout
 
 
 def test_other_images_under_the_same_paths_are_another_scoring(sets, tmp_path):
-    first = launch_for_score(words(sets, f"runs_dir={tmp_path}", "name=mine"))
+    first = launch_for_score(arguments(sets, f"runs_dir={tmp_path}", "name=mine"))
     assert first.complete() == {"evaluate": False} and first.run.path == tmp_path / "mine"
     assert as_submitted(first.run.path).jobs == first.jobs
     picture = sets / "fakes" / "000.png"
@@ -75,7 +73,7 @@ def test_other_images_under_the_same_paths_are_another_scoring(sets, tmp_path):
     try:
         Image.fromarray(np.zeros((SIDE, SIDE), np.uint8)).save(picture)
         with pytest.raises(UserError, match=r"holds the scoring of .*fakes and .*photos. Give another name"):
-            launch_for_score(words(sets, f"runs_dir={tmp_path}", "name=mine"))
+            launch_for_score(arguments(sets, f"runs_dir={tmp_path}", "name=mine"))
     finally:
         picture.write_bytes(kept)
 
@@ -84,7 +82,7 @@ def test_a_scoring_is_removed_and_its_images_stay_while_it_is_under_way(sets, tm
     monkeypatch.chdir(tmp_path)
     data = tmp_path / "fakes-0123abcd"
     shutil.copytree(sets / "fakes", data / "source")
-    launch = launch_for_score([str(data / "source"), *words(sets, f"runs_dir={tmp_path}/runs")[1:]])
+    launch = launch_for_score([str(data / "source"), *arguments(sets, f"runs_dir={tmp_path}/runs")[1:]])
     folder = launch.run.path
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as job:  # stands in for what was started; ends with the block
         began = {"ids": [str(job.pid)], "born": [process_born(job.pid)], "executor": "local", "snapshot": ""}
@@ -99,7 +97,7 @@ def test_a_scoring_is_removed_and_its_images_stay_while_it_is_under_way(sets, tm
 
 def test_parts_compute_features_and_one_more_job_puts_them_together(sets, tmp_path):
     asked = ["cluster=slurm_generic", "cluster.evaluate.parts=3", "cluster.evaluate.gpus=2", f"runs_dir={tmp_path}"]
-    features, evaluate = launch_for_score(words(sets, *asked)).jobs
+    features, evaluate = launch_for_score(arguments(sets, *asked)).jobs
     assert (features.name, features.resources.parts, features.resources.gpus) == ("features", 3, 2)
     assert (evaluate.resources.parts, evaluate.after, evaluate.argv) == (1, ("features",), features.argv)
 
@@ -120,7 +118,7 @@ def test_parts_compute_features_and_one_more_job_puts_them_together(sets, tmp_pa
 )
 def test_what_cannot_be_scored_is_said_before_anything_is_queued(sets, tmp_path, change, said):
     with pytest.raises(UserError) as error:
-        launch_for_score([*change(words(sets), tmp_path), f"runs_dir={tmp_path / 'runs'}"])
+        launch_for_score([*change(arguments(sets), tmp_path), f"runs_dir={tmp_path / 'runs'}"])
     assert said in str(error.value) and not (tmp_path / "runs").exists()
 
 
@@ -129,7 +127,7 @@ def test_what_cannot_be_scored_is_said_before_anything_is_queued(sets, tmp_path,
 def test_two_tasks_of_which_one_is_killed_give_the_numbers_of_one_process(sets, tmp_path):
     settings = [f"cluster.{name}={str(value).lower()}" for name, value in PROFILE.items()]
     settings += ["cluster=testbed", "cluster.evaluate.tasks=2", "cluster.evaluate.memory_gb=3"]
-    done = slurm_words("submit", "score", *words(sets, f"runs_dir={tmp_path}", *settings), cwd=tmp_path)
+    done = slurm_cli("submit", "score", *arguments(sets, f"runs_dir={tmp_path}", *settings), cwd=tmp_path)
     assert done.returncode == 0 and "evaluate: queued" in done.stdout, done.stdout + done.stderr
     (folder,) = tmp_path.glob("score-fakes-photos-*")
     launch, end = as_submitted(folder), time.monotonic() + LIMIT
@@ -139,17 +137,17 @@ def test_two_tasks_of_which_one_is_killed_give_the_numbers_of_one_process(sets, 
         time.sleep(0.02)
     starts = [row for row in rows(launch) if row["event"] == "start"]
     os.kill(next(row["pid"] for row in starts if row["rank"] == 1), signal.SIGKILL)
-    assert until_ended(launch, end).word == "failed" and not launch.result.exists()
-    assert slurm_words("status", str(folder), cwd=tmp_path).returncode == 1
+    assert until_ended(launch, end).status == "failed" and not launch.result.exists()
+    assert slurm_cli("status", str(folder), cwd=tmp_path).returncode == 1
     left = {path: path.stat().st_mtime_ns for path in blocks.rglob("*.safetensors")}
-    again = slurm_words("retry", str(folder), cwd=tmp_path)
+    again = slurm_cli("retry", str(folder), cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert until_ended(launch, end).word == "complete", said(launch)
+    assert until_ended(launch, end).status == "complete", said(launch)
     found, alone = json.loads(launch.result.read_text()), in_one_process(sets, tmp_path)
     assert found["metrics"] == alone["metrics"] and found["details"] == alone["details"]
     assert left and all(path.stat().st_mtime_ns == when for path, when in left.items())  # computed once
-    assert "niqe" in slurm_words("logs", str(folder), cwd=tmp_path).stdout
-    assert "niqe" in slurm_words("status", str(folder), cwd=tmp_path).stdout
+    assert "niqe" in slurm_cli("logs", str(folder), cwd=tmp_path).stdout
+    assert "niqe" in slurm_cli("status", str(folder), cwd=tmp_path).stdout
 
 
 def rows(launch):

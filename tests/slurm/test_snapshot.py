@@ -18,12 +18,12 @@ def checkout(tmp_path):
     for part in snapshot.PARTS:
         (root / part).mkdir(parents=True)
         (root / part / "a.py").write_text(f"# {part}\n")
-    for words in (
+    for argv in (
         ["init", "-q"],
         ["add", "."],
         ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "first"],
     ):
-        subprocess.run(["git", "-C", root, *words], check=True)
+        subprocess.run(["git", "-C", root, *argv], check=True)
     return root
 
 
@@ -50,9 +50,9 @@ while not (here / "go").exists():
     time.sleep(0.001)
 print(snapshot.take(here / "s"))
 """
-    words = [sys.executable, "-c", script]
+    argv = [sys.executable, "-c", script]
     racers = [
-        subprocess.Popen([*words, str(k)], cwd=snapshot.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen([*argv, str(k)], cwd=snapshot.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for k in range(4)
     ]
     while len(list(tmp_path.glob("ready-*"))) < len(racers):

@@ -91,7 +91,7 @@ def test_a_copy_of_a_run_is_the_run_that_is_submitted(tmp_path):
     shutil.copytree(run.path, copy)
     shutil.rmtree(run.path)
     launch = launch_for(meant([str(copy)]), make=True)
-    assert launch.run.path == copy and launch.words == () and not run.path.exists()
+    assert launch.run.path == copy and launch.overrides == () and not run.path.exists()
     assert all(str(copy) in job.argv for job in launch.jobs)
     assert submissions(launch.run) == {} and os.fspath(copy.parent) == str(launch.cfg.runs_dir)
 

@@ -6,8 +6,8 @@ import time
 from datetime import datetime, timedelta
 
 import pytest
-from launching import LIMIT, slurm_words
-from sweeping import begun_here, finished_sweep, said, steps, toy_value, words_now, written
+from launching import LIMIT, slurm_cli
+from sweeping import begun_here, finished_sweep, said, statuses_now, steps, toy_value, written
 
 from pipeline.runtime.files import append_line, write_json
 from slurm.sweep.report import ranked, trials_of
@@ -26,17 +26,17 @@ def test_cancelled_from_another_shell_it_goes_on_where_it_was_and_a_bad_trial_fa
     while len(steps(sweep, 0)) < 2:
         assert time.monotonic() < end, (tmp_path / "said.txt").read_text()
         time.sleep(0.1)
-    done = slurm_words("sweep", "cancel", str(sweep.path))
+    done = slurm_cli("sweep", "cancel", str(sweep.path))
     assert "cancelled 0000-s0" in done.stdout, done.stdout + done.stderr
     assert shell.wait() == 130
-    shown = slurm_words("sweep", "status", str(sweep.path)).stdout
+    shown = slurm_cli("sweep", "status", str(sweep.path)).stdout
     assert "1 cancelled, 1 not begun" in shown and f"mudi sweep submit {sweep.path}" in shown, shown
     monkeypatch.delenv("TOY_HOLD")
-    assert slurm_words("sweep", "submit", str(sweep.path)).returncode == 1
+    assert slurm_cli("sweep", "submit", str(sweep.path)).returncode == 1
     found, settings = trials_of(sweep, sweep.settings()), sweep.settings()
     assert found[0].value == pytest.approx(toy_value(settings, found[0].params))
     assert steps(sweep, 0) == list(range(1, 11))  # none twice
-    status = slurm_words("sweep", "status", str(sweep.path))
+    status = slurm_cli("sweep", "status", str(sweep.path))
     assert status.returncode == 1 and "non_finite" in status.stdout and "not finite" in status.stdout, status.stdout
     assert "1 complete, 1 failed" in (sweep.path / "report.md").read_text()
     assert [t["state"] for t in json.loads((sweep.path / "trials.json").read_text())] == ["complete", "failed"]
@@ -45,8 +45,8 @@ def test_cancelled_from_another_shell_it_goes_on_where_it_was_and_a_bad_trial_fa
 def test_a_bad_trial_is_pruned_with_all_its_seeds_and_told_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_PACE", "0")
     pruning = ["sweep.pruning.kind=median", "sweep.pruning.startup=1", "sweep.pruning.first_kimg=0.05"]
-    words = ["name=pruned", "train.optim.lr=1e-3,1e-1", "train.global_batch=32", "train.validate_every=1 steps"]
-    sweep, settings = written(tmp_path, *words, *pruning, "sweep.seeds=2")
+    overrides = ["name=pruned", "train.optim.lr=1e-3,1e-1", "train.global_batch=32", "train.validate_every=1 steps"]
+    sweep, settings = written(tmp_path, *overrides, *pruning, "sweep.seeds=2")
     for trial in range(2):
         if trial == 1:
             monkeypatch.setenv("TOY_HOLD", "4")  # until the pruner asks it to stop
@@ -55,7 +55,7 @@ def test_a_bad_trial_is_pruned_with_all_its_seeds_and_told_once(tmp_path, monkey
     states = [t.state.name for t in open_study(sweep, settings).trials]
     assert states == ["COMPLETE", "PRUNED"], said(sweep)
     assert len(steps(sweep, 1)) < 10 and not (Run(sweep, 1, 1).path / "steps.txt").exists()
-    assert words_now(sweep) == ["complete"] * 2 + ["pruned"] * 2
+    assert statuses_now(sweep) == ["complete"] * 2 + ["pruned"] * 2
     message = Run(sweep, 1, 0).outcome()["message"]
     images, value = max(open_study(sweep, settings).trials[1].intermediate_values.items())
     assert message == f"valid/loss = {value:.4g} after {images} images"
@@ -68,8 +68,8 @@ def test_a_bad_trial_is_pruned_with_all_its_seeds_and_told_once(tmp_path, monkey
 
 def test_a_task_that_is_killed_between_telling_the_study_and_its_outcome_has_told_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_PACE", "0")
-    words = ["name=told", "train.optim.lr=tag(log,interval(1e-4,1e-2))", "sweep.trials=2"]
-    sweep, settings = written(tmp_path, *words)
+    overrides = ["name=told", "train.optim.lr=tag(log,interval(1e-4,1e-2))", "sweep.trials=2"]
+    sweep, settings = written(tmp_path, *overrides)
     with monkeypatch.context() as cut:
         cut.setattr(Run, "end", lambda *_, **__: os._exit(9))
         pid = os.fork()
@@ -89,7 +89,7 @@ def test_no_task_starts_after_its_time_or_beyond_the_gpu_hours(tmp_path, monkeyp
     sweep, settings = written(tmp_path, "name=late", "train.optim.lr=1e-3,1e-4,1e-2,1e-1", f"sweep.until={past}")
     assert [Task(Run(sweep, n, 0), settings).go() for n in (0, 1)] == [0, 0]
     assert all("has passed" in t.states[0].message for t in trials_of(sweep, sweep.settings()) if t.states[0].message)
-    assert {Run(sweep, n, 0).outcome()["word"] for n in (0, 1)} == {"over budget"}
+    assert {Run(sweep, n, 0).outcome()["status"] for n in (0, 1)} == {"over budget"}
     assert not any((Run(sweep, n, 0).path / "steps.txt").exists() for n in (0, 1))
     # Two runs have cost an hour of four GPUs each; a third may start where twelve hours may be spent, and no fourth.
     write_json(sweep.jobs / "array-0000" / ARRAY, {"runs": [0, 1, 2, 3], "asks": {"gpus": 4}, "time": 0})
@@ -114,12 +114,18 @@ def test_a_sweep_over_one_runs_checkpoint_trains_nothing_and_has_a_sample_set_fo
     trained = finished_sweep(tmp_path, "name=trained", "train.optim.lr=1e-3,1e-4", "train.global_batch=64")
     run = Run(trained, 0, 0).path
     before = len((run / "steps.txt").read_text().split())
-    words = ["sweep.program=toy", f"sweep.folder={tmp_path / 'sweeps'}", f"run={run}", "name=guided", "cluster=local"]
-    planned = slurm_words("sweep", "plan", *words, "sample.sampler.guidance.scale=0,1", *LIMITS)
+    overrides = [
+        "sweep.program=toy",
+        f"sweep.folder={tmp_path / 'sweeps'}",
+        f"run={run}",
+        "name=guided",
+        "cluster=local",
+    ]
+    planned = slurm_cli("sweep", "plan", *overrides, "sample.sampler.guidance.scale=0,1", *LIMITS)
     told = next(line for line in planned.stdout.splitlines() if line.startswith("each run:"))
     assert "sample, evaluate in one job" in told and "train" not in told and "30 min" in told, planned.stdout
     assert "at most:      1 h 0 min, if every run took its time limit" in planned.stdout
-    done = slurm_words("sweep", "submit", *words, "sample.sampler.guidance.scale=0,1")
+    done = slurm_cli("sweep", "submit", *overrides, "sample.sampler.guidance.scale=0,1")
     assert done.returncode == 0, done.stdout + done.stderr
     sweep = SweepDir(tmp_path / "sweeps" / "guided")
     found = trials_of(sweep, sweep.settings())

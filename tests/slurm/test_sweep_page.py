@@ -24,13 +24,13 @@ from slurm.sweep import pictures, report
 from slurm.sweep.runs import Run
 from slurm.sweep.settings import SweepDir
 
-WORDS = ("name=page", "train.optim.lr=1e-4,1e-3", "train.global_batch=32,64,128", "train.validate_every=1 steps")
+OVERRIDES = ("name=page", "train.optim.lr=1e-4,1e-3", "train.global_batch=32,64,128", "train.validate_every=1 steps")
 
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> SweepDir:
     os.environ["TOY_PACE"] = "0"
-    made = finished_sweep(tmp_path_factory.mktemp("page"), *WORDS, "sweep.seeds=2")
+    made = finished_sweep(tmp_path_factory.mktemp("page"), *OVERRIDES, "sweep.seeds=2")
     run, settings = Run(made, 4, 1), made.settings()
     for row in [r for r in read_lines(run.launch().run.metrics) if r["step"] > 6]:  # trained again after a resume
         append_line(run.launch().run.metrics, row)
@@ -45,7 +45,7 @@ def tensorboard(folder: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = [
+    argv = [
         sys.executable,
         "-m",
         "tensorboard.main",
@@ -57,7 +57,7 @@ def tensorboard(folder: Path) -> Iterator[str]:
         "127.0.0.1",
     ]
     with (folder.parent / "tensorboard.log").open("w") as log:
-        process = subprocess.Popen(words, stdout=log, stderr=log)
+        process = subprocess.Popen(argv, stdout=log, stderr=log)
     try:
         end = time.monotonic() + 600
         while True:

@@ -1,4 +1,4 @@
-"""What a sweep's words mean, and that every mistake in them is told before anything is submitted."""
+"""What a sweep's overrides mean, and that every mistake in them is told before anything is submitted."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from pipeline.config.load import CONFIG_ROOT
 from pipeline.runtime.errors import UserError
 from slurm.sweep.command import opened
-from slurm.sweep.settings import SweepDir, corners, dimension, extended, grid, settings_from, word_of, words_of
+from slurm.sweep.settings import SweepDir, corners, dimension, extended, grid, overrides_of, settings_from, text_of
 from slurm.sweep.submit import check
 
 BASE = ("data=glyphs16", "model=unet_tiny", "cluster=local", "name=s")
@@ -34,7 +34,7 @@ def test_a_grid_is_the_product_in_order_and_rows_come_before_it():
     a, b = dimension("a", "1,2"), dimension("b", "x,y,z")
     assert [tuple(p.values()) for p in grid([a, b])] == [(i, j) for i in "12" for j in "xyz"]
     rows = [{"c": 3, "d": "80 kimg"}, {"c": 4, "d": None}]
-    assert [words_of(p) for p in grid([a], rows)] == [
+    assert [overrides_of(p) for p in grid([a], rows)] == [
         ("c=3", 'd="80 kimg"', "a=1"),
         ("c=3", 'd="80 kimg"', "a=2"),
         ("c=4", "d=null", "a=1"),
@@ -50,14 +50,14 @@ def test_a_range_without_values_is_refused():
 
 
 @pytest.mark.parametrize("value", [128, 1e-4, True, None, "cosine", "80 kimg", [8, 16], [], ["a b"], "it's"])
-def test_a_value_survives_as_a_word_of_hydra_and_of_yaml(value):
+def test_a_value_survives_as_a_text_of_hydra_and_of_yaml(value):
     import yaml
 
-    assert dimension("k", word_of(value)).choices == (word_of(value),)
-    assert yaml.safe_load(word_of(value)) in (value, str(value))
+    assert dimension("k", text_of(value)).choices == (text_of(value),)
+    assert yaml.safe_load(text_of(value)) in (value, str(value))
 
 
-def test_words_of_the_command_line_replace_those_of_a_file():
+def test_overrides_of_the_command_line_replace_those_of_a_file():
     from_file = settings_from(["sweep=guidance", "name=g", "run=runs/x"])
     key = "sample.sampler.guidance.scale"
     assert from_file.space[key] == "0,0.1,0.5,1,2,4" and str(from_file.run) == "runs/x"
@@ -69,23 +69,23 @@ def test_words_of_the_command_line_replace_those_of_a_file():
         settings_from(["sweep=guidence"])
 
 
-def test_a_sweeps_own_words_and_paths_are_read_like_all_others():
-    words = ["experiment=photos16", "name=2024_01_01", "train.optim.lr=1e-3,1e-2", "sweep.gpu_hours=1e2"]
+def test_a_sweeps_own_overrides_and_paths_are_read_like_all_others():
+    overrides = ["experiment=photos16", "name=2024_01_01", "train.optim.lr=1e-3,1e-2", "sweep.gpu_hours=1e2"]
     found = settings_from(
-        [*words, "data.source.path=/x/ü (1)#2", "sweep.folder=/a, b", "sweep.columns={train.optim.lr: r}"]
+        [*overrides, "data.source.path=/x/ü (1)#2", "sweep.folder=/a, b", "sweep.columns={train.optim.lr: r}"]
     )
     assert (found.name, found.gpu_hours, str(found.folder)) == ("2024_01_01", 100.0, "/a, b")
     assert found.columns == {"train.optim.lr": "r"} and found.space == {"train.optim.lr": "1e-3,1e-2"}
     assert str(check(found.model_copy(update={"gpu_hours": None})).first.data.source.path) == "/x/ü (1)#2"
-    assert settings_from([*words, "sweep.name=1e3"]).name == "1e3"
+    assert settings_from([*overrides, "sweep.name=1e3"]).name == "1e3"
     paths = settings_from(["experiment=photos16", "name=n", "data.source.path=/a,/b"])
     assert paths.space == {"data.source.path": "/a,/b"}
 
 
 def test_every_problem_of_every_configuration_is_told_at_once():
-    words = [*BASE, "train.global_batch=8,9", "train.micro_batch=4,null", "model.groups=8,7", "sweep.metric=fid"]
+    overrides = [*BASE, "train.global_batch=8,9", "train.micro_batch=4,null", "model.groups=8,7", "sweep.metric=fid"]
     with pytest.raises(UserError) as found:
-        check(settings_from(words))
+        check(settings_from(overrides))
     said = str(found.value)
     assert "train.micro_batch: found 4, expected a divisor of train.global_batch=9" in said
     assert "groups" in said and "evaluate.inception.weights" in said
@@ -100,25 +100,25 @@ def test_every_problem_of_every_configuration_is_told_at_once():
         ("fd-doman", "Did you mean 'fd-domain'"),
         ("valid/los", "valid/loss"),
         ("fid-clean", "evaluate.inception.weights"),
-        ("loss/valid", "valid/loss or sampled/fd-domain"),
+        ("loss/valid", "valid/loss or in_loop/fd-domain"),
     ],
 )
 def test_a_metric_that_nothing_measures_is_refused_before_anything_is_submitted(metric, said):
-    words = [*BASE, "train.global_batch=8,16", "train.validate_every=1 kimg", f"sweep.metric={metric}"]
+    overrides = [*BASE, "train.global_batch=8,16", "train.validate_every=1 kimg", f"sweep.metric={metric}"]
     with pytest.raises(UserError, match=said):
-        check(settings_from(words))
+        check(settings_from(overrides))
 
 
 def test_the_direction_is_that_of_the_metric():
     directions = {"fd-domain": True, "accuracy-domain": False, "is": False, "valid/loss": True, "copy-rate-pixel": True}
-    for metric, minimize in {**directions, "sampled/accuracy-domain": False, "precision-domain@valid": False}.items():
+    for metric, minimize in {**directions, "in_loop/accuracy-domain": False, "precision-domain@valid": False}.items():
         assert settings_from([*BASE, "train.global_batch=8,16", f"sweep.metric={metric}"]).minimize == minimize, metric
 
 
 def test_a_search_is_checked_at_the_ends_of_its_space():
-    words = [*BASE, "train.optim.lr=interval(-1, 1)", "train.global_batch=8,16", "sweep.trials=5"]
+    overrides = [*BASE, "train.optim.lr=interval(-1, 1)", "train.global_batch=8,16", "sweep.trials=5"]
     with pytest.raises(UserError, match=r"train\.optim\.lr=-1"):
-        check(settings_from(words))
+        check(settings_from(overrides))
     good = settings_from(
         [*BASE, "train.optim.lr=tag(log, interval(1e-5, 1))", "train.global_batch=8,16", "sweep.trials=5"]
     )

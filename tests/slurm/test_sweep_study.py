@@ -80,8 +80,8 @@ for number in range(first, first + count):
 def asker(root: Path, first: int, count: int) -> "subprocess.Popen[bytes]":
     here = Path(__file__).resolve()
     env = os.environ | {"PYTHONPATH": f"{here.parents[2]}:{here.parents[1]}:{here.parent}"}
-    words = [sys.executable, "-c", ASKER, str(root), str(here.parent), str(first), str(count)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, env=env)
+    argv = [sys.executable, "-c", ASKER, str(root), str(here.parent), str(first), str(count)]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, env=env)
 
 
 def test_askers_that_are_killed_and_start_again_leave_every_trial_once(tmp_path):

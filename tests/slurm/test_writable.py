@@ -85,8 +85,8 @@ def test_a_colleagues_ledger_stops_what_runs_here_and_cancelling(root):
 def test_a_file_where_a_folder_should_be_is_named_with_its_setting(tmp_path, capsys, setting):
     (tmp_path / "file").touch()
     places = {"runs_dir": tmp_path / "runs", "data_dir": tmp_path / "data", setting: tmp_path / "file" / "here"}
-    words = [f"{name}={path}" for name, path in places.items()]
-    assert main(["submit", "experiment=glyphs16", "cluster=local", *words]) == 2
+    overrides = [f"{name}={path}" for name, path in places.items()]
+    assert main(["submit", "experiment=glyphs16", "cluster=local", *overrides]) == 2
     said = capsys.readouterr().err
     assert f"{setting}: cannot write to {places[setting]}" in said and f"{tmp_path / 'file'} belongs to" in said
     assert not list(tmp_path.rglob("jobs"))

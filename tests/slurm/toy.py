@@ -1,4 +1,4 @@
-"""A program with the pipeline's words whose numbers are a known function of the settings: what sweeps search over.
+"""A program with the pipeline's commands whose numbers are a known function of the settings: what sweeps search over.
 
     python -m toy train|sample|evaluate RUN_DIR [key=value ...]
 
@@ -83,9 +83,9 @@ def evaluate(cfg: Config, run: RunDir, *, step: int) -> int:
     return 0
 
 
-def main(words: list[str]) -> int:
-    """Do what the first word says."""
-    kind, rest = words[0], words[1:]
+def main(argv: list[str]) -> int:
+    """Do what the first argument says."""
+    kind, rest = argv[0], argv[1:]
     step = None
     if "--step" in rest:
         at = rest.index("--step")

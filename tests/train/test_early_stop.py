@@ -21,8 +21,8 @@ def test_it_stops_after_its_patience_and_the_run_is_finished(tmp_path):
     cfg = tiny.config(tmp_path, **STALE)
     tiny.prepare(cfg)
     run = tiny.run(cfg)
-    clock = read(newest_valid(run)[0]).numbers
-    assert (clock["step"], clock["best_step"]) == (8, 2)
+    saved = read(newest_valid(run)[0]).numbers
+    assert (saved["step"], saved["best_step"]) == (8, 2)
     assert run.finished()
 
 

@@ -53,8 +53,8 @@ def held(s, gradients):
     found = {
         "weights": list(network.parameters()),
         "gradients": gradients,
-        "ema": [s.state.averages["average.denoiser"][name] for name in names],
-        "power": [s.state.averages["power-0.1.denoiser"][name] for name in names],
+        "ema": [s.state.emas["ema.denoiser"][name] for name in names],
+        "power": [s.state.emas["power-0.1.denoiser"][name] for name in names],
         "first": [state["exp_avg"] for state in moments],
         "second": [state["exp_avg_sq"] for state in moments],
     }
@@ -170,7 +170,7 @@ def test_another_number_of_ranks_goes_on(single, killed, sharding, world_size):
 
 
 def in_bf16(root, sharding):
-    """A transformer under autocast, without averages."""
+    """A transformer under autocast, without an EMA."""
     cfg = tiny.config(
         root,
         name=sharding,
@@ -181,7 +181,7 @@ def in_bf16(root, sharding):
         duration="4 steps",
         validate_every="2 steps",
     )
-    return tiny.revalidated(cfg, sample={"weights": "network"}, train={"average": {"half_life": None}})
+    return tiny.revalidated(cfg, sample={"weights": "network"}, train={"ema": {"half_life": None}})
 
 
 def test_float32_weights_are_rounded_where_they_are_used(root):
@@ -199,7 +199,7 @@ class Poisoned(Denoising):
     def loss(self, name, networks, batch):
         """The real one, spoiled."""
         values = super().loss(name, networks, batch)
-        bad = torch.tensor([int(v) % 8 == 7 and int(v) // 8 in range(5, 8) for v in batch.visits])
+        bad = torch.tensor([int(v) % 8 == 7 and int(v) // 8 in range(5, 8) for v in batch.sample_indices])
         return {**values, "loss": torch.where(bad, math.nan, 1.0) * values["loss"]}
 
 
@@ -224,7 +224,7 @@ def test_what_is_not_finite_is_skipped_by_all_and_returned_from(root, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "said"),
     [
         (["train.optim.kind=muon"], "train.optim.kind=muon: expected adam or adamw"),
         (["train.optim.kind=sgd"], "train.optim.kind=sgd: expected adam or adamw"),
@@ -236,7 +236,7 @@ def test_what_is_not_finite_is_skipped_by_all_and_returned_from(root, monkeypatc
     ],
     ids=str,
 )
-def test_what_cannot_be_sharded_is_refused(words, said):
+def test_what_cannot_be_sharded_is_refused(overrides, said):
     with pytest.raises(UserError, match=r"train\.sharding: found fsdp with") as raised:
-        config_from(["experiment=glyphs16", "train.sharding=fsdp", *words])
+        config_from(["experiment=glyphs16", "train.sharding=fsdp", *overrides])
     assert said in str(raised.value)

@@ -76,7 +76,9 @@ def session_of(cfg):
         for name, optimizer in made.items()
     }
     scale = LossScale(META) if cfg.train.precision == "fp16" else None
-    state = State(objective.networks, optimizers, averaged=objective.averaged, cfg=cfg.train.average, loss_scale=scale)
+    state = State(
+        objective.networks, optimizers, ema_networks=objective.ema_networks, cfg=cfg.train.ema, loss_scale=scale
+    )
     accelerator = SimpleNamespace(no_sync=lambda _: contextlib.nullcontext(), backward=lambda loss: loss.backward())
     return Session(
         cfg=cfg,
@@ -100,7 +102,7 @@ def steps(s, *, micro_batch=8):
     data = batches(
         s.train_data,
         seed=cfg.seed,
-        start_step=4,  # the critic of the autoencoder has joined
+        start_step=4,  # the discriminator of the autoencoder has joined
         global_batch=8,
         rank=0,
         world_size=1,
@@ -239,7 +241,7 @@ def test_the_device_does_raise_where_a_step_would_wait(trained):
         trained=plain.trained,
         networks=plain.networks,
         draws=plain.draws,
-        loss=lambda *words: {name: value * float(value.detach().sum()) for name, value in plain.loss(*words).items()},
+        loss=lambda *args: {name: value * float(value.detach().sum()) for name, value in plain.loss(*args).items()},
     )
     with pytest.raises(RuntimeError, match="meta"):
         steps(s)

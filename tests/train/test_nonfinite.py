@@ -22,9 +22,9 @@ class Poisoned(Denoising):
     steps: range = range(0)
 
     def loss(self, name, networks, batch):
-        """The real one, spoiled for the visits of `steps`."""
+        """The real one, spoiled for the images of `steps`."""
         values = super().loss(name, networks, batch)
-        bad = torch.tensor([int(v) // 8 in self.steps for v in batch.visits])
+        bad = torch.tensor([int(v) // 8 in self.steps for v in batch.sample_indices])
         return {"loss": torch.where(bad, math.nan, 1.0).to(values["loss"]) * values["loss"]}
 
 
@@ -54,8 +54,8 @@ def test_a_bad_step_changes_nothing_and_is_counted(poisoned):
 def test_many_in_a_row_go_back_and_pass_over_the_data(poisoned):
     run, code = poisoned(range(5, 8), duration="12 steps", checkpoint_every="4 steps")
     assert code == 0
-    clock = read(newest_valid(run)[0]).numbers
-    assert (clock["step"], clock["rollbacks"], clock["data_offset"], clock["skipped"]) == (12, 1, 4, 3)
+    saved = read(newest_valid(run)[0]).numbers
+    assert (saved["step"], saved["rollbacks"], saved["data_offset"], saved["skipped"]) == (12, 1, 4, 3)
 
 
 def test_in_the_end_it_stops_and_says_what_to_do(poisoned):
@@ -97,6 +97,6 @@ def test_two_ranks_skip_together(tmp_path):
     cfg = tiny.config(tmp_path, optim={"lr": 1e30, "clip": None}, duration="6 steps", nonfinite_limit=100)
     tiny.prepare(cfg)
     run = tiny.run(cfg, world_size=2)
-    clock = read(newest_valid(run)[0]).numbers
-    assert clock["skipped"] > 0
+    saved = read(newest_valid(run)[0]).numbers
+    assert saved["skipped"] > 0
     assert all(torch.isfinite(t).all() for t in read(newest_valid(run)[0]).tensors["network.denoiser"].values())

@@ -1,4 +1,4 @@
-"""Mixed precision: networks run narrow, losses and averages do not."""
+"""Mixed precision: networks run narrow, losses and EMAs do not."""
 
 import shutil
 
@@ -22,7 +22,7 @@ def test_bf16_trains_to_about_the_same_loss(tmp_path):
         run = tiny.run(cfg)
         losses[precision] = next(row["loss"] for row in tiny.history(run) if "loss" in row)
         found = read(newest_valid(run)[0])
-        assert {t.dtype for t in found.tensors["average.denoiser"].values()} == {torch.float32}
+        assert {t.dtype for t in found.tensors["ema.denoiser"].values()} == {torch.float32}
         assert {t.dtype for t in found.tensors["network.denoiser"].values()} == {torch.float32}
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
     assert losses["bf16"] != losses["fp32"]  # it really was narrower
@@ -62,15 +62,15 @@ def test_the_loss_scale_comes_down_is_not_counted_as_failure_and_is_resumed(tmp_
     fp16 = cfg.model_copy(update={"train": cfg.train.model_copy(update={"precision": "fp16"})})
     run = create_run(fp16)
     assert train(fp16, run) == 0
-    expected, clock = tiny.fingerprint(run, 40), read(run.checkpoint(40)).numbers
-    assert 10 < clock["skipped"] < 35 and clock["rollbacks"] == 0  # more in a row than the limit, as was to be expected
-    assert clock["loss_scale"] < 2.0**30
+    expected, saved = tiny.fingerprint(run, 40), read(run.checkpoint(40)).numbers
+    assert 10 < saved["skipped"] < 35 and saved["rollbacks"] == 0  # more in a row than the limit, as was to be expected
+    assert saved["loss_scale"] < 2.0**30
     (run.checkpoints / "finished.json").unlink()
     shutil.rmtree(run.checkpoint(40))
     assert train(fp16, run) == 0
     again = read(run.checkpoint(40)).numbers
     assert tiny.fingerprint(run, 40) == expected
-    assert (again["loss_scale"], again["loss_scale_streak"]) == (clock["loss_scale"], clock["loss_scale_streak"])
+    assert (again["loss_scale"], again["loss_scale_streak"]) == (saved["loss_scale"], saved["loss_scale_streak"])
 
 
 def test_a_rollback_takes_the_loss_scale_back_too(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from pipeline.metrics.board import write_board
+from pipeline.metrics.tensorboard_log import write_tensorboard
 from pipeline.runtime.files import append_line, read_lines
 from pipeline.runtime.run_dir import RunDir
 from pipeline.train.recorder import Recorder, goodput, seconds_of_starts
@@ -89,9 +89,9 @@ def test_tensorboard_opens_on_loss_and_rate_and_shows_single_points_after_the_cu
     recorder.add(2, row)
     recorder.add(2, {"valid/loss": 1.0})
     recorder.close()
-    name = "step-000000002/heun12-w1.5-average-0a2fe7"
+    name = "step-000000002/heun12-w1.5-ema-0a2fe7"
     result = {"step": 2, "samples": {"set": name, "count": 8}, "metrics": {"fd-domain": 1.0, "accuracy-domain": 0.5}}
-    write_board(run.tensorboard / "eval", result, {"train": {"lr": 0.1}})
+    write_tensorboard(run.tensorboard / "eval", result, {"train": {"lr": 0.1}})
     tags = {
         str(folder.relative_to(run.tensorboard)): sorted(EventAccumulator(str(folder)).Reload().Tags()["scalars"])
         for folder in (run.tensorboard, run.tensorboard / "eval" / "2-0a2fe7")

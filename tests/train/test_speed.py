@@ -39,7 +39,7 @@ PROCESSES = {
     "uncertainty": {"learned_uncertainty": True},
     "ddpm-learned": {"parametrisation": "eps", "levels": TIMESTEPS, "learned_variance": True},
     "v-min-snr": {"parametrisation": "v", "levels": TIMESTEPS, "weighting": "min_snr"},
-    "flow": {"parametrisation": "flow", "levels": {"kind": "logit_normal"}, "clock": "flow_time"},
+    "flow": {"parametrisation": "flow", "levels": {"kind": "logit_normal"}, "time_input": "flow_time"},
     "ve": {"levels": {"kind": "geometric", "sigma_min": 0.01, "sigma_max": 50.0}},
 }
 
@@ -73,7 +73,7 @@ def test_operations_of_a_transformer_by_hand(tmp_path):
 def test_operations_of_every_objective(name, tmp_path):
     model, settings = MODELS[name]
     s = session_of(tiny.config(tmp_path, model=model, **settings))
-    weights = sum(p.numel() for player in s.objective.trained for p in s.objective.networks[player].parameters())
+    weights = sum(p.numel() for network in s.objective.trained for p in s.objective.networks[network].parameters())
     assert flops_per_image(s) > weights  # each is used at least once
 
 
@@ -84,7 +84,7 @@ def test_operations_do_not_depend_on_the_process(name, tmp_path):
     assert flops_per_image(session_of(other)) == pytest.approx(flops_per_image(session_of(plain)), rel=0.02)
 
 
-def test_a_critic_counts_though_it_joins_late(tmp_path):
+def test_a_discriminator_counts_though_it_joins_late(tmp_path):
     cfg = tiny.config(tmp_path, model=tiny.AUTOENCODER)
     alone = tiny.revalidated(cfg, autoencoder={"adversarial_weight": 0.0})
     assert flops_per_image(session_of(cfg)) > 1.05 * flops_per_image(session_of(alone))

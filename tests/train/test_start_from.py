@@ -29,14 +29,14 @@ def weights(run, step, kind="network"):
 
 
 @pytest.mark.parametrize("place", ["first", "first/checkpoints/step-000000002"])
-def test_it_begins_with_the_averages_of_a_run_or_of_a_checkpoint(root, place):
+def test_it_begins_with_the_ema_of_a_run_or_of_a_checkpoint(root, place):
     step = 2 if "step" in place else 4
     first = begun(tiny.config(root, name="first", duration="4 steps", checkpoint_every="2 steps", keep_last=9))
     cfg = tiny.config(root, name=f"next{step}", duration="2 steps", keep_last=9, start_from=root / "runs" / place)
     assert missing(cfg, ["train"]) == []
     found = begun(cfg)
-    expected = weights(first, step, "average")
-    for kind in ("network", "average"):  # step 0 is what training began with
+    expected = weights(first, step, "ema")
+    for kind in ("network", "ema"):  # step 0 is what training began with
         assert all(tensor.equal(expected[name]) for name, tensor in weights(found, 0, kind).items())
     assert not all(tensor.equal(expected[name]) for name, tensor in weights(found, 2).items())
 

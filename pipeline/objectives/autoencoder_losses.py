@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.models.posterior import Posterior, Restored
+from pipeline.models.posterior import Posterior, Reconstruction
 
 LARGEST_WEIGHT = 1e4  # as in the reference code of Esser et al. 2021
 EPS = 1e-6
 
 
-def restored_by(network: Callable[..., Tensor], *inputs: Tensor | None) -> Restored:
+def reconstructed_by(network: Callable[..., Tensor], *inputs: Tensor | None) -> Reconstruction:
     """What an autoencoder returns, as its type."""
     found: object = network(*inputs)
-    if not isinstance(found, Restored):
-        raise TypeError(f"an autoencoder returns Restored, not {type(found).__name__}")
+    if not isinstance(found, Reconstruction):
+        raise TypeError(f"an autoencoder returns a Reconstruction, not {type(found).__name__}")
     return found
 
 
-def error(kind: str, restored: Tensor, originals: Tensor) -> Tensor:
+def error(kind: str, reconstructed: Tensor, originals: Tensor) -> Tensor:
     """Mean absolute ("l1") or squared ("l2") difference of the values of each image."""
-    difference = (restored - originals).flatten(1)
+    difference = (reconstructed - originals).flatten(1)
     return {"l1": torch.abs, "l2": torch.square}[kind](difference).mean(dim=1)
 
 
@@ -35,13 +35,13 @@ def divergence(posterior: Posterior, like: Tensor) -> Tensor:
     return wide.kl().flatten(1).sum(dim=1) / like[0].numel()
 
 
-def critic_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The hinge loss of a critic (Lim & Ye 2017), from scores [B, 1, h, w]: half the sum over both halves."""
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The hinge loss of a discriminator (Lim & Ye 2017), from scores [B, 1, h, w]: half the sum over both halves."""
     return (functional.relu(1 - real) + functional.relu(1 + fake)).flatten(1).mean(dim=1) / 2
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """What the critic's opponent minimises: the negative mean score."""
+    """What the generator minimises: the negative mean score."""
     return -fake.flatten(1).mean(dim=1)
 
 
@@ -52,7 +52,7 @@ def adaptive_weight(reconstruction: Tensor, game: Tensor, *, images: Tensor, inn
     gradients of a whole batch; here each image has its own, so that the value belongs to the image.
 
     Args:
-        reconstruction, game: losses [B] of the restored `images` [B, C, H, W].
+        reconstruction, game: losses [B] of the reconstructed `images` [B, C, H, W].
         inner: [B, c, H, W], what the last convolution (`size` x `size`, same padding) made `images` of.
     """
     norms = [

@@ -8,7 +8,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 
-def write_board(directory: Path, result: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def write_tensorboard(directory: Path, result: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Write a result into a TensorBoard folder of its own; an earlier one of the same sample set is replaced.
 
     Args:

@@ -29,7 +29,7 @@ def config(root, **settings):
 
 
 def judged(run):
-    return [row for row in tiny.history(run) if "sampled/fd-domain" in row]
+    return [row for row in tiny.history(run) if "in_loop/fd-domain" in row]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def test_it_is_the_number_that_evaluation_finds(trained):
     sample(cfg, run)
     (path,) = evaluate(cfg, run)
     found, last = json.loads(path.read_text())["metrics"], judged(run)[-1]
-    assert last["sampled/fd-domain"] == pytest.approx(found["fd-domain"], rel=1e-3)
-    assert last["sampled/accuracy-domain"] == pytest.approx(found["accuracy-domain"], abs=0.011)
+    assert last["in_loop/fd-domain"] == pytest.approx(found["fd-domain"], rel=1e-3)
+    assert last["in_loop/accuracy-domain"] == pytest.approx(found["accuracy-domain"], abs=0.011)
 
 
 def test_two_ranks_find_what_one_finds(trained):
@@ -71,12 +71,12 @@ def test_a_run_that_was_killed_finds_the_same(trained):
 
 
 def test_training_ends_when_it_no_longer_improves(trained, tmp_path):
-    stop = {"metric": "sampled/accuracy-domain", "patience": "6 steps"}
+    stop = {"metric": "in_loop/accuracy-domain", "patience": "6 steps"}
     stale = {"optim": {"lr": 1e-30}, "duration": "90 steps"}
     cfg = config(tmp_path, early_stop=stop, checkpoint_every="90 steps", **stale)
     cfg = cfg.model_copy(update={"data_dir": trained[0].data_dir})
-    clock = read(newest_valid(tiny.run(cfg))[0]).numbers
-    assert (clock["step"], clock["best_step"]) == (12, 6)
+    saved = read(newest_valid(tiny.run(cfg))[0]).numbers
+    assert (saved["step"], saved["best_step"]) == (12, 6)
 
 
 def test_what_is_missing_is_said_before_training(tmp_path):
@@ -86,9 +86,9 @@ def test_what_is_missing_is_said_before_training(tmp_path):
         train(cfg, create_run(cfg))
     (tmp_path / "config.yaml").write_text(to_yaml(cfg))
     for word, said in {
-        "train.early_stop={metric: sampled/fd-domain, patience: 6 steps} train.metric_every=null": "needs train.metr",
+        "train.early_stop={metric: in_loop/fd-domain, patience: 6 steps} train.metric_every=null": "needs train.metr",
         "evaluate.domain.enabled=false": "the domain classifier is what judges",
     }.items():
-        words = word.replace("} ", "}|").split("|")
+        overrides = word.replace("} ", "}|").split("|")
         with pytest.raises(UserError, match=said):
-            config_from([str(tmp_path), *words])
+            config_from([str(tmp_path), *overrides])

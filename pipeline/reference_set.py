@@ -1,4 +1,4 @@
-"""What samples are compared with: the splits of a data set, feature networks, and reference statistics on disk."""
+"""The reference set of samples: the splits of a data set, feature networks, and their statistics on disk."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pipeline.metrics.references import Reference, open_reference, reference_pat
 
 
 @dataclass(frozen=True)
-class Standards:
+class ReferenceSet:
     """Splits by name, feature networks, references by the network's key and the split, measures of single images."""
 
     splits: Mapping[str, ShardDirectory]
@@ -29,7 +29,7 @@ class Standards:
         return {key: {s: r.record["sha256"] for s, r in found.items()} for key, found in self.references.items()}
 
 
-def open_standards(cfg: Config) -> Standards:
+def open_reference_set(cfg: Config) -> ReferenceSet:
     """Splits, networks and references of a config; what is not there raises `Incomplete` with the command to run."""
     splits = open_splits(cfg)
     images, folder = _images(splits), data_directory(cfg) / "reference"
@@ -38,7 +38,7 @@ def open_standards(cfg: Config) -> Standards:
         e.key: {n: open_reference(reference_path(folder, e, n), e, images=images[n]) for n in splits}
         for e in extractors
     }
-    return Standards(splits, extractors, references, build_scorers(cfg.evaluate.quality))
+    return ReferenceSet(splits, extractors, references, build_scorers(cfg.evaluate.quality))
 
 
 def open_domain(cfg: Config, *, device: str) -> tuple[Extractor, Reference]:

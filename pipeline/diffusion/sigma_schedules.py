@@ -1,4 +1,4 @@
-"""Where a sampler stands on the noise axis: descending levels and a final 0, [steps + 1], float64 on the CPU.
+"""Sigma schedules of samplers: descending noise levels and a final 0, [steps + 1], float64 on the CPU.
 
 On the CPU because samplers only read them as numbers, which would wait for a GPU.
 """
@@ -23,12 +23,12 @@ def exponential(sigma_min: float, sigma_max: float, steps: int) -> Tensor:
 def uniform_t(draw_sigma: DrawSigma, steps: int) -> Tensor:
     """The process's own time evenly spaced: quantiles of its training distribution, from the last to the first.
 
-    With flow time that is uniform t, with a VE-SDE the exponential grid, with a DDPM table its timesteps, of which
+    With flow time that is uniform t, with a VE-SDE the exponential schedule, with a DDPM table its timesteps, of which
     more steps than there are is an error.
     """
     levels = draw_sigma(1 - _ramp(steps))
     if bool((levels.diff() >= 0).any()):
-        raise ValueError(f"{steps} steps of uniform_t repeat a noise level: use fewer steps or another grid")
+        raise ValueError(f"{steps} steps of uniform_t repeat a noise level: use fewer steps or another schedule")
     return _ended(levels)
 
 
@@ -58,7 +58,7 @@ def _ramp(steps: int) -> Tensor:
 
 
 def _beginning(levels: Tensor, sigma_max: float) -> Tensor:
-    """`levels` whose first is `sigma_max` to the last digit: who asks to start from that level shall get it."""
+    """`levels` whose first is `sigma_max` exactly, so that sampling can start from that level."""
     return torch.cat([levels.new_tensor([sigma_max]), levels[1:]])
 
 

@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from pipeline.config.schema_objectives import DegradationConfig
-from pipeline.metrics.restoration import psnr, ssim
+from pipeline.metrics.reconstruction import psnr, ssim
 from pipeline.models.posterior import Posterior, from_moments
-from pipeline.objectives.degradation import blurred, degraded, square
-from pipeline.objectives.restoration import (
+from pipeline.objectives.autoencoder_losses import (
     LARGEST_WEIGHT,
     adaptive_weight,
-    critic_loss,
+    discriminator_loss,
     divergence,
     error,
     generator_loss,
 )
+from pipeline.objectives.degradation import blurred, degraded, square
 
 
 def test_divergence_is_the_closed_form_over_the_number_of_pixel_values():
@@ -41,7 +41,7 @@ def test_divergence_is_the_mean_log_ratio_of_the_densities():
 def test_hinge_losses_by_hand():
     real = torch.tensor([[[[2.0, 0.5]]], [[[-1.0, 1.0]]]])
     fake = torch.tensor([[[[-2.0, 0.0]]], [[[3.0, -1.0]]]])
-    assert critic_loss(real, fake).tolist() == [(0.25 + 0.5) / 2, (1.0 + 2.0) / 2]
+    assert discriminator_loss(real, fake).tolist() == [(0.25 + 0.5) / 2, (1.0 + 2.0) / 2]
     assert generator_loss(fake).tolist() == [1.0, -1.0]
 
 
@@ -78,7 +78,7 @@ def test_the_adaptive_weight_of_an_image_does_not_depend_on_the_others():
     assert torch.allclose(torch.cat(parts), whole, rtol=1e-12)
 
 
-def test_the_adaptive_weight_is_bounded_where_the_critic_says_nothing():
+def test_the_adaptive_weight_is_bounded_where_the_discriminator_says_nothing():
     layer, inner = last_layer(1)
     images = layer(inner)
     assert (
@@ -90,10 +90,10 @@ def test_the_adaptive_weight_is_bounded_where_the_critic_says_nothing():
 
 def test_errors_and_psnr_of_a_known_difference():
     originals = torch.zeros(1, 3, 16, 16)
-    restored = originals + 0.1
-    assert error("l1", restored, originals).item() == pytest.approx(0.1)
-    assert error("l2", restored, originals).item() == pytest.approx(0.01)
-    assert psnr(restored, originals).item() == pytest.approx(10 * math.log10(4 / 0.01), rel=1e-5)
+    reconstructed = originals + 0.1
+    assert error("l1", reconstructed, originals).item() == pytest.approx(0.1)
+    assert error("l2", reconstructed, originals).item() == pytest.approx(0.01)
+    assert psnr(reconstructed, originals).item() == pytest.approx(10 * math.log10(4 / 0.01), rel=1e-5)
     assert psnr(originals, originals).item() == 100
     assert ssim(originals, originals).item() == pytest.approx(1)
     assert psnr(originals + 1 + 5, originals + 1) == 100  # what cannot be shown is clipped
@@ -115,15 +115,15 @@ def test_ssim_is_of_each_image_and_absent_where_the_window_does_not_fit():
 ALL = DegradationConfig(noise=0.5, blur=1.2, mask=0.5, share=0.7)
 
 
-def test_a_degradation_belongs_to_the_visit():
+def test_a_degradation_belongs_to_the_sample_index():
     torch.manual_seed(0)
-    images, visits = torch.rand(64, 3, 12, 12) * 2 - 1, torch.arange(100, 164)
-    whole = degraded(images, visits, seed=3, cfg=ALL)
-    assert torch.allclose(degraded(images[8:13], visits[8:13], seed=3, cfg=ALL), whole[8:13], atol=1e-6)
+    images, sample_indices = torch.rand(64, 3, 12, 12) * 2 - 1, torch.arange(100, 164)
+    whole = degraded(images, sample_indices, seed=3, cfg=ALL)
+    assert torch.allclose(degraded(images[8:13], sample_indices[8:13], seed=3, cfg=ALL), whole[8:13], atol=1e-6)
     untouched = (whole == images).flatten(1).all(1).double().mean().item()
     assert untouched == pytest.approx(0.3, abs=0.15)
-    assert not torch.allclose(degraded(images, visits, seed=3, cfg=ALL, draw=1), whole)
-    assert torch.equal(degraded(images, visits, seed=3, cfg=DegradationConfig()), images)
+    assert not torch.allclose(degraded(images, sample_indices, seed=3, cfg=ALL, draw=1), whole)
+    assert torch.equal(degraded(images, sample_indices, seed=3, cfg=DegradationConfig()), images)
 
 
 def test_blur_is_the_convolution_with_a_gaussian():

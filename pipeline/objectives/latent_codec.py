@@ -23,13 +23,13 @@ from pipeline.runtime.run_dir import RunDir
 RECORD = "latents.json"  # in a run directory: whose latents it was trained on
 
 
-class Space(Protocol):
+class Codec(Protocol):
     """`shape` is [d, h, w] of what the network sees."""
 
     shape: Shape
 
     def clean(self, batch: Batch, *, draw: int = 0) -> Tensor:
-        """x0 [B, d, h, w] of a batch; the posterior's noise belongs to (visit, draw)."""
+        """x0 [B, d, h, w] of a batch; the posterior's noise belongs to (sample index, draw)."""
         ...
 
     def images(self, x: Tensor) -> Tensor:
@@ -37,18 +37,18 @@ class Space(Protocol):
         ...
 
 
-def space_of(cfg: Config, manifest: Manifest) -> Space:
-    """The space of the data that a config trains on.
+def codec_of(cfg: Config, manifest: Manifest) -> Codec:
+    """The codec of the data that a config trains on.
 
     Raises:
         UserError: for latents of another autoencoder or of other images than those that are there now.
     """
     if (manifest.kind == "latents") != (cfg.latents is not None):
         raise UserError(f"latents: found {cfg.latents}, but the data that was opened are {manifest.kind}.")
-    return PixelSpace(manifest) if cfg.latents is None else LatentSpace(cfg, manifest)
+    return PixelCodec(manifest) if cfg.latents is None else LatentCodec(cfg, manifest)
 
 
-class PixelSpace:
+class PixelCodec:
     """Images as they are."""
 
     def __init__(self, manifest: Manifest) -> None:
@@ -63,8 +63,8 @@ class PixelSpace:
         return x
 
 
-class LatentSpace:
-    """Latents drawn from their posteriors per visit and normalised per channel; the autoencoder only decodes."""
+class LatentCodec:
+    """Latents drawn from their posteriors per image and normalised per channel; the autoencoder only decodes."""
 
     def __init__(self, cfg: Config, manifest: Manifest) -> None:
         """The autoencoder is compared here and loaded when something is to be decoded."""
@@ -82,7 +82,9 @@ class LatentSpace:
     def clean(self, batch: Batch, *, draw: int = 0) -> Tensor:
         """A draw from the posterior, normalised: [B, d, h, w] with mean 0 and deviation 1 per channel."""
         means, deviations = batch.images.chunk(2, dim=1)
-        noise = normal(self._seed, Stream.POSTERIOR, batch.visits, shape=self.shape, draw=draw, dtype=means.dtype)
+        noise = normal(
+            self._seed, Stream.POSTERIOR, batch.sample_indices, shape=self.shape, draw=draw, dtype=means.dtype
+        )
         mean, std = self._scales(means)
         return (means + deviations * noise - mean) / std
 
@@ -146,7 +148,7 @@ def _check_autoencoder(cfg: Config, manifest: Manifest) -> None:
         raise UserError(
             f"latents.autoencoder: {path} has sha256 {found}, but the latents were made by weights with sha256 "
             f"{expected}. Neither training on them nor decoding fits another autoencoder: restore that one, or encode "
-            f"anew (delete the folder of latents, then mudi prepare encode with the same words)."
+            f"anew (delete the folder of latents, then mudi prepare encode with the same overrides)."
         )
     known, recorded = facts_in(latents.autoencoder), manifest.made_from["autoencoder"]["config"]
     if known is None or known.settings != recorded:
@@ -164,5 +166,5 @@ def _check_images(cfg: Config, manifest: Manifest) -> None:
     if found != expected:
         raise UserError(
             f"{shards} holds images with sha256 {found}, but the latents were made from images with {expected}: they "
-            "have changed since. Delete the folder of latents and run mudi prepare encode with the same words."
+            "have changed since. Delete the folder of latents and run mudi prepare encode with the same overrides."
         )
