@@ -23,7 +23,7 @@ from pipeline.config.schema_objectives import objective_kind
 from pipeline.runtime.files import read_lines
 from pipeline.runtime.inventory import size_in_words
 from pipeline.runtime.run_dir import RunDir
-from slurm.graph import Job, ordered
+from slurm.graph import Job
 from slurm.progress import duration, tail_rows
 
 WAITS = "known once the data is prepared"
@@ -135,12 +135,15 @@ def estimates(cfg: Config, jobs: tuple[Job, ...], *, train_images: int | None) -
 
 def in_all(cfg: Config, jobs: Sequence[Job], *, train_images: int | None) -> dict[str, str]:
     """What jobs can hold and last at most by their time limits, along their longest chain and without waiting in the
-    queue; and the GPU hours of it that are estimated. {} of no job."""
+    queue; and the GPU hours of it that are estimated. {} of no job.
+
+    `jobs`: those that are to do, each after its parents; parents that are not among them are complete.
+    """
     if not jobs:
         return {}
     hours = {job.name: job.resources.minutes * job.resources.starts / 60 for job in jobs}
     ends: dict[str, float] = {}
-    for job in ordered(jobs):
+    for job in jobs:
         waves = -(-job.resources.parts // min(job.resources.at_once, job.resources.parts))
         ends[job.name] = hours[job.name] * waves + max((ends.get(name, 0.0) for name in job.parents), default=0.0)
     held = sum(hours[job.name] * _gpus(job) for job in jobs)

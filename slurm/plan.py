@@ -40,14 +40,15 @@ def show(launch: Launch, console: Console, *, overrides: Sequence[str] = ()) -> 
     rows, complete = followed(launch), launch.complete()
     costs = estimates(launch.cfg, launch.jobs, train_images=train_images(launch.cfg))
     _say(console, f"{launch.run.path} on cluster={launch.cfg.cluster.name}", "")
-    for job in ordered(launch.jobs):
+    jobs = ordered(launch.jobs)
+    for job in jobs:
         after = f", after {', '.join(job.parents)}" if job.parents else ""
         _say(console, f"{job.name}: {'complete: skipped' if complete[job.name] else 'to do'}{after}")
         _say(console, f"  {job.command()}", f"  {asked(job.resources)}")
         _say(console, "" if complete[job.name] or job.name not in costs else f"  estimate: {costs[job.name]}\n")
     check_gpus(launch.cfg, launch.jobs)
     unknown = _unknown(launch.cfg, overrides) if not costs and not all(complete.values()) else {}
-    to_do = [job for job in launch.jobs if not complete[job.name]]
+    to_do = [job for job in jobs if not complete[job.name]]
     total = in_all(launch.cfg, to_do, train_images=train_images(launch.cfg))
     for name, value in (rows | unknown | total | _limits(launch)).items():
         _say(console, f"{name:14s} {value}")

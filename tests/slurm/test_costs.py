@@ -65,6 +65,8 @@ def test_a_plan_adds_up_gpu_hours_and_the_longest_chain(tmp_path):
     assert said == {"in all": "at most 51 GPU hours, 8 h 30 min (time limits)"}
     assert in_all(cfg, jobs[:1], train_images=60) == {"in all": "at most 1 h 0 min (time limits)"}
     assert in_all(cfg, (), train_images=60) == {}
+    left = [job for job in jobs if job.name not in ("prepare", "train")]  # the others are complete
+    assert in_all(cfg, left, train_images=60) == {"in all": "at most 3 GPU hours, 1 h 30 min (time limits)"}
 
 
 def test_another_network_size_or_precision_is_not_alike(tmp_path):
