@@ -3,18 +3,21 @@
     python benchmarks/steps.py [--rounds 7] [--case unet_small:32:16] [--precision fp32] [--profile FILE]
 
 Ours is the step of a real session, with its data, noise and random draws, clipping, AdamW, EMA and bookkeeping.
-Diffusers' has its batch ready. Rounds alternate, so that whatever else the machine does meets both; the figure is the
-median of the rounds' ratios. `benchmarks/gpu.py` measures the same on a GPU.
+Diffusers' has its batch ready. Each side is a process of its own, set up as it would be alone. They take turns, so that
+whatever else the machine does meets both; the figure is the median of the rounds' ratios. `benchmarks/gpu.py` measures
+the same on a GPU.
 """
 
 import argparse
 import contextlib
 import io
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -33,33 +36,64 @@ CASES = ("unet_small:32:16", "unet_photos32:64:8")
 TARGETS = {"fp32": 1.0, "bf16": 1.25}
 
 
-def cpu_seconds(work: Callable[[], Any]) -> float:
-    """CPU time of one call, by all threads of the process."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
+def ours(case: Case, root: Path, stack: contextlib.ExitStack) -> Callable[[], Any]:
+    """A step of a real session."""
+    context = checks.CheckContext(device="cpu", root=root)
+    with contextlib.redirect_stderr(io.StringIO()):
+        s = stack.enter_context(adapter.open_session(config_of(case, context), "cpu"))
+    data = adapter.feed(s)
+    stack.callback(data.close)  # type: ignore[attr-defined]
+    return lambda: adapter.read(s, adapter.step(s, data))
+
+
+def diffusers(case: Case, root: Path, stack: contextlib.ExitStack) -> Callable[[], Any]:
+    """A step of the example."""
+    del root, stack
+    images, _, labels, _ = example(case, "cpu")
+    return diffusers_loop(case, images, labels, device="cpu")
+
+
+SIDES = (ours, diffusers)
+
+
+def side(build: Callable[..., Callable[[], Any]], case: Case, root: Path, end: Connection) -> None:
+    """What a process of its own does: a step for each message, answered with its CPU seconds by all threads.
+
+    A message that is a path: the most expensive operations of a step are appended to that file.
+    """
+    torch.set_num_threads(1)
+    with contextlib.ExitStack() as stack:
+        step = build(case, root, stack)
+        step(), step()  # the first steps choose algorithms and allocate moments
+        while (asked := end.recv()) is not None:
+            if isinstance(asked, Path):
+                profile(asked, f"{build.__name__}: {case}", step)
+            start = time.process_time()
+            step()
+            end.send(time.process_time() - start)
 
 
 def measure(case: Case, root: Path, *, rounds: int, profiled: Path | None) -> None:
-    """Print one line: milliseconds of both, and how many times as long diffusers takes."""
-    context = checks.CheckContext(device="cpu", root=root)
-    with contextlib.ExitStack() as stack:
-        with contextlib.redirect_stderr(io.StringIO()):
-            s = stack.enter_context(adapter.open_session(config_of(case, context), "cpu"))
-        data = adapter.feed(s)
-        stack.callback(data.close)  # type: ignore[attr-defined]
-        images, _, labels, _ = example(case, "cpu")
-        sides = {
-            "ours": lambda: adapter.read(s, adapter.step(s, data)),
-            "diffusers": diffusers_loop(case, images, labels, device="cpu"),
-        }
-        for step in sides.values():  # the first steps choose algorithms and allocate moments
-            step(), step()
-        times = [{name: cpu_seconds(step) for name, step in sides.items()} for _ in range(rounds)]
+    """Print one line: milliseconds of both, and how many times as long diffusers' takes."""
+    context, processes, ends = multiprocessing.get_context("spawn"), [], {}
+    for build in SIDES:
+        ends[build.__name__], end = context.Pipe()
+        processes.append(context.Process(target=side, args=(build, case, root / build.__name__, end), daemon=True))
+        processes[-1].start()
+    times = [{name: asked(end, "step") for name, end in ends.items()} for _ in range(rounds)]
+    for end in ends.values():
         if profiled is not None:
-            for name, step in sides.items():
-                profile(profiled, f"{name}: {case}", step)
+            asked(end, profiled)
+        end.send(None)
+    for process in processes:
+        process.join()
     report(case, times)
+
+
+def asked(end: Connection, message: str | Path) -> float:
+    """The answer of a side."""
+    end.send(message)
+    return float(end.recv())
 
 
 def report(case: Case, times: list[dict[str, float]]) -> None:
