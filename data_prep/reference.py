@@ -31,6 +31,7 @@ from pipeline.metrics.features import Extractor
 from pipeline.metrics.references import reference_path, save_reference
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json, sha256_file, sweep_partial, write_json
+from pipeline.runtime.numerics import set_numerics
 from pipeline.runtime.parts import WHOLE, this_world
 from pipeline.runtime.progress import progress
 
@@ -44,6 +45,7 @@ def run(cfg: Config) -> None:
         UserError: the training split is empty, or a file of weights is missing or not the expected one.
         Incomplete: the shards are not finished.
     """
+    set_numerics()
     data = data_directory(cfg)
     splits = reference_splits(cfg, data)
     directory = data / "reference"
