@@ -116,7 +116,7 @@ def test_a_run_directory_made_with_other_settings_is_left_alone(submitted):
     _, overrides, _ = submitted
     said = mudi("slurm", "submit", *overrides, "train.optim.lr=1", code=2)
     assert "was made with other settings" in said
-    assert "train.optim.lr: the run has 0.002, this call has 1.0" in said
+    assert "train.optim.lr: the run has 0.004, this call has 1.0" in said
     assert "name=glyphs16-2" in said
     assert "was made with other settings" in mudi("slurm", "plan", *overrides, "train.optim.lr=1", code=2)
 

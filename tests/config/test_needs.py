@@ -229,7 +229,7 @@ def test_a_plan_is_shown_where_the_site_is_in_its_way_and_not_where_a_setting_is
 @pytest.mark.parametrize(
     ("experiment", "said"),
     [
-        ("glyphs16", "1040, 12 steps of heun"),
+        ("glyphs16", "1040, 12 steps of dpmpp_2m"),
         ("glyphs16_gan", "1040"),
         ("glyphs16_vae", "1040"),
         ("celeba64_kl_f4", ""),
