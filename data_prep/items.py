@@ -20,10 +20,6 @@ import numpy.typing as npt
 
 from pipeline.runtime.files import read_json, write_json
 
-BY_RULE = {  # left out because a rule says so: these do not count towards `max_rejected`
-    *("hidden", "other_ending", "repeated_folder", "sample_without_image"),
-    *("small_class", "not_listed", "not_in_subset", "symbol_font", "placeholder_font", "missing_glyph"),
-}
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 

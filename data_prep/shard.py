@@ -23,11 +23,12 @@ import PIL
 
 from data_prep.archives import array_image, open_image, read_bytes
 from data_prep.crop import square, square_of_jpeg
-from data_prep.items import BY_RULE, Item, Items, Rejected, Unusable, read_rejected, write_rejected
+from data_prep.items import Item, Items, Rejected, Unusable, read_rejected, write_rejected
 from data_prep.listing import source_directory
 from data_prep.sources import glyphs
 from data_prep.stage import cores, finished, run_parallel, run_stage
 from pipeline.config.paths import data_directory, protocol_hash
+from pipeline.config.prepared import BY_RULE
 from pipeline.config.schema import Config
 from pipeline.config.schema_data import DataConfig, SplitRule
 from pipeline.config.schema_sources import GlyphSource, split_name

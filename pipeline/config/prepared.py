@@ -36,17 +36,25 @@ KINDS = {  # every reason for which a file is not used: nothing is dropped witho
     "missing_glyph": "the font has no picture for a letter of the alphabet",
     "unreadable_font": "FreeType cannot read the font",
 }
+BY_RULE = {  # left out because a rule says so: these do not count towards `max_rejected`
+    *("hidden", "other_ending", "repeated_folder", "sample_without_image"),
+    *("small_class", "not_listed", "not_in_subset", "symbol_font", "placeholder_font", "missing_glyph"),
+}
 
 
 def prepared_notes(cfg: Config) -> list[str]:
-    """Sentences for the console: classes without images, and what was passed over. [] before the data is prepared."""
+    """Sentences for the console: classes without images, and what was passed over though no rule leaves it out.
+
+    [] before the data is prepared.
+    """
     data = data_directory(cfg)
     listed, made = (_read(data / stage / "receipt.json") for stage in ("source", "shards"))
     train = _read(data / "shards" / "train" / "manifest.json")
     counts = zip(train.get("classes", ()), train.get("class_counts", ()), strict=True)
     found = [classes_without_images(counts, "train")]
-    if rejected := made.get("rejected") or listed.get("rejected"):
-        kinds = ", ".join(f"{count} x {kind} ({KINDS.get(kind, kind)})" for kind, count in rejected.items())
+    rejected = made.get("rejected") or listed.get("rejected") or {}
+    if told := {kind: count for kind, count in rejected.items() if kind not in BY_RULE}:
+        kinds = ", ".join(f"{count} x {kind} ({KINDS.get(kind, kind)})" for kind, count in told.items())
         place = "shards" if made.get("rejected") else "source"
         found.append(f"passed over {kinds}; all are listed in {data / place / 'rejected.jsonl'}")
     return [said for said in found if said]

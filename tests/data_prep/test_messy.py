@@ -532,9 +532,11 @@ def test_classes_without_images_are_counted_in_the_log_and_after_it(tmp_path: Pa
     root = flat(tmp_path / "images")
     rows = [f"{path.name},cat" for path in sorted(root.iterdir())] + [f"gone{n}.png,class{n}" for n in range(5)]
     (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    (root / ".DS_Store").write_bytes(b"left out by a rule, so not worth a word")
     overrides = [f"data.source.path={root}", f"data.source.table={tmp_path / 'labels.csv'}", "data.max_rejected=0.9"]
     code, said = prepared(capsys, tmp_path / "data", *overrides)
     assert code == 0 and "5 of 6 classes have no image, such as class0, class1, class2" in said, said
     classes, passed = prepared_notes(config(tmp_path / "data", *SIZE, *overrides))
     assert classes == "5 of 6 classes have no image in train, such as class0, class1, class2"
     assert "passed over 5 x label_without_image (the labels name an image" in passed and "rejected.jsonl" in passed
+    assert "hidden" in said and "hidden" not in passed
