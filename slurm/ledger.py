@@ -445,12 +445,11 @@ def states(
 
 
 def _of_before(state: State, known: Mapping[str, Submission], before: Mapping[str, State]) -> State:
-    """A job that ended well, with other settings than a job before it that was submitted since and is not complete."""
+    """A job that ended well, of which a job before it was submitted since, such as for a longer training."""
     since = [s for s in before.values() if s.job in known and known[s.job].time > known[state.job].time]
     if bad := [s for s in since if s.stuck]:
         return replace(state, status="blocked", cause="upstream", message=f"{bad[0].job} did not end well")
-    under_way = any(s.status != "complete" for s in since)
-    return State(state.job, "not submitted") if under_way else state
+    return State(state.job, "not submitted") if since else state
 
 
 def _upstream(state: State, submission: Submission, before: Mapping[str, State]) -> State:

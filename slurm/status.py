@@ -267,6 +267,6 @@ def explain_numbers(results: Sequence[dict[str, Any]], console: Console) -> None
     """Print once what the tables above mean, and what a reader of them should know."""
     metrics = {name: value for result in results for name, value in sorted(result["metrics"].items())}
     details = {name: facts for result in results for name, facts in result.get("details", {}).items()}
-    overrides = [said for result in results for said in result.get("overrides", notes(result["metrics"]))]
-    for line in [*directions(metrics), *legend(metrics, details), *(f"- {said}" for said in dict.fromkeys(overrides))]:
+    cautions = [said for result in results for said in result.get("notes", notes(result["metrics"]))]
+    for line in [*directions(metrics), *legend(metrics, details), *(f"- {said}" for said in dict.fromkeys(cautions))]:
         console.print(line, highlight=False, markup=False)

@@ -278,7 +278,9 @@ def run_here(launch: Launch, table: ProgressTable) -> int:
                 continue
             if failed & set(job.after) or interrupt.asked:
                 failed.add(job.name)
-                table.show(job.name, "blocked", "a job before it did not end well" if failed else "cancelled")
+                table.show(
+                    job.name, "blocked", "stopped here" if interrupt.asked else "a job before it did not end well"
+                )
                 continue
             state = ledger.states(launch.run, launch.complete())[job.name]
             if not state.active:

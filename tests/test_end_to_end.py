@@ -70,6 +70,7 @@ def test_one_command_prepares_trains_samples_and_scores(submitted):
     assert not any(name.lower().startswith("fid") for name in result["metrics"])
     (grid,) = run.glob("samples/step-000000040/*/grid.png")
     assert str(grid) in said
+    assert "measured on 64 images" in " ".join(said.split())  # what a reader of the last table should know
     assert "tensorboard" in said.lower()
     with Image.open(grid) as picture:
         assert np.asarray(picture).std() > 10

@@ -226,7 +226,7 @@ def test_inception_features_are_named_by_their_number(tmp_path, shared: Path) ->
     result = json.loads(path.read_text())
     assert {"fid-64", "kid-64", "recall-64"} <= result["metrics"].keys() and "fid" not in result["metrics"]
     assert result["extractors"]["inception"]["resize"] == "tf1"
-    assert any("fewer images than dimensions" in sentence for sentence in result["notes"])
+    assert any("fewer images than the dimensions" in sentence for sentence in result["notes"])
     assert len(result["details"]["brisque"]["values"]) == 24
 
 

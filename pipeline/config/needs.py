@@ -13,6 +13,7 @@ from pipeline.config.load import autoencoder_config, listed
 from pipeline.config.paths import data_directory, run_directory, training_shards
 from pipeline.config.schema import Config
 from pipeline.config.schema_objectives import objective_of
+from pipeline.config.weights import VARIABLE, weights_folder
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
 
@@ -51,7 +52,7 @@ def _features(cfg: Config) -> Iterator[str]:
     """Of the networks whose features are compared, also with those of the references."""
     weights = cfg.evaluate.inception.weights
     if weights is not None and not weights.is_file():
-        yield _no_file("evaluate.inception.weights", weights, "inception")
+        yield _no_file(cfg, "evaluate.inception.weights", weights, "inception")
     for name, folder in (("dinov2", cfg.evaluate.dinov2.weights), ("clip", cfg.evaluate.clip.weights)):
         if folder is None:
             continue
@@ -73,16 +74,20 @@ def _scorers(cfg: Config) -> Iterator[str]:
     quality = cfg.evaluate.quality
     for name, path in quality.weights().items():
         if not path.is_file():
-            yield _no_file(f"evaluate.quality.{name}", path, name)
+            yield _no_file(cfg, f"evaluate.quality.{name}", path, name)
     if (model := quality.brisque) is not None and model.is_file():
         ranges = model.with_name(model.name.replace("model", "range"))
         if ranges == model or not ranges.is_file():
             yield f"evaluate.quality.brisque: {model} needs its ranges beside it, expected {ranges}."
 
 
-def _no_file(setting: str, path: Path, name: str) -> str:
+def _no_file(cfg: Config, setting: str, path: Path, name: str) -> str:
+    folder = weights_folder(cfg.cluster.weights)
+    named = ""
+    if folder is not None and path.is_relative_to(folder):
+        named = f"{'cluster.weights' if cfg.cluster.weights else VARIABLE} names the folder {folder}. "
     return (
-        f"{setting}: found no file '{path}' (looked at {path.resolve()}), expected the weights there. "
+        f"{setting}: found no file '{path}' (looked at {path.resolve()}), expected the weights there. {named}"
         f"{_FETCH} fetches them ({name}); give their path, or set {setting}=null."
     )
 

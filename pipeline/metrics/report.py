@@ -56,9 +56,10 @@ def caution(count: int, metrics: Mapping[str, float], details: Mapping[str, Any]
         )
     facts = {n: details.get(n, {}) for n in distances}
     if singular := [n for n, d in facts.items() if "dimensions" in d and min(d["images"]) <= d["dimensions"]]:
+        named = ", ".join(f"{n} ({facts[n]['dimensions']})" for n in singular)
         found.append(
-            f"{', '.join(singular)}: fewer images than dimensions on one side, {facts[singular[0]]['dimensions']} or "
-            "more. The covariance is then singular and the distance far too large, which its interval does not show."
+            f"{named}: on one side fewer images than the dimensions in brackets. The covariance is then singular and "
+            "the distance far too large, which its interval does not show."
         )
     return found + notes(metrics)
 

@@ -264,7 +264,7 @@ class SweepSettings(Settings):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if not self.space and not self.rows:
-            raise ValueError("nothing is varied: give a key two values, such as train.global_batch=128,256")
+            raise ValueError("space: nothing is varied. Give a key two values, such as train.global_batch=128,256")
         if self.rows and any(row.keys() != self.rows[0].keys() for row in self.rows):
             raise ValueError("rows: every row needs a value for the same keys")
         if self.rows and self.strategy.kind != "grid":

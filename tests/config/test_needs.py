@@ -211,7 +211,10 @@ def test_one_folder_of_weights_serves_every_experiment(tmp_path: Path, monkeypat
     assert check(settings).first.evaluate.inception.weights == file
     named = config_from([*overrides, "cluster=komondor", f"cluster.weights={tmp_path}"])
     assert named.evaluate.inception.weights == file
-    assert "found no file" in missing(config_from([*overrides, "cluster.weights=/nowhere"]), ["evaluate"])[0]
+    (said, *_) = missing(config_from([*overrides, "cluster.weights=/nowhere"]), ["evaluate"])
+    assert "found no file" in said and "cluster.weights names the folder /nowhere." in said
+    monkeypatch.setenv("MUDI_WEIGHTS", "/nowhere")
+    assert "MUDI_WEIGHTS names the folder /nowhere." in missing(config_from(overrides), ["evaluate"])[0]
 
 
 def test_a_plan_is_shown_where_the_site_is_in_its_way_and_not_where_a_setting_is(

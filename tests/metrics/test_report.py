@@ -45,7 +45,7 @@ def test_splits_stand_side_by_side_and_what_is_of_the_samples_alone_below() -> N
 def test_every_caution_comes_once_and_names_its_metrics() -> None:
     few, singular, extrapolated, negative = caution(500, METRICS, DETAILS)
     assert few.startswith("fd-domain, fd-domain@valid, fd-domain-infinity: measured on 500 images")
-    assert singular.startswith("fd-domain@valid: fewer images than dimensions on one side, 64")
+    assert singular.startswith("fd-domain@valid (64): on one side fewer images than the dimensions in brackets.")
     assert extrapolated.startswith("fd-domain-infinity: below 0")
     assert negative.startswith("kid-domain, kid-domain@valid: below 0")
     (noise,) = caution(10_000, {"precision-domain": 0.9, "precision": 0.9}, {})

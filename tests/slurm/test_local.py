@@ -163,6 +163,7 @@ def test_ctrl_c_says_what_is_saved_and_that_the_same_command_goes_on(tmp_path, c
     thread.join()
     said = " ".join(capsys.readouterr().out.split())
     assert code == 130 and said.count("saved at step 3 (0.024 kimg). The same command goes on from there.") == 1, said
+    assert "stopped here" in said and "did not end well" not in said, said
 
 
 def test_a_second_submitter_is_told_how_to_end_the_first(tmp_path):

@@ -42,9 +42,7 @@ def test_the_last_table_is_explained_on_a_narrow_terminal(tmp_path):
     metrics = {"fd-domain": 1.5, "fd-domain@valid": 1.75, "density-domain@valid": 0.73, "accuracy-domain": 0.5}
     found = {"samples": {"count": 5}, "step": 3, "metrics": metrics}
     found["details"] = {"fd-domain": {"low": 1.0, "high": 2.0}}
-    found["overrides"] = [
-        "fd-domain: measured on 5 images. A Frechet distance from fewer than 10000 images is too large."
-    ]
+    found["notes"] = ["fd-domain: measured on 5 images. A Frechet distance from fewer than 10000 images is too large."]
     write_json(launch.run.results / f"000000003-{sampled.name}.json", found)
     console = Console(width=60, record=True)
     summary(launch, console)

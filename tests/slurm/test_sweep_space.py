@@ -63,7 +63,7 @@ def test_overrides_of_the_command_line_replace_those_of_a_file():
     assert from_file.space[key] == "0,0.1,0.5,1,2,4" and str(from_file.run) == "runs/x"
     fewer = settings_from(["sweep=guidance", "run=runs/x", f"{key}=1,2", "sweep.metric=fid", "sweep.seeds=3"])
     assert (fewer.space, fewer.metric, fewer.seeds, fewer.name) == ({key: "1,2"}, "fid", 3, "guidance")
-    with pytest.raises(UserError, match="nothing is varied"):
+    with pytest.raises(UserError, match=r"sweep.space: nothing is varied"):
         settings_from(["sweep=guidance", "run=runs/x", f"{key}=1"])
     with pytest.raises(UserError, match=r"^sweep: found 'guidence'\. Did you mean 'guidance'"):
         settings_from(["sweep=guidence"])
