@@ -70,8 +70,9 @@ def settings_from(overrides: list[str]) -> EvaluateConfig:
     where = NO_FOLDER
     if (folder := weights_folder()) is not None:
         where = (
-            f"{VARIABLE}: found none of {', '.join(FILES['inception'])} in '{folder}' or its folder inception. "
-            f"`mudi prepare fetch weights inception --into {folder}` brings one."
+            f"{VARIABLE}: found none of {', '.join(FILES['inception'])} in '{folder}' or its folder inception"
+            f"{'' if folder.is_dir() else ', which does not exist'}. `mudi prepare fetch weights inception --into "
+            f"{folder}` brings one; a file of another name is given by evaluate.inception.weights."
         )
         if (path := weights_file("inception", folder)).is_file():
             put(values, f"evaluate.inception.weights={path}")
@@ -201,6 +202,8 @@ def _result(
 ) -> dict[str, Any]:
     notes = [*first.notes, *(second.notes if isinstance(second, ImageSet) else ())]
     cautions = caution(first.count, measured.metrics, measured.details)
+    if first.identity == second.identity:
+        notes.append("both sets are the same images: distances of it to itself are 0 but for rounding")
     return {
         **_asked(first, second, cfg),
         "extractors": {e.name: dict(e.protocol) for e in extractors},

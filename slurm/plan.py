@@ -158,6 +158,11 @@ def derived(cfg: Config) -> dict[str, str]:
     seen = plan.total_steps * train.global_batch
     epochs = f", {seen / images:.1f} epochs of {images}" if images else ""
     rows["training"] = f"{plan.total_steps} steps, {seen / 1000:g} thousand images{epochs}"
+    if plan.warmup_steps > plan.total_steps:
+        rows["warm-up"] = (
+            f"{plan.warmup_steps} steps (train.optim.warmup={train.optim.warmup}), longer than the training: the rate "
+            f"ends at {train.optim.lr * plan.total_steps / plan.warmup_steps:.2g} and never reaches {train.optim.lr:g}"
+        )
     if images or not needs_images(train.checkpoint_every):
         rows["checkpoints"] = f"every {plan.checkpoint_every} steps, the last {train.keep_last} kept"
     return rows | samples

@@ -145,6 +145,9 @@ def test_the_numbers_are_those_of_torchmetrics_and_of_published_statistics(tmp_p
         assert str(tmp_path / path) in said, path
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
     assert {row["metric"]: float(row["value"]) for row in rows} == found["metrics"]
+    same = "both sets are the same images"
+    assert not any(same in note for note in found["notes"])
+    assert any(same in note for note in scores(b, b, tmp_path)["notes"])
 
     features = Projected()(torch.from_numpy(pixels[1]).permute(0, 3, 1, 2)).numpy().astype(np.float64)
     np.savez(tmp_path / "stats.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
@@ -235,6 +238,9 @@ def test_what_would_make_a_wrong_number_is_refused(tmp_path, pixels):
 
 
 def test_the_folder_of_weights_that_the_environment_names_is_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("MUDI_WEIGHTS", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match=r"MUDI_WEIGHTS: found none of .*, which does not exist"):
+        scoring.settings_from([])
     monkeypatch.setenv("MUDI_WEIGHTS", str(tmp_path))
     with pytest.raises(UserError, match=r"Say evaluate.inception.weights=FILE .*MUDI_WEIGHTS: found none of "):
         scoring.settings_from([])

@@ -198,9 +198,9 @@ class Table:
             name = name or lower.get(other.lower())
         if name is not None:
             return name
-        expected = f"'{wanted}'" if wanted else f"any of {', '.join(usual)}"
+        expected = f"no column '{wanted}'" if wanted else f"none of the columns {', '.join(usual)}"
         raise UserError(
-            f"data.source.{setting}: the table '{self.name}' has no column {expected}; it has "
+            f"data.source.{setting}: the table '{self.name}' has {expected}; it has "
             f"{', '.join(self.columns)}. Set data.source.{setting} to one of them"
             f"{'' if wanted else ', or data.source.labels=none for no labels'}."
             f"{did_you_mean(wanted, self.columns) if wanted else ''}"

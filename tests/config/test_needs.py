@@ -229,6 +229,16 @@ def test_a_plan_is_shown_where_the_site_is_in_its_way_and_not_where_a_setting_is
     assert "cluster.train.gpus=64: found " in shown.err and "train: to do, after prepare" in shown.out
 
 
+def test_a_plan_says_that_warm_up_is_longer_than_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["plan", "experiment=glyphs16", f"runs_dir={tmp_path}", f"data_dir={tmp_path}", "cluster=local"]
+    short = ["train.duration=25 steps", "train.optim.warmup=100 steps", "train.optim.lr=4e-3"]
+    assert main([*overrides, *short]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "longer than the training: the rate ends at 0.001 and never reaches 0.004" in shown
+    assert main([*overrides, *short, "train.duration=100 steps"]) == 0
+    assert "longer than the training" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("experiment", "said"),
     [

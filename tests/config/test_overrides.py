@@ -148,7 +148,7 @@ def test_what_training_made_is_not_said_differently_of_a_run(tmp_path: Path) -> 
     for overrides in ([str(run.path)], first):
         found, cfg = existing_run([*overrides, "sample.count=7", "cluster=slurm_generic"])
         assert found == run and cfg.sample.count == 7 and cfg.cluster.name == "slurm_generic"
-        with pytest.raises(UserError, match=r"train\.optim\.lr: the run has 0\.002, this call has 5\.0"):
+        with pytest.raises(UserError, match=r"train\.optim\.lr: the run has 0\.004, this call has 5\.0"):
             existing_run([*overrides, "train.optim.lr=5"])
         with pytest.raises(UserError, match=r"model\.width: the run has"):
             existing_run([*overrides, "model=unet_tiny"])

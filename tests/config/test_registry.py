@@ -37,7 +37,7 @@ def test_every_registered_place_can_be_imported(registry):
             "objective.kind=variational",
             "variational, which trains a network that is a vector_autoencoder, but",
         ),
-        ("sample.sampler.options={a: 1}", "sampler kind=heun has no settings of its own"),
+        ("sample.sampler.options={a: 1}", "sampler kind=dpmpp_2m has no settings of its own"),
         ("evaluate.options={kid: {a: 1}}", "evaluate.options: found 'kid', expected a metric with settings of its own"),
         (
             "plugins=[no_such_module]",

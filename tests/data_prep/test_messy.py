@@ -396,7 +396,7 @@ BAD = {
     "file,label,split\np000.png,x,a\n\np000.png,x,b\n": "line 4: found split 'b' for 'p000.png', expected 'a'",
     "file,label\n,x\n": "line 2: found no 'file', expected the name of an image",
     "file,label\nq.png,x\n": "line 2: found 'q.png', expected a name such as 'p000.png'",
-    "file,tag\np000.png,x\n": "no column any of label, class; it has file, tag",
+    "file,tag\np000.png,x\n": "none of the columns label, class; it has file, tag",
 }
 
 

@@ -237,7 +237,7 @@ def test_a_table_in_the_real_flowers_tar_gives_label_and_split(shared: Path, tmp
     lines = table.splitlines()[:41]
     (tmp_path / "labels.csv").write_text("\n".join(lines))
     overrides = [f"data.source.path={small}", f"data.source.table={tmp_path / 'labels.csv'}"]
-    with pytest.raises(UserError, match="no column any of label, class; it has file, label_1based, split"):
+    with pytest.raises(UserError, match="none of the columns label, class; it has file, label_1based, split"):
         prepare(config(tmp_path / "none", *overrides))
     overrides.append("data.source.label_column=label_1based")
     cfg = config(tmp_path / "data", *overrides, "data.split.rule=official")

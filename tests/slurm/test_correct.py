@@ -53,7 +53,7 @@ def test_a_submission_that_is_refused_changes_no_settings(tmp_path, capsys):
     assert main(["submit", *overrides, "train.optim.lr=1e-4", f"train.start_from={tmp_path}/none"]) == 2
     shown = capsys.readouterr()
     assert "train.start_from: found" in shown.err and shown.out == ""
-    assert config_from([str(run.path)]).train.optim.lr == 2e-3
+    assert config_from([str(run.path)]).train.optim.lr == 4e-3
 
 
 def test_less_memory_at_once_is_no_other_setting(tmp_path):

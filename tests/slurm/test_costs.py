@@ -39,7 +39,7 @@ def test_a_run_adds_its_speed_to_what_plans_know(tmp_path, capsys):
 def test_a_plan_says_once_that_nothing_was_measured_and_what_the_experiment_says(tmp_path, capsys):
     there = [f"runs_dir={tmp_path}", f"data_dir={tmp_path}/data", "cluster=local"]
     says = {  # as it stands in the header: of several lines, or nothing but that it is not measured
-        "glyphs16": "minutes of two CPU cores",
+        "glyphs16": "two minutes of two cores",
         "bedrooms64_ddpm": "300 thousand images. Estimate, not measured: 8 minutes of one A100 at 600 images/s; "
         "31 x 1,000 samples of 1,000 steps are more: half an hour each",
         "glyphs32": "",
