@@ -20,9 +20,10 @@ from pathlib import Path
 from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory, latents_directory, sample_set_name
 from pipeline.runtime.errors import NonFiniteError, UserError
-from pipeline.runtime.files import append_line, read_json, write_json, write_text
+from pipeline.runtime.files import append_line, read_json, read_lines, write_json, write_text
 from pipeline.runtime.run_dir import COMMIT, FINISHED, RunDir
 from pipeline.runtime.stopping import Stop
+from slurm.rank import ATTEMPTS
 
 CODE = "as submitted"  # a test edits this line after submitting
 
@@ -50,7 +51,7 @@ def main() -> int:
         failed.touch()
         fail(args.fail)
     if args.abort:
-        abort_at_the_end()
+        abort_at_the_end(args.run / "jobs" / args.kind)
     if args.deaf:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
@@ -92,14 +93,27 @@ def fail(kind: str) -> None:
         raise RuntimeError("the file system went away for a moment")
 
 
-def abort_at_the_end() -> None:
-    """Abort on rank 0 as torch may: as its process group is taken apart, or else at the interpreter's exit."""
+def abort_at_the_end(record: Path) -> None:
+    """Abort on rank 0 as torch may: as its process group is taken apart, or else at the interpreter's exit.
+
+    The ranks of a real training leave together, so rank 1 gets some seconds to end as well.
+    """
+
+    def abort() -> None:
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            rows = read_lines(record / ATTEMPTS) if (record / ATTEMPTS).exists() else []
+            if any(row["rank"] == 1 and row["event"] == "end" for row in rows):
+                break
+            time.sleep(0.05)
+        os.abort()
+
     if os.environ.get("SLURM_PROCID", "0") == "0":
         group = types.SimpleNamespace(
-            is_available=lambda: True, is_initialized=lambda: True, destroy_process_group=os.abort
+            is_available=lambda: True, is_initialized=lambda: True, destroy_process_group=abort
         )
         sys.modules["torch.distributed"] = group  # type: ignore[assignment]
-        atexit.register(os.abort)
+        atexit.register(abort)
 
 
 def train(args: argparse.Namespace, path: Path) -> int:
