@@ -58,8 +58,8 @@ def held(path: Path, *, refusal: str, seconds: float = 0.0) -> Iterator[None]:
 def taken_back(folders: Iterable[Path], *, keep: Callable[[Path], bool]) -> Iterator[None]:
     """Where a `UserError` refuses what is done here, remove those of these folders that were not there before.
 
-    Folders above them that were made for them, and are empty then, go too. `keep`: whether something was submitted
-    from a folder, which stays then.
+    Folders above them that were made for them, and are empty then, go too. A folder stays where another process has
+    been at work in it since, which its lock says, or where `keep` says that something was submitted from it.
     """
     new = [folder for folder in folders if not _is_there(folder)]
     above = {folder: [p for p in folder.parents if not _is_there(p)] for folder in new}
@@ -67,7 +67,7 @@ def taken_back(folders: Iterable[Path], *, keep: Callable[[Path], bool]) -> Iter
         yield
     except UserError:
         for folder in new:
-            if not folder.is_dir() or keep(folder):
+            if not folder.is_dir() or keep(folder) or _of_others(folder):
                 continue
             shutil.rmtree(folder)
             for parent in above[folder]:
@@ -77,12 +77,21 @@ def taken_back(folders: Iterable[Path], *, keep: Callable[[Path], bool]) -> Iter
         raise
 
 
+def _of_others(folder: Path) -> bool:
+    """Whether a lock in a folder names another process."""
+    return any(path.read_text() not in ("", _this_process()) for path in folder.rglob("*.lock*"))
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
 def _name_holder(file: TextIO) -> None:
     """Write into a lock who holds it, for whoever is refused. A colleague's file stays as it is."""
     if file.writable():
         with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.write(_this_process())
             file.flush()
 
 

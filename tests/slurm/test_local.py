@@ -24,6 +24,7 @@ from pipeline.runtime.files import read_lines, write_json
 from pipeline.runtime.run_dir import COMMIT
 from slurm import ledger
 from slurm.__main__ import main
+from slurm.access import held, taken_back
 from slurm.commands import _run_here
 from slurm.ledger import locked
 from slurm.progress import ProgressTable
@@ -232,6 +233,22 @@ def test_what_is_refused_leaves_nothing_of_its_own_and_all_of_others(tmp_path, c
     sweep = ["sweep", "submit", "experiment=glyphs16", "name=s", "train.optim.lr=1e-3,1e-4"]
     assert main([*sweep, *where, f"sweep.folder={tmp_path}/sweeps"]) == 2
     assert "is not on this machine" in capsys.readouterr().err and not (tmp_path / "sweeps").exists()
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_folder_in_which_another_process_works_stays(tmp_path, others):
+    """Two shells may make a run at the same moment; the one that is refused takes nothing from the other."""
+    folder = tmp_path / "runs" / "both"
+
+    def refused():
+        with taken_back([folder], keep=lambda folder: False), held(folder / "jobs" / ".lock", refusal=""):  # noqa: ARG005
+            if others:
+                (folder / "jobs" / ".lock").write_text("process 1 on another-node")
+            raise UserError("refused")
+
+    with pytest.raises(UserError, match="refused"):
+        refused()
+    assert folder.exists() == (tmp_path / "runs").exists() == others
 
 
 @pytest.mark.parametrize("overrides", [["experiment=glyphs16", "cluster=testbed"], ["experiment=glyphs16"]], ids=str)
