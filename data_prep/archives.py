@@ -253,13 +253,7 @@ def _check_end(path: Path, end: int) -> None:
 
 def unpacked(path: Path, directory: Path) -> Path:
     """A file that can be read from any place: one that is packed by gzip, bzip2 or xz is unpacked into `directory`."""
-    check_archive(path)
-    with path.open("rb") as file:
-        start = file.read(8)
-    kind = next((kind for magic, kind in _UNKNOWN.items() if start.startswith(magic)), None)
-    if kind:
-        raise UserError(f"{path} is packed by {kind}, expected zip, tar, gzip, bzip2 or xz. Give it unpacked.")
-    opener = next((opener for magic, opener in _PACKED.items() if start.startswith(magic)), None)
+    opener = _opener(path)
     if opener is None:
         return path
     plain = directory / (path.stem if path.suffix.lower() in (".gz", ".bz2", ".xz") else f"{path.stem}.tar")
@@ -275,6 +269,21 @@ def unpacked(path: Path, directory: Path) -> Path:
             "Delete it and fetch it again."
         ) from error
     return plain
+
+
+def is_packed(path: Path) -> bool:
+    """Whether `unpacked` would unpack it. Raises what `unpacked` does for a file that it does not know."""
+    return path.is_file() and _opener(path) is not None
+
+
+def _opener(path: Path) -> Any:
+    check_archive(path)
+    with path.open("rb") as file:
+        start = file.read(8)
+    kind = next((kind for magic, kind in _UNKNOWN.items() if start.startswith(magic)), None)
+    if kind:
+        raise UserError(f"{path} is packed by {kind}, expected zip, tar, gzip, bzip2 or xz. Give it unpacked.")
+    return next((opener for magic, opener in _PACKED.items() if start.startswith(magic)), None)
 
 
 def check_archive(path: Path, *, ending: str | None = None) -> None:

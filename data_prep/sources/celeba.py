@@ -17,12 +17,8 @@ def listing(source: CelebaSource, directory: Path, folder: Path) -> Listing:
 
     The official files, or Kaggle's: csv tables, and the images in a folder of their own name.
     """
-    packed = choose(folder, _names(source.images, "img_align_celeba.zip", "img_align_celeba"), what="images")
-    names, table = read_attributes(
-        choose(folder, _names(source.attributes, "list_attr_celeba.txt", "list_attr_celeba.csv"), what="attributes")
-    )
-    partitions = _names(source.partition, "list_eval_partition.txt", "list_eval_partition.csv")
-    partition = next((folder / name for name in partitions if source.partition or (folder / name).exists()), None)
+    packed, attributes, partition = files(source, folder)
+    names, table = read_attributes(attributes)
     splits = _read_partition(partition) if partition else {}
     rejected: list[Rejected] = []
     packed = unpacked(packed, directory) if packed.is_file() else packed
@@ -34,6 +30,15 @@ def listing(source: CelebaSource, directory: Path, folder: Path) -> Listing:
         rejected=rejected,
         made_from={"images": packed.name, "attributes": len(table), "partition": len(splits)},
     )
+
+
+def files(source: CelebaSource, folder: Path) -> tuple[Path, Path, Path | None]:
+    """Images, attributes and the partition, where there is one."""
+    packed = choose(folder, _names(source.images, "img_align_celeba.zip", "img_align_celeba"), what="images")
+    names = _names(source.attributes, "list_attr_celeba.txt", "list_attr_celeba.csv")
+    partitions = _names(source.partition, "list_eval_partition.txt", "list_eval_partition.csv")
+    partition = next((folder / name for name in partitions if source.partition or (folder / name).exists()), None)
+    return packed, choose(folder, names, what="attributes"), partition
 
 
 def _names(chosen: str | None, *official: str) -> tuple[str, ...]:

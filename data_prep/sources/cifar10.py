@@ -23,10 +23,7 @@ _SAFE = {"_reconstruct", "ndarray", "dtype", "encode", "_frombuffer", "scalar"}
 
 def listing(source: CifarSource, directory: Path, folder: Path) -> Listing:
     """50,000 train and 10,000 test images. Both versions become rows of the binary form beside the listing."""
-    del source
-    names = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", "cifar-10-batches-bin", "cifar-10-batches-py")
-    found = choose(folder, (*names, "data_batch_1", "data_batch_1.bin"), what="CIFAR-10 archive or folder of batches")
-    read = _reader(found, directory)
+    read = _reader(batches(source, folder), directory)
     counts: dict[str, int] = {}
     with atomic_path(directory / "cifar10.bin") as partial, partial.open("wb") as file:
         for batch in BATCHES:
@@ -36,6 +33,13 @@ def listing(source: CifarSource, directory: Path, folder: Path) -> Listing:
     for packed in directory.glob("*.tar"):
         packed.unlink()  # its rows are written out in full
     return Listing(_items(directory / "cifar10.bin", counts), CLASSES, made_from={"batches": counts})
+
+
+def batches(source: CifarSource, folder: Path) -> Path:
+    """The archive or folder of batches, or the first of them."""
+    del source
+    names = ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz", "cifar-10-batches-bin", "cifar-10-batches-py")
+    return choose(folder, (*names, "data_batch_1", "data_batch_1.bin"), what="CIFAR-10 archive or folder of batches")
 
 
 def _items(path: Path, counts: dict[str, int]) -> Iterator[Item]:

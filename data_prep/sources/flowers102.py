@@ -16,10 +16,9 @@ def listing(source: FlowersSource, directory: Path, folder: Path) -> Listing:
 
     Classes are "001" to "102": number n of the files is position n - 1.
     """
-    names = (source.images,) if source.images else ("102flowers.tgz", "102flowers.tar", "jpg")
-    packed = choose(folder, names, what="images")
-    labels = _load(choose(folder, ("imagelabels.mat",), what="labels"))["labels"].ravel().astype(int).tolist()
-    sets = _load(choose(folder, ("setid.mat",), what="splits"))
+    packed, label_file, split_file = files(source, folder)
+    labels = _load(label_file)["labels"].ravel().astype(int).tolist()
+    sets = _load(split_file)
     splits = {int(number): split for key, split in SPLITS.items() for number in sets[key].ravel()}
     packed = unpacked(packed, directory) if packed.is_file() else packed
     root = directory if packed.is_relative_to(directory) else folder
@@ -31,6 +30,14 @@ def listing(source: FlowersSource, directory: Path, folder: Path) -> Listing:
         rejected=rejected,
         made_from={"images": packed.name, "labels": len(labels)},
     )
+
+
+def files(source: FlowersSource, folder: Path) -> tuple[Path, Path, Path]:
+    """Images, labels and splits."""
+    names = (source.images,) if source.images else ("102flowers.tgz", "102flowers.tar", "jpg")
+    packed = choose(folder, names, what="images")
+    labels, splits = choose(folder, ("imagelabels.mat",), what="labels"), choose(folder, ("setid.mat",), what="splits")
+    return packed, labels, splits
 
 
 def _load(path: Path) -> Any:

@@ -7,14 +7,16 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from data_prep.archives import IMAGES, Member, images, members, read_bytes, unpacked
+from data_prep.archives import IMAGES, Member, images, is_packed, members, read_bytes, unpacked
 from data_prep.items import Item, Listing, Rejected, in_order
 from pipeline.config.schema_sources import SPLITS, FolderSource, split_name
 from pipeline.runtime.errors import UserError, did_you_mean
 
+LOOKED_AT = 20_000  # images whose names are read before anything is queued
 FILE_COLUMNS = ("file_name", "file", "image", "path", "filename", "image_id")
 LABEL_COLUMNS = ("label", "class")
 META_COLUMNS = ("caption", "text")
@@ -35,15 +37,45 @@ def listing(source: FolderSource, directory: Path) -> Listing:
     path = unpacked(path, directory) if path.is_file() else path
     root = path if path.is_dir() else path.parent
     rejected: list[Rejected] = []
-    found = list(images(path, root=root, rejected=rejected, but=source.table))
+    found = _found(source, path, rejected, most=None)
+    if source.table:
+        return _with_table(source, path, root, found, rejected)
+    return _in_folders(source, path, root, found, rejected)
+
+
+def look(source: FolderSource, path: Path) -> None:
+    """See that there are images, in the folders or with the table that the settings name.
+
+    The names of the first `LOOKED_AT` images are read, so that a large set takes no longer. Packed archives are not.
+    """
+    if is_packed(path):
+        return
+    path = path.resolve()
+    root = path if path.is_dir() else path.parent
+    found = _found(source, path, [], most=LOOKED_AT + 1)
+    if source.table and len(found) > LOOKED_AT:
+        read_table(source, path, root, [])  # its rows may be those of the other images
+    elif source.table:
+        _with_table(source, path, root, found, [])
+    else:
+        _in_folders(source, path, root, found, [])
+
+
+def _found(source: FolderSource, path: Path, rejected: list[Rejected], *, most: int | None) -> list[Member]:
+    """All images, or the first ones."""
+    root = path if path.is_dir() else path.parent
+    found = list(islice(images(path, root=root, rejected=rejected, but=source.table), most))
     if not found:
         passed = ", ".join(row.key for row in rejected[:3])
         raise UserError(
             f"data.source.path: '{path}' holds no images. Expected files ending in {', '.join(IMAGES)}, in one folder "
             f"per class or flat; found {f'{len(rejected)} others: {passed}' if passed else 'no file'}."
         )
-    if source.table:
-        return _with_table(source, path, root, found, rejected)
+    return found
+
+
+def _in_folders(source: FolderSource, path: Path, root: Path, found: list[Member], rejected: list[Rejected]) -> Listing:
+    """Items by the folders that they lie in."""
     splits, inner = _splits(source, path, [member.name for member in found])
     folders = [name.rsplit("/", 1)[0] for name in inner] if _labelled(source, inner) else []
     classes = in_order(folders)
@@ -270,13 +302,14 @@ def _joined(table: Table, name: str, one: Row, two: Row, *, wide: bool) -> Row:
 
 def _content(table: str, path: Path, root: Path) -> bytes:
     """The table's bytes: a file of the folder or archive, or anywhere."""
-    inside = next((member for member in members(path, root=root, rejected=[]) if member.name == table), None)
-    if inside:
-        return read_bytes(inside.at, root)
-    file = Path(table).expanduser()
-    if not file.is_file():
-        raise UserError(f"data.source.table: '{table}' is neither in '{path}' nor a file. Give a .csv or .jsonl.")
-    return file.read_bytes()
+    if path.is_file():
+        inside = next((member for member in members(path, root=root, rejected=[]) if member.name == table), None)
+        if inside:
+            return read_bytes(inside.at, root)
+    for file in (path / table, Path(table).expanduser()):
+        if file.is_file():
+            return file.read_bytes()
+    raise UserError(f"data.source.table: '{table}' is neither in '{path}' nor a file. Give a .csv, .tsv or .jsonl.")
 
 
 def _with_table(source: FolderSource, path: Path, root: Path, found: list[Member], rejected: list[Rejected]) -> Listing:

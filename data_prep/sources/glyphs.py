@@ -2,13 +2,14 @@
 
 import functools
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from data_prep.archives import members, read_bytes, unpacked
+from data_prep.archives import Member, is_packed, members, read_bytes, unpacked
 from data_prep.items import Item, Listing, Rejected, Unusable
 from pipeline.config.schema_sources import GlyphSource
 from pipeline.runtime.errors import UserError, did_you_mean
@@ -64,16 +65,28 @@ def _found_fonts(source: GlyphSource, directory: Path, rejected: list[Rejected])
         raise UserError(
             f"data.source.fonts: '{path}' does not exist. Give a folder, zip or tar of {', '.join(ENDINGS)} files."
         )
-    fonts: dict[str, bytes] = {}
     plain = unpacked(path.resolve(), directory) if path.is_file() else path.resolve()
-    for member in members(plain, root=directory, rejected=rejected):
+    found = _chosen(source, path, members(plain, root=directory, rejected=rejected), rejected)
+    fonts = {name: read_bytes(member.at, directory) for name, member in found.items()}
+    if plain.parent == directory:
+        plain.unlink()  # the fonts are copied out of it
+    return fonts
+
+
+def look(source: GlyphSource, path: Path) -> None:
+    """See that a folder, zip or plain tar has the fonts that are wanted, by their names."""
+    if not is_packed(path):
+        _chosen(source, path, members(path.resolve(), root=path.resolve(), rejected=[]), [])
+
+
+def _chosen(source: GlyphSource, path: Path, found: Iterable[Member], rejected: list[Rejected]) -> dict[str, Member]:
+    fonts: dict[str, Member] = {}
+    for member in found:
         name = member.name.rsplit("/", 1)[-1]
         if name in fonts:
             rejected.append(Rejected(f"font {member.name}", "duplicate_key", "another font has the same name"))
         elif name.lower().endswith(ENDINGS):
-            fonts[name] = read_bytes(member.at, directory)
-    if plain.parent == directory:
-        plain.unlink()  # the fonts are copied out of it
+            fonts[name] = member
     if not fonts:
         raise UserError(f"data.source.fonts: '{path}' holds no fonts. Expected files ending in {', '.join(ENDINGS)}.")
     stems = {Path(name).stem: name for name in fonts}

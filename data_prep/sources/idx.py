@@ -16,13 +16,10 @@ SPLITS = {"train": "train", "t10k": "test"}
 
 def listing(source: IdxSource, directory: Path, folder: Path) -> Listing:
     """The images of every split that is there, by number. Packed files are unpacked beside the listing."""
-    found = {split: _files(folder, prefix, directory) for prefix, split in SPLITS.items()}
-    there = {split: files for split, files in found.items() if files}
-    if not there:
-        names = ", ".join(f"{prefix}-images-idx3-ubyte[.gz]" for prefix in SPLITS)
-        raise UserError(
-            f"data.source.path: '{folder}' holds no idx images. Expected {names} and labels-idx1 beside them."
-        )
+    there = {
+        split: (unpacked(images, directory), unpacked(labels, directory))
+        for split, (images, labels) in files(source, folder).items()
+    }
     rejected: list[Rejected] = []
     items = (
         item
@@ -32,8 +29,20 @@ def listing(source: IdxSource, directory: Path, folder: Path) -> Listing:
     return Listing(items, source.classes, rejected=rejected, made_from={"splits": sorted(there)})
 
 
-def _files(folder: Path, prefix: str, directory: Path) -> tuple[Path, Path] | None:
-    """Images and labels, unpacked; None where the split is not there."""
+def files(source: IdxSource, folder: Path) -> dict[str, tuple[Path, Path]]:
+    """Images and labels of every split that is there."""
+    del source
+    found = {split: _pair(folder, prefix) for prefix, split in SPLITS.items()}
+    if not any(found.values()):
+        names = ", ".join(f"{prefix}-images-idx3-ubyte[.gz]" for prefix in SPLITS)
+        raise UserError(
+            f"data.source.path: '{folder}' holds no idx images. Expected {names} and labels-idx1 beside them."
+        )
+    return {split: pair for split, pair in found.items() if pair}
+
+
+def _pair(folder: Path, prefix: str) -> tuple[Path, Path] | None:
+    """Images and labels; None where the split is not there."""
     pair: list[Path] = []
     for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"):
         candidates = [folder / f"{prefix}-{kind}{ending}" for ending in (".gz", "")]
@@ -43,7 +52,7 @@ def _files(folder: Path, prefix: str, directory: Path) -> tuple[Path, Path] | No
             raise Incomplete(f"{folder} has {pair[0].name} but no {prefix}-{kind}. Put the labels beside the images.")
         if path is None:
             return None
-        pair.append(unpacked(path, directory))
+        pair.append(path)
     return pair[0], pair[1]
 
 

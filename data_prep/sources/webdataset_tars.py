@@ -22,21 +22,27 @@ _USED = ("cls", "json", "txt")
 
 def listing(source: WebdatasetSource, directory: Path) -> Listing:
     """Every sample that has an image. Labels: `.cls`, or `label` or `class` of `.json`; `.txt` is the caption."""
-    path = source.path.resolve()
-    found = [p for p in path.iterdir() if p.name.lower().endswith(TARS)] if path.is_dir() else [path]
-    tars = sorted(found, key=lambda tar: (tar.suffix != ".tar", tar))
-    if not tars or not tars[0].exists():
-        raise UserError(f"data.source.path: no tars at '{path}'. Give a .tar, or a folder that holds some.")
-    read = _Tars(source, directory, [(tar.name, unpacked(tar, directory)) for tar in tars])
+    found = tars(source, source.path)
+    read = _Tars(source, directory, [(tar.name, unpacked(tar, directory)) for tar in found])
     classes = list(source.classes) or read.classes()
     return Listing(
         read.items(classes),
         classes,
         rejected=read.rejected,
-        made_from={"tars": [tar.name for tar in tars]},
+        made_from={"tars": [tar.name for tar in found]},
         notes=read.notes,
-        duplicate=f"another sample of the {len(tars)} tars has the same key. {RULE}",
+        duplicate=f"another sample of the {len(found)} tars has the same key. {RULE}",
     )
+
+
+def tars(source: WebdatasetSource, path: Path) -> list[Path]:
+    """The tar, or those of a folder: plain ones first, then by name."""
+    del source
+    path = path.resolve()
+    found = [p for p in path.iterdir() if p.name.lower().endswith(TARS)] if path.is_dir() else [path]
+    if not found or not found[0].exists():
+        raise UserError(f"data.source.path: no tars at '{path}'. Give a .tar, or a folder that holds some.")
+    return sorted(found, key=lambda tar: (tar.suffix != ".tar", tar))
 
 
 @dataclass

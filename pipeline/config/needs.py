@@ -11,6 +11,7 @@ from pipeline.config.check import classes_problems
 from pipeline.config.labels import label_problems
 from pipeline.config.load import autoencoder_config, listed
 from pipeline.config.paths import data_directory, run_directory, training_shards
+from pipeline.config.registry import SOURCES
 from pipeline.config.schema import Config
 from pipeline.config.schema_objectives import objective_of
 from pipeline.config.weights import VARIABLE, weights_folder
@@ -35,17 +36,21 @@ def require(cfg: Config, *jobs: str) -> None:
 
 
 def _images(cfg: Config) -> Iterator[str]:
-    path, table = (getattr(cfg.data.source, name, None) for name in ("path", "table"))
-    if path is None or (data_directory(cfg) / RECEIPT).is_file():
+    own = cfg.data.source.own
+    if own is None or (data_directory(cfg) / RECEIPT).is_file():
         return
+    setting, path = own
     if not path.exists():
         yield (
-            f"data.source.path: '{path}' does not exist on this machine (looked at {path.resolve()}), and "
-            f"{data_directory(cfg)} holds nothing prepared from it. Give the folder or archive of the images, on a "
-            "file system that the nodes see too: data.source.path=/path/to/images."
+            f"data.source.{setting}: '{path}' does not exist on this machine (looked at {path.resolve()}), and "
+            f"{data_directory(cfg)} holds nothing prepared from it. Give the folder or archive, on a file system that "
+            f"the nodes see too: data.source.{setting}=/path/to/it."
         )
-    if table and path.is_dir() and not (path / table).is_file() and not Path(table).expanduser().is_file():
-        yield f"data.source.table: '{table}' is neither in '{path}' nor a file. Give a .csv, .tsv or .jsonl."
+        return
+    try:
+        SOURCES[cfg.data.source.kind].check(cfg.data.source, path)
+    except UserError as error:
+        yield str(error)
 
 
 def _features(cfg: Config) -> Iterator[str]:

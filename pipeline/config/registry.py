@@ -49,12 +49,15 @@ class Kind:
 
     def load(self) -> Any:
         """Import the implementation."""
-        module, _, name = self.place.partition(":")
+        return self._imported(self.place)
+
+    def _imported(self, place: str) -> Any:
+        module, _, name = place.partition(":")
         try:
             return getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
             raise UserError(
-                f"'{self.name}' is registered as {self.place}, which cannot be imported ({error}). "
+                f"'{self.name}' is registered as {place}, which cannot be imported ({error}). "
                 'Expected "package.module:name" of a module that can be imported.'
             ) from error
 
@@ -173,6 +176,16 @@ class SourceKind(Kind):
     classes: int | None = None  # their number
     attributes: tuple[str, ...] | None = ()
     splits: tuple[str, ...] | None = None  # of split.rule=official
+    look: str = ""  # the place of `look(settings, folder)`, which raises what the names of files say is wrong
+
+    def check(self, settings: Settings, folder: Path) -> None:
+        """Look at a source that is there, before anything is queued: names and tables, no images, nothing unpacked.
+
+        Raises:
+            UserError: as listing the images would.
+        """
+        if self.look:
+            self._imported(self.look)(settings, folder)
 
 
 @dataclass(frozen=True, kw_only=True)

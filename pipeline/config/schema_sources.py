@@ -52,6 +52,12 @@ class Source(Choice):
     registry = SOURCES
 
     @property
+    def own(self) -> tuple[str, Path] | None:
+        """The setting that names the person's own files, and their place; None: there are none."""
+        path = getattr(self, "path", None)
+        return ("path", path) if path else None
+
+    @property
     def needs_internet(self) -> bool:
         """Whether something has to be downloaded."""
         return False
@@ -86,7 +92,7 @@ class KnownSource(Source):
         return self.kind
 
 
-@source("data_prep.sources.glyphs:listing")
+@source("data_prep.sources.glyphs:listing", look="data_prep.sources.glyphs:look")
 class GlyphSource(Source):
     """Letters rendered from fonts, centred by their ink box. Labels are letters; each sample's json has the font."""
 
@@ -100,6 +106,11 @@ class GlyphSource(Source):
     paper: int = Field(0, ge=0, le=255)
 
     @property
+    def own(self) -> tuple[str, Path] | None:
+        """The person's fonts."""
+        return ("fonts", self.fonts) if self.fonts else None
+
+    @property
     def needs_internet(self) -> bool:
         """Whether fonts have to be downloaded."""
         return self.fonts is None and bool(self.urls)
@@ -109,7 +120,7 @@ class GlyphSource(Source):
         return len(self.alphabet)
 
 
-@source("data_prep.sources.folder:listing")
+@source("data_prep.sources.folder:listing", look="data_prep.sources.folder:look")
 class FolderSource(Source):
     """A person's own images in a folder, zip or tar: one folder per class, or flat, or with a table of labels."""
 
@@ -133,7 +144,14 @@ class FolderSource(Source):
         return self.attribute_columns
 
 
-@source("data_prep.sources.celeba:listing", official=True, classes=0, attributes=tuple(CELEBA.split()), splits=_THREE)
+@source(
+    "data_prep.sources.celeba:listing",
+    look="data_prep.sources.celeba:files",
+    official=True,
+    classes=0,
+    attributes=tuple(CELEBA.split()),
+    splits=_THREE,
+)
 class CelebaSource(KnownSource):
     """CelebA, aligned: the official zip, or its images in a folder or tar; 40 attributes; the official partition."""
 
@@ -143,7 +161,13 @@ class CelebaSource(KnownSource):
     partition: str | None = None  # None: list_eval_partition.txt or .csv, where it is there
 
 
-@source("data_prep.sources.flowers102:listing", official=True, classes=102, splits=_THREE)
+@source(
+    "data_prep.sources.flowers102:listing",
+    look="data_prep.sources.flowers102:files",
+    official=True,
+    classes=102,
+    splits=_THREE,
+)
 class FlowersSource(KnownSource):
     """Oxford Flowers 102: 102flowers.tgz (or jpg/), imagelabels.mat, setid.mat."""
 
@@ -151,14 +175,20 @@ class FlowersSource(KnownSource):
     images: str | None = None
 
 
-@source("data_prep.sources.cifar10:listing", official=True, classes=10, splits=_TWO)
+@source(
+    "data_prep.sources.cifar10:listing",
+    look="data_prep.sources.cifar10:batches",
+    official=True,
+    classes=10,
+    splits=_TWO,
+)
 class CifarSource(KnownSource):
     """CIFAR-10: the archive or folder of the python or of the binary version; both give the same shards."""
 
     kind: Literal["cifar10"]
 
 
-@source("data_prep.sources.idx:listing", official=True, splits=_TWO)
+@source("data_prep.sources.idx:listing", look="data_prep.sources.idx:files", official=True, splits=_TWO)
 class IdxSource(KnownSource):
     """MNIST and what looks like it: {train,t10k}-{images-idx3,labels-idx1}-ubyte, gz or not. t10k is test."""
 
@@ -184,7 +214,7 @@ class LsunSource(KnownSource):
     category: str = "bedroom"
 
 
-@source("data_prep.sources.webdataset_tars:listing", attributes=None)
+@source("data_prep.sources.webdataset_tars:listing", look="data_prep.sources.webdataset_tars:tars", attributes=None)
 class WebdatasetSource(Source):
     """Tars in webdataset form: an image beside .cls, .json, .txt. `path`: a tar, or a folder of tars."""
 

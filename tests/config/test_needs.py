@@ -1,9 +1,11 @@
 """What a run will need is asked for before anything is queued: metrics, splits, rates, weights."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from data_prep.commands import data_config
 from pipeline.config.load import config_from, groups
 from pipeline.config.needs import missing, require
 from pipeline.config.schema_data import split_names
@@ -154,7 +156,7 @@ def test_images_without_labels_are_said_before_anything_is_queued(
     images = tmp_path / "images"
     images.mkdir()
     (images / "a.png").touch()
-    (images / "my labels.tsv").touch()
+    (images / "my labels.tsv").write_text("file\tlabel\na.png\tcat\n")
     overrides = [
         "experiment=glyphs16",
         "data=folder",
@@ -174,8 +176,50 @@ def test_images_without_labels_are_said_before_anything_is_queued(
     without = ["model.condition=none", "sample.sampler.guidance.scale=1"]
     for other in (without, ["data.source.table=my labels.tsv"]):
         assert missing(config_from([*overrides, *other]), ["prepare", "train"]) == []
-    (images / "cats").mkdir()
+    (images / "a.png").rename((images / "cats").mkdir() or images / "cats" / "a.png")
     assert missing(config_from(overrides), ["prepare", "train"]) == []
+
+
+WRONG = {  # of a data set: files in its folder, settings, what is said
+    "nothing": ({"notes.txt": ""}, [], r"data.source.path: '.*' holds no images.*found 1 others: notes.txt"),
+    "the head of a table": (
+        {"a.png": "", "t.csv": "picture,kind\na.png,cat\n"},
+        ["data.source.table=t.csv"],
+        "data.source.file_column: the table 't.csv' has none of the columns file_name, .*; it has picture, kind",
+    ),
+    "a row": (
+        {"a.png": "", "t.csv": "file,label\nb.png,cat\n"},
+        ["data.source.table=t.csv"],
+        "data.source.table: 't.csv', line 2: found 'b.png', expected a name such as 'a.png'",
+    ),
+    "splits": ({"train/a.png": "", "test/a.png": ""}, [], "data.source.splits: found the folders test .1 images., tr"),
+    "some in folders": ({"cats/a.png": "", "a.png": ""}, [], "data.source.labels: found 1 images in no folder"),
+    "a broken zip": ({"a.zip": "PK\3\4"}, ["data.source.path=FOLDER/a.zip"], "a.zip is a truncated zip"),
+    "fonts": ({"a.png": ""}, ["data=glyphs16", "data.source.fonts=FOLDER"], "data.source.fonts: '.*' holds no fonts"),
+    "no fonts": ({}, ["data=glyphs16", "data.source.fonts=FOLDER/no"], "data.source.fonts: '.*/no' does not exist"),
+    "celeba": ({"img_align_celeba.zip": ""}, ["data=celeba64_crop178_lanczos"], "no attributes in"),
+    "cifar10": ({"a.tar.gz": ""}, ["data=cifar10"], "no CIFAR-10 archive or folder of batches in '.*'.*a.tar.gz"),
+    "flowers": ({"102flowers.tgz": "", "setid.mat": ""}, ["data=flowers64_swapped"], "no labels in"),
+    "idx": ({"train-images-idx3-ubyte.gz": ""}, ["data=mnist32"], "has train-images-idx3-ubyte.gz but no train-labels"),
+    "tars": ({"a.png": ""}, ["data=webdataset"], "no tars at"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_source_without_what_is_to_be_listed_is_said_before_anything_is_queued(what: str, tmp_path: Path) -> None:
+    files, settings, said = WRONG[what]
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    settings = [setting.replace("FOLDER", str(folder)) for setting in settings]
+    if not any("=glyphs" in setting for setting in settings):
+        settings.insert(0, f"data.source.path={folder}")
+    data = [] if any(s.startswith("data=") for s in settings) else ["data=folder", "data.image_size=16"]
+    cfg = data_config([*data, *settings, f"data_dir={tmp_path}/data"])
+    (problem,) = missing(cfg, ["prepare"])
+    assert re.search(said, problem), problem
 
 
 def test_a_guide_model_that_is_not_there_is_said(tmp_path: Path) -> None:
