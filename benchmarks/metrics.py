@@ -199,7 +199,7 @@ def read(k):
     return np.random.default_rng(int(k[0])).integers(0, 256, (len(k), 16, 16, 3), dtype=np.uint8)
 with tempfile.TemporaryDirectory() as folder:
     work = Work(Path(folder) / "w", {images}, 512, 256)
-    extract(work, read, Extractor("t", {{}}, ("f",), run), part=(0, 1), tick=[].append, device="cpu")
+    extract(work, read, Extractor("t", {{}}, ("f",), run), of="x", device="cpu")
     all_moments(work, "f")
 status = Path("/proc/self/status").read_text()  # not ru_maxrss: that begins with the parent's peak
 print(int(status.split("VmHWM:")[1].split()[0]) / 1024)

@@ -136,8 +136,7 @@ def _statistics(cfg: Config, split: ShardDirectory, extractor: Extractor, *, pat
     work = Work(path.with_name(name), split.manifest.count, evaluate.block, evaluate.batch)
     mine = WHOLE.for_task(this_world())
     for part in [mine, *([WHOLE] if mine.number == 0 and mine != WHOLE else [])]:
-        with progress(f"{extractor.name} features of {split.manifest.split}", work.images_of(part)) as tick:
-            extract(work, Reader(split).read, extractor, part=part, tick=tick, device=default_device())
+        extract(work, Reader(split).read, extractor, of=split.manifest.split, part=part)
     if mine.number:
         return
     save_reference(

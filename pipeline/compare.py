@@ -17,7 +17,7 @@ from pipeline.metrics.plots import Line, Point, draw_lines
 from pipeline.metrics.report import ENOUGH, usual, usual_first
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, read_lines, write_text
-from pipeline.runtime.numbers_text import directions, legend, note, shown
+from pipeline.runtime.numbers_text import directions, joined, legend, note, shown
 
 PANELS = 8  # metrics in a plot, at most
 CURVES = 10  # sets whose distances are drawn against the number of samples, at most
@@ -169,13 +169,13 @@ def markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
 
 
 def _remarks(rows: Sequence[Row], references: Sequence[str], names: Sequence[str]) -> list[str]:
-    details = {n: facts for row in rows for n, facts in row.details.items()}
+    details = joined(row.details for row in rows)
     parts = ["".join(f"- {said}\n" for said in (*directions(names), *legend(names, details)))]
     if len(references) > 1:
         parts.append(
             f"The {len(references)} references are other images or other features: their numbers do not compare.\n"
         )
-    if len({(row.settings["guidance"], row.settings["convention"]) for row in rows} - {("", "")}) > 1:
+    if any(row.settings["convention"] for row in rows):
         parts.append(CONVENTIONS)
     noted = {n: said for row in rows for n, value in row.metrics.items() if n in names and (said := note(n, value))}
     parts += [f"{name}: {said}.\n" for name, said in noted.items()]
@@ -361,4 +361,4 @@ def main(paths: list[str], *, out: Path | None = None, metric: Sequence[str] = (
     runs = [Path(path) for path in paths]
     files = compare(runs, out or runs[0].resolve().parent / "comparison", metrics=metric)
     print(files[0].read_text())
-    print("\n".join(map(str, files)), file=sys.stderr)
+    print("\n".join(["written:", *map(str, files)]), file=sys.stderr)

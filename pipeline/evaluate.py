@@ -38,7 +38,6 @@ from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, write_json
 from pipeline.runtime.numerics import set_numerics
 from pipeline.runtime.parts import WHOLE, Part, this_world
-from pipeline.runtime.progress import progress
 from pipeline.runtime.run_dir import RunDir, existing_run
 
 FINISHED = "manifest.json"
@@ -184,17 +183,13 @@ def _features(
     for extractor in reference_set.extractors:
         blocks = _work(cfg, samples, extractor, work=work)
         for share in shares:
-            with progress(f"{extractor.name} features of {samples.path.name}", blocks.images_of(share)) as tick:
-                extract(blocks, Reader(samples).read, extractor, part=share, tick=tick, device=default_device())
+            extract(blocks, Reader(samples).read, extractor, of=samples.path.name, part=share)
     for some in _mirrored_works(cfg, samples, reference_set, work=work):
-        label = f"{some.extractor.name} features of {some.images}, mirrored"
         for share in shares:
-            with progress(label, some.blocks.images_of(share)) as tick:
-                extract(some.blocks, some.read, some.extractor, part=share, tick=tick, device=default_device())
+            extract(some.blocks, some.read, some.extractor, of=f"{some.images}, mirrored", part=share)
     for images, blocks in _quality_works(cfg, samples, reference_set, work=work):
         for share in shares:
-            with progress(f"quality of {images.path.name}", blocks.images_of(share)) as tick:
-                score_blocks(blocks, Reader(images).read, reference_set.scorers, part=share, tick=tick)
+            score_blocks(blocks, Reader(images).read, reference_set.scorers, of=images.path.name, part=share)
     return gathers
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.data.reader import Reader
-from pipeline.data.shards import BLOCK, open_shards
+from pipeline.data.shards import BLOCK, Manifest, open_shards
 from pipeline.metrics.moments import Moments
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import content_hash
@@ -121,11 +121,16 @@ def _shards(path: Path) -> Path | None:
     if (path / "shards" / "train" / "manifest.json").is_file():
         return path / "shards" / "train"
     if (path / "config.yaml").is_file():
-        found = sorted(path.glob("samples/step-*/*/manifest.json"))
-        if not found:
+        if not (found := _sample_sets(path)):
             raise UserError(f"{path} is a run without a finished sample set. Run: mudi sample {path}")
-        return found[-1].parent
+        return found[-1]
     return None
+
+
+def _sample_sets(run: Path) -> list[Path]:
+    """The finished sample sets of a run: those of the last checkpoint last, of each the one made last."""
+    found = run.glob("samples/step-*/*/manifest.json")
+    return [path.parent for path in sorted(found, key=lambda path: (path.parts[-3], path.stat().st_mtime_ns))]
 
 
 def _prepared(path: Path, shards: Path, size: int | None) -> ImageSet:
@@ -133,10 +138,22 @@ def _prepared(path: Path, shards: Path, size: int | None) -> ImageSet:
     manifest, reader = opened.manifest, Reader(opened)
     if manifest.kind != "images":
         raise UserError(f"{shards} holds {manifest.kind}, expected images.")
-    notes = () if shards == path else (f"of {path}, {shards.relative_to(path)} was read",)
+    notes = () if shards == path else (_which(path, shards, manifest),)
     read, cut = _resized(reader.read, size, manifest.shape[1:])
     identity = content_hash([manifest.sha256, cut])
     return ImageSet(str(path), manifest.count, cut, identity, read, notes)
+
+
+def _which(path: Path, shards: Path, manifest: Manifest) -> str:
+    """Which shards of a directory were read, and what a sample set leaves out."""
+    said = f"of {path}, {shards.relative_to(path)} was read"
+    if (others := len(_sample_sets(path)) - 1) > 0:
+        said += f", the last of {others + 1} sample sets: give the path of another to score that"
+    drawn = [name for name, count in zip(manifest.classes, manifest.class_counts, strict=True) if count]
+    if drawn and len(drawn) < len(manifest.classes):
+        named = ", ".join(drawn[:8]) + (", ..." if len(drawn) > 8 else "")
+        said += f"; it has images of {len(drawn)} of {len(manifest.classes)} classes: {named}"
+    return said
 
 
 def _array(path: Path) -> Callable[[int | None], ImageSet | Statistics]:

@@ -25,7 +25,7 @@ from pipeline.config.load import listed
 from pipeline.config.overrides import put
 from pipeline.config.schema_metrics import EvaluateConfig
 from pipeline.config.weights import FILES, NO_FOLDER, VARIABLE, weights_file, weights_folder
-from pipeline.image_sets import ImageSet, Statistics, open_sets
+from pipeline.image_sets import KINDS, ImageSet, Statistics, open_sets
 from pipeline.metrics.extraction import Work, default_device, extract
 from pipeline.metrics.extractors import build_extractors
 from pipeline.metrics.features import Extractor
@@ -39,7 +39,6 @@ from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import atomic_path, read_json, write_json
 from pipeline.runtime.numerics import set_numerics
 from pipeline.runtime.parts import WHOLE, Part, parse_part, this_world
-from pipeline.runtime.progress import progress
 
 SPLIT = "B"  # what the second set is called in files; tables have its name
 
@@ -118,13 +117,9 @@ def score(
     for share in [mine, WHOLE] if gathers and mine != WHOLE else [mine]:
         for images in sets:
             for extractor in extractors:
-                work = works[images.identity, extractor.key]
-                with progress(f"{extractor.name} features of {images.name}", work.images_of(share)) as tick:
-                    extract(work, images.read, extractor, part=share, tick=tick, device=default_device())
+                extract(works[images.identity, extractor.key], images.read, extractor, of=images.name, part=share)
             if scorers:
-                work = quality[images.identity]
-                with progress(f"quality of {images.name}", work.images_of(share)) as tick:
-                    score_blocks(work, images.read, scorers, part=share, tick=tick)
+                score_blocks(quality[images.identity], images.read, scorers, of=images.name, part=share)
     if not gathers:
         return None
     measured = Measured()
@@ -259,7 +254,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--check", action="store_true", help="print what would be scored, and compute nothing")
     parser.add_argument("--part", metavar="k/n", help="compute this share of the features alone, and write no result")
     options, rest = parser.parse_known_args(argv)
-    cfg = settings_from(rest)
+    cfg = _checked(options, rest)
     first, second = open_sets(options.a, options.b, size=options.size)
     if isinstance(first, Statistics):
         raise UserError(f"{options.a} has statistics, not images. A is what is scored; B may be statistics.")
@@ -285,6 +280,23 @@ def main(argv: list[str]) -> int:
     print(f"kept for the next call: {options.cache} (features of both sets; --cache=FOLDER puts them elsewhere)")
     sys.stdout.flush()
     return 0
+
+
+def _checked(options: argparse.Namespace, overrides: list[str]) -> EvaluateConfig:
+    """The settings. What is wrong with the command line is said in one go, before anything is computed."""
+    problems = [f"{path} does not exist. Expected {KINDS}." for path in (options.a, options.b) if not path.exists()]
+    for name, path in (("--json", options.json), ("--csv", options.csv)):
+        if path is not None:
+            folder = next(folder for folder in path.absolute().parents if folder.exists())
+            if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+                problems.append(f"{name}: found '{path}', expected a file that can be written.")
+    try:
+        cfg = settings_from(overrides)
+    except UserError as error:
+        problems.append(str(error))
+    if problems:
+        raise UserError(listed(problems))
+    return cfg
 
 
 def _protocol(facts: Any) -> str:

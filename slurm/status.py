@@ -16,7 +16,7 @@ from pipeline.config.prepared import prepared_notes
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.runtime.numbers_text import directions, legend, notes, shown
+from pipeline.runtime.numbers_text import directions, joined, legend, notes, shown
 from slurm import ledger
 from slurm.failures import CHANGE, POLICIES, RETRY
 from slurm.ledger import State, record_of, states_of, states_without_slurm
@@ -266,7 +266,7 @@ def _show_numbers(result: dict[str, Any], title: str, console: Console) -> None:
 def explain_numbers(results: Sequence[dict[str, Any]], console: Console) -> None:
     """Print once what the tables above mean, and what a reader of them should know."""
     metrics = {name: value for result in results for name, value in sorted(result["metrics"].items())}
-    details = {name: facts for result in results for name, facts in result.get("details", {}).items()}
+    details = joined(result.get("details", {}) for result in results)
     cautions = [said for result in results for said in result.get("notes", notes(result["metrics"]))]
     for line in [*directions(metrics), *legend(metrics, details), *(f"- {said}" for said in dict.fromkeys(cautions))]:
         console.print(line, highlight=False, markup=False)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,7 +25,9 @@ from pipeline.data.images import encode
 from pipeline.data.shards import Layout, Sample, finish, open_shards, write_shard
 from pipeline.evaluate import evaluate
 from pipeline.metrics.references import open_reference, reference_path
+from pipeline.metrics.report import show
 from pipeline.runtime.errors import Incomplete, UserError
+from pipeline.runtime.files import read_json
 from pipeline.runtime.parts import Part
 from pipeline.runtime.run_dir import RunDir, open_run
 
@@ -98,6 +101,24 @@ def test_a_result_says_what_was_measured_on_what_with_what(scored) -> None:
     assert any("fewer than 10000 images" in sentence for sentence in result["notes"])
     low, high = (result["details"]["fd-domain"][k] for k in ("low", "high"))
     assert low < result["metrics"]["fd-domain"] < high
+
+
+def test_real_images_are_scored_as_samples_would_be(tmp_path, capsys) -> None:
+    """What stands beside the samples' numbers is what the held-out images get as a sample set."""
+    cfg, run = make(tmp_path, "evaluate.copies=false")
+    reference.run(cfg)
+    write_set(run.samples(120) / "real", *drawings(90, 1), "samples")
+    for path in evaluate(cfg, run):
+        show(read_json(path))
+        said = " ".join(capsys.readouterr().out.split())
+        result = read_json(path)
+        if path.stem.endswith("-real"):
+            real = {name: result["metrics"][name] for name in ("fd-domain", "accuracy-domain")}
+        beside = {name: result["details"][name]["held_out"] for name in ("fd-domain", "accuracy-domain")}
+    assert beside == pytest.approx(real, rel=1e-6)
+    (line,) = re.findall(r"Real images, held out: [^A-Z]*\.", said)
+    assert f" fd-domain {real['fd-domain']:.3g} (of 90)" in line
+    assert f" accuracy-domain {real['accuracy-domain']:.3g}" in line
 
 
 def test_planted_copies_are_found_and_drawn(scored) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from pipeline import score as scoring
+from pipeline.data.shards import Layout, Sample, finish, write_shard
 from pipeline.image_sets import ImageSet, Statistics, open_set
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.frechet import frechet_distance
@@ -121,6 +122,30 @@ def test_however_images_are_kept_they_are_the_same(tmp_path, pixels):
     prepared = open_set(next((tmp_path / "data").iterdir()))
     assert isinstance(prepared, ImageSet) and "shards/train" in prepared.notes[0]
     assert prepared.read(np.arange(2)).dtype == np.uint8
+
+
+def test_of_a_run_the_last_sample_set_is_scored_and_named(tmp_path):
+    layout, classes = Layout("png", (3, 8, 8)), ["cat", "dog", "owl"]
+    for name, label in (("heun", 0), ("ddim", 2)):
+        samples = [Sample("000000", png(np.zeros((8, 8, 3), np.uint8)), "png", label)]
+        shards = tmp_path / "run" / "samples" / "step-000000010" / name
+        record = write_shard(shards / "000000.tar", samples, layout)
+        finish(shards, [record], layout, classes=classes, protocol={"name": "t", "hash": "0"}, split="samples")
+        os.utime(shards / "manifest.json", (label, label))
+    (tmp_path / "run" / "config.yaml").touch()
+    (note,) = open_set(tmp_path / "run").notes
+    assert "step-000000010/ddim was read, the last of 2 sample sets" in note and "1 of 3 classes: owl" in note
+    os.utime(tmp_path / "run" / "samples" / "step-000000010" / "heun" / "manifest.json", (9, 9))
+    assert "heun was read" in open_set(tmp_path / "run").notes[0]
+
+
+def test_all_that_is_wrong_with_the_command_line_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.delenv("MUDI_WEIGHTS", raising=False)
+    (tmp_path / "a").touch()
+    with pytest.raises(UserError) as said:
+        scoring.main([str(tmp_path / "a"), str(tmp_path / "b"), f"--json={tmp_path}/a/b.json", f"--csv={tmp_path}"])
+    for part in (f"{tmp_path}/b does not exist", "No network is given", "--json: found", "--csv: found"):
+        assert part in str(said.value)
 
 
 def scores(a, b, tmp_path, *overrides):

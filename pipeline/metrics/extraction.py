@@ -5,6 +5,7 @@ not computed again. Any process may compute any block, so it does not matter how
 """
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from pipeline.metrics.features import Extractor
 from pipeline.metrics.moments import Moments, merged, moments
 from pipeline.runtime.distributed import own_device
 from pipeline.runtime.files import atomic_path
+from pipeline.runtime.parts import WHOLE
+from pipeline.runtime.progress import progress
 
 Read = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.uint8]]
 Floats = npt.NDArray[np.float32]
@@ -38,9 +41,9 @@ class Work:
         """Number of blocks."""
         return -(-self.count // self.block)
 
-    def images_of(self, part: tuple[int, int]) -> int:
-        """Images in the blocks k, k + n, k + 2n, ... of part (k, n)."""
-        return sum(min(self.block, self.count - n * self.block) for n in range(part[0], self.blocks, part[1]))
+    def images(self, number: int) -> npt.NDArray[np.int64]:
+        """Numbers of the images of one block."""
+        return np.arange(number * self.block, min((number + 1) * self.block, self.count), dtype=np.int64)
 
     def path(self, number: int) -> Path:
         """The file of one block."""
@@ -51,15 +54,40 @@ class Work:
         return [number for number in range(self.blocks) if not self.path(number).exists()]
 
 
+def blocks_to_do(work: Work, *, part: tuple[int, int], label: str) -> Iterator[tuple[Path, npt.NDArray[np.int64]]]:
+    """File and image numbers of each missing block k, k + n, k + 2n, ... of part (k, n). `label`: of the progress."""
+    mine = range(part[0], work.blocks, part[1])
+    missing = [number for number in mine if not work.path(number).exists()]
+    total, to_do = (sum(len(work.images(number)) for number in numbers) for numbers in (mine, missing))
+    if not missing:
+        if total:
+            print(f"{label}: all {total} are there", file=sys.stderr, flush=True)
+        return
+    with progress(label, total, done=total - to_do) as tick:
+        for number in missing:
+            if not work.path(number).exists():  # another process may have made it meanwhile
+                yield work.path(number), work.images(number)
+            tick(len(work.images(number)))
+
+
 def extract(
-    work: Work, read: Read, extractor: Extractor, *, part: tuple[int, int], tick: Callable[[int], None], device: str
+    work: Work,
+    read: Read,
+    extractor: Extractor,
+    *,
+    of: str,
+    part: tuple[int, int] = WHOLE,
+    device: str | None = None,
 ) -> None:
-    """Compute the missing blocks k, k + n, k + 2n, ... of part (k, n). `read(indices)` gives uint8 [B, H, W, C]."""
-    for number in range(part[0], work.blocks, part[1]):
-        indices = np.arange(number * work.block, min((number + 1) * work.block, work.count), dtype=np.int64)
-        if not work.path(number).exists():
-            save_features(work.path(number), features_of(indices, read, extractor, batch=work.batch, device=device))
-        tick(len(indices))
+    """Compute the missing blocks k, k + n, k + 2n, ... of part (k, n). `read(indices)` gives uint8 [B, H, W, C].
+
+    Args:
+        of: what the images are called while this runs.
+        device: the process's own by default.
+    """
+    device = device or default_device()
+    for path, indices in blocks_to_do(work, part=part, label=f"{extractor.name} features of {of}"):
+        save_features(path, features_of(indices, read, extractor, batch=work.batch, device=device))
 
 
 @torch.inference_mode()

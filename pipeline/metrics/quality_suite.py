@@ -13,11 +13,12 @@ import torch
 
 from pipeline.config.registry import METRICS
 from pipeline.config.schema_metrics import QualityConfig
-from pipeline.metrics.extraction import Read, Work, all_features, save_features
+from pipeline.metrics.extraction import Read, Work, all_features, blocks_to_do, save_features
 from pipeline.metrics.inception_weights import checked_file
 from pipeline.metrics.quality import Niqe, Score
 from pipeline.metrics.suite import Measured
 from pipeline.runtime.files import content_hash, sha256_file
+from pipeline.runtime.parts import WHOLE
 
 BLOCK = 64  # images of one restartable piece of work
 SAID = {  # what a reader has to know of a scale
@@ -52,18 +53,13 @@ def quality_work(directory: Path, scorers: Sequence[Scorer], *, count: int, most
     return Work(directory.with_name(f"{directory.name}-{key}"), min(count, most), BLOCK, BLOCK)
 
 
-def score_blocks(
-    work: Work, read: Read, scorers: Sequence[Scorer], *, part: tuple[int, int], tick: Callable[[int], None]
-) -> None:
-    """Score the missing blocks k, k + n, ... of part (k, n). `read(indices)` gives uint8 [B, H, W, C]."""
-    for number in range(part[0], work.blocks, part[1]):
-        indices = np.arange(number * work.block, min((number + 1) * work.block, work.count), dtype=np.int64)
-        if not work.path(number).exists():
-            images = read(indices)
-            scores = {s.name: [[s.score(image)] for image in images] for s in scorers if s.accepts(*images.shape[1:3])}
-            if scores:
-                save_features(work.path(number), {k: torch.tensor(v, dtype=torch.float64) for k, v in scores.items()})
-        tick(len(indices))
+def score_blocks(work: Work, read: Read, scorers: Sequence[Scorer], *, of: str, part: tuple[int, int] = WHOLE) -> None:
+    """As `extraction.extract`, with the scores of single images."""
+    for path, indices in blocks_to_do(work, part=part, label=f"quality of {of}"):
+        images = read(indices)
+        scores = {s.name: [[s.score(image)] for image in images] for s in scorers if s.accepts(*images.shape[1:3])}
+        if scores:
+            save_features(path, {k: torch.tensor(v, dtype=torch.float64) for k, v in scores.items()})
 
 
 def measure_quality(

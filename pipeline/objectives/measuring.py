@@ -103,8 +103,7 @@ def _frechet(
         part = Work(
             work / f"{extractor.key}-{images.manifest.sha256[:12]}", count, cfg.evaluate.block, cfg.evaluate.batch
         )
-        with progress(f"{extractor.name} features of {images.path.name}", count) as tick:
-            extract(part, Reader(images).read, extractor, part=(0, 1), tick=tick, device=default_device())
+        extract(part, Reader(images).read, extractor, of=images.path.name)
         works.append(part)
     if count < 2:
         out.notes.append("a Frechet distance needs at least 2 images")

@@ -168,7 +168,7 @@ JOBS = (
         arguments="RUN_DIR ...",
         more="Numbers stand in one table only if they were measured against the same images in the same features.",
         options=(
-            "--out FOLDER  of the table and the plots; default: beside the first run",
+            "--out FOLDER  of the table and the plots; default: comparison, beside the first run",
             "--metric NAME...  show this metric alone; may be repeated",
         ),
         examples=(f"{_EXAMPLE} runs/wide --metric fd-domain",),

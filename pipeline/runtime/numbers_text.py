@@ -10,7 +10,7 @@ ENDINGS = {  # what a part of a metric's name says
     "pixel": "by the pixels alone",
     "dinov2": "in the features of DINOv2",
     "clip": "in the features of CLIP",
-    "spatial": "in features of Inception that know where things are (sFID)",
+    "spatial": "in features of Inception that know where things are, as sfid is",
     "clean": "resized for Inception as clean-fid does",
     "torchmetrics": "resized for Inception as torchmetrics does",
     "infinity": "extrapolated to infinitely many images",
@@ -50,11 +50,30 @@ def legend(metrics: Iterable[str], details: Mapping[str, Mapping[str, Any]]) -> 
         lines.append("±: the standard deviation over subsets, splits or images.")
     for split in sorted({name.partition("@")[2] for name in names} - {""}):
         lines.append(f"@{split}: against the images of {split}; names without @ are of the first reference.")
+    if any(name.startswith(("sfid", "rsfid")) for name in names):
+        lines.append("sfid: fid in features of an earlier layer of Inception, which know where things are.")
     parts = {part for name in names for part in name.partition("@")[0].split("-")[1:]}
     lines += [f"-{ending}: {said}." for ending, said in ENDINGS.items() if ending in parts]
     if widths := [f"-{width}" for width in WIDTHS if width in parts]:
         lines.append(f"{', '.join(widths)}: in so many features of an earlier layer of Inception; FID itself has 2048.")
+    known = {name: facts for name in names if (facts := details.get(name, {})).get("held_out") is not None}
+    real = [
+        f"{name} {facts['held_out']:.3g}" + (f" (of {n})" if (n := facts.get("held_out_count")) else "")
+        for name, facts in known.items()
+    ]
+    if real:
+        lines.append(f"Real images, held out: {', '.join(real)}.")
     return lines
+
+
+def joined(results: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """The details of several results as one, for `legend`; without what real images have where results differ in it."""
+    found: dict[str, dict[str, Any]] = {}
+    real: dict[str, set[Any]] = {}
+    for name, facts in (item for details in results for item in details.items()):
+        found[name] = dict(facts)
+        real.setdefault(name, set()).add(facts.get("held_out"))
+    return {n: {k: v for k, v in f.items() if k != "held_out" or len(real[n]) == 1} for n, f in found.items()}
 
 
 def notes(metrics: Mapping[str, float]) -> list[str]:

@@ -22,7 +22,7 @@ def network() -> Extractor:
 def computed(directory, *, block: int, batch: int, parts: int) -> Work:
     work = Work(directory, len(IMAGES), block, batch)
     for part in reversed(range(parts)):
-        extract(work, lambda k: IMAGES[k], network(), part=(part, parts), tick=[].append, device="cpu")
+        extract(work, lambda k: IMAGES[k], network(), of="x", part=(part, parts), device="cpu")
     assert not work.missing()
     return work
 
@@ -59,7 +59,7 @@ def test_what_is_finished_is_not_computed_again(tmp_path) -> None:
         read.extend(indices.tolist())
         return IMAGES[indices]
 
-    extract(work, reading, network(), part=(0, 1), tick=[].append, device="cpu")
+    extract(work, reading, network(), of="x", device="cpu")
     assert read == list(range(48, 64))
 
 

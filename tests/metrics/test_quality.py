@@ -152,7 +152,7 @@ def scored(images: np.ndarray, scorers: list[Scorer], folder: Path, *, parts: in
 
     work = quality_work(folder / "samples", scorers, count=len(images), most=1000)
     for part in reversed(range(parts)):
-        score_blocks(work, reading, scorers, part=(part, parts), tick=[].append)
+        score_blocks(work, reading, scorers, of="x", part=(part, parts))
     assert not {k // BLOCK for k in read} & set(done)
     return measure_quality(work, work, scorers, size=images.shape[1:3])
 

@@ -2,7 +2,7 @@
 
 from pipeline.config.registry import METRICS as REGISTERED
 from pipeline.metrics.report import blocks, caution, meanings, usual_first
-from pipeline.runtime.numbers_text import directions, legend
+from pipeline.runtime.numbers_text import directions, joined, legend
 
 METRICS = {
     "fd-domain": 1.5,
@@ -75,3 +75,9 @@ def test_each_kind_of_number_is_explained_once_and_says_which_way_is_better() ->
     assert {row[0]: row[1] for row in found.rows}["niqe"] == "lower"
     assert all(said for *_, said in found.rows)
     assert all(kind.meaning for kind in REGISTERED)
+
+
+def test_what_real_images_have_is_said_where_all_results_agree_in_it() -> None:
+    one, other = {"fd-domain": {"held_out": 0.5, "held_out_count": 90}}, {"fd-domain": {"held_out": 0.7}}
+    assert legend(one, joined([one, one]))[-1:] == ["Real images, held out: fd-domain 0.5 (of 90)."]
+    assert not any("Real images" in line for line in legend(one, joined([one, other])))
