@@ -82,7 +82,10 @@ def _made(overrides: list[str], *, until: str | None = None, only: str | None = 
 
 def _submit(launches: list[Launch]) -> int:
     for launch in launches:
-        plan.quantities(launch)  # raises, before anything is queued, where the ranks and the recipe do not fit
+        rows = plan.quantities(launch)  # raises, before anything is queued, where the ranks and the recipe do not fit
+        for name, said in rows.items():
+            if name.endswith(plan.WARNINGS):
+                print(f"{launch.run.path.name}: {name}: {said}")
     here = [launch for launch in launches if launch.cfg.cluster.executor == "local"]
     queued = [launch for launch in launches if launch not in here]
     if queued:

@@ -25,10 +25,9 @@ class Policy:
     example: str = ""  # of a setting that CHANGE may change; {group}: of the job's resources, such as train
 
 
-_RATE = "train.optim.lr=1e-4"
 _NOT_AGAIN = "Slurm was not to queue it again (cluster.requeue is off): retry goes on from what was saved"
 POLICIES = {
-    "bad_config": Policy("never", "correct the setting that the message names and submit again", (CHANGE,), _RATE),
+    "bad_config": Policy("never", "correct the setting that the message names and submit again", (CHANGE,)),
     "out_of_memory": Policy(
         "never",
         "submit the run again with a smaller train.micro_batch (results stay the same), sample.batch or "
@@ -59,7 +58,6 @@ POLICIES = {
         "limited",
         "read the log; if it was the file system or the network, retry; if it was a setting, submit with another one",
         (RETRY, CHANGE),
-        _RATE,
     ),
     "killed": Policy("limited", "something killed the process from outside; read the log, then retry"),
     "time_limit": Policy(

@@ -27,6 +27,7 @@ from slurm.queue import Limits, limits
 from slurm.score import ScoreLaunch
 from slurm.workflows import Launch, trained_autoencoder
 
+WARNINGS = ("noise", "warm-up")  # rows that say what may go wrong; there only where it may
 BRIGHTNESS = 0.2  # standard deviation of whole images' means, in [-1, 1]; of Oxford Flowers 0.17
 
 
@@ -40,16 +41,17 @@ def show(launch: Launch, console: Console, *, overrides: Sequence[str] = ()) -> 
     rows, complete = followed(launch), launch.complete()
     costs = estimates(launch.cfg, launch.jobs, train_images=train_images(launch.cfg))
     _say(console, f"{launch.run.path} on cluster={launch.cfg.cluster.name}", "")
-    jobs = ordered(launch.jobs)
+    jobs, limited = ordered(launch.jobs), launch.cfg.cluster.executor == "slurm"
     for job in jobs:
         after = f", after {', '.join(job.parents)}" if job.parents else ""
         _say(console, f"{job.name}: {'complete: skipped' if complete[job.name] else 'to do'}{after}")
-        _say(console, f"  {job.command()}", f"  {asked(job.resources)}")
+        _say(console, f"  {job.command()}", f"  {asked(job.resources, limited=limited)}")
         _say(console, "" if complete[job.name] or job.name not in costs else f"  estimate: {costs[job.name]}\n")
     check_gpus(launch.cfg, launch.jobs)
     unknown = _unknown(launch.cfg, overrides) if not costs and not all(complete.values()) else {}
     to_do = [job for job in jobs if not complete[job.name]]
     total = in_all(launch.cfg, to_do, train_images=train_images(launch.cfg))
+    total = {name: said for name, said in total.items() if limited or name != "in all"}
     for name, value in (rows | unknown | total | _limits(launch)).items():
         _say(console, f"{name:14s} {value}")
     if objective_kind(launch.cfg).samples and launch.cfg.evaluate.inception.weights is None:
@@ -78,14 +80,14 @@ def _limits(launch: Launch) -> dict[str, str]:
     return {"limits": "; ".join(filter(None, said))}
 
 
-def asked(resources: Resources) -> str:
-    """Resources in words."""
+def asked(resources: Resources, *, limited: bool = True) -> str:
+    """Resources in words. `limited`: with the time limit, which is wide where jobs run on this machine."""
     nodes = f"{resources.nodes} nodes x " if resources.nodes > 1 else ""
     parts = [nodes + _counted(resources.tasks_per_node, "process", "processes")]
     parts += [_counted(resources.gpus, "GPU", "GPUs") + (" a node" if nodes else "")] if resources.gpus else []
     parts += [_counted(resources.cpus, "core", "cores") + " each"] if resources.cpus else []
     parts += [f"{resources.memory_gb:g} GB"] if resources.memory_gb else []
-    parts.append(f"{duration(60 * resources.minutes)} at most")
+    parts += [f"{duration(60 * resources.minutes)} at most"] if limited else []
     parts += [f"{resources.parts} parts"] if resources.parts > 1 else []
     return ", ".join(parts)
 

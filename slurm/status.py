@@ -27,6 +27,7 @@ from slurm.workflows import Launch, comparison, job_named, reconstruction_of, re
 
 PICTURES = {"grid.png": "Picture", "strip.png": "Strip"}  # of a sample set: images, and how they came out of noise
 RESOURCES = {"reconstruct": "sample", "features": "evaluate"}  # jobs that are given those of another
+BEGINS = re.compile(rf"^((?:{'|'.join(Config.model_fields)})(?:\.\w+)+)\b")
 SETTING = re.compile(rf"\b((?:{'|'.join(Config.model_fields)})(?:\.\w+)+)(?:=|: found)")  # that a message names
 LAUNCHER = re.compile(r"^submitit INFO .*\n?", re.MULTILINE)
 POLL_SECONDS = 0.5
@@ -129,8 +130,10 @@ def what_to_do(launch: Launch, state: State) -> str:
         example = example if example.startswith("cluster.") else "evaluate.batch=64"
     commands = {RETRY: f"mudi retry {launch.run.path}"}
     commands[CHANGE] = f"mudi submit {what} {example.format(group=group)} (an example)"
-    if state.cause in ("bad_config", "error") and (named := SETTING.search(state.message)):
-        commands[CHANGE] = f"mudi submit {what} (followed by {named[1]}= and another value)"
+    if state.cause in ("bad_config", "error"):  # of the settings in a message, the one that it begins with is wrong
+        named = BEGINS.search(state.message) or SETTING.search(state.message)
+        value = f"{named[1]}= and another value" if named else "the setting and another value"
+        commands[CHANGE] = f"mudi submit {what} (followed by {value})"
     return "\n   ".join([f"-> {state.advice}", *(commands[name] for name in wanted)])
 
 

@@ -32,14 +32,14 @@ def main(overrides: list[str], *, dry_run: bool = False) -> int:
 
 
 def describe(cfg: Config) -> None:
-    """Print what follows (steps, images, epochs, parameters, size of checkpoints), and below it all settings."""
+    """Print all settings, and what follows from them last: steps, images, epochs, parameters, size of checkpoints."""
     console = Console()
+    console.print(to_yaml(cfg), markup=False, highlight=False)
     console.print(run_directory(cfg), highlight=False, soft_wrap=True)
     table = Table("quantity", "value")
     for name, value in derived(cfg).items():
         table.add_row(name, value)
     console.print(table)
-    console.print(to_yaml(cfg), markup=False, highlight=False)
 
 
 def derived(cfg: Config) -> dict[str, str]:

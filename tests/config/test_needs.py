@@ -279,6 +279,8 @@ def test_a_plan_says_that_warm_up_is_longer_than_training(tmp_path: Path, capsys
     assert main([*overrides, *short]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "longer than the training: the rate ends at 0.001 and never reaches 0.004" in shown
+    assert main(["submit", *overrides[1:], *short, "--only", "train"]) == 2  # its data is not there
+    assert "glyphs16: warm-up: 100 steps" in capsys.readouterr().out
     assert main([*overrides, *short, "train.duration=100 steps"]) == 0
     assert "longer than the training" not in capsys.readouterr().out
 

@@ -106,7 +106,10 @@ def test_images_that_are_not_there_are_said_before_anything_is_queued(tmp_path):
     with pytest.raises(UserError, match=r"data\.source\.path: .*images' does not exist on this machine"):
         launch_for(cfg, make=True)
     assert not list(tmp_path.iterdir())
-    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "cats").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"data\.source\.path: .*images' holds no images"):
+        launch_for(cfg, make=True)
+    (tmp_path / "images" / "cats" / "a.png").touch()
     assert launch_for(cfg, make=True).run.config.is_file()
 
 

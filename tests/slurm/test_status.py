@@ -128,9 +128,9 @@ def test_a_training_that_started_again_has_no_pace_before_it_has_said_one(tmp_pa
 @pytest.mark.parametrize(
     ("cause", "commands"),
     [
-        ("bad_config", ("mudi submit RUN train.optim.lr=1e-4",)),
+        ("bad_config", ("mudi submit RUN",)),
         ("out_of_memory", ("mudi submit RUN train.micro_batch=16",)),
-        ("error", ("mudi retry RUN", "mudi submit RUN train.optim.lr=1e-4")),
+        ("error", ("mudi retry RUN", "mudi submit RUN")),
         ("time_limit", ("mudi retry RUN", "mudi submit RUN cluster.train.minutes=24:00:00")),
         ("cancelled", ("mudi retry RUN",)),
         ("held_by_user", ()),
@@ -142,6 +142,14 @@ def test_advice_ends_with_the_commands_that_follow_it(tmp_path, cause, commands)
     said = explain(launch, State("train", "failed", cause, "why", ids=("8",))).splitlines()
     shown = [line.strip().partition(" (")[0] for line in said if line.strip().startswith("mudi ")]
     assert shown == [command.replace("RUN", str(launch.run.path)) for command in commands]
+
+
+def test_the_setting_that_a_message_begins_with_is_the_one_to_change(tmp_path):
+    launch = stand_in(tmp_path, profile("testbed"), only=("train",))
+    why = "data.source.file_column: the table has none of file, image. Set it, or data.source.labels=none."
+    for message, setting in ((why, "data.source.file_column="), ("/data/x is gone", "the setting")):
+        said = explain(launch, State("train", "failed", "bad_config", message, ids=("8",)))
+        assert f"mudi submit {launch.run.path} (followed by {setting} and another value)" in said
 
 
 def test_a_run_that_failed_here_for_a_setting_says_how_to_change_it(tmp_path, capsys):
