@@ -11,13 +11,14 @@ from prepared import picture
 
 def linked_folder(root: Path, count: int) -> Path:
     """`count` names of a few small files: as many directory entries, hardly any bytes."""
-    root.mkdir()
+    originals = root / "originals"
+    originals.mkdir(parents=True)
     for number in range(10):
-        picture(number, width=16, height=16).save(root / f"original{number}.png")
+        picture(number, width=16, height=16).save(originals / f"{number}.png")
     for number in range(count - 10):
         folder = root / f"{number // 5000:03d}"
         folder.mkdir(exist_ok=True)
-        (folder / f"{number:07d}.png").hardlink_to(root / f"original{number % 10}.png")
+        (folder / f"{number:07d}.png").hardlink_to(originals / f"{number % 10}.png")
     return root
 
 
