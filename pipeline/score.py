@@ -24,7 +24,7 @@ from pipeline.config.explain import explain
 from pipeline.config.load import listed
 from pipeline.config.overrides import put
 from pipeline.config.schema_metrics import EvaluateConfig
-from pipeline.config.weights import FILES, NO_FOLDER, VARIABLE, weights_file, weights_folder
+from pipeline.config.weights import FILES, VARIABLE, no_folder, weights_file, weights_folder
 from pipeline.image_sets import KINDS, ImageSet, Statistics, open_sets
 from pipeline.metrics.extraction import Work, default_device, extract
 from pipeline.metrics.extractors import build_extractors
@@ -66,7 +66,7 @@ def settings_from(overrides: list[str]) -> EvaluateConfig:
     Inception's weights are taken from where MUDI_WEIGHTS says, if they are there, unless an override says otherwise.
     """
     values = OmegaConf.create({"evaluate": {"domain": {"enabled": False}}})
-    where = NO_FOLDER
+    where = no_folder("inception")
     if (folder := weights_folder()) is not None:
         where = (
             f"{VARIABLE}: found none of {', '.join(FILES['inception'])} in '{folder}' or its folder inception"
@@ -86,7 +86,8 @@ def settings_from(overrides: list[str]) -> EvaluateConfig:
     if not (cfg.inception.weights or cfg.dinov2.weights or cfg.clip.weights or cfg.quality.weights()):
         raise UserError(
             "No network is given to measure with. Say evaluate.inception.weights=FILE for FID, KID, IS, precision and "
-            "recall, or evaluate.dinov2.weights, evaluate.clip.weights, or evaluate.quality.niqe, .brisque or .cnniqa. "
+            "recall, or evaluate.dinov2.weights, evaluate.clip.weights, or evaluate.quality.niqe, .brisque, .cnniqa "
+            "or .cnniqa_koniq. "
             f"{where}"
         )
     return cfg

@@ -14,7 +14,7 @@ from pipeline.config.plan import plan_for
 from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import Resources
 from pipeline.config.schema_objectives import objective_kind
-from pipeline.config.weights import NO_FOLDER
+from pipeline.config.weights import no_folder
 from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.files import read_json, write_text
 from slurm import ledger, snapshot
@@ -28,6 +28,7 @@ from slurm.score import ScoreLaunch
 from slurm.workflows import Launch, trained_autoencoder
 
 WARNINGS = ("noise", "warm-up")  # rows that say what may go wrong; there only where it may
+QUALITY_SIZE = 96  # pixels from which measures of single images say something
 BRIGHTNESS = 0.2  # standard deviation of whole images' means, in [-1, 1]; of Oxford Flowers 0.17
 
 
@@ -55,7 +56,10 @@ def show(launch: Launch, console: Console, *, overrides: Sequence[str] = ()) -> 
     for name, value in (rows | unknown | total | _limits(launch)).items():
         _say(console, f"{name:14s} {value}")
     if objective_kind(launch.cfg).samples and launch.cfg.evaluate.inception.weights is None:
-        _say(console, f"FID and IS     not measured: no weights. {NO_FOLDER}")
+        quality = launch.cfg.data.image_size >= QUALITY_SIZE and not launch.cfg.evaluate.quality.weights()
+        names = ("inception", *(("niqe", "brisque", "cnniqa") if quality else ()))
+        said = ", nor the quality of single images" if quality else ""
+        _say(console, f"FID and IS     not measured{said}: no weights. {no_folder(*names)}")
     _say(console, "parameters     `mudi train ... --dry-run` counts them, with the size of a checkpoint")
 
 

@@ -7,7 +7,7 @@ from pipeline.config.schema import Config
 from pipeline.config.schema_data import split_names
 from pipeline.config.schema_metrics import in_loop_metrics, network_of
 from pipeline.config.schema_objectives import objective_kind, objective_of
-from pipeline.config.weights import NO_FOLDER
+from pipeline.config.weights import no_folder
 from pipeline.runtime.errors import did_you_mean
 
 # What Accelerate knows beside TensorBoard; each name is that of its package.
@@ -103,10 +103,10 @@ def _of_results(cfg: Config, metric: str) -> Iterator[str]:
         yield f"{metric} is no metric: {METRICS.unknown(metric)}{did_you_mean(metric, names)}"
         return
     if kind.needs == "image" and kind.name not in evaluate.quality.weights():
-        yield f"{metric} needs evaluate.quality.{kind.name}, which is null. {NO_FOLDER}"
+        yield f"{metric} needs {evaluate.quality.setting(kind.name)}, which is null. {no_folder(kind.name)}"
     if network is not None and not evaluate.measures_in(network):
         setting = "domain.enabled=true." if network == "domain" else f"{network}.weights, which is null."
-        hint = f" {NO_FOLDER} fd-domain needs no weights." if network == "inception" else ""
+        hint = f" {no_folder('inception')} fd-domain needs no weights." if network == "inception" else ""
         yield f"{metric} needs evaluate.{setting}{hint}"
     if split and split not in evaluate.reference_splits:
         yield f"{metric} needs '{split}' among evaluate.reference_splits, which are {list(evaluate.reference_splits)}."

@@ -79,7 +79,7 @@ def _scorers(cfg: Config) -> Iterator[str]:
     quality = cfg.evaluate.quality
     for name, path in quality.weights().items():
         if not path.is_file():
-            yield _no_file(cfg, f"evaluate.quality.{name}", path, name)
+            yield _no_file(cfg, quality.setting(name), path, name)
     if (model := quality.brisque) is not None and model.is_file():
         ranges = model.with_name(model.name.replace("model", "range"))
         if ranges == model or not ranges.is_file():

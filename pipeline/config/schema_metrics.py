@@ -53,14 +53,20 @@ class QualityConfig(Settings):
     """No-reference quality of single images. Each is off while its path is null."""
 
     cnniqa: Path | None = None  # trained on LIVE: 0 to about 100, lower is better
+    cnniqa_koniq: Path | None = None  # trained on KonIQ-10k: 0 to 1, higher is better
     niqe: Path | None = None
     images: int = Field(1000, ge=1)  # scored one by one, at most
     brisque: Path | None = None  # libsvm model `allmodel`; `allrange` (with the same prefix) lies beside it
 
     def weights(self) -> dict[str, Path]:
         """The files of the measures that are on, by the metric's name."""
-        paths = {"niqe": self.niqe, "brisque": self.brisque, "cnniqa": self.cnniqa}
+        paths = {"niqe": self.niqe, "brisque": self.brisque, "cnniqa": self.cnniqa, "cnniqa-koniq": self.cnniqa_koniq}
         return {name: path for name, path in paths.items() if path is not None}
+
+    @staticmethod
+    def setting(metric: str) -> str:
+        """The setting that switches a metric on."""
+        return f"evaluate.quality.{metric.replace('-', '_')}"
 
 
 class EvaluateConfig(Settings):
@@ -158,6 +164,7 @@ _MEANINGS = {
     "niqe": "distortion of single images, by their statistics alone",
     "brisque": "distortion of single images, as people rated it",
     "cnniqa": "distortion of single images, as a network learned it from ratings",
+    "cnniqa-koniq": "quality of single images, 0 to 1, as a network learned it from ratings of photographs",
     "compression": "how many times fewer numbers the latents have than the image",
     "kl-per-dimension": "bits of information, in nats, that each number of the latents carries",
     "dead-channels": "channels of the latents that carry nothing",
@@ -201,6 +208,7 @@ _metric("cmmd", f"{_SUITE}:clip_distance", direction="minimize", networks=("clip
 _metric("copy-rate", direction="minimize", variants=False)
 for _name in ("niqe", "brisque", "cnniqa"):  # with the published weights all three grow with distortion
     _metric(_name, f"pipeline.metrics.quality:{_name}", direction="minimize", needs="image")
+_metric("cnniqa-koniq", "pipeline.metrics.quality:cnniqa_koniq", direction="maximize", needs="image")
 for _name in ("compression", "kl-per-dimension", "dead-channels"):
     _metric(_name, direction=None)
 for _name in ("psnr", "ssim"):

@@ -10,16 +10,21 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 VARIABLE = "MUDI_WEIGHTS"
-NO_FOLDER = (
-    f"Name the folder of the weights once: {VARIABLE}=/my/weights in the environment, or `weights:` in the "
-    "cluster's profile (mudi prepare fetch weights inception --into /my/weights brings them)."
-)
 FILES = {  # by the names of `mudi prepare fetch weights`; the first that is there is taken
     "inception": ("pt_inception-2015-12-05-6726825d.pth", "inception-2015-12-05.pt"),
     "cnniqa": ("CNNIQA-LIVE.pth",),
+    "cnniqa-koniq": ("CNNIQA_koniq10k-e6f14c91.pth",),
     "niqe": ("niqe_pris_params.npz",),
     "brisque": ("brisque_allmodel",),
 }
+
+
+def no_folder(*names: str) -> str:
+    """What to do where nobody names the folder of these weights."""
+    return (
+        f"Name the folder of the weights once: {VARIABLE}=/my/weights in the environment, or `weights:` in the "
+        f"cluster's profile (mudi prepare fetch weights {' '.join(names)} --into /my/weights brings them)."
+    )
 
 
 def weights_file(name: str, folder: Path) -> Path:

@@ -154,11 +154,14 @@ class CnnIqa(nn.Module):
     `path`: a state dict of conv1 [50, 1, 7, 7] and fc1, fc2, fc3.
     """
 
+    channels = 1
+
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 50, 7)
+        self.conv1 = nn.Conv2d(self.channels, 50, 7)
         self.fc1, self.fc2, self.fc3 = nn.Linear(100, 800), nn.Linear(800, 800), nn.Linear(800, 1)
-        self.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.load_state_dict(state.get("params", state))
         self.eval().requires_grad_(False)
 
     @staticmethod
@@ -168,7 +171,10 @@ class CnnIqa(nn.Module):
 
     def forward(self, patches: Tensor) -> Tensor:
         """Grey patches [P, 1, 32, 32] with values 0 to 1 -> scores [P]."""
-        h = self.conv1(_contrast(patches)).flatten(2)
+        return self._scores(_contrast(patches))
+
+    def _scores(self, x: Tensor) -> Tensor:
+        h = self.conv1(x).flatten(2)
         h = torch.cat([h.amax(2), h.amin(2)], 1)
         return torch.as_tensor(self.fc3(functional.relu(self.fc2(functional.relu(self.fc1(h)))))[:, 0])
 
@@ -179,6 +185,27 @@ class CnnIqa(nn.Module):
         patches = values.reshape(rows, PATCH, columns, PATCH).swapaxes(1, 2).reshape(-1, 1, PATCH, PATCH)
         with torch.no_grad():
             return float(self(torch.from_numpy(np.ascontiguousarray(patches))).mean())
+
+
+class CnnIqaKoniq(CnnIqa):
+    """CNN-IQA as pyiqa trained it on KonIQ-10k: it predicts how good people find an image, from 0 to 1, higher is
+    better. It reads the whole image in colour, without the contrast of `CnnIqa`.
+
+    `path`: a state dict of conv1 [50, 3, 7, 7] and fc1, fc2, fc3, or one that holds it as `params`.
+    """
+
+    channels = 3
+
+    @staticmethod
+    def accepts(height: int, width: int) -> bool:
+        """Whether an image of this size is as large as the filters."""
+        return min(height, width) >= 7
+
+    def score(self, image: npt.NDArray[np.uint8]) -> float:
+        """The score of one image [H, W, 1 or 3]."""
+        colour = np.broadcast_to(image, (*image.shape[:2], 3)).astype(np.float32) / 255
+        with torch.no_grad():
+            return float(self._scores(torch.from_numpy(colour).permute(2, 0, 1)[None])[0])
 
 
 def _pillow_grey(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -211,4 +238,10 @@ def brisque(weights: Path) -> Measure:
 def cnniqa(weights: Path) -> Measure:
     """CNN-IQA, and the sizes that it accepts."""
     network = CnnIqa(weights)
+    return network.score, network.accepts
+
+
+def cnniqa_koniq(weights: Path) -> Measure:
+    """CNN-IQA of KonIQ-10k, and the sizes that it accepts."""
+    network = CnnIqaKoniq(weights)
     return network.score, network.accepts

@@ -23,7 +23,9 @@ from pipeline.runtime.parts import WHOLE
 BLOCK = 64  # images of one restartable piece of work
 SAID = {  # what a reader has to know of a scale
     "cnniqa": "cnniqa is the network trained on LIVE: it predicts distortion, 0 to about 100, lower is better; scores "
-    "of networks trained on KonIQ-10k (0 to 1, higher is better) do not compare",
+    "of cnniqa-koniq, trained on KonIQ-10k (0 to 1, higher is better), do not compare",
+    "cnniqa-koniq": "cnniqa-koniq is the network that pyiqa trained on KonIQ-10k: it predicts quality, 0 to 1, higher "
+    "is better; scores of cnniqa, trained on LIVE, do not compare",
 }
 _SMALL = 96  # pixels below which the scores are far from what they were fitted to
 
@@ -42,7 +44,7 @@ def build_scorers(cfg: QualityConfig) -> list[Scorer]:
     """The registered measures of single images, whichever have weights."""
     found = []
     for name, path in cfg.weights().items():
-        file = checked_file(f"evaluate.quality.{name}", path, None)
+        file = checked_file(cfg.setting(name), path, None)
         found.append(Scorer(name, sha256_file(file), *METRICS[name].load()(file)))
     return found
 

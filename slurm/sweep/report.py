@@ -21,6 +21,7 @@ from scipy.stats import t as student
 from pipeline.config.load import config_from
 from pipeline.config.registry import higher_is_better
 from pipeline.runtime.files import atomic_path, write_json, write_text
+from pipeline.runtime.numbers_text import directions
 from pipeline.runtime.parts import without_launcher
 from slurm.failures import POLICIES
 from slurm.ledger import State
@@ -37,7 +38,7 @@ WIDTH = 1200  # of pictures, about; smaller ones are enlarged
 ENOUGH, STRONG, WEAK = 6, 0.8, 0.4  # trials to correlate; rank correlations
 _ORDER = ("running", "waiting", "failed", "over budget", "cancelled", "blocked", "not begun", "complete")
 USUAL = ("fid", "fd-domain", "is", "is-domain", "kid", "kid-domain", "accuracy-domain", "precision", "recall")
-QUALITY = ("cnniqa", "niqe", "brisque")  # of single images
+QUALITY = ("cnniqa", "cnniqa-koniq", "niqe", "brisque")  # of single images
 SCALE = "sample.sampler.guidance.scale"
 
 
@@ -344,7 +345,8 @@ def _convention(settings: SweepSettings) -> str:
 def _quality(columns: Mapping[str, Any]) -> str:
     """Which way the numbers of single images go."""
     found = [name for name in QUALITY if name in columns]
-    return f"{', '.join(found)}: lower is better; cnniqa is the network trained on LIVE.\n" if found else ""
+    networks = ["cnniqa is the network trained on LIVE, cnniqa-koniq on KonIQ-10k."] if "cnniqa" in found else []
+    return " ".join([*directions(found), *networks]) + "\n" * bool(found)
 
 
 def _counts(done: Sequence[Trial]) -> str:

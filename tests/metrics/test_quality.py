@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.signal import convolve2d
 from torch.nn import functional
 
+from pipeline.config.registry import higher_is_better
 from pipeline.config.schema_metrics import QualityConfig
 from pipeline.metrics.quality import Brisque, CnnIqa, Niqe, _read_libsvm, brisque_features
 from pipeline.metrics.quality_suite import (
@@ -124,6 +125,26 @@ def test_cnniqa_is_the_mean_over_patches_of_a_plain_reading_of_the_paper(flowers
                 h = functional.linear(h, state[f"{name}.weight"], state[f"{name}.bias"]).relu()
             scores.append(float(functional.linear(h, state["fc3.weight"], state["fc3.bias"])))
     assert network.score(image) == pytest.approx(np.mean(scores), rel=1e-5)
+
+
+def test_cnniqa_of_koniq_reads_the_whole_image_in_colour(flowers, tmp_path: Path) -> None:
+    """With random weights: those of KonIQ-10k are not at hand."""
+    torch.manual_seed(0)
+    shapes = {"conv1": (50, 3, 7, 7), "fc1": (800, 100), "fc2": (800, 800), "fc3": (1, 800)}
+    state = {f"{name}.weight": 0.1 * torch.randn(shape) for name, shape in shapes.items()}
+    state |= {f"{name}.bias": 0.1 * torch.randn(shape[0]) for name, shape in shapes.items()}
+    path = tmp_path / "koniq.pth"
+    torch.save({"params": state}, path)
+    (scorer,) = build_scorers(QualityConfig(cnniqa_koniq=path))
+    for image in (flowers[0][:50, :60], flowers[0][:50, :60, :1]):
+        x = torch.from_numpy(np.broadcast_to(image, (50, 60, 3)).copy()).permute(2, 0, 1)[None] / 255
+        h = functional.conv2d(x, state["conv1.weight"], state["conv1.bias"])
+        h = torch.cat([h.amax((2, 3)), h.amin((2, 3))], 1)
+        for name in ("fc1", "fc2"):
+            h = functional.linear(h, state[f"{name}.weight"], state[f"{name}.bias"]).relu()
+        expected = functional.linear(h, state["fc3.weight"], state["fc3.bias"])
+        assert scorer.score(image) == pytest.approx(float(expected), rel=1e-4)
+    assert scorer.name == "cnniqa-koniq" and higher_is_better(scorer.name) and not higher_is_better("cnniqa")
 
 
 def test_grey_is_luma_and_a_grey_image_is_itself() -> None:

@@ -157,4 +157,4 @@ def test_the_table_has_times_and_what_guidance_scales_mean(sweep: SweepDir) -> N
     assert "cfg: 1 is the conditional model" in report._convention(varied)
     ho = varied.model_copy(update={"base": ("sample.sampler.guidance.convention=ho",)})
     assert "w = scale - 1, and 0 is the conditional model" in report._convention(ho)
-    assert report._convention(sweep.settings()) == "" and "lower is better" in report._quality({"niqe": []})
+    assert report._convention(sweep.settings()) == "" and "Lower is better: niqe." in report._quality({"niqe": []})
