@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.compare import compare
-from pipeline.config.needs import require
+from pipeline.config.check_training import metric_problems
+from pipeline.config.load import listed
+from pipeline.config.needs import metric_missing, require
 from pipeline.config.schema import Config
 from pipeline.evaluate import evaluate
-from pipeline.runtime.errors import Incomplete
+from pipeline.runtime.errors import Incomplete, UserError
 from pipeline.runtime.run_dir import RunDir, existing_run
 from pipeline.sample import sample
 
@@ -25,6 +27,9 @@ def main(overrides: list[str], *, metric: Sequence[str] = ()) -> None:
     """`mudi curve RUN_DIR [--metric NAME ...] [key=value ...]`."""
     run, cfg = existing_run(overrides)
     require(cfg, "sample", "evaluate")
+    problems = [problem for name in metric for problem in (*metric_problems(cfg, name), *metric_missing(cfg, name))]
+    if problems:  # before anything is sampled
+        raise UserError(listed([f"--metric: {problem}" for problem in problems]))
     print(*curve(cfg, run, metrics=metric), sep="\n")
 
 

@@ -17,6 +17,8 @@ def test_a_curve_has_a_point_for_each_checkpoint_that_was_kept(tmp_path, capsys)
     reference.run(cfg)
     run = tiny.run(cfg)
     (run.path / "config.yaml").write_text(to_yaml(cfg))
+    assert main(["curve", str(run.path), "--metric", "fid"]) == 2 and not (run.path / "samples").exists()
+    assert "--metric: fid needs evaluate.inception.weights" in capsys.readouterr().err
     for _ in range(2):  # the second time everything is there
         assert main(["curve", str(run.path), "--metric", "fd-domain"]) == 0
     files = capsys.readouterr().out.split()

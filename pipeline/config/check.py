@@ -106,6 +106,10 @@ def _classes(cfg: Config) -> Iterator[str]:
             f"sample.classes: found {cfg.sample.classes}, but model.condition={cfg.model.condition}: the model cannot "
             "be asked for a class. Use sample.classes=uniform, or train with model.condition=class."
         )
+    elif (
+        isinstance(cfg.sample.classes, tuple) and (names := cfg.data.source.class_names()) and not cfg.data.split.least
+    ):
+        yield from classes_problems(cfg.sample.classes, names)
     elif isinstance(cfg.sample.classes, tuple) and (classes := class_count(cfg.data)):
         numbers = [c for c in cfg.sample.classes if isinstance(c, int)]  # names are known once the data is prepared
         yield from classes_problems(numbers, [""] * classes)

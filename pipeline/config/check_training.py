@@ -104,6 +104,8 @@ def _of_results(cfg: Config, metric: str) -> Iterator[str]:
         return
     if kind.needs == "image" and kind.name not in evaluate.quality.weights():
         yield f"{metric} needs {evaluate.quality.setting(kind.name)}, which is null. {no_folder(kind.name)}"
+    if cfg.data.image_size < kind.least_size:
+        yield f"{metric} needs images of {kind.least_size} pixels, but data.image_size is {cfg.data.image_size}."
     if network is not None and not evaluate.measures_in(network):
         setting = "domain.enabled=true." if network == "domain" else f"{network}.weights, which is null."
         hint = f" {no_folder('inception')} fd-domain needs no weights." if network == "inception" else ""

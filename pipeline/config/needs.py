@@ -13,10 +13,12 @@ from pipeline.config.load import autoencoder_config, listed
 from pipeline.config.paths import data_directory, run_directory, training_shards
 from pipeline.config.registry import SOURCES
 from pipeline.config.schema import Config
+from pipeline.config.schema_metrics import network_of
 from pipeline.config.schema_objectives import objective_of
-from pipeline.config.weights import VARIABLE, weights_folder
+from pipeline.config.weights import VARIABLE, inception_outputs, weights_folder
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
+from pipeline.runtime.numbers_text import WIDTHS
 
 RECEIPT = Path("shards", "receipt.json")  # in the data directory: all shards are there
 _LIBRARY_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -58,6 +60,13 @@ def _features(cfg: Config) -> Iterator[str]:
     weights = cfg.evaluate.inception.weights
     if weights is not None and not weights.is_file():
         yield _no_file(cfg, "evaluate.inception.weights", weights, "inception")
+    elif weights is not None and (
+        lacking := set(cfg.evaluate.inception.features or ()) - {*inception_outputs(weights)}
+    ):
+        yield (
+            f"evaluate.inception.features: found {', '.join(sorted(lacking))}, but {weights.name} reaches only "
+            f"{', '.join(inception_outputs(weights))}. Use a whole weight file, or ask for those."
+        )
     for name, folder in (("dinov2", cfg.evaluate.dinov2.weights), ("clip", cfg.evaluate.clip.weights)):
         if folder is None:
             continue
@@ -72,6 +81,21 @@ def _features(cfg: Config) -> Iterator[str]:
                 f"evaluate.{name}.weights: set, but the library `transformers` is not installed. Install it "
                 f"(pip install transformers), or set evaluate.{name}.weights=null."
             )
+
+
+def metric_missing(cfg: Config, metric: str) -> Iterator[str]:
+    """Why a metric will not be measured, where the file of FID's network does not reach its features."""
+    weights, words = cfg.evaluate.inception.weights, metric.partition("@")[0].split("-")
+    if network_of(metric) != "inception" or weights is None or not weights.is_file():
+        return
+    spatial = "spatial" if "spatial" in words or "sfid" in words else None
+    wanted = next((w for w in WIDTHS if w in words), spatial or ("logits" if words[0] == "is" else "2048"))
+    given = cfg.evaluate.inception.features or inception_outputs(weights)
+    if wanted not in given:
+        yield (
+            f"{metric} needs the features {wanted} of FID's network, but evaluate.inception gives {', '.join(given)} "
+            f"of {weights.name}. Use a whole weight file, or another metric, such as fid-768 or fd-domain."
+        )
 
 
 def _scorers(cfg: Config) -> Iterator[str]:

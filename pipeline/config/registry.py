@@ -232,6 +232,7 @@ class MetricKind(Kind):
     usual: tuple[str, ...] = ()  # names that tables show first, in the order of registration
     networks: tuple[str, ...] = ()  # whose features it is measured in; (): those of all
     needs: Literal["reference", "logits", "attributes", "image"] = "reference"  # or what it reads without one
+    least_size: int = 1  # pixels of a side of square images
     full: bool = True  # only in the deepest features of a network
     least: float | None = None  # what a smaller number counts as: that of an unbiased estimate
     note: Callable[[str, float], str] = lambda name, value: ""  # noqa: ARG005  # what a reader of one number should know

@@ -91,18 +91,22 @@ class GeometricLevels(_SigmaRange):
 
 
 class ExponentialLevels(Settings):
-    """The VE process dx = base^t dw with t uniform in [t_min, 1] (Song et al. 2021: score SDE, in the tutorials' form).
+    """The VE process dx = scale base^t dw with t uniform in [t_min, 1] (Song et al. 2021: score SDE, in the tutorials'
+    form).
 
-    The noise at t has the deviation sigma(t) = sqrt((base^(2 t) - 1) / (2 ln base)).
+    The noise at t has the deviation sigma(t) = scale sqrt((base^(2 t) - 1) / (2 ln base)). base 1: the same noise is
+    added at every time, and sigma(t) = scale sqrt(t).
     """
 
     kind: Literal["exponential"]
-    base: float = Field(25.0, gt=1, allow_inf_nan=False)
+    base: float = Field(25.0, ge=1, allow_inf_nan=False)
+    scale: float = Field(1.0, gt=0, allow_inf_nan=False)
     t_min: float = Field(1e-3, gt=0, lt=1)
 
     def sigma(self, t: float) -> float:
         """Noise level at time t."""
-        return math.sqrt(math.expm1(2 * t * math.log(self.base)) / (2 * math.log(self.base)))
+        rate = 2 * math.log(self.base)
+        return self.scale * math.sqrt(math.expm1(t * rate) / rate if rate else t)
 
     @property
     def sigma_min(self) -> float:

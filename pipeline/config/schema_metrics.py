@@ -206,9 +206,12 @@ _metric("cmmd", f"{_SUITE}:clip_distance", direction="minimize", networks=("clip
 
 # Of single images; the others are measured by jobs in their own ways: copies, reconstruction, use of latents, losses.
 _metric("copy-rate", direction="minimize", variants=False)
-for _name in ("niqe", "brisque", "cnniqa"):  # with the published weights all three grow with distortion
-    _metric(_name, f"pipeline.metrics.quality:{_name}", direction="minimize", needs="image")
-_metric("cnniqa-koniq", "pipeline.metrics.quality:cnniqa_koniq", direction="maximize", needs="image")
+_IMAGE = {"niqe": 112, "brisque": 8, "cnniqa": 32}  # and their least size
+for _name, _size in _IMAGE.items():  # with the published weights all three grow with distortion
+    _place = f"pipeline.metrics.quality:{_name}"
+    _metric(_name, _place, direction="minimize", needs="image", least_size=_size)
+_place = "pipeline.metrics.quality:cnniqa_koniq"
+_metric("cnniqa-koniq", _place, direction="maximize", needs="image", least_size=7)
 for _name in ("compression", "kl-per-dimension", "dead-channels"):
     _metric(_name, direction=None)
 for _name in ("psnr", "ssim"):

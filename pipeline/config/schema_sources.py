@@ -66,6 +66,10 @@ class Source(Choice):
         """How many classes there will be."""
         return SOURCES[self.kind].classes
 
+    def class_names(self) -> tuple[str, ...] | None:
+        """What the classes will be called."""
+        return None
+
     def attribute_names(self) -> tuple[str, ...] | None:
         """Which attributes there will be."""
         return SOURCES[self.kind].attributes
@@ -118,6 +122,10 @@ class GlyphSource(Source):
     def class_count(self) -> int | None:
         """How many classes there will be."""
         return len(self.alphabet)
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """The letters, sorted."""
+        return tuple(sorted(set(self.alphabet)))
 
 
 @source("data_prep.sources.folder:listing", look="data_prep.sources.folder:look")
@@ -204,6 +212,10 @@ class IdxSource(KnownSource):
     def class_count(self) -> int | None:
         """How many classes there will be."""
         return len(self.classes)
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """As the settings have them."""
+        return self.classes
 
 
 @source("data_prep.sources.lsun:listing", official=True, classes=0)

@@ -5,6 +5,7 @@ by `${weights:niqe}`. Torch-free.
 """
 
 import os
+import zipfile
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +33,18 @@ def weights_file(name: str, folder: Path) -> Path:
     there: where that command would put it, so that an error names that place."""
     places = [base / file for file in FILES[name] for base in (folder / name, folder / f"{name}-nvidia", folder)]
     return next((place for place in places if place.is_file()), places[0])
+
+
+def inception_outputs(path: Path) -> tuple[str, ...]:
+    """The features that a file of FID's network reaches, without loading it. Of a .pth, all are expected."""
+    if path.suffix == ".pt":
+        return ("2048", "logits")
+    if path.suffix != ".npz":
+        return ("64", "192", "spatial", "768", "2048", "logits")
+    with zipfile.ZipFile(path) as file:
+        names = file.namelist()
+    reached = {"spatial": "mixed_6_", "768": "mixed_7_", "2048": "mixed_10_", "logits": "softmax/w"}
+    return ("64", "192", *(o for o, first in reached.items() if any(name.startswith(first) for name in names)))
 
 
 def weights_folder(of_cluster: object = None) -> Path | None:

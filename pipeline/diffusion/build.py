@@ -87,7 +87,7 @@ def _draw_sigma(levels: Levels) -> DrawSigma:
     if levels.kind == "geometric":
         return noise_levels.geometric(sigma_min=low, sigma_max=high)
     if levels.kind == "exponential":
-        return noise_levels.exponential(levels.base, t_min=levels.t_min)
+        return noise_levels.exponential(levels.base, t_min=levels.t_min, scale=levels.scale)
     if levels.kind == "log_normal":
         return noise_levels.log_normal(levels.mean, levels.std, sigma_min=low, sigma_max=high)
     raise ValueError(f"no noise levels are called '{levels.kind}'")

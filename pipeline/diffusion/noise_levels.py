@@ -46,10 +46,18 @@ def geometric(*, sigma_min: float, sigma_max: float) -> DrawSigma:
     return lambda u: sigma_min * (sigma_max / sigma_min) ** u
 
 
-def exponential(base: float, *, t_min: float) -> DrawSigma:
-    """sqrt((base^(2 t) - 1) / (2 ln base)) with t uniform in [t_min, 1]: the deviation of dx = base^t dw at t."""
+def exponential(base: float, *, t_min: float, scale: float = 1.0) -> DrawSigma:
+    """scale sqrt((base^(2 t) - 1) / (2 ln base)), t uniform in [t_min, 1]: the deviation of dx = scale base^t dw at t.
+
+    base 1 is the limit, scale sqrt(t).
+    """
     rate = 2 * math.log(base)
-    return lambda u: ((rate * (t_min + (1 - t_min) * u)).expm1() / rate).sqrt()
+
+    def draw(u: Tensor) -> Tensor:
+        time = t_min + (1 - t_min) * u
+        return scale * ((rate * time).expm1() / rate if rate else time).sqrt()
+
+    return draw
 
 
 def table(levels: Tensor) -> DrawSigma:

@@ -18,6 +18,7 @@ from typing import Any
 
 from pipeline.config.check_training import metric_problems
 from pipeline.config.load import config_from
+from pipeline.config.needs import metric_missing
 from pipeline.config.paths import run_directory
 from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import ClusterConfig, Resources
@@ -108,7 +109,7 @@ def _said(problem: str, who: Sequence[Params], *, of: int) -> str:
 def _rules(settings: SweepSettings, cfg: Config) -> Iterator[str]:
     names = {settings.metric} | ({settings.pruning.metric} if settings.pruning.kind != "none" else set())
     for name in sorted(names):
-        yield from (f"metric: {problem}" for problem in metric_problems(cfg, name))
+        yield from (f"metric: {problem}" for problem in (*metric_problems(cfg, name), *metric_missing(cfg, name)))
     if settings.gpu_hours is not None and not cfg.cluster.train.gpus:
         yield "gpu_hours: set, but cluster.train.gpus is 0, so nothing would ever be counted."
 

@@ -9,6 +9,8 @@ from data_prep.commands import data_config
 from pipeline.config.load import config_from, groups
 from pipeline.config.needs import missing, require
 from pipeline.config.schema_data import split_names
+from pipeline.config.weights import inception_outputs
+from pipeline.metrics.inception_weights import load_inception
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import write_json, write_text
 from pipeline.runtime.run_dir import create_run
@@ -220,6 +222,33 @@ def test_a_source_without_what_is_to_be_listed_is_said_before_anything_is_queued
     cfg = data_config([*data, *settings, f"data_dir={tmp_path}/data"])
     (problem,) = missing(cfg, ["prepare"])
     assert re.search(said, problem), problem
+
+
+def test_metrics_that_the_weights_or_the_size_of_images_do_not_allow_are_said(shared: Path, tmp_path: Path) -> None:
+    weights = shared / "weights"
+    inception = f"evaluate.inception.weights={weights}/inception2015_to_mixed_6e_fp32.npz"
+    overrides = ["experiment=fashion32", "name=s", "seed=0,1", inception, f"data_dir={tmp_path}"]
+    overrides += [f"evaluate.quality.niqe={weights}/niqe_pris_params.npz", f"data.source.path={shared}/data/fashion"]
+    said = {
+        "fid": "fid needs the features 2048 of FID's network, but evaluate.inception gives 64, 192, spatial, 768 of",
+        "is": "is needs the features logits",
+        "niqe": "niqe needs images of 112 pixels, but data.image_size is 32",
+    }
+    for metric, why in said.items():
+        with pytest.raises(UserError, match=f"metric: {re.escape(why)}"):
+            check(settings_from([*overrides, f"sweep.metric={metric}"]))
+    for metric in ("fid-768", "kid-768", "sfid", "fd-domain"):
+        check(settings_from([*overrides, f"sweep.metric={metric}"]))
+    cfg = config_from([o for o in overrides if o != "seed=0,1"] + ["evaluate.inception.features=[768,2048]"])
+    assert "evaluate.inception.features: found 2048, but" in " ".join(missing(cfg, ["evaluate"]))
+    assert inception_outputs(cfg.evaluate.inception.weights) == load_inception(cfg.evaluate.inception.weights).outputs
+
+
+def test_a_class_that_the_source_does_not_have_is_said() -> None:
+    for known, name, unknown in (("fashion32", "Trouser", "Trousers"), ("glyphs16", "Q", "AB")):
+        with pytest.raises(UserError, match=f"sample.classes: found '{unknown}', which the data has not"):
+            config_from([f"experiment={known}", f"sample.classes=[{unknown}]"])
+        assert config_from([f"experiment={known}", f"sample.classes=[{name}]"]).sample.classes == (name,)
 
 
 def test_a_guide_model_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -85,13 +85,15 @@ def test_geometric_log_snr_is_a_line() -> None:
     torch.testing.assert_close(_log_snr(sigma), -2 * (math.log(0.01) + U * math.log(5000)))
 
 
-def test_exponential_levels_are_the_summed_variance_of_the_process() -> None:
-    """Of dx = 25^t dw: sigma(t)^2 is the integral of 25^(2 s) from 0 to t."""
-    sigma = _draw(kind="exponential", base=25.0, t_min=0.001)
+@pytest.mark.parametrize(("base", "scale"), [(25.0, 1.0), (4.0, 3.0), (1.0, 7.0)])
+def test_exponential_levels_are_the_summed_variance_of_the_process(base: float, scale: float) -> None:
+    """Of dx = scale base^t dw: sigma(t)^2 is the integral of scale^2 base^(2 s) from 0 to t."""
+    sigma = _draw(kind="exponential", base=base, scale=scale, t_min=0.001)
     for place in (0, 499, 998):
         end = 0.001 + 0.999 * float(U[place])
         middles = (torch.arange(100_000, dtype=torch.float64) + 0.5) * end / 100_000
-        assert float(sigma[place]) ** 2 == pytest.approx(float((25 ** (2 * middles)).mean()) * end, rel=1e-6)
+        expected = scale**2 * float((base ** (2 * middles)).mean()) * end
+        assert float(sigma[place]) ** 2 == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["log_normal", "logit_normal", "uniform_flow", "geometric", "exponential", "ddpm"])

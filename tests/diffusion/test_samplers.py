@@ -93,6 +93,28 @@ def test_stochastic_samplers_converge_to_the_spread_of_gaussian_data(name: str, 
     assert measured == pytest.approx(order, abs=0.3), f"{name}: error falls as steps^-{measured:.2f}"
 
 
+@pytest.mark.parametrize(("base", "scale"), [(25.0, 1.0), (1.0, 10.0)])
+def test_the_predictor_is_the_reverse_step_with_the_rate_of_each_time(base: float, scale: float) -> None:
+    """x + g(t)^2 score dt + g(t) sqrt(dt) r with g = scale base^t, as VE tutorials write it: the same up to dt.
+
+    The predictor adds the variance between two levels, which g(t)^2 dt overestimates by about dt ln(base).
+    """
+    data, steps = Gaussian(), 500
+    levels = {"kind": "exponential", "base": base, "scale": scale}
+    process = build_process(DiffusionConfig.model_validate({"parametrisation": "eps", "levels": levels}))
+    sigmas = sigma_schedules.uniform_t(process.draw_sigma, steps)
+    times = torch.linspace(1, 1e-3, steps, dtype=torch.float64)
+    fresh = torch.randn(steps, 4000, 1, 1, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    start = float(sigmas[0]) * torch.randn(4000, 1, 1, 1, dtype=torch.float64) + data.mean
+    x, dt = start, float(times[0] - times[1])
+    for k, (t, sigma) in enumerate(zip(times[:-1], sigmas[:-2], strict=True)):  # the last step, to sigma 0, is x0 here
+        rate = scale * base ** float(t)
+        x = x + rate**2 * (data.denoise(x, sigma) - x) / sigma**2 * dt + rate * math.sqrt(dt) * fresh[k]
+    found = samplers.langevin(data.denoise, start, sigmas[:-1], noise=lambda k: fresh[k], corrector_steps=0)
+    assert float(x.std()) == pytest.approx(float(found.std()), rel=0.02)
+    assert float((x - found).abs().mean()) < 0.05 * data.std
+
+
 def test_the_langevin_corrector_repairs_the_predictor() -> None:
     data, generator = Gaussian(mean=0.0), torch.Generator().manual_seed(0)
     sigmas, spread = sigma_schedules.exponential(LOW, HIGH, 60)[:-1], math.sqrt(data.std**2 + LOW**2)
