@@ -112,6 +112,8 @@ class UNetConfig(ModelConfig):
     embedding_width: int | None = Field(None, ge=2)  # features of the noise level; None: width
     condition_width: Positive | None = None  # of the vector that tells blocks noise level and label; None: 4 * width
     condition_channels: Positive | None = None  # tell the condition as so many constant channels of the input instead
+    # Tell blocks noise level and condition as so many constant channels beside their maps, in place of scale_shift.
+    concat_channels: Positive | None = None
 
     @property
     def attends_up(self) -> tuple[int, ...]:

@@ -325,6 +325,7 @@ UNET = Architecture(
         ("embedding_width", _features, "diffusers has as many features as the first level has channels"),
         ("condition", lambda _: ("class", "none"), "diffusers knows classes only"),
         ("condition_channels", lambda _: (None,), "diffusers tells classes beside the noise level"),
+        ("concat_channels", lambda _: (None,), "diffusers adds the embedding to maps, or scales them"),
     ),
     weights=(
         (r"^noise_embedding\.first\.", "time_embedding.linear_1."),

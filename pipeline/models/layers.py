@@ -86,7 +86,8 @@ class ResidualBlock(nn.Module):
     """Norm, SiLU, convolution, twice, added to the input; the embedding scales and shifts the second norm.
 
     ADM's block (Dhariwal & Nichol 2021, section 3.1, "adaptive group normalisation" and up/downsampling as in BigGAN).
-    `embedding_width` None is a block without condition, as autoencoders have.
+    `embedding_width` None is a block without condition, as autoencoders have. With `concat_channels` the embedding is
+    told as so many constant channels beside the maps that the second convolution reads.
     """
 
     def __init__(
@@ -98,21 +99,24 @@ class ResidualBlock(nn.Module):
         groups: int,
         dropout: float = 0.0,
         scale_shift: bool = True,
+        concat_channels: int | None = None,
         resample: Resample = "none",
         eps: float = 1e-5,
         zero_output: bool = True,
     ) -> None:
         super().__init__()
         self.resample: Resample = resample
-        self.scale_shift = scale_shift
+        self.scale_shift, self.concat_channels = scale_shift, concat_channels
         self.norm1 = GroupNorm(groups, inputs, eps=eps)
         self.conv1 = convolution(inputs, outputs)
         self.embed = None
         if embedding_width is not None:
-            self.embed = nn.Linear(embedding_width, 2 * outputs if scale_shift else outputs)
+            self.embed = nn.Linear(embedding_width, concat_channels or (2 * outputs if scale_shift else outputs))
         self.norm2 = GroupNorm(groups, outputs, eps=eps)
         self.dropout = KeyedDropout(dropout)
-        self.conv2 = zeroed(convolution(outputs, outputs)) if zero_output else convolution(outputs, outputs)
+        self.conv2 = convolution(outputs + (concat_channels or 0), outputs)
+        if zero_output:
+            zeroed(self.conv2)
         self.skip = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor | None = None, sample_indices: Tensor | None = None) -> Tensor:
@@ -122,6 +126,9 @@ class ResidualBlock(nn.Module):
             change = upsample if self.resample == "up" else downsample
             x, hidden = change(x), change(hidden)
         hidden = self.dropout(self._conditioned(*apart(self.conv1, hidden), embedding), sample_indices)
+        if self.embed is not None and self.concat_channels:
+            told = self.embed(embedding).to(hidden.dtype)[:, :, None, None]
+            hidden = torch.cat([hidden, told.expand(-1, -1, *hidden.shape[2:])], dim=1)
         hidden, bias = apart(self.conv2, hidden)
         if isinstance(self.skip, nn.Conv2d):
             x, of_skip = apart(self.skip, x)
@@ -131,7 +138,7 @@ class ResidualBlock(nn.Module):
     def _conditioned(self, hidden: Tensor, bias: Tensor | None, embedding: Tensor | None) -> Tensor:
         """Norm and SiLU, scaled and shifted by the embedding after the norm, or shifted before it (DDPM's way)."""
         before = None if bias is None else bias.expand(len(hidden), -1)
-        if self.embed is None:
+        if self.embed is None or self.concat_channels:
             return self.norm2(hidden, before=before, silu=True)  # type: ignore[no-any-return]
         projected = self.embed(embedding)
         if not self.scale_shift:

@@ -141,6 +141,7 @@ class UNet(nn.Module):
             groups=cfg.groups,
             dropout=cfg.dropout,
             scale_shift=cfg.scale_shift,
+            concat_channels=cfg.concat_channels,
             resample=resample,
             eps=cfg.norm_eps,
         )

@@ -16,6 +16,7 @@ UNET = UNetConfig(kind="unet", width=8, multipliers=(1, 2), blocks=1, attention=
 DENOISERS = {  # and how many blocks each has
     "unet": (UNET.model_copy(update={"dropout": 0.3}), 10 + 4),
     "unet_conv": (UNET.model_copy(update={"resample": "conv", "scale_shift": False}), 8 + 4),
+    "unet_concatenated": (UNET.model_copy(update={"concat_channels": 3}), 10 + 4),
     "simple_unet": (SimpleUNetConfig(kind="simple_unet", width=8, multipliers=(1, 2), attention=(4,), heads=1), 4 + 1),
     "dit": (DiTConfig(kind="dit", width=32, depth=3, heads=2, dropout=0.3), 3),
 }

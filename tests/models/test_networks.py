@@ -10,6 +10,7 @@ from pipeline.config.load import config_from
 from pipeline.config.schema_model import AdditiveUNetConfig, DiTConfig, SimpleUNetConfig, UNetConfig
 from pipeline.models.build import build_network, count_parameters
 from pipeline.models.conditioning import FourierFeatures, sinusoid
+from pipeline.models.layers import ResidualBlock
 from pipeline.models.unet import UNet
 
 SHAPE, CLASSES = (3, 8, 8), 5
@@ -20,6 +21,7 @@ NETWORKS = {
         update={"resample": "conv", "embedding": "fourier", "embedding_width": 7, "scale_shift": False}
     ),
     "unet_class_channels": UNET.model_copy(update={"condition_channels": 4}),
+    "unet_concatenated": UNET.model_copy(update={"concat_channels": 6}),
     "simple_unet": SimpleUNetConfig(kind="simple_unet", width=8, multipliers=(1, 2), attention=(4,), heads=2),
     "dit": DiTConfig(kind="dit", width=32, depth=2, heads=2),
 }
@@ -47,6 +49,17 @@ every_network = pytest.mark.parametrize("cfg", NETWORKS.values(), ids=NETWORKS)
 def test_a_new_network_returns_exactly_zero(name):
     network = build_network(NETWORKS[name], shape=SHAPE, classes=CLASSES)
     assert network(*inputs()).abs().max() == 0
+
+
+def test_a_concatenated_embedding_is_constant_channels_beside_the_maps():
+    torch.manual_seed(0)
+    block = ResidualBlock(8, 16, embedding_width=5, groups=4, concat_channels=3, zero_output=False).double()
+    x, embedding = torch.randn(2, 8, 6, 6, dtype=torch.float64), torch.randn(2, 5, dtype=torch.float64)
+    silu = torch.nn.functional.silu
+    hidden = silu(block.norm2(block.conv1(silu(block.norm1(x)))))
+    told = block.embed(embedding)[:, :, None, None] * torch.ones(1, 1, 6, 6)
+    expected = block.skip(x) + block.conv2(torch.cat([hidden, told], dim=1))
+    torch.testing.assert_close(block(x, embedding), expected)
 
 
 @every_network
