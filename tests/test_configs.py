@@ -185,7 +185,11 @@ def test_every_row_of_the_reports_is_in_the_readme() -> None:
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_of_the_readme_composes_and_plans_without_data(command: str) -> None:
+def test_every_command_of_the_readme_composes_and_plans_without_data(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("chosen.txt").write_text("image_00001.jpg\n")  # a person's list of keys
     program, *argv = shlex.split(command.removeprefix("python -m "))
     if argv[0] == "submit":
         plan.derived(config_from(argv[1:]))

@@ -30,12 +30,17 @@ class OptimConfig(Settings):
     betas: tuple[Share, Share] = (0.9, 0.99)  # not of sgd
     eps: float = Field(1e-8, gt=0)
     momentum: float | None = Field(None, ge=0, lt=1)  # of sgd and muon; None: 0.9 and 0.95
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float | None = Field(0.0, ge=0)  # None: torch's own for the kind, 0.01 of adamw, 0 else
     schedule: Literal["constant", "linear", "cosine", "cosine_then_constant", "inverse_sqrt"] = "constant"
     final_lr: float = Field(0.0, ge=0)  # where linear and cosine end, as a share of lr
     decay_share: float = Field(1.0, gt=0, le=1)  # cosine_then_constant: share of training that decays
     warmup: Duration = "0 steps"
     clip: float | None = Field(1.0, gt=0)  # largest gradient norm; None: no clipping
+
+    @property
+    def decay(self) -> float:
+        """The weight decay."""
+        return float(0.01 * (self.kind == "adamw") if self.weight_decay is None else self.weight_decay)
 
 
 class EMAConfig(Settings):

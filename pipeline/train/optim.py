@@ -31,12 +31,12 @@ def build_optimizer(network: nn.Module, cfg: OptimConfig) -> torch.optim.Optimiz
     fused = not any(p.is_meta for p in parameters)  # there is nothing to fuse where nothing is computed
     momentum = _MOMENTUM.get(cfg.kind, 0.0) if cfg.momentum is None else cfg.momentum
     if cfg.kind == "sgd":
-        sgd = torch.optim.SGD(parameters, lr=cfg.lr, momentum=momentum, weight_decay=cfg.weight_decay, fused=fused)
+        sgd = torch.optim.SGD(parameters, lr=cfg.lr, momentum=momentum, weight_decay=cfg.decay, fused=fused)
         for p in parameters if momentum else ():
             # Torch allocates it at the first step and leaves it unwritten where that step is skipped.
             sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
         return sgd
-    adam: dict[str, Any] = {"lr": cfg.lr, "betas": cfg.betas, "eps": cfg.eps, "weight_decay": cfg.weight_decay}
+    adam: dict[str, Any] = {"lr": cfg.lr, "betas": cfg.betas, "eps": cfg.eps, "weight_decay": cfg.decay}
     if cfg.kind == "muon":
         matrices = list(matrices_of(network))
         known = set(map(id, matrices))

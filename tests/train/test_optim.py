@@ -58,6 +58,9 @@ def test_one_step_of_each_kind_has_its_closed_form():
     assert stepped(-0.5, kind="adam", weight_decay=0.2) == pytest.approx(1 + 0.1)
     assert stepped(-0.5, kind="adam", weight_decay=0.8) == pytest.approx(1 - 0.1)
     assert stepped(-0.5, kind="adamw", weight_decay=0.8) == pytest.approx(1 * (1 - 0.1 * 0.8) + 0.1)
+    # null is torch's own
+    assert stepped(-0.5, kind="adamw", weight_decay=None) == stepped(-0.5, kind="adamw", weight_decay=0.01)
+    assert stepped(-0.5, kind="adam", weight_decay=None) == stepped(-0.5, kind="adam", weight_decay=0.0)
     first, second = (1 - 0.6) * 0.5 * 0.6 + 0.4 * 0.1, (1 - 0.9) * 0.5**2 * 0.9 + 0.1 * 0.1**2
     last = 0.1 * (first / (1 - 0.6**2)) / (second / (1 - 0.9**2)) ** 0.5
     assert stepped(0.5, 0.1, kind="adam", betas=(0.6, 0.9)) == pytest.approx(1 - 0.1 - last)
