@@ -420,7 +420,9 @@ def _controls(gr: Any, studio: Studio) -> list[Any]:
     label = gr.Dropdown(names, value=-1, label="class", visible=bool(studio.classes))
     with_ = gr.Dropdown(list(studio.attributes), multiselect=True, label="with", visible=bool(studio.attributes))
     without = gr.Dropdown(list(studio.attributes), multiselect=True, label="without", visible=bool(studio.attributes))
-    guidance = gr.Number(sampler.guidance.scale, label="guidance", visible=studio.guided)
+    asked = sampler.guidance
+    guides = f"guidance ({'w of Ho and Salimans, ' if asked.convention == 'ho' else ''}{asked.off}: none)"
+    guidance = gr.Number(asked.scale, label=guides, visible=studio.guided)
     kind = gr.Dropdown(list(SAMPLERS.names()), value=sampler.kind, label="sampler", visible=studio.diffusion)
     steps = gr.Number(sampler.steps, label="steps", precision=0, visible=studio.diffusion)
     return [seed, count, label, with_, without, kind, steps, guidance]

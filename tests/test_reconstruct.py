@@ -16,6 +16,7 @@ from pipeline import checkpoint
 from pipeline.__main__ import main
 from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
+from pipeline.config.registry import known_metric
 from pipeline.data.batches import validation_batches
 from pipeline.data.pictures import from_uint8, to_uint8
 from pipeline.data.reader import Reader
@@ -99,11 +100,15 @@ def test_distances_between_features_are_those_of_the_bytes(trained):
     for shards in (originals, reconstructed):
         pixels = torch.from_numpy(Reader(shards).read(np.arange(IMAGES))).permute(0, 3, 1, 2)
         with torch.no_grad():
-            found.append(network(to_input(pixels))["features"].double().numpy())
+            outputs = network(to_input(pixels))
+            found.append(outputs["features"].double().numpy())
     means, covariances = [f.mean(0) for f in found], [np.cov(f.T) for f in found]
     root = scipy.linalg.sqrtm(covariances[0] @ covariances[1]).real
     expected = ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
     assert result["metrics"]["rfd-domain"] == pytest.approx(expected, rel=1e-3) and expected > 0
+    p = outputs["logits"].double().softmax(1)  # of reconstructions: one split, as they are few
+    score = float((p * (p.log() - p.mean(0).log())).sum(1).mean().exp())
+    assert result["metrics"]["ris-domain"] == pytest.approx(score, rel=1e-5) and known_metric("ris").name == "is"
 
 
 def test_what_degrading_costs_and_reconstruction_returns(trained):

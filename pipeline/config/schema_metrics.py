@@ -189,12 +189,12 @@ def _compared(name: str, function: str, direction: Direction, **facts: Any) -> N
     _metric(name, f"{_SUITE}:{function}", direction=direction, networks=_COMPARED, **facts)
 
 
-# In the features of a network. Frechet distances in Inception's are called fid and sfid, those of reconstructions
+# In the features of a network. Frechet distances in Inception's are called fid and sfid; the numbers of reconstructions
 # begin with r.
 _FID = ("fid", "sfid", "rfd", "rfid", "rsfid")
 _compared(FRECHET, "frechet", "minimize", also=_FID, full=False, note=_below_zero, usual=("fid", DOMAIN_DISTANCE))
 _compared("kid", "kernel", "minimize", least=0.0, note=_kid_below_zero)
-_compared("is", "class_score", "maximize", needs="logits")
+_compared("is", "class_score", "maximize", also=("ris",), needs="logits")
 for _name, _needs in ((CLASS_ACCURACY, "logits"), (ATTRIBUTE_ACCURACY, "attributes")):
     _place = f"{_SUITE}:{_needs}_accuracy"
     _metric(_name, _place, direction="maximize", usual=(_name,), networks=("domain",), needs=_needs)

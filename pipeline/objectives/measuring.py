@@ -19,11 +19,11 @@ from pipeline.metrics.extractors import build_extractors
 from pipeline.metrics.features import Extractor
 from pipeline.metrics.frechet import frechet_distance
 from pipeline.metrics.reconstruction import psnr, ssim
-from pipeline.metrics.suite import Measured, feature_sets
+from pipeline.metrics.suite import Asked, Measured, View, class_score, feature_sets
 from pipeline.objectives.perceptual import Perceptual, reference_hashes
 from pipeline.runtime.progress import progress
 
-VERSION = 3  # raised when the same images would give other numbers; 3: SSIM from 0 to 1, PSNR of degraded ones alone
+VERSION = 4  # raised when there are other numbers; 4: the inception score
 CLIP = "clip"  # whose features are compared by another distance
 
 
@@ -56,7 +56,8 @@ def open_measures(cfg: Config) -> Measures:
 def measure_reconstruction(
     cfg: Config, measures: Measures, *, originals: ShardDirectory, reconstructed: ShardDirectory, work: Path
 ) -> Measured:
-    """PSNR, SSIM, L1 and perceptual distance as means over images; Frechet distances between both sets of features.
+    """PSNR, SSIM, L1 and perceptual distance as means over images; Frechet distances between both sets of features, and
+    the inception score of the reconstructed one.
 
     `reconstructed` has the images of `originals` in their order. Both are bytes, so no number depends on how many are
     computed at once, up to the rounding of a sum. `work` is a folder for features, and is removed.
@@ -97,7 +98,7 @@ def pixels(reader: Reader, indices: np.ndarray[Any, np.dtype[np.int64]]) -> Tens
 def _frechet(
     out: Measured, cfg: Config, extractor: Extractor, *, sets: tuple[ShardDirectory, ShardDirectory], work: Path
 ) -> None:
-    """The reconstruction's Frechet distance: `rfd-domain`, `rfid`, ..."""
+    """The reconstruction's Frechet distance, `rfd-domain`, `rfid`, ..., and inception score: `ris-domain`, `ris`."""
     count, works = sets[0].manifest.count, []
     for images in sets:
         part = Work(
@@ -105,6 +106,10 @@ def _frechet(
         )
         extract(part, Reader(images).read, extractor, of=images.path.name)
         works.append(part)
+    if "logits" in extractor.outputs:
+        score = class_score(View(extractor, "logits", "", works[1], Asked(np.full(count, -1)), cfg.evaluate))
+        for name, value in score.metrics.items():
+            out.add(f"r{name}", value, **score.details[name])
     if count < 2:
         out.notes.append("a Frechet distance needs at least 2 images")
         return
