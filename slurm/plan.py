@@ -58,8 +58,8 @@ def show(launch: Launch, console: Console, *, overrides: Sequence[str] = ()) -> 
     if objective_kind(launch.cfg).samples and launch.cfg.evaluate.inception.weights is None:
         quality = launch.cfg.data.image_size >= QUALITY_SIZE and not launch.cfg.evaluate.quality.weights()
         names = ("inception", *(("niqe", "brisque", "cnniqa") if quality else ()))
-        said = ", nor the quality of single images" if quality else ""
-        _say(console, f"FID and IS     not measured{said}: no weights. {no_folder(*names)}")
+        more = "Nor is the quality of single images. " if quality else ""
+        _say(console, f"FID and IS     not measured: no weights. {more}{no_folder(*names)}")
     _say(console, "parameters     `mudi train ... --dry-run` counts them, with the size of a checkpoint")
 
 
