@@ -17,6 +17,7 @@ from pathlib import Path
 from pipeline.config.autoencoder import missing_autoencoder
 from pipeline.config.load import autoencoder_config, config_from, listed, run_named
 from pipeline.config.needs import missing
+from pipeline.config.overrides import key_of
 from pipeline.config.paths import data_directory, latents_directory, run_directory, sample_set_name
 from pipeline.config.schema import Config, LatentsConfig
 from pipeline.config.schema_cluster import ClusterConfig
@@ -29,6 +30,11 @@ from slurm.graph import Job, ancestors
 
 MANIFEST = "manifest.json"  # what makes a sample set complete
 RECEIPT = "receipt.json"  # what makes a stage of preparation complete
+# Settings of the cluster that a job reads itself: what was asked of Slurm now counts, not what the run was made with.
+READ_BY_JOBS = (
+    *(f"cluster.{name}.gpus" for name in ("train", "autoencoder", "sample", "evaluate")),
+    *("cluster.autoencoder", "cluster.rendezvous_s"),
+)
 COMPARISON = "comparison"  # the folder of a run's comparison, in the run directory
 
 
@@ -214,7 +220,7 @@ def graph_of(cfg: Config, run: RunDir, overrides: list[str] | tuple[str, ...]) -
 
 def _jobs(cfg: Config, run: RunDir, overrides: list[str] | tuple[str, ...]) -> list[Job]:
     cluster, where = cfg.cluster, str(run.path)
-    said = tuple(w for w in overrides if not w.startswith("cluster."))
+    said = tuple(w for w in overrides if not w.startswith("cluster.") or key_of(w) in READ_BY_JOBS)
     jobs = [Job("prepare", ("data_prep", "all", where, *said), cluster.prepare)]
     if cfg.latents is not None:
         jobs += _latents(cfg, where, said)
@@ -238,11 +244,11 @@ def _latents(cfg: Config, where: str, said: tuple[str, ...]) -> list[Job]:
     if latents is None or latents.experiment is None:
         return [encode]
     first_stage = str(latents.autoencoder.resolve())
+    there = tuple(w for w in said if w.startswith("cluster."))  # all else stands in its own config
+    asked = cluster.autoencoder or cluster.train
     return [
-        Job(
-            "autoencoder", ("pipeline", "train", first_stage), cluster.autoencoder or cluster.train, after=("prepare",)
-        ),
-        _reconstruct(cluster, first_stage, (), after="autoencoder"),
+        Job("autoencoder", ("pipeline", "train", first_stage, *there), asked, after=("prepare",)),
+        _reconstruct(cluster, first_stage, there, after="autoencoder"),
         replace(encode, after=("autoencoder",)),
     ]
 

@@ -21,7 +21,7 @@ from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_lines, write_json
-from pipeline.runtime.run_dir import COMMIT
+from pipeline.runtime.run_dir import COMMIT, overrides_for
 from slurm import ledger
 from slurm.__main__ import main
 from slurm.access import held, taken_back
@@ -31,7 +31,7 @@ from slurm.progress import ProgressTable
 from slurm.rank import ATTEMPTS
 from slurm.status import summary
 from slurm.submit import run_here
-from slurm.workflows import launch_for
+from slurm.workflows import launch_for, launch_of_run, meant
 
 ROOT = HERE.parents[1]
 
@@ -338,3 +338,15 @@ def test_nothing_of_the_launcher_loads_torch():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_run_made_for_gpus_goes_on_without(tmp_path):
+    """What is asked for now counts in the job, not what stands in the run's config since it was made."""
+    made = real(tmp_path, profile("slurm_generic", train={"gpus": 1}), duration="2 steps")
+    tiny.prepare(made.cfg)
+    assert config_from([str(made.run.path)]).cluster.train.gpus == 1
+    here = meant([str(made.run.path), "cluster=local"])
+    launch = launch_of_run(made.run.path, tuple(overrides_for(made.run, here)))
+    assert "cluster.train.gpus=0" in launch.jobs[1].argv and not any("minutes" in w for w in launch.jobs[1].argv)
+    code, table = run(dataclasses.replace(launch, jobs=(dataclasses.replace(launch.jobs[1], after=()),)))
+    assert code == 0 and made.run.finished(), table.rows
