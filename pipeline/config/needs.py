@@ -18,7 +18,6 @@ from pipeline.config.schema_objectives import objective_of
 from pipeline.config.weights import VARIABLE, inception_outputs, weights_folder
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.runtime.numbers_text import WIDTHS
 
 RECEIPT = Path("shards", "receipt.json")  # in the data directory: all shards are there
 _LIBRARY_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -89,7 +88,9 @@ def metric_missing(cfg: Config, metric: str) -> Iterator[str]:
     if network_of(metric) != "inception" or weights is None or not weights.is_file():
         return
     spatial = "spatial" if "spatial" in words or "sfid" in words else None
-    wanted = next((w for w in WIDTHS if w in words), spatial or ("logits" if words[0] == "is" else "2048"))
+    wanted = next(
+        (w for w in ("64", "192", "768") if w in words), spatial or ("logits" if words[0] == "is" else "2048")
+    )
     given = cfg.evaluate.inception.features or inception_outputs(weights)
     if wanted not in given:
         yield (

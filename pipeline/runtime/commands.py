@@ -95,8 +95,8 @@ _VALUES += "those of configs/sweep; run=RUN_DIR samples one run's checkpoint in 
 SWEEPS = (
     Command(
         *("sweep submit", "slurm.sweep.command:submit", "begin a sweep, or queue again what is not complete of one"),
-        arguments="SWEEP_DIR | experiment=NAME name=NAME key=1,2 [sweep.key=value ...]",
-        more=_VALUES,
+        arguments="SWEEP_DIR [cluster.key=value ...] | experiment=NAME name=NAME key=1,2 [sweep.key=value ...]",
+        more=f"{_VALUES} Of a sweep that is there, jobs may run elsewhere, or ask for more.",
         examples=(f"{_SWEPT} cluster=local", "sweep=guidance run=runs/glyphs16", "sweeps/rates"),
     ),
     Command(

@@ -2,7 +2,7 @@
 
 submit  experiment=... name=NAME key=1,2 key=interval(0,1) [sweep.key=value ...]    or  sweep=NAME [key=value ...]
 submit  run=RUN_DIR name=NAME sample.sampler.guidance.scale=0,1,2                   over one run's checkpoint
-submit  SWEEP_DIR        queue again what is neither complete nor under way: failed, cancelled, over budget
+submit  SWEEP_DIR [cluster.key=value ...]   queue again what is neither complete nor under way, also elsewhere
 plan    ...              as submit: what it would run, and what that can cost; nothing is written
 status  SWEEP_DIR        every trial: its state, what came of it, why it failed
 report  SWEEP_DIR        report.md, trials.csv, trials.json, plots, the TensorBoard page
@@ -27,7 +27,16 @@ from slurm.costs import estimates
 from slurm.progress import duration
 from slurm.sweep import submit as submitting
 from slurm.sweep.runs import STAGES, own_stages, resources_of
-from slurm.sweep.settings import SweepDir, SweepSettings, dimension, extended, settings_from, shown
+from slurm.sweep.settings import (
+    SweepDir,
+    SweepSettings,
+    dimension,
+    extended,
+    is_of_cluster,
+    moved,
+    settings_from,
+    shown,
+)
 from slurm.sweep.submit import Checked, check
 from slurm.workflows import account_missing, launch_for
 
@@ -40,10 +49,11 @@ def submit(arguments: list[str]) -> int:
     if not arguments:
         raise UserError(f"submit what? For example: mudi sweep submit {EXAMPLE}")
     if "=" not in arguments[0]:
-        if len(arguments) > 1:
-            raise UserError(f"submit {arguments[0]} takes no more arguments. To change a sweep: mudi sweep extend")
         sweep = opened(arguments[0])
-        return _go(sweep, sweep.settings(), check(sweep.settings()))
+        settings = moved(sweep.settings(), arguments[1:])
+        checked = check(settings)
+        sweep.write(settings)
+        return _go(sweep, settings, checked)
     settings = settings_from(arguments)
     checked = check(settings)
     _require(settings, checked.first)
@@ -51,13 +61,15 @@ def submit(arguments: list[str]) -> int:
     with taken_back([sweep.path], keep=submitting.anything_submitted):
         if sweep.settings_file.is_file():
             _refuse_another(sweep, settings)
-        else:
-            sweep.write(settings)
+        sweep.write(settings)
         return _go(sweep, settings, checked)
 
 
 def _refuse_another(sweep: SweepDir, settings: SweepSettings) -> None:
-    old, new = sweep.settings().model_dump(mode="json"), settings.model_dump(mode="json")
+    old, new = (
+        {**s.model_dump(mode="json"), "base": tuple(w for w in s.base if not is_of_cluster(w))}
+        for s in (sweep.settings(), settings)
+    )  # jobs may run elsewhere, or ask for more
     differ = [
         f"  - {key}: the sweep has {old[key]!r}, this call has {new[key]!r}" for key in old if old[key] != new[key]
     ]

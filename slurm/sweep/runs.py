@@ -1,26 +1,26 @@
 """The runs of a trial, one for each seed: their configs, their stages, and what came of them, from disk."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from pipeline.config.load import CONFIG_ROOT, config_from, groups
+from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory, latents_directory
 from pipeline.config.schema import Config
 from pipeline.config.schema_cluster import Resources
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, read_lines, write_json
+from pipeline.runtime.run_dir import RunDir, overrides_for
 from slurm.graph import Job
-from slurm.sweep.settings import Params, SweepDir, SweepSettings, overrides_of
+from slurm.sweep.settings import Params, SweepDir, SweepSettings, is_of_cluster, overrides_of
 from slurm.workflows import Launch, launch_for, launch_of_run, result_of, sample_set
 
 STAGES = ("train", "sample", "evaluate")  # of a trial's own; whatever comes before them is shared by all trials
 OUTCOME, OF_RUN = "outcome.json", "of_run.json"
+# Trials are what runs side by side: within one, sampling and evaluation are not cut into jobs of their own.
+WHOLE = ("cluster.sample.parts=1", "cluster.evaluate.parts=1")
 FINAL = ("complete", "pruned")  # outcomes after which a run is never started again
 
 
@@ -59,11 +59,12 @@ class Run:
         write_json(self.path / OUTCOME, {"status": status, **more})
 
     def launch(self) -> Launch:
-        """Its graph, as it was made by `make`."""
-        if (self.path / OF_RUN).is_file():
-            note = read_json(self.path / OF_RUN)
-            return launch_of_run(Path(note["run"]), tuple(note["overrides"]))
-        return launch_of_run(self.path)
+        """Its graph, as it was made by `make`, on the cluster that the sweep was last submitted with."""
+        path, overrides = self.path, []
+        if (path / OF_RUN).is_file():
+            note = read_json(path / OF_RUN)
+            path, overrides = Path(note["run"]), [w for w in note["overrides"] if not is_of_cluster(w)]
+        return _now(self.sweep.settings(), path, overrides)
 
 
 def params_file(sweep: SweepDir, number: int) -> Path:
@@ -90,31 +91,19 @@ def trial_overrides(settings: SweepSettings, params: Params) -> list[str]:
     """The overrides of a configuration: the base's and its own."""
     if settings.run is not None:
         return [str(settings.run), *_overrides_of_run(settings, params)]
-    # Trials are what runs side by side: within one, sampling and evaluation are not cut into jobs of their own.
-    parts = ["cluster.sample.parts=1", "cluster.evaluate.parts=1"]
-    return [*settings.base, *overrides_of(params), f"name={settings.name}", *parts]
+    return [*settings.base, *overrides_of(params), f"name={settings.name}", *WHOLE]
 
 
 def _overrides_of_run(settings: SweepSettings, params: Params) -> list[str]:
-    """What a trial says differently from the run that it is about; a cluster profile setting by setting."""
-    overrides = []
-    for override in settings.base:
-        key, _, name = override.partition("=")
-        overrides += cluster_overrides(name) if key == "cluster" else [override]
-    return [*overrides, *overrides_of(params)]
+    """What a trial says differently from the run that it is about."""
+    return [*settings.base, *overrides_of(params), *WHOLE]
 
 
-def cluster_overrides(name: str) -> list[str]:
-    """The settings of a profile of configs/cluster, as overrides.
-
-    Raises:
-        UserError: where there is no such profile.
-    """
-    known = groups()["cluster"]
-    if name not in known:
-        raise UserError(f"cluster: found '{name}', expected one of {', '.join(known)}.{did_you_mean(name, known)}")
-    values = yaml.safe_load((CONFIG_ROOT / "cluster" / f"{name}.yaml").read_text())
-    return [f"cluster.{key}={json.dumps(value)}" for key, value in values.items()]
+def _now(settings: SweepSettings, path: Path, others: Sequence[str]) -> Launch:
+    """The graph of a run that is there, with the sweep's words about the cluster as they are now."""
+    there = [*filter(is_of_cluster, settings.base), *WHOLE]
+    differs = overrides_for(RunDir(path), config_from([str(path), *others, *there]))
+    return launch_of_run(path, (*others, *filter(is_of_cluster, differs)))
 
 
 def make(settings: SweepSettings, params: Params, run: Run) -> Launch:
@@ -144,7 +133,7 @@ def shared_key(cfg: Config) -> str:
 def shared(settings: SweepSettings, cfg: Config, *, sweep: SweepDir, do_make: bool) -> Launch:
     """The jobs before a trial's own: data, latents, reference statistics. Their run only records their submission."""
     if settings.run is not None:
-        launch = launch_of_run(settings.run, tuple(_overrides_of_run(settings, {})))
+        launch = _now(settings, settings.run, [w for w in settings.base if not is_of_cluster(w)])
     else:
         place = {"name": shared_key(cfg), "runs_dir": (sweep.path / "shared").resolve()}
         launch = launch_for(cfg.model_copy(update=place), make=do_make)

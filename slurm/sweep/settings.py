@@ -389,6 +389,29 @@ def settings_from(overrides: Sequence[str]) -> SweepSettings:
     return validated(values)
 
 
+def is_of_cluster(override: str) -> bool:
+    """Whether an override says where jobs run and what they ask for, which decides no number."""
+    return override.lstrip("+").startswith(("cluster=", "cluster."))
+
+
+def moved(settings: SweepSettings, overrides: Sequence[str]) -> SweepSettings:
+    """The settings with other words about the cluster. A profile takes the place of all that was said before.
+
+    Raises:
+        UserError: a word that is about something else.
+    """
+    if others := [override for override in overrides if not is_of_cluster(override)]:
+        raise UserError(
+            f"{' '.join(others)}: of a sweep that is there, submit takes settings of cluster alone, such as "
+            "cluster.train.minutes=120. More trials or values: mudi sweep extend."
+        )
+    keys = {override.lstrip("+").partition("=")[0] for override in overrides}
+    before = [w for w in settings.base if w.lstrip("+").partition("=")[0] not in keys]
+    if "cluster" in keys:
+        before = [w for w in before if not is_of_cluster(w)]
+    return validated(settings.model_dump(mode="json") | {"base": [*before, *overrides]})
+
+
 def _named(overrides: Sequence[str]) -> dict[str, Any]:
     """The file that `sweep=NAME` means, or an empty sweep."""
     known = sorted(p.stem for p in (CONFIG_ROOT / "sweep").glob("*.yaml"))

@@ -7,11 +7,11 @@ from datetime import datetime, timedelta
 
 import pytest
 from launching import LIMIT, slurm_cli
-from sweeping import begun_here, finished_sweep, said, statuses_now, steps, toy_value, written
+from sweeping import base, begun_here, finished_sweep, said, statuses_now, steps, toy_value, written
 
 from pipeline.runtime.files import append_line, write_json
 from slurm.sweep.report import ranked, trials_of
-from slurm.sweep.runs import Run, training_values
+from slurm.sweep.runs import Run, make, training_values
 from slurm.sweep.settings import SweepDir
 from slurm.sweep.study import open_study
 from slurm.sweep.submit import ARRAY, over_budget
@@ -135,3 +135,21 @@ def test_a_sweep_over_one_runs_checkpoint_trains_nothing_and_has_a_sample_set_fo
     assert stages == [{"sample", "evaluate"}, set()]
     assert len((run / "steps.txt").read_text().split()) == before
     assert ranked(found, sweep.settings())[0].number == 1
+
+
+def test_a_sweep_goes_on_elsewhere_or_with_other_resources(tmp_path, monkeypatch):
+    """Submitted with a profile that was wrong: trials that are made take what the sweep asks for now."""
+    monkeypatch.setenv("TOY_PACE", "0")
+    sweep, settings = written(tmp_path, "name=moved", "train.optim.lr=1e-3,2e-3", "cluster=slurm_generic")
+    made = make(settings, settings.combinations[0], Run(sweep, 0, 0))
+    assert made.cfg.cluster.train.gpus == 1
+    done = slurm_cli("sweep", "submit", str(sweep.path), "train.optim.lr=1")
+    assert done.returncode == 2 and "takes settings of cluster alone" in done.stderr
+    done = slurm_cli("sweep", "submit", str(sweep.path), "cluster=local", "cluster.train.minutes=7")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert statuses_now(sweep) == ["complete"] * 2
+    train = Run(sweep, 0, 0).launch().jobs[1]
+    assert "cluster.train.gpus=0" in train.argv and train.resources.minutes == 7
+    again = [*base(tmp_path), "name=moved", "train.optim.lr=1e-3,2e-3", "cluster=local"]
+    assert slurm_cli("sweep", "submit", *again).returncode == 0  # the command that made it, with another profile
+    assert sweep.settings().base[-1] == "cluster=local"
