@@ -184,10 +184,11 @@ def read_newest(run: RunDir, *, set_aside: bool = False) -> tuple[Path | None, S
 
 
 def rotate(run: RunDir, *, keep_last: int, keep_every: int | None, best: int | None = None) -> None:
-    """Remove all but the newest `keep_last`, those at multiples of `keep_every` steps, and the `best` one."""
+    """Remove all but the newest `keep_last`, those at multiples of `keep_every` steps, the `best` one, and those that
+    samples or results were made of: a finished run that is trained further keeps the model that was scored."""
     steps = run.steps()
     for step in steps[:-keep_last]:
-        if step == best or (keep_every and step % keep_every == 0):
+        if step == best or (keep_every and step % keep_every == 0) or run.is_used(step):
             continue
         gone = temporary_name(run.checkpoint(step))
         run.checkpoint(step).rename(gone)  # out of sight at once; what a kill leaves is swept at the next start

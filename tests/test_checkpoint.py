@@ -11,7 +11,7 @@ import torch
 from pipeline import checkpoint
 from pipeline.checkpoint import Snapshot
 from pipeline.runtime.errors import Incomplete, UserError
-from pipeline.runtime.files import atomic_path, disk_error, read_json, sha256_file
+from pipeline.runtime.files import atomic_path, disk_error, read_json, sha256_file, write_json
 from pipeline.runtime.run_dir import COMMIT, RunDir
 
 
@@ -132,6 +132,16 @@ def test_a_whole_one_is_never_overwritten(run):
 
 def test_rotation_keeps_the_newest_and_the_milestones(run):
     checkpoint.rotate(run, keep_last=1, keep_every=4)
+    assert run.steps() == [4, 6]
+
+
+def test_rotation_keeps_what_samples_or_results_were_made_of(run):
+    write_json(run.samples(2) / "heun" / "manifest.json", {})
+    write_json(run.results / "000000004-heun.json", {})
+    checkpoint.rotate(run, keep_last=1, keep_every=None)
+    assert run.steps() == [2, 4, 6]
+    (run.samples(2) / "heun" / "manifest.json").unlink()  # a set that was never finished
+    checkpoint.rotate(run, keep_last=1, keep_every=None)
     assert run.steps() == [4, 6]
 
 

@@ -133,6 +133,10 @@ class RunDir:
         found = [(step_of(p.name), p) for p in self.checkpoints.glob("step-*")]
         return sorted(step for step, p in found if step is not None and (p / COMMIT).is_file())
 
+    def is_used(self, step: int) -> bool:
+        """Whether a finished sample set or a result is of the checkpoint of `step`."""
+        return any(self.samples(step).glob("*/manifest.json")) or any(self.results.glob(f"{step:09d}-*.json"))
+
     def latest_step(self) -> int | None:
         """The newest of `steps()`."""
         return max(self.steps(), default=None)
