@@ -439,17 +439,29 @@ def states(
         if not done and not state.active and job in refused:
             state = State(job, "failed", "limit", refused[job], state.ids, state.starts)
         if state.message == _ENDED_WELL:
-            state = _of_before(state, known, found)
+            state = _of_before(state, known, found, run)
         found[job] = _upstream(state, known[job], found) if state.cause == "vanished" and not state.starts else state
     return found
 
 
-def _of_before(state: State, known: Mapping[str, Submission], before: Mapping[str, State]) -> State:
-    """A job that ended well, of which a job before it was submitted since, such as for a longer training."""
+def _of_before(state: State, known: Mapping[str, Submission], before: Mapping[str, State], run: RunDir) -> State:
+    """A job that ended well, where a job before it was submitted since or is to be done again, or where somebody trained
+    the run further by hand: it is to be done again, and did not fail.
+    """
     since = [s for s in before.values() if s.job in known and known[s.job].time > known[state.job].time]
     if bad := [s for s in since if s.stuck]:
         return replace(state, status="blocked", cause="upstream", message=f"{bad[0].job} did not end well")
-    return State(state.job, "not submitted") if since else state
+    if since or any(s.status == "not submitted" for s in before.values()):
+        return State(state.job, "not submitted")
+    if state.job == "train" and _trained_since(run, known[state.job]):
+        return State(state.job, "not submitted", message=f"trained further by hand, to step {run.latest_step() or 0}")
+    return state
+
+
+def _trained_since(run: RunDir, submission: Submission) -> bool:
+    """Whether training was started by hand since a submission of it ended."""
+    last = max((row["time"] for row in attempts(submission.record, submission.ids)), default=submission.time)
+    return any(start.get("time", 0.0) > last for start in read_lines(run.starts))
 
 
 def _upstream(state: State, submission: Submission, before: Mapping[str, State]) -> State:

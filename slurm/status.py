@@ -105,13 +105,13 @@ def explain(launch: Launch, state: State) -> str:
     if state.status == "waiting":
         parents = ", ".join(job_named(launch, state.job).parents)
         told += [f"waits for {parents}" if state.message.startswith("Dependency") and parents else state.message]
-    told += [state.message] if state.status == "unknown" else []
+    told += [state.message] if state.status in ("unknown", "not submitted") else []
     line = ", ".join(filter(None, told))
     if state.cause is None:
         return line
     last = state.message.strip().splitlines()[-1:] or [""]
     why = last[0] if last[0].startswith(state.cause) else f"{state.cause}: {last[0]}"
-    return "\n".join(filter(None, [line, why[:300], what_to_do(launch, state)]))
+    return "\n".join(filter(None, [line, why[:800], what_to_do(launch, state)]))
 
 
 def goodput_of(share: float) -> str:
@@ -233,7 +233,10 @@ def summary(launch: Launch, console: Console) -> None:
     if any(job.name == "reconstruct" for job in launch.jobs) and reconstruction.is_file():
         results.append(show_result(reconstruction, "reconstructions", console))
         console.print(f"Picture:     {reconstruction.with_suffix('.png')}", highlight=False, soft_wrap=True)
-    if samples is not None and (path := result_of(launch, samples)).is_file():
+    path = None if samples is None else result_of(launch, samples)
+    if path is None or not path.is_file():  # as while a run is trained further: the newest that there is
+        path = max(_results_of_samples(launch), key=lambda path: path.stat().st_mtime_ns, default=None)
+    if path is not None:
         results.append(show_result(path, "samples", console))
     explain_numbers(results, console)
     for name, what in PICTURES.items():
@@ -246,6 +249,10 @@ def summary(launch: Launch, console: Console) -> None:
     if launch.run.tensorboard.is_dir():
         command = f"{sys.executable} -m tensorboard.main --logdir {launch.run.tensorboard}"
         console.print(f"TensorBoard: {command}", highlight=False, soft_wrap=True)
+
+
+def _results_of_samples(launch: Launch) -> list[Path]:
+    return [path for path in launch.run.results.glob("*.json") if not path.stem.endswith("-reconstruction")]
 
 
 def show_result(path: Path, what: str, console: Console) -> dict[str, Any]:

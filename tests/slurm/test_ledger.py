@@ -70,6 +70,21 @@ def test_what_ended_well_for_other_settings_waits_for_what_was_submitted_since(l
     assert statuses(launch, Seen("10", "COMPLETED"), Seen("9", "COMPLETED"))["sample"] == ("failed", "error")
 
 
+def test_a_run_that_was_trained_further_by_hand_has_not_failed(launch):
+    """Its submission ended well, and what it made is not enough any more."""
+    record, ended = launch.run.jobs / "train", {"7": Seen("7", "COMPLETED"), "8": Seen("8", "COMPLETED")}
+    place = {"id": "7", "restart": 0, "rank": 0, "log": str(record / "7_0_log.out")}
+    append_line(record / ATTEMPTS, place | {"event": "start", "time": 10.0})
+    append_line(record / ATTEMPTS, place | {"event": "end", "code": 0, "time": 20.0})
+    append_line(launch.run.starts, {"time": 11.0})
+    lacking = {"train": False, "sample": False}
+    assert states(launch.run, lacking, ended)["train"].cause == "error"  # as where its checkpoints were removed
+    append_line(launch.run.starts, {"time": 30.0})
+    now = states(launch.run, lacking, ended)
+    assert [(s.status, s.cause) for s in now.values()] == [("not submitted", None)] * 2
+    assert "trained further by hand, to step" in explain(launch, now["train"])
+
+
 def test_what_slurm_has_forgotten_is_explained_by_the_job_before_it(launch):
     """As on a cluster without accounting, some minutes later."""
     place = {"id": "7", "restart": 0, "rank": 0, "time": time.time()}
