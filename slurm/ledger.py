@@ -445,8 +445,8 @@ def states(
 
 
 def _of_before(state: State, known: Mapping[str, Submission], before: Mapping[str, State], run: RunDir) -> State:
-    """A job that ended well, to be done again where a job before it was submitted since or is to be done again, or where
-    somebody trained the run further by hand: it did not fail.
+    """A job that ended well is to be done again where a job before it is, or was submitted since, or where somebody
+    trained the run further by hand: it did not fail.
     """
     since = [s for s in before.values() if s.job in known and known[s.job].time > known[state.job].time]
     if bad := [s for s in since if s.stuck]:

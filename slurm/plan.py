@@ -9,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.config.durations import needs_images
+from pipeline.config.load import listed
+from pipeline.config.needs import looked_at
 from pipeline.config.paths import data_directory
 from pipeline.config.plan import plan_for
 from pipeline.config.schema import Config
@@ -60,7 +62,10 @@ def show(launch: Launch, console: Console, *, overrides: Sequence[str] = ()) -> 
         names = ("inception", *(("niqe", "brisque", "cnniqa") if quality else ()))
         more = "Nor is the quality of single images. " if quality else ""
         _say(console, f"FID and IS     not measured: no weights. {more}{no_folder(*names)}")
-    _say(console, "parameters     `mudi train ... --dry-run` counts them, with the size of a checkpoint")
+    train = f"mudi train {shlex.join(overrides or [str(launch.run.path)])} --dry-run"
+    _say(console, f"parameters     `{train}` counts them, with the size of a checkpoint")
+    if refused := [] if launch.cfg.cluster.executor == "local" else [*beyond(launch.cfg, to_do, limits())]:
+        raise UserError(f"submit would refuse this:\n{listed(refused)}")
 
 
 def _say(console: Console, *lines: str) -> None:
@@ -151,7 +156,8 @@ def derived(cfg: Config) -> dict[str, str]:
     ranks = cfg.cluster.train.nodes * cfg.cluster.train.tasks_per_node
     plan = plan_for(cfg, train_images=images or train.global_batch, world_size=ranks)
     share = f"{train.global_batch} = {ranks} process(es) x {plan.accumulate} micro-batch(es) x {plan.micro_batch}"
-    rows = {"global batch": share}
+    found = looked_at(cfg)
+    rows = ({"data": found.said} if found is not None else {}) | {"global batch": share}
     if left := image_left(cfg):
         rows["noise"] = (
             f"after the last time step {left:.0%} of the image is left, but samples begin from noise alone: all will "

@@ -13,6 +13,7 @@ from typing import Any
 
 from data_prep.archives import IMAGES, Member, images, is_packed, members, read_bytes, unpacked
 from data_prep.items import Item, Listing, Rejected, in_order
+from pipeline.config.registry import Looked
 from pipeline.config.schema_sources import SPLITS, FolderSource, split_name
 from pipeline.runtime.errors import UserError, did_you_mean
 
@@ -43,22 +44,39 @@ def listing(source: FolderSource, directory: Path) -> Listing:
     return _in_folders(source, path, root, found, rejected)
 
 
-def look(source: FolderSource, path: Path) -> None:
-    """See that there are images, in the folders or with the table that the settings name.
+def look(source: FolderSource, path: Path) -> Looked | None:
+    """See that there are images, in the folders or with the table that the settings name, and count them.
 
-    The names of the first `LOOKED_AT` images are read, so that a large set takes no longer. Packed archives are not.
+    The names of the first `LOOKED_AT` images are read, so that a large set takes no longer; where there are more, they
+    are not counted. Packed archives are not read.
     """
     if is_packed(path):
-        return
+        return None
     path = path.resolve()
     root = path if path.is_dir() else path.parent
-    found = _found(source, path, [], most=LOOKED_AT + 1)
-    if source.table and len(found) > LOOKED_AT:
-        read_table(source, path, root, [])  # its rows may be those of the other images
-    elif source.table:
-        _with_table(source, path, root, found, [])
-    else:
-        _in_folders(source, path, root, found, [])
+    rejected: list[Rejected] = []
+    found = _found(source, path, rejected, most=LOOKED_AT + 1)
+    if len(found) > LOOKED_AT:
+        if source.table:
+            read_table(source, path, root, [])  # its rows may be those of the other images
+        else:
+            _in_folders(source, path, root, found, rejected)
+        return None
+    made = _with_table if source.table else _in_folders
+    return _counted(made(source, path, root, found, rejected))
+
+
+def _counted(listing: Listing) -> Looked:
+    """Images and classes in words, with the smallest class and how many files are passed over."""
+    counts = Counter(item.label for item in listing.items)
+    said, total = f"{counts.total()} images", counts.total()
+    without = counts.pop(None, 0)
+    if listing.classes:
+        least, most = (choose(range(len(listing.classes)), key=counts.__getitem__) for choose in (min, max))
+        said += f" in {len(listing.classes)} classes, from {counts[least]} ({listing.classes[least]}) to {counts[most]}"
+        said += f", {without} without a label" if without else ""
+    said += f"; {len(listing.rejected)} others are passed over" if listing.rejected else ""
+    return Looked(total, said)
 
 
 def _found(source: FolderSource, path: Path, rejected: list[Rejected], *, most: int | None) -> list[Member]:

@@ -4,14 +4,16 @@ One list for all who ask: `plan` and `submit` for the jobs that are still to do,
 """
 
 import importlib.util
+import json
 from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
 
 from pipeline.config.check import classes_problems
 from pipeline.config.labels import label_problems
 from pipeline.config.load import autoencoder_config, listed
 from pipeline.config.paths import data_directory, run_directory, training_shards
-from pipeline.config.registry import SOURCES
+from pipeline.config.registry import SOURCES, Looked
 from pipeline.config.schema import Config
 from pipeline.config.schema_metrics import network_of
 from pipeline.config.schema_objectives import objective_of
@@ -49,9 +51,42 @@ def _images(cfg: Config) -> Iterator[str]:
         )
         return
     try:
-        SOURCES[cfg.data.source.kind].check(cfg.data.source, path)
+        looked_at(cfg)
     except UserError as error:
         yield str(error)
+
+
+def looked_at(cfg: Config) -> Looked | None:
+    """What the names of files tell of images that are still to be prepared; None where they do not.
+
+    Raises:
+        UserError: as listing the images would.
+    """
+    own = cfg.data.source.own
+    if own is None or not own[1].exists() or (data_directory(cfg) / RECEIPT).is_file():
+        return None
+    return _looked(cfg.data.source.model_dump_json(), own[1].stat().st_mtime_ns)
+
+
+@cache
+def _looked(source: str, changed: int) -> Looked | None:
+    """Once for all configurations of a sweep."""
+    del changed
+    settings = SOURCES.validate(json.loads(source))
+    return SOURCES[settings.kind].check(settings, settings.own[1])
+
+
+def _enough(cfg: Config) -> Iterator[str]:
+    """Of a training: at least one batch of images."""
+    try:
+        found = looked_at(cfg)
+    except UserError:
+        return  # said for `prepare`
+    if found is not None and found.images < cfg.train.global_batch:
+        yield (
+            f"train.global_batch: found {cfg.train.global_batch}, but there are {found.images} images. Give more, or "
+            f"set train.global_batch={max(found.images // 2, 1)} or less."
+        )
 
 
 def _features(cfg: Config) -> Iterator[str]:
@@ -191,6 +226,7 @@ NEEDS = (
     ("autoencoder", _autoencoder),
     ("train", _trainable),
     ("train", _start),
+    ("train", _enough),
     ("train", label_problems),
     ("train", _trackers),
     ("train", _objective),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, Union, get_args
+from typing import Annotated, Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, Union, get_args
 
 from pydantic import BaseModel, Field, GetCoreSchemaHandler, TypeAdapter
 from pydantic_core import CoreSchema, core_schema
@@ -163,6 +163,13 @@ def _tag(settings: type[Settings]) -> str:
     return name
 
 
+class Looked(NamedTuple):
+    """What the names of files tell of a source: how many images, and what else there is to say, in words."""
+
+    images: int
+    said: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceKind(Kind):
     """A source of images. `place`: `listing(settings, folder) -> data_prep.items.Listing`.
@@ -178,14 +185,14 @@ class SourceKind(Kind):
     splits: tuple[str, ...] | None = None  # of split.rule=official
     look: str = ""  # the place of `look(settings, folder)`, which raises what the names of files say is wrong
 
-    def check(self, settings: Settings, folder: Path) -> None:
+    def check(self, settings: Settings, folder: Path) -> Looked | None:
         """Look at a source that is there, before anything is queued: names and tables, no images, nothing unpacked.
 
         Raises:
             UserError: as listing the images would.
         """
-        if self.look:
-            self._imported(self.look)(settings, folder)
+        found = self._imported(self.look)(settings, folder) if self.look else None
+        return found if isinstance(found, Looked) else None
 
 
 @dataclass(frozen=True, kw_only=True)

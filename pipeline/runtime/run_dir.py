@@ -190,7 +190,7 @@ def refuse_others(cfg: Config) -> None:
 
 def _refuse_others(run: RunDir, cfg: Config, *, goes_on: bool) -> None:
     found = [line for line in differences(run, cfg) if not (goes_on and line.startswith(f"{DURATION}: "))]
-    named = f"Give this experiment another name: the overrides that made it, not its directory, and name={cfg.name}-2"
+    named = f"Add name={cfg.name}-2 to the overrides that made it, for a run of its own"
     _refuse(run, found, named)
 
 

@@ -165,6 +165,7 @@ def test_images_without_labels_are_said_before_anything_is_queued(
         "data.image_size=16",
         "cluster=local",
         f"data.source.path={images}",
+        "train.global_batch=1",
     ]
     overrides += [f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data"]
     for command in ("plan", "submit"):
@@ -249,6 +250,22 @@ def test_a_class_that_the_source_does_not_have_is_said() -> None:
         with pytest.raises(UserError, match=f"sample.classes: found '{unknown}', which the data has not"):
             config_from([f"experiment={known}", f"sample.classes=[{unknown}]"])
         assert config_from([f"experiment={known}", f"sample.classes=[{name}]"]).sample.classes == (name,)
+
+
+def test_a_plan_says_what_images_there_are_and_that_they_are_too_few(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cats/1.png", "cats/2.png", "cats/3.png", "dogs/extra/1.png", "dogs/notes.txt"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).touch()
+    overrides = ["plan", "experiment=photos16", f"runs_dir={tmp_path}", f"data_dir={tmp_path}", "cluster=local"]
+    overrides += [f"data.source.path={tmp_path}/images"]
+    assert main(overrides) == 2
+    assert "train.global_batch: found 128, but there are 4 images. Give more, or set" in capsys.readouterr().err
+    assert main([*overrides, "train.global_batch=2"]) == 0
+    said = capsys.readouterr().out
+    assert "4 images in 2 classes, from 1 (dogs/extra) to 3; 1 others are passed over" in said
+    assert f"mudi train {' '.join(overrides[1:])} train.global_batch=2 --dry-run" in said
 
 
 def test_a_guide_model_that_is_not_there_is_said(tmp_path: Path) -> None:

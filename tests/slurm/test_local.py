@@ -102,7 +102,7 @@ def test_what_prepare_passed_over_is_said_at_once_and_at_the_end(tmp_path, capfd
 
 def test_images_that_are_not_there_are_said_before_anything_is_queued(tmp_path):
     there = [f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs", f"data.source.path={tmp_path}/images"]
-    cfg = config_from(["experiment=photos16", *there])
+    cfg = config_from(["experiment=photos16", "train.global_batch=1", *there])
     with pytest.raises(UserError, match=r"data\.source\.path: .*images' does not exist on this machine"):
         launch_for(cfg, make=True)
     assert not list(tmp_path.iterdir())
