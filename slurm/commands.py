@@ -10,7 +10,7 @@ from pipeline.config.load import config_from, listed, run_named
 from pipeline.config.paths import run_directory
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.run_dir import refuse_others
+from pipeline.runtime.run_dir import RunDir, refuse_others
 from slurm import cancel, ledger, plan, preflight, status
 from slurm.access import taken_back
 from slurm.progress import ProgressTable
@@ -26,7 +26,7 @@ def submit(overrides: list[str], *, until: str | None = None, only: str | None =
     """Submit experiments, or a run directory again; or some of its jobs."""
     every = each_experiment(overrides)
     meanings = [meant(one) for one in every]  # of several, none is submitted where one has a mistake
-    with taken_back(_places(meanings), keep=lambda run: (run / "jobs" / ledger.LEDGER).is_file()):
+    with taken_back(_places(meanings), keep=lambda run: bool(ledger.submissions(RunDir(run)))):
         return _submit([_made(one, until=until, only=only) for one in every])
 
 

@@ -284,7 +284,8 @@ def over_budget(sweep: SweepDir, settings: SweepSettings) -> str:
 
 def anything_submitted(folder: Path) -> bool:
     """Whether a job was submitted from the folder of a sweep: of trials, or of what they share."""
-    return any(folder.glob(f"jobs/array-*/{SUBMITTED}")) or any(folder.glob(f"shared/*/jobs/{ledger.LEDGER}"))
+    shared_runs = (RunDir(path) for path in folder.glob("shared/*"))
+    return any(folder.glob(f"jobs/array-*/{SUBMITTED}")) or any(map(ledger.submissions, shared_runs))
 
 
 def submit(sweep: SweepDir, settings: SweepSettings, checked: Checked) -> list[str]:

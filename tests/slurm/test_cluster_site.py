@@ -117,6 +117,14 @@ def test_what_the_site_never_grants_is_refused_before_anything_is_queued(tmp_pat
     assert not ledger.submissions(launch.run)
 
 
+def test_a_run_of_which_sbatch_takes_no_job_leaves_nothing(tmp_path):
+    """Its name is free for the corrected command."""
+    where = [f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data", "cluster=slurm_generic", "cluster.train.gpus=0"]
+    done = slurm_cli("submit", "experiment=glyphs16", *where, "cluster.partition=nothing_of_this_name")
+    assert done.returncode == 2 and "nothing_of_this_name" in done.stderr, done.stdout + done.stderr
+    assert not (tmp_path / "runs" / "glyphs16").exists()
+
+
 def test_held_and_suspended_are_told_with_what_to_type(tmp_path):
     later = stand_in(tmp_path / "held", profile("testbed", options=CALM, begin="now+900"), only=("train",))
     there = stand_in(
