@@ -61,7 +61,7 @@ def narrow(cfg: Config, root: Path, *, factor: int = 1) -> dict[str, Any]:
     `factor`: how much smaller latents are than images.
     """
     values = cfg.model_dump(mode="json")
-    model = {**values["model"], **NARROW[values["model"]["kind"]]}
+    model = {**values["model"], **NARROW.get(values["model"]["kind"], {})}
     levels = len(model.get("multipliers", ()))
     size = max(8, 2**levels) * factor
     if cfg.autoencoder.adversarial_weight:
@@ -140,7 +140,16 @@ def test_every_sweep_plans_and_its_last_configuration_takes_two_steps(name: str,
     takes_two_steps(config_from(trial_overrides(settings, tried[-1])), tmp_path)
 
 
-# The README
+def test_the_network_of_the_readme_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (CONFIG_ROOT.parent / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (command,) = re.findall(r"^mudi submit (.*plugins=\[mine\].*)$", text, re.MULTILINE)
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    takes_two_steps(config_from(shlex.split(command)), tmp_path)
+
+
+# The README of configs
 
 
 README = (CONFIG_ROOT / "README.md").read_text()
