@@ -1,8 +1,11 @@
 """Every experiment and sweep of `configs/` takes two steps, and every command of its README means something."""
 
 import itertools
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -140,13 +143,19 @@ def test_every_sweep_plans_and_its_last_configuration_takes_two_steps(name: str,
     takes_two_steps(config_from(trial_overrides(settings, tried[-1])), tmp_path)
 
 
-def test_the_network_of_the_readme_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (CONFIG_ROOT.parent / "README.md").read_text()
+def test_the_network_of_the_readme_is_trained(tmp_path: Path) -> None:
+    """In a process of its own: what a module registers stays."""
+    root = CONFIG_ROOT.parent
+    text = (root / "README.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (command,) = re.findall(r"^mudi submit (.*plugins=\[mine\].*)$", text, re.MULTILINE)
     (tmp_path / "mine.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
-    takes_two_steps(config_from(shlex.split(command)), tmp_path)
+    two_steps = "import sys; from pathlib import Path; from test_configs import config_from, takes_two_steps; "
+    two_steps += "takes_two_steps(config_from(sys.argv[1:]), Path.cwd())"
+    argv = [sys.executable, "-c", two_steps, *shlex.split(command)]
+    env = {**os.environ, "PYTHONPATH": f"{root}:{root / 'tests'}"}
+    done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 # The README of configs
