@@ -13,12 +13,11 @@ from pipeline.config.load import autoencoder_config, listed
 from pipeline.config.paths import data_directory, run_directory, training_shards
 from pipeline.config.registry import SOURCES
 from pipeline.config.schema import Config
-from pipeline.config.schema_metrics import network_of
+from pipeline.config.schema_metrics import WIDTHS, network_of
 from pipeline.config.schema_objectives import objective_of
 from pipeline.config.weights import VARIABLE, inception_outputs, weights_folder
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import read_json
-from pipeline.runtime.numbers_text import WIDTHS
 
 RECEIPT = Path("shards", "receipt.json")  # in the data directory: all shards are there
 _LIBRARY_FILES = ("model.safetensors", "pytorch_model.bin")
