@@ -1,9 +1,14 @@
 """Any images against any others: one number however the images are kept, and the numbers of other implementations."""
 
+import contextlib
 import csv
 import io
 import json
 import os
+import pty
+import signal
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -148,6 +153,53 @@ def test_all_that_is_wrong_with_the_command_line_is_said_at_once(tmp_path, monke
         assert part in str(said.value)
 
 
+def test_a_folder_that_is_not_there_is_not_made_for_the_results(tmp_path, pixels):
+    a = keep(tmp_path / "a", pixels[0], "folder")
+    for option in ("--csv", "--json"):
+        with pytest.raises(UserError, match=f"{option}: .*there is no folder '{tmp_path}/nope'. Make it first"):
+            scoring.main([str(a), str(a), "evaluate.inception.weights=x", f"{option}={tmp_path}/nope/x", "--check"])
+    assert not (tmp_path / "nope").exists()
+
+
+@pytest.mark.usefixtures("small_network")
+def test_a_single_image_has_no_distance(tmp_path, pixels, capsys):
+    one, few = keep(tmp_path / "one", pixels[0][:1], "folder"), keep(tmp_path / "few", pixels[0], "folder")
+    for check in ([], ["--check"]):
+        for sets in ((one, few), (few, one)):
+            argv = [*map(str, sets), "evaluate.inception.weights=x", f"--cache={tmp_path / 'cache'}", *check]
+            with pytest.raises(UserError, match=f"^{one} has 1 image, expected at least 2"):
+                scoring.main(argv)
+    assert not (tmp_path / "cache").exists()
+    assert scoring.main([str(one), str(few), "evaluate.quality.niqe=x.npz", "--check"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"]["count"] == 1
+
+
+INTERRUPTED = """
+import os, sys
+from pipeline import score
+from pipeline.metrics.features import Extractor
+from pipeline.runtime import cli
+
+def run(images, seen=[]):
+    if seen:  # the second block
+        os.kill(os.getpid(), int(sys.argv[1]))
+    seen.append(1)
+    return {"2048": images.flatten(1)[:, :4].float()}
+
+score.build_extractors = lambda *_, **__: [Extractor("inception", {"resize": "tf1"}, ("2048",), run)]
+sys.exit(cli.main("mudi", ["score", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_an_interrupted_score_says_what_it_keeps(tmp_path, pixels, number, code):
+    a = keep(tmp_path / "a", pixels[0], "folder")
+    argv = [str(a), str(a), "evaluate.inception.weights=x", "evaluate.block=16", f"--cache={tmp_path / 'cache'}"]
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(int(number)), *argv], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert f"kept: inception features of {a}, 16 of {COUNTS[0]} images\nThe same command goes on" in done.stderr
+
+
 def scores(a, b, tmp_path, *overrides):
     out = tmp_path / "out.json"
     common = ["evaluate.inception.weights=unused", f"--cache={tmp_path / 'cache'}", f"--json={out}"]
@@ -223,7 +275,15 @@ def test_a_check_says_what_the_result_will_be_of_and_computes_nothing(tmp_path, 
     a, b = (keep(tmp_path / name, images, "folder") for name, images in zip("ab", pixels, strict=True))
     argv = [str(a), str(b), "evaluate.inception.weights=unused", f"--cache={tmp_path / 'cache'}", "--check"]
     assert scoring.main(argv) == 0 and not (tmp_path / "cache").exists()
-    checked = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and said.endswith("}\n")
+    checked = json.loads(said)
+    controller, terminal = pty.openpty()  # for a person, a line for each
+    with os.fdopen(terminal, "w") as out, contextlib.redirect_stdout(out):
+        assert scoring.main(argv) == 0
+        out.flush()
+        assert os.read(controller, 65536).startswith(b'{\r\n  "run": "score",\r\n')
+    os.close(controller)
     found = scores(a, b, tmp_path)
     assert {name: found[name] for name in checked} == checked and checked["samples"]["count"] == COUNTS[0]
 

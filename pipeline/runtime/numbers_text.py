@@ -17,6 +17,7 @@ ENDINGS = {  # what a part of a metric's name says
     "torchmetrics": "resized for Inception as torchmetrics does",
     "infinity": "extrapolated to infinitely many images",
 }
+ONE = ", one subset"
 BOLD = (
     "Bold: the best, and what its 95% interval (± s: value ± 2 s) does not tell from the best. Nothing is bold where a "
     "value of the column has neither, nor in Frechet distances of unequal numbers of images, nor in precision and "
@@ -29,11 +30,13 @@ def shown(value: float, details: Mapping[str, Any]) -> str:
     """A value with its 95% interval in brackets, or its standard deviation over subsets or splits: one has none."""
     if "low" in details:
         return f"{value:.4g} ({details['low']:.4g} to {details['high']:.4g})"
+    if "subsets" in details and not _has_spread(details):
+        return f"{value:.4g}{ONE}"
     return f"{value:.4g} ± {details['std']:.2g}" if _has_spread(details) else f"{value:.4g}"
 
 
 def _has_spread(details: Mapping[str, Any]) -> bool:
-    return "std" in details and details.get("splits") != 1
+    return "std" in details and 1 not in (details.get("splits"), details.get("subsets"))
 
 
 def marked(name: str, found: Sequence[Measured | None], *, direction: Direction | None = None) -> list[bool]:
@@ -100,7 +103,15 @@ def legend(metrics: Iterable[str], details: Mapping[str, Mapping[str, Any]]) -> 
             "few images make a Frechet distance larger."
         )
     if any("±" in text for text in told):
-        lines.append("±: the standard deviation over subsets, splits or images.")
+        lines.append(
+            "±: the standard deviation over subsets, splits or images; it leaves out the scatter of the reference "
+            "itself, which counts where that is small."
+        )
+    if any(text.endswith(ONE) for text in told):
+        lines.append(
+            "One subset: every subset of KID is the same images, or one was asked for, so that there is no ±; "
+            "evaluate.kid_subset_size below the number of images, and more than one of kid_subsets, give it."
+        )
     for split in sorted({name.partition("@")[2] for name in names} - {""}):
         lines.append(f"@{split}: against the images of {split}; names without @ are of the first reference.")
     if any(name.startswith(("sfid", "rsfid")) for name in names):
@@ -110,21 +121,36 @@ def legend(metrics: Iterable[str], details: Mapping[str, Mapping[str, Any]]) -> 
     if widths := [f"-{width}" for width in WIDTHS if width in parts]:
         lines.append(f"{', '.join(widths)}: in so many features of an earlier layer of Inception; FID itself has 2048.")
     known = {name: facts for name in names if (facts := details.get(name, {})).get("held_out") is not None}
-    real = [
-        f"{name} {facts['held_out']:.3g}" + (f" (of {n})" if (n := facts.get("held_out_count")) else "")
-        for name, facts in known.items()
-    ]
-    if real:
-        lines.append(f"Real images, held out: {', '.join(real)}.")
+    if known:
+        real = ", ".join(f"{name} {facts['held_out']:.3g}{_held_out(facts)}" for name, facts in known.items())
+        lines.append(f"Real images, held out: {real}.")
     return lines
+
+
+def _held_out(facts: Mapping[str, Any]) -> str:
+    """Of how many real images a Frechet distance is, and what that means beside the distance of the samples: that of
+    fewer images is larger."""
+    if not (count := facts.get("held_out_count")):
+        return ""
+    samples, dimensions = facts.get("counts") or facts.get("images", [count])[:1], facts.get("dimensions", 0)
+    much = f", far too large in {dimensions} dimensions" if count <= dimensions else ""  # the covariance is singular
+    if count < min(samples):
+        return f" (of {count}{much or ', too large'}: as many as the samples would have less)"
+    if count > max(samples):
+        return f" (of {count}, too small: as many as the samples would have more)"
+    if len(set(samples)) > 1:
+        return f" (of {count}{much}, which does not compare with distances of other numbers)"
+    return f" (of {count}{much})"
 
 
 def joined(results: Iterable[Mapping[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
     """The details of several results as one, for `legend`; without what real images have where results differ in it."""
     found: dict[str, dict[str, Any]] = {}
     real: dict[str, set[Any]] = {}
+    counts: dict[str, set[int]] = {}
     for name, facts in (item for details in results for item in details.items()):
-        found[name] = dict(facts)
+        counts.setdefault(name, set()).update(facts.get("images", ())[:1])
+        found[name] = {**facts, "counts": sorted(counts[name])}
         real.setdefault(name, set()).add(facts.get("held_out"))
     return {n: {k: v for k, v in f.items() if k != "held_out" or len(real[n]) == 1} for n, f in found.items()}
 
