@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gzip
 import io
 import json
 import os
@@ -127,6 +128,30 @@ def test_however_images_are_kept_they_are_the_same(tmp_path, pixels):
     prepared = open_set(next((tmp_path / "data").iterdir()))
     assert isinstance(prepared, ImageSet) and "shards/train" in prepared.notes[0]
     assert prepared.read(np.arange(2)).dtype == np.uint8
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_of_several_arrays_the_one_of_images_is_taken(tmp_path, pixels, save):
+    save(tmp_path / "two.npz", labels=np.zeros(COUNTS[0], np.int64), images=pixels[0])
+    found = open_set(tmp_path / "two.npz")
+    assert np.array_equal(found.read(np.arange(COUNTS[0])), pixels[0])
+
+
+def test_a_tar_is_said_to_be_cut_or_to_be_compressed(tmp_path, pixels):
+    """To unpack it is of no use where it is cut: here after the header that says the next one's long name."""
+    whole, cut, packed = (tmp_path / name for name in ("whole.tar", "cut.tar", "packed.tar.gz"))
+    with tarfile.open(whole, "w", format=tarfile.GNU_FORMAT) as tar:
+        for k, name in enumerate(("a.png", f"{'long' * 40}.png")):
+            info, data = tarfile.TarInfo(name), png(pixels[0][k])
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    start = whole.read_bytes().index(b"././@LongLink")
+    cut.write_bytes(whole.read_bytes()[: start + 1024])
+    with pytest.raises(UserError, match=r"cut.tar is cut short or damaged \(.*\). Copy it again"):
+        open_set(cut)
+    packed.write_bytes(gzip.compress(whole.read_bytes()))
+    with pytest.raises(UserError, match=r"packed\.tar\.gz is compressed\. Unpack it first"):
+        open_set(packed)
 
 
 def test_of_a_run_the_last_sample_set_is_scored_and_named(tmp_path):
@@ -306,6 +331,8 @@ def test_what_would_make_a_wrong_number_is_refused(tmp_path, pixels):
     refused(tmp_path / "floats.npy", "float32")
     np.savez(tmp_path / "two.npz", x=np.zeros(2), y=np.zeros(2))
     refused(tmp_path / "two.npz", r"arrays \['x', 'y'\]")
+    np.savez(tmp_path / "both.npz", x=pixels[0], y=pixels[1])
+    refused(tmp_path / "both.npz", r"images in arr_0, or in one array alone of uint8 \[N, H, W, C\]")
     (folder / "0" / "000.png").write_bytes(png(pixels[0][0])[:60])
     refused(folder, "000.png is (damaged|no image)")
     (folder / "0" / "000.png").write_bytes(png(np.zeros((9, 8, 3), np.uint8)))
