@@ -16,6 +16,7 @@ from pipeline.metrics.plots import Line, Point, draw_lines
 from pipeline.metrics.report import ENOUGH, usual, usual_first
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, read_lines, write_text
+from pipeline.runtime.inventory import not_there
 from pipeline.runtime.numbers_text import BOLD, Measured, directions, joined, legend, marked, note, shown
 
 PANELS = 8  # metrics in a plot, at most
@@ -63,7 +64,14 @@ def compare(runs: Sequence[Path], out: Path, *, metrics: Sequence[str] = ()) -> 
 
 
 def read_rows(run: Path) -> list[Row]:
-    """The results of one run, by step and name."""
+    """The results of one run, by step and name.
+
+    Raises:
+        Incomplete: there are none.
+        UserError: there is no such run.
+    """
+    if not run.exists():
+        raise not_there(run)
     files = sorted((run / "results").glob("*.json"))
     if not files:
         raise Incomplete(f"{run}/results has no results. Run: mudi evaluate {run}")

@@ -241,6 +241,11 @@ def test_a_run_without_results_is_named(tmp_path: Path) -> None:
         read_rows(tmp_path)
 
 
+def test_a_run_that_does_not_exist_is_said_not_to(runs: list[Path]) -> None:
+    with pytest.raises(UserError, match=rf"twoo does not exist\. Did you mean '{runs[1]}'\?"):
+        read_rows(runs[1].with_name("twoo"))
+
+
 def test_the_command_line_writes_beside_the_first_run(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         main(["compare", str(runs[0]), "--metric", "fd-domain", *map(str, runs[1:])]) == 0
