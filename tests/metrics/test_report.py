@@ -1,6 +1,9 @@
 """What people read: every number once, in its place, and every caution once."""
 
+import pytest
+
 from pipeline.config.registry import METRICS as REGISTERED
+from pipeline.config.registry import metric
 from pipeline.metrics.report import blocks, caution, meanings, usual_first
 from pipeline.runtime.numbers_text import directions, joined, legend, shown
 
@@ -75,6 +78,25 @@ def test_each_kind_of_number_is_explained_once_and_says_which_way_is_better() ->
     assert {row[0]: row[1] for row in found.rows}["niqe"] == "lower"
     assert all(said for *_, said in found.rows)
     assert all(kind.meaning for kind in REGISTERED)
+
+
+def of_a_plugin() -> None:
+    """Share of samples with a blue sky.
+
+    More is not said in a table.
+    """
+
+
+def undocumented() -> None:
+    pass
+
+
+def test_a_metric_of_a_plugin_is_explained_by_its_docstring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(REGISTERED, "_kinds", dict(REGISTERED.known))
+    for name, function in (("sky", "of_a_plugin"), ("sea", "undocumented"), ("sun", "absent")):
+        metric(name, f"{__name__}:{function}", direction="maximize")
+    said = {row[0]: row[2] for row in meanings(["sky-domain", "sea-domain", "sun-domain"]).rows}
+    assert said == {"sky-domain": "Share of samples with a blue sky", "sea-domain": "", "sun-domain": ""}
 
 
 def test_what_real_images_have_is_said_where_all_results_agree_in_it() -> None:
