@@ -11,7 +11,7 @@ from pipeline.config.check import classes_problems
 from pipeline.config.labels import label_problems
 from pipeline.config.load import autoencoder_config, listed
 from pipeline.config.paths import data_directory, run_directory, training_shards
-from pipeline.config.registry import SOURCES
+from pipeline.config.registry import SOURCES, known_metric
 from pipeline.config.schema import Config
 from pipeline.config.schema_metrics import WIDTHS, network_of
 from pipeline.config.schema_objectives import objective_of
@@ -88,7 +88,8 @@ def metric_missing(cfg: Config, metric: str) -> Iterator[str]:
     if network_of(metric) != "inception" or weights is None or not weights.is_file():
         return
     spatial = "spatial" if "spatial" in words or "sfid" in words else None
-    wanted = next((w for w in WIDTHS if w in words), spatial or ("logits" if words[0] == "is" else "2048"))
+    deepest = "logits" if (kind := known_metric(metric)) and kind.needs == "logits" else "2048"
+    wanted = next((w for w in WIDTHS if w in words), spatial or deepest)
     given = cfg.evaluate.inception.features or inception_outputs(weights)
     if wanted not in given:
         yield (
