@@ -188,11 +188,10 @@ def _saying_what_is_kept(pieces: Mapping[str, Work]) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, _Ended):
-        for name, work in pieces.items():
-            kept = work.count - sum(len(work.images(number)) for number in work.missing())
-            if kept:
-                print(f"kept: {name}, {kept} of {work.count} images", file=sys.stderr)
-        print("The same command goes on from what is kept.", file=sys.stderr, flush=True)
+        there = {n: w.count - sum(len(w.images(number)) for number in w.missing()) for n, w in pieces.items()}
+        said = [f"kept: {name}, {kept} of {pieces[name].count} images" for name, kept in there.items() if kept]
+        then = "The same command goes on from there." if said else "nothing is kept: no block was finished"
+        print("\n".join([*said, then]), file=sys.stderr, flush=True)
         if not came:
             raise
     finally:
