@@ -38,6 +38,7 @@ IMAGES = (  # where a webdataset sample has several images, the first of these e
     *(".jfif", ".jpe", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".tga", ".pbm", ".pnm"),
 )
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+TABLES = (".csv", ".tsv", ".txt", ".json", ".jsonl")
 SYSTEM = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN", "System Volume Information")
 _COPY = 1 << 20
 _QUOTA = (b"quota", b"too many users have viewed or downloaded", b"can't view or download this file at this time")
@@ -92,6 +93,7 @@ def members(path: Path, *, root: Path, rejected: list[Rejected]) -> Iterator[Mem
                 yield Member(_text(name), ("file", start + name))
         return
     check_archive(path)
+    _refuse_a_part(path)
     with path.open("rb") as file:
         is_zip = file.read(4) in _ZIP
     for member in (_zip_members if is_zip else _tar_members)(path, where, rejected):
@@ -99,6 +101,18 @@ def members(path: Path, *, root: Path, rejected: list[Rejected]) -> Iterator[Mem
             rejected.append(_passed_over(member.name, "hidden"))
         else:
             yield member
+
+
+def _refuse_a_part(path: Path) -> None:
+    """Of images in a folder one was given, or the table beside them."""
+    ending = path.suffix.lower()
+    if ending in IMAGES:
+        raise UserError(f"{path} is an image. Give the folder that holds the images.")
+    if ending in TABLES:
+        raise UserError(
+            f"{path} is a table. Give the folder that holds the images; where its labels are meant, as "
+            f"data.source.table={path} beside it."
+        )
 
 
 def place(path: Path, root: Path) -> str:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config.registry import known_metric
 from pipeline.metrics.plots import Line, Point, draw_lines
 from pipeline.metrics.report import ENOUGH, usual, usual_first
 from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
 from pipeline.runtime.files import content_hash, read_json, read_lines, write_text
-from pipeline.runtime.numbers_text import directions, joined, legend, note, shown
+from pipeline.runtime.inventory import not_there
+from pipeline.runtime.numbers_text import BOLD, Measured, directions, joined, legend, marked, note, shown
 
 PANELS = 8  # metrics in a plot, at most
 CURVES = 10  # sets whose distances are drawn against the number of samples, at most
@@ -64,7 +64,14 @@ def compare(runs: Sequence[Path], out: Path, *, metrics: Sequence[str] = ()) -> 
 
 
 def read_rows(run: Path) -> list[Row]:
-    """The results of one run, by step and name."""
+    """The results of one run, by step and name.
+
+    Raises:
+        Incomplete: there are none.
+        UserError: there is no such run.
+    """
+    if not run.exists():
+        raise not_there(run)
     files = sorted((run / "results").glob("*.json"))
     if not files:
         raise Incomplete(f"{run}/results has no results. Run: mudi evaluate {run}")
@@ -145,10 +152,7 @@ def chosen(rows: Sequence[Row], asked: Sequence[str]) -> list[str]:
 
 def markdown(rows: Sequence[Row], names: Sequence[str]) -> str:
     """Tables for each reference, the best of a column in bold, and what a reader should know."""
-    parts = [
-        "# Comparison\n\nBold: the best, and what its 95% interval does not tell from the best. The legend stands "
-        "below.\n"
-    ]
+    parts = [f"# Comparison\n\n{BOLD} The legend stands below.\n"]
     references = list(dict.fromkeys(row.reference for row in rows))
     for reference in references:
         group = [row for row in rows if row.reference == reference]
@@ -195,41 +199,24 @@ def _remarks(rows: Sequence[Row], references: Sequence[str], names: Sequence[str
 def _table(rows: Sequence[Row], names: Sequence[str], columns: Sequence[str]) -> str:
     head = ["run", *columns, *names]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    best = {name: _best(name, [row for row in rows if name in row.metrics]) for name in names}
-    for row in rows:
+    bold = {name: marked(name, [_measured(row, name) for row in rows]) for name in names}
+    for number, row in enumerate(rows):
         cells = [row.run, *(_shown(row.settings.get(s, "")) for s in columns)]
         for name in names:
-            value = row.metrics.get(name)
-            text = "" if value is None else shown(value, row.details.get(name, {}))
-            cells.append(f"**{text}**" if len(rows) > 1 and _among_best(row, name, best[name]) else text)
+            text = shown(*pair) if (pair := _measured(row, name)) else ""
+            cells.append(f"**{text}**" if bold[name][number] else text)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _measured(row: Row, name: str) -> Measured | None:
+    details = {"images": [row.settings["images"]], **row.details.get(name, {})}
+    return (row.metrics[name], details) if name in row.metrics else None
 
 
 def _shown(value: Any) -> str:
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return "-" if text == "None" else text
-
-
-def _among_best(row: Row, name: str, best: float | None) -> bool:
-    """Whether a value is the best, or its own interval does not tell it from the best. A KID
-    below 0 counts as 0."""
-    value, details = row.metrics.get(name), row.details.get(name, {})
-    if value is None or best is None:
-        return False
-    if (kind := known_metric(name)) and kind.least is not None:
-        value, best = max(value, kind.least), max(best, kind.least)
-    return value == best or details.get("low", value) <= best <= details.get("high", value)
-
-
-def _best(name: str, rows: Sequence[Row]) -> float | None:
-    """By the metric's direction; None where neither end is better, or where all are equal. That of a plug-in's metric
-    stands in the result, as the plug-in may not be here."""
-    values, kind = [row.metrics[name] for row in rows], known_metric(name)
-    said = kind.direction if kind else rows[0].details.get(name, {}).get("direction") if rows else None
-    if said is None or len(set(values)) < 2:
-        return None
-    return min(values) if said == "minimize" else max(values)
 
 
 def table_csv(rows: Sequence[Row], names: Sequence[str]) -> str:

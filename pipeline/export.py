@@ -67,7 +67,7 @@ def export(
     network = at_rest(cfg, run, step=found)
     if (folder / SETTINGS).is_file() and read_json(folder / SETTINGS) == settings_of(network):
         if not (folder / CARD).is_file():  # killed in between
-            write_card(cfg, run, folder, step=found, form=form)
+            write_card(cfg, run, folder, step=found, form=form, classes=network.class_names)
         print(f"{folder} is complete: nothing to do", file=sys.stderr)
         return folder, []
     if folder.exists():
@@ -77,7 +77,7 @@ def export(
         write_safetensors(folder, network)
     else:
         notes = write_diffusers(folder, network)
-    write_card(cfg, run, folder, step=found, form=form)
+    write_card(cfg, run, folder, step=found, form=form, classes=network.class_names)
     return folder, notes
 
 

@@ -28,6 +28,7 @@ from pipeline.runtime.progress import progress
 
 Pixels = npt.NDArray[np.uint8]
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif", ".avif")
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 KINDS = (
     "a folder or zip or tar of images, webdataset tars, an .npy or .npz of images [N, H, W, C], a prepared data set, a "
     "sample set, a run directory, or an .npz with mu and sigma"
@@ -166,10 +167,7 @@ def _array(path: Path) -> Callable[[int | None], ImageSet | Statistics]:
             if "arr_0" not in names and {"mu", "sigma"} <= set(names):
                 found = _statistics(path, file["mu"], file["sigma"])
                 return lambda size: found  # noqa: ARG005
-        name = "arr_0" if "arr_0" in names else names[0] if len(names) == 1 else None
-        if name is None:
-            raise UserError(f"{path} has arrays {names}, expected images in arr_0, or mu and sigma.")
-        images = _member(path, name)
+        images = _member(path, _of_images(path, names))
     else:
         images = np.load(path, mmap_mode="r")
     if images.ndim == 4 and images.shape[3] not in (1, 3) and images.shape[1] in (1, 3):
@@ -184,6 +182,29 @@ def _array(path: Path) -> Callable[[int | None], ImageSet | Statistics]:
     return opened
 
 
+def _of_images(path: Path, names: list[str]) -> str:
+    """The array of an .npz that holds the images: labels and the like may lie beside it."""
+    if "arr_0" in names or len(names) == 1:
+        return "arr_0" if "arr_0" in names else names[0]
+    with zipfile.ZipFile(path) as archive:
+        headers = {name: _header(archive, archive.getinfo(f"{name}.npy")) for name in names}
+    found = [name for name, (shape, _, dtype, _) in headers.items() if dtype == np.uint8 and len(shape) == 4]
+    if len(found) != 1:
+        raise UserError(
+            f"{path} has arrays {names}, expected images in arr_0, or in one array alone of uint8 [N, H, W, C], or mu "
+            "and sigma."
+        )
+    return found[0]
+
+
+def _header(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, whether columns come first, and type of an array; and where in its file the values begin."""
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        return *header(file), file.tell()
+
+
 def _member(path: Path, name: str) -> npt.NDArray[Any]:
     """An array of an .npz without reading it all, where it is stored as it is; a compressed one comes into memory."""
     with zipfile.ZipFile(path) as archive:
@@ -191,11 +212,7 @@ def _member(path: Path, name: str) -> npt.NDArray[Any]:
         if info.compress_type != zipfile.ZIP_STORED:
             with np.load(path) as file:
                 return np.asarray(file[name])
-        with archive.open(info) as file:
-            version = np.lib.format.read_magic(file)
-            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = header(file)
-            inside = file.tell()
+        shape, fortran, dtype, inside = _header(archive, info)
     with path.open("rb") as raw:
         raw.seek(info.header_offset + 26)  # of a zip's local header: lengths of the name and of the extra field
         lengths = raw.read(4)
@@ -250,7 +267,10 @@ def _tar(path: Path, found: _Listing, prefix: str) -> None:
         with tarfile.open(path, "r:") as tar:
             members = [member for member in tar.getmembers() if member.isfile()]
     except tarfile.ReadError as error:
-        raise UserError(f"{path} cannot be read as an uncompressed tar ({error}). Unpack it first.") from error
+        with path.open("rb") as file:
+            compressed = file.read(6).startswith(COMPRESSED)
+        wrong = "is compressed. Unpack it first" if compressed else f"is cut short or damaged ({error}). Copy it again"
+        raise UserError(f"{path} {wrong}.") from error
     handle, stamp = path.open("rb"), path.stat().st_mtime_ns
     end = max((member.offset_data + -(-member.size // BLOCK) * BLOCK for member in members), default=0)
     if os.pread(handle.fileno(), BLOCK, end) != bytes(BLOCK):

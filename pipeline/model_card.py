@@ -5,7 +5,7 @@ Pushing is the user's: `hf upload USER/NAME FOLDER`.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from pipeline.config.registry import known_metric
 from pipeline.config.schema import Config
 from pipeline.config.schema_sources import HubSource, IdxSource, Source
 from pipeline.runtime.files import atomic_path, lines_backwards, read_json, read_lines, write_text
-from pipeline.runtime.numbers_text import shown
+from pipeline.runtime.numbers_text import legend, shown
 from pipeline.runtime.run_dir import RunDir
 
 CARD, PICTURE = "README.md", "samples.png"
+MOST_NAMES = 20  # of classes
 # What is known of the licence of images, by the kind of their source; of idx files by the name of the data set.
 _LICENCES = {
     "glyphs": "The letters are drawn from fonts, each with a licence of its own.",
@@ -35,24 +36,35 @@ _OWN = "What may be done with the training images was not recorded. Say it here 
 _PAGE = "`mudi demo FOLDER` opens a page that draws with it."
 
 
-def write_card(cfg: Config, run: RunDir, folder: Path, *, step: int, form: str) -> Path:
-    """Write README.md, and the grid of a sample set of this step beside it, into an exported folder; its path."""
+def write_card(cfg: Config, run: RunDir, folder: Path, *, step: int, form: str, classes: Sequence[str] = ()) -> Path:
+    """Write README.md, and the grid of a sample set of this step beside it, into an exported folder; its path.
+
+    Args:
+        classes: the names of what a model of classes is asked for.
+    """
     grid = max(run.samples(step).glob("*/grid.png"), key=lambda path: path.stat().st_mtime, default=None)
     if grid is not None:
         with atomic_path(folder / PICTURE) as partial:
             shutil.copy(grid, partial)
-    task = "unconditional-image-generation"
-    facts: dict[str, Any] = {"license": "other", "license_name": "see-the-training-data", "pipeline_tag": task}
-    facts["tags"] = ["diffusion", cfg.model.kind, cfg.data.name, task]
+    facts: dict[str, Any] = {"license": "other", "license_name": "see-the-training-data"}
+    facts["tags"] = ["diffusion", cfg.model.kind, cfg.data.name]
+    if cfg.model.is_a != "autoencoder":  # hubs have a task for models that are asked for nothing, and none for others
+        task = (
+            "unconditional-image-generation" if cfg.model.condition == "none" else f"{cfg.model.condition}-conditional"
+        )
+        facts["tags"] += [task]
+        facts |= {"pipeline_tag": task} if cfg.model.condition == "none" else {}
     if form == "diffusers":
         facts["library_name"] = "diffusers"
     head = f"---\n{yaml.safe_dump(facts, sort_keys=True)}---\n"
-    parts = _sections(cfg, run, step=step, form=form, picture=grid is not None)
+    parts = _sections(cfg, run, step=step, form=form, picture=grid is not None, classes=classes)
     write_text(folder / CARD, head + "".join(f"\n{part}\n" for part in parts))
     return folder / CARD
 
 
-def _sections(cfg: Config, run: RunDir, *, step: int, form: str, picture: bool) -> Iterator[str]:
+def _sections(
+    cfg: Config, run: RunDir, *, step: int, form: str, picture: bool, classes: Sequence[str]
+) -> Iterator[str]:
     size, channels = cfg.data.image_size, cfg.data.channels
     yield f"# {cfg.name}"
     yield f"A {cfg.model.kind} for {size} x {size} images with {channels} channel(s), conditioned on {_condition(cfg)}."
@@ -60,11 +72,7 @@ def _sections(cfg: Config, run: RunDir, *, step: int, form: str, picture: bool) 
         yield f"![Samples]({PICTURE})"
     yield "## Use"
     if form == "diffusers" and cfg.model.is_a != "autoencoder":
-        yield (
-            "```python\nfrom diffusers import DiffusionPipeline\n\n"
-            "pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)\n```\n\n"
-            f"{_PAGE} Or `mudi import FOLDER name={cfg.name} data=...`."
-        )
+        yield f"{_lines(cfg, classes)}\n\n{_PAGE} Or `mudi import FOLDER name={cfg.name} data=...`."
     else:
         page = "" if cfg.model.is_a == "autoencoder" else f"{_PAGE} "
         yield f"{page}`mudi import FOLDER name={cfg.name} data=...` makes a run of it."
@@ -84,6 +92,21 @@ def _sections(cfg: Config, run: RunDir, *, step: int, form: str, picture: bool) 
         "For research and teaching. The model draws what its training images show, with their biases, and nothing "
         "else; it was not checked for anything but the numbers above. Samples may resemble training images: see "
         "`copy-rate`, where it was measured."
+    )
+
+
+def _lines(cfg: Config, classes: Sequence[str]) -> str:
+    """Lines of Python that draw, and how a class is asked for."""
+    asked, said = f"batch_size=4, num_inference_steps={cfg.sample.sampler.steps}", ""
+    if cfg.model.condition == "class":
+        names = [f"{number} is {name}" for number, name in enumerate(classes[:MOST_NAMES])]
+        names += [f"and so on: `class_names` in settings.json has all {len(classes)}"] * (len(classes) > MOST_NAMES)
+        asked, said = f"class_labels={[*range(len(classes))][:2]}", f"\n\nA number for each image: {', '.join(names)}."
+    return (
+        "```python\nfrom diffusers import DiffusionPipeline\n\n"
+        "pipe = DiffusionPipeline.from_pretrained(FOLDER, trust_remote_code=True)\n"
+        f"for number, image in enumerate(pipe({asked}).images):\n"
+        f'    image.save(f"{{number}}.png")\n```{said}'
     )
 
 
@@ -157,6 +180,8 @@ def _results(run: RunDir, step: int) -> str:
             f"`{result['samples']['set']}`: {result['samples']['count']} samples against {against}; features of "
             f"{networks or 'no network'}; versions {_short(result['versions'])}.\n\n" + "\n".join(rows)
         )
+        told = (*legend(result["metrics"], result["details"]), *result.get("notes", ()))
+        parts += ["\n".join(f"- {sentence}" for sentence in told)] if told else []
     return "\n\n".join(parts) or "Not measured."
 
 

@@ -6,13 +6,18 @@ so a killed command goes on where it was, and a reference is computed once. The 
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
 import re
+import signal
 import sys
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -40,6 +45,7 @@ from pipeline.runtime.files import atomic_path, read_json, write_json
 from pipeline.runtime.numerics import set_numerics
 from pipeline.runtime.parts import WHOLE, Part, parse_part, this_world
 
+BLOCK = 128  # images that a kill costs at most: on a CPU half a minute of Inception, and as fast as larger ones
 SPLIT = "B"  # what the second set is called in files; tables have its name
 
 
@@ -65,7 +71,7 @@ def settings_from(overrides: list[str]) -> EvaluateConfig:
 
     Inception's weights are taken from where MUDI_WEIGHTS says, if they are there, unless an override says otherwise.
     """
-    values = OmegaConf.create({"evaluate": {"domain": {"enabled": False}}})
+    values = OmegaConf.create({"evaluate": {"domain": {"enabled": False}, "block": BLOCK}})
     where = no_folder("inception")
     if (folder := weights_folder()) is not None:
         where = (
@@ -107,6 +113,7 @@ def score(
         UserError: sets of different sizes, statistics of features that no network here gives.
     """
     _refuse_two_sizes(first, second)
+    _refuse_single(first, second, cfg)
     set_numerics()
     extractors, scorers = build_extractors(cfg, cache, {}, device=default_device()), build_scorers(cfg.quality)
     mine = (part or WHOLE).for_task(this_world())
@@ -115,12 +122,15 @@ def score(
     works = {(s.identity, e.key): _work(s, e, cfg, cache) for s in sets for e in extractors}
     quality = {s.identity: quality_work(_folder(s, cache) / "quality", scorers, count=s.count, most=cfg.quality.images)
                for s in sets if scorers}  # fmt: skip
-    for share in [mine, WHOLE] if gathers and mine != WHOLE else [mine]:
-        for images in sets:
-            for extractor in extractors:
-                extract(works[images.identity, extractor.key], images.read, extractor, of=images.name, part=share)
-            if scorers:
-                score_blocks(quality[images.identity], images.read, scorers, of=images.name, part=share)
+    pieces = {f"{e.name} features of {s.name}": works[s.identity, e.key] for s in sets for e in extractors}
+    pieces |= {f"quality of {s.name}": quality[s.identity] for s in sets if scorers}
+    with _saying_what_is_kept(pieces):
+        for share in [mine, WHOLE] if gathers and mine != WHOLE else [mine]:
+            for images in sets:
+                for extractor in extractors:
+                    extract(works[images.identity, extractor.key], images.read, extractor, of=images.name, part=share)
+                if scorers:
+                    score_blocks(quality[images.identity], images.read, scorers, of=images.name, part=share)
     if not gathers:
         return None
     measured = Measured()
@@ -145,6 +155,50 @@ def _refuse_two_sizes(first: ImageSet, second: ImageSet | Statistics) -> None:
             f"{first.name} has images of {first.size[1]} x {first.size[0]} pixels, {second.name} of {second.size[1]} x "
             f"{second.size[0]}. Say --size N to bring both to one size: how they are resized decides the numbers."
         )
+
+
+def _refuse_single(first: ImageSet, second: ImageSet | Statistics, cfg: EvaluateConfig) -> None:
+    """Single images have scores, and no distance from others."""
+    sets = [s for s in (first, second) if isinstance(s, ImageSet) and s.count < 2]
+    if sets and any(network.weights for network in (cfg.inception, cfg.dinov2, cfg.clip)):
+        raise UserError(
+            f"{sets[0].name} has {sets[0].count} image, expected at least 2: what a network's features measure is of "
+            "sets. The quality of a single image is scored where evaluate.quality alone has weights (niqe, brisque, "
+            "cnniqa, cnniqa_koniq)."
+        )
+
+
+class _Ended(BaseException):
+    """A signal that would have ended this process at once."""
+
+
+@contextlib.contextmanager
+def _saying_what_is_kept(pieces: Mapping[str, Work]) -> Iterator[None]:
+    """Where this is interrupted, say which features are there. A signal then does what it would have done."""
+    came: list[int] = []
+
+    def end(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        raise _Ended
+
+    free = [number for number in (signal.SIGTERM, signal.SIGUSR2) if signal.getsignal(number) == signal.SIG_DFL]
+    free = free if threading.current_thread() is threading.main_thread() else []
+    for number in free:
+        signal.signal(number, end)
+    try:
+        yield
+    except (KeyboardInterrupt, _Ended):
+        there = {n: w.count - sum(len(w.images(number)) for number in w.missing()) for n, w in pieces.items()}
+        said = [f"kept: {name}, {kept} of {pieces[name].count} images" for name, kept in there.items() if kept]
+        then = "The same command goes on from there." if said else "nothing is kept: no block was finished"
+        print("\n".join([*said, then]), file=sys.stderr, flush=True)
+        if not came:
+            raise
+    finally:
+        for number in free:
+            signal.signal(number, signal.SIG_DFL)
+    if came:
+        os.kill(os.getpid(), came[0])
 
 
 def _folder(images: ImageSet, cache: Path) -> Path:
@@ -260,8 +314,9 @@ def main(argv: list[str]) -> int:
     if isinstance(first, Statistics):
         raise UserError(f"{options.a} has statistics, not images. A is what is scored; B may be statistics.")
     _refuse_two_sizes(first, second)
+    _refuse_single(first, second, cfg)
     if options.check:
-        json.dump(_asked(first, second, cfg), sys.stdout)
+        print(json.dumps(_asked(first, second, cfg), indent=2 if sys.stdout.isatty() else None))
         return 0
     part = None if options.part is None else parse_part(options.part)
     result = score(first, second, cfg, cache=options.cache, part=part)
@@ -288,8 +343,10 @@ def _checked(options: argparse.Namespace, overrides: list[str]) -> EvaluateConfi
     problems = [f"{path} does not exist. Expected {KINDS}." for path in (options.a, options.b) if not path.exists()]
     for name, path in (("--json", options.json), ("--csv", options.csv)):
         if path is not None:
-            folder = next(folder for folder in path.absolute().parents if folder.exists())
-            if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            folder = path.absolute().parent
+            if not folder.exists():
+                problems.append(f"{name}: found '{path}', but there is no folder '{folder}'. Make it first.")
+            elif path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
                 problems.append(f"{name}: found '{path}', expected a file that can be written.")
     try:
         cfg = settings_from(overrides)

@@ -1,4 +1,4 @@
-"""`python -m slurm rm`: remove runs, scorings and prepared data, unless something runs there or else needs them."""
+"""`python -m slurm rm`: remove runs, scorings, sweeps and prepared data, unless something runs there or needs them."""
 
 import contextlib
 import shutil
@@ -11,12 +11,14 @@ from pipeline.config.paths import data_directory, is_data_directory
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
 from pipeline.runtime.files import temporary_name
-from pipeline.runtime.inventory import DATA, size_in_words, size_of
+from pipeline.runtime.inventory import DATA, not_there, size_in_words, size_of
 from pipeline.runtime.run_dir import RunDir
 from pipeline.runtime.run_lock import only_trainer
 from slurm.ledger import RUNS, as_submitted, launches, states_of
 from slurm.score import SCORE, ScoreLaunch
 from slurm.sweep.settings import SETTINGS, SweepDir
+from slurm.sweep.submit import shared_launches
+from slurm.sweep.submit import states_of as trials_of
 from slurm.workflows import Launch
 
 SWEEPS = Path("sweeps")
@@ -25,19 +27,21 @@ SWEEPS = Path("sweeps")
 def main(
     arguments: Sequence[str], *, yes: bool = False, unused: bool = False, runs: Sequence[Path] = (), data: Path = DATA
 ) -> int:
-    """Remove runs, scorings and directories of data; with `unused`, all data below `data` that no run uses.
+    """Remove runs, scorings, sweeps and directories of data; with `unused`, all data below `data` that no run uses.
 
     Raises:
         UserError: before anything is removed, with every reason why something has to stay.
     """
     if bool(arguments) == unused:
-        raise UserError("rm: give directories of runs, scorings or prepared data, or --unused alone for data.")
+        raise UserError("rm: give directories of runs, scorings, sweeps or prepared data, or --unused alone for data.")
     paths = [Path(argument) for argument in arguments]
     for path in paths:
-        if not _has_jobs(path) and not is_data_directory(path):
+        if not path.exists():
+            raise not_there(path)
+        if not _has_jobs(path) and not _is_sweep(path) and not is_data_directory(path):
             raise UserError(
-                f"{path} is neither a run (with {CONFIG_FILE}) nor a scoring (with {SCORE}) nor prepared data (with "
-                "shards, or named NAME-HASH with nothing but what preparing makes)."
+                f"{path} is neither a run (with {CONFIG_FILE}) nor a scoring ({SCORE}) nor a sweep ({SETTINGS}) nor "
+                "prepared data (with shards, or named NAME-HASH with nothing but what preparing makes)."
             )
     known = _known([*runs, *(path.resolve().parent for path in paths)])
     if unused:
@@ -46,7 +50,7 @@ def main(
         paths = [p for p in paths if not any(_scores(launch, p.resolve()) for launch in known)]
         looked = ", ".join(sorted({str(launch.run.path.parent) for launch in known})) or "none found"
         print(f"runs were looked for in: {looked}")
-    others = [launch for launch in known if launch.run.path not in [path.resolve() for path in paths]]
+    others = [one for one in known if not any(one.run.path.is_relative_to(path.resolve()) for path in paths)]
     if problems := [problem for path in paths for problem in _needed(path.resolve(), known, others)]:
         raise UserError(listed(problems, "reasons to remove nothing"))
     return _remove(paths, yes=yes)
@@ -54,6 +58,10 @@ def main(
 
 def _has_jobs(path: Path) -> bool:
     return any((path / mark).is_file() for mark in (CONFIG_FILE, SCORE))
+
+
+def _is_sweep(path: Path) -> bool:
+    return (path / SETTINGS).is_file()
 
 
 def _known(folders: Sequence[Path]) -> list[Launch]:
@@ -73,17 +81,14 @@ def _known(folders: Sequence[Path]) -> list[Launch]:
 def _needed(path: Path, known: Sequence[Launch], others: Sequence[Launch]) -> Iterator[str]:
     """Why a directory has to stay, a sentence each."""
     yield from (f"{path}: {other.run.path} scores it." for other in others if _scores(other, path))
-    if _has_jobs(path):
-        launch = as_submitted(path)
-        (states,) = states_of([launch])
-        if busy := [f"{job} ({state.status})" for job, state in states.items() if state.active]:
-            yield f"{path}: under way: {', '.join(busy)}. Cancel it first: mudi cancel {path}"
-        sweep = next((parent for parent in path.parents if (parent / SETTINGS).is_file()), None)
+    if _has_jobs(path) or _is_sweep(path):
+        yield from _under_way(path)
+        sweep = next(filter(_is_sweep, path.parents), None)
         if sweep is not None:
             yield f"{path} is part of the sweep {sweep}, which counts its runs."
         for settings in sorted(SWEEPS.glob(f"*/{SETTINGS}")):
             run = SweepDir(settings.parent).settings().run
-            if run is not None and run.resolve() == path:
+            if run is not None and run.resolve().is_relative_to(path):
                 yield f"{path}: the sweep {settings.parent} samples its checkpoint."
         for other in others:
             yield from (f"{path}: {other.run.path} needs it as {what}." for what in _uses(other, path))
@@ -93,10 +98,24 @@ def _needed(path: Path, known: Sequence[Launch], others: Sequence[Launch]) -> It
             yield f"{path}: {launch.run.path} uses it."
 
 
+def _under_way(path: Path) -> Iterator[str]:
+    if _is_sweep(path):
+        sweep = SweepDir(path)
+        settings = sweep.settings()
+        trials, shared = trials_of(sweep, settings)[0], states_of(shared_launches(sweep, settings))
+        runs = [*trials.values(), *(state for states in shared for state in states.values())]
+        if busy := sum(state.active for state in runs):
+            yield f"{path}: under way: {busy} of its jobs. Cancel it first: mudi sweep cancel {path}"
+        return
+    (states,) = states_of([as_submitted(path)])
+    if jobs := [f"{job} ({state.status})" for job, state in states.items() if state.active]:
+        yield f"{path}: under way: {', '.join(jobs)}. Cancel it first: mudi cancel {path}"
+
+
 def _uses(launch: Launch, path: Path) -> Iterator[str]:
     """What a run uses another one as."""
     cfg: Config = launch.cfg
-    if cfg.latents is not None and cfg.latents.autoencoder.resolve() == path:
+    if cfg.latents is not None and cfg.latents.autoencoder.resolve().is_relative_to(path):
         yield "the first stage of its latents (latents.autoencoder)"
     start = cfg.train.start_from
     if start is not None and (launch.cwd / start).resolve().is_relative_to(path) and not launch.run.steps():

@@ -89,7 +89,9 @@ def launch_for_score(
     if (weights := cfg.evaluate.inception.weights) is not None:  # also of the profile, or of this environment
         metrics = [w for w in metrics if key_of(w) != WEIGHTS] + [f"{WEIGHTS}={weights.resolve()}"]
     sized = [] if size is None else [f"--size={size}"]
-    asked = _checked(a, b, [*metrics, *sized])
+    given = {"--json": result, "--csv": table}
+    outputs = [f"{option}={path.resolve()}" for option, path in given.items() if path is not None]
+    asked = _checked(a, b, [*metrics, *sized, *outputs])
     name = f"score-{_short(a)}-{_short(b)}-{content_hash([asked, a, b])[:6]}"
     folder = run_directory(_config(name, said)).resolve()
     result = (result or folder / RESULT).resolve()

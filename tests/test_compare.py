@@ -53,12 +53,62 @@ def test_the_direction_of_a_plugins_metric_comes_with_its_number(runs: list[Path
     for number, path in enumerate(sorted((runs[0] / "results").glob("*.json"))):
         found = read_json(path)
         found["metrics"] |= {"of-a-plugin": number, "unknown": number}
-        found["details"]["of-a-plugin"] = {"direction": "maximize"}
+        found["details"]["of-a-plugin"] = {"direction": "maximize", "low": number, "high": number}
         write_json(path, found)
     files = compare(runs[:1], tmp_path / "out", metrics=["of-a-plugin", "unknown"])
     rows = [line.split(" | ")[-2:] for line in files[0].read_text().splitlines() if line.startswith("| one |")]
-    assert [row[0] for row in rows].count("**3**") == 1
+    assert [row[0] for row in rows].count("**3 (3 to 3)**") == 1 and sum("**" in row[0] for row in rows) == 1
     assert not any("**" in row[1] for row in rows)
+
+
+def measured(run: Path, name: str, value: float, images: int = 1000, **details: object) -> None:
+    """A run of one set, with one number."""
+    path = result(run, step=1, scale=1.0, value=1.0)
+    found = read_json(path)
+    found["samples"]["count"] = images
+    write_json(path, found | {"metrics": {name: value}, "details": {name: details}})
+
+
+def bold(root: Path, name: str) -> list[str]:
+    """The runs below a folder whose number of a name is bold."""
+    text = compare(sorted(root.iterdir()), root.parent / "out", metrics=[name])[0].read_text()
+    return [line.split(" | ")[0].strip("| ") for line in text.splitlines() if line.startswith("| ") and "**" in line]
+
+
+def test_distances_of_unequal_numbers_of_images_have_no_best(tmp_path: Path) -> None:
+    """Their intervals overlap, and leave out that those of fewer images are too large."""
+    for run, value, images in (("a", 4.3, 150), ("b", 3.6, 100), ("c", 3.5, 150)):
+        measured(tmp_path / "runs" / run, "fd-domain", value, images, low=value - 1, high=value + 1)
+    assert bold(tmp_path / "runs", "fd-domain") == []
+    measured(tmp_path / "runs" / "b", "fd-domain", 3.6, 150, low=2.6, high=4.6)
+    assert bold(tmp_path / "runs", "fd-domain") == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("name", "a", "b", "expected"),
+    [
+        ("kid-domain", (0.08808, {"std": 0.038}), (0.0958, {"std": 0.032}), ["a", "b"]),
+        ("kid-domain", (0.01, {"std": 0.005}), (0.0958, {"std": 0.032}), ["a"]),
+        ("kid-domain", (-0.3, {"std": 0.01}), (-0.1, {"std": 0.01}), ["a", "b"]),  # both count as 0
+        ("kid-domain", (0.088, {}), (0.0958, {"std": 0.032}), []),  # of a subset that is the whole of both sets
+        ("is-domain", (3.0, {"std": 0.1, "splits": 10}), (2.0, {"std": 0.1, "splits": 1}), []),
+        ("niqe", (5.0, {"std": 1.0, "count": 100}), (5.3, {"std": 1.0, "count": 100}), ["a"]),  # of means of images
+        ("accuracy-domain", (0.031, {"low": 0.009, "high": 0.11}), (0.016, {"low": 0.003, "high": 0.08}), ["a", "b"]),
+        ("recall-domain", (0.5, {}), (0.25, {}), []),
+        ("precision-domain", (0.9, {"low": 0.89, "high": 0.91}), (0.2, {"low": 0.1, "high": 0.3}), []),
+        ("precision", (0.9, {"low": 0.89, "high": 0.91}), (0.2, {"low": 0.1, "high": 0.3}), ["a"]),
+    ],
+)
+def test_bold_is_what_the_spread_does_not_tell_from_the_best(
+    tmp_path: Path,
+    name: str,
+    a: tuple[float, dict[str, object]],
+    b: tuple[float, dict[str, object]],
+    expected: list[str],
+) -> None:
+    for run, (value, details) in (("a", a), ("b", b)):
+        measured(tmp_path / "runs" / run, name, value, **details)  # type: ignore[arg-type]
+    assert bold(tmp_path / "runs", name) == expected
 
 
 def test_one_table_with_every_set_and_the_best_value_in_bold(runs: list[Path], tmp_path: Path) -> None:
@@ -66,7 +116,7 @@ def test_one_table_with_every_set_and_the_best_value_in_bold(runs: list[Path], t
     text = files[0].read_text()
     assert text.count("| one |") == 8 and text.count("| two |") == 6  # in two tables
     assert "**4 (3 to 5)**" in text and "**5 (4 to 6)**" in text  # 4 is in the other's interval
-    assert text.count("**") == 8  # two distances, one accuracy, one distance without an interval
+    assert text.count("**") == 4  # what has no interval has no best: accuracies here, and distances at infinity
     assert "do not compare with published ones" in text
     assert "All: sampler heun, steps 12, images 1000." in text  # and so no columns
     with files[1].open() as file:
@@ -189,6 +239,11 @@ def test_a_metric_can_be_chosen_and_misspelt(runs: list[Path], tmp_path: Path) -
 def test_a_run_without_results_is_named(tmp_path: Path) -> None:
     with pytest.raises(Incomplete, match="has no results"):
         read_rows(tmp_path)
+
+
+def test_a_run_that_does_not_exist_is_said_not_to(runs: list[Path]) -> None:
+    with pytest.raises(UserError, match=rf"twoo does not exist\. Did you mean '{runs[1]}'\?"):
+        read_rows(runs[1].with_name("twoo"))
 
 
 def test_the_command_line_writes_beside_the_first_run(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:

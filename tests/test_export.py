@@ -301,6 +301,7 @@ def test_an_export_has_a_card_that_a_hub_reads(trained, tmp_path):
         "metrics": {"fd-domain": 1.25},
         "details": {"fd-domain": {"low": 1, "high": 2}},
         "versions": {"mudi": "1"},
+        "notes": ["fd-domain: measured on 24 images."],
     }
     write_json(run.results / f"000000003-{samples.name}.json", result)
     folder, _ = export(cfg, run, to=tmp_path / "out")
@@ -316,9 +317,31 @@ def test_an_export_has_a_card_that_a_hub_reads(trained, tmp_path):
     ):
         assert said in text, said
     assert "| fd-domain | 1.25 (1 to 2) | lower |" in text and "24 samples against 60 images of train" in text
+    assert "\n- fd-domain: measured on 24 images.\n" in text and "\n- In brackets: the 95% interval" in text
     (folder / "README.md").unlink()  # as a kill leaves it
     export(cfg, run, to=folder)
     assert (folder / "README.md").is_file()
+
+
+@pytest.mark.parametrize("condition", ["class", "none"])
+def test_the_lines_of_a_card_draw_and_its_tag_is_that_of_what_the_model_is_asked_for(
+    trained, tmp_path, monkeypatch, condition
+):
+    cfg, run = trained
+    if condition == "none":
+        cfg = tiny.revalidated(tiny.config(tmp_path, duration="1 steps"), model={"condition": "none"})
+        tiny.prepare(cfg)
+        run = tiny.run(cfg)
+    folder, _ = export(cfg, run, to=tmp_path / "out")
+    _, head, text = (folder / "README.md").read_text().split("---\n", 2)
+    facts, unasked = yaml.safe_load(head), "unconditional-image-generation"
+    assert (facts.get("pipeline_tag") == unasked) == (unasked in facts["tags"]) == (condition == "none")
+    named = "0 is small, 1 is middle, 2 is large." in text
+    assert ("class-conditional" in facts["tags"]) == named == (condition == "class")
+    code = text.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("FOLDER", repr(str(folder))), {})
+    assert (tmp_path / "0.png").stat().st_size > 50
 
 
 def test_a_card_says_what_is_known_of_the_licence(trained, tmp_path):

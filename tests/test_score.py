@@ -1,9 +1,15 @@
 """Any images against any others: one number however the images are kept, and the numbers of other implementations."""
 
+import contextlib
 import csv
+import gzip
 import io
 import json
 import os
+import pty
+import signal
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -124,6 +130,30 @@ def test_however_images_are_kept_they_are_the_same(tmp_path, pixels):
     assert prepared.read(np.arange(2)).dtype == np.uint8
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_of_several_arrays_the_one_of_images_is_taken(tmp_path, pixels, save):
+    save(tmp_path / "two.npz", labels=np.zeros(COUNTS[0], np.int64), images=pixels[0])
+    found = open_set(tmp_path / "two.npz")
+    assert np.array_equal(found.read(np.arange(COUNTS[0])), pixels[0])
+
+
+def test_a_tar_is_said_to_be_cut_or_to_be_compressed(tmp_path, pixels):
+    """To unpack it is of no use where it is cut: here after the header that says the next one's long name."""
+    whole, cut, packed = (tmp_path / name for name in ("whole.tar", "cut.tar", "packed.tar.gz"))
+    with tarfile.open(whole, "w", format=tarfile.GNU_FORMAT) as tar:
+        for k, name in enumerate(("a.png", f"{'long' * 40}.png")):
+            info, data = tarfile.TarInfo(name), png(pixels[0][k])
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    start = whole.read_bytes().index(b"././@LongLink")
+    cut.write_bytes(whole.read_bytes()[: start + 1024])
+    with pytest.raises(UserError, match=r"cut.tar is cut short or damaged \(.*\). Copy it again"):
+        open_set(cut)
+    packed.write_bytes(gzip.compress(whole.read_bytes()))
+    with pytest.raises(UserError, match=r"packed\.tar\.gz is compressed\. Unpack it first"):
+        open_set(packed)
+
+
 def test_of_a_run_the_last_sample_set_is_scored_and_named(tmp_path):
     layout, classes = Layout("png", (3, 8, 8)), ["cat", "dog", "owl"]
     for name, label in (("heun", 0), ("ddim", 2)):
@@ -146,6 +176,53 @@ def test_all_that_is_wrong_with_the_command_line_is_said_at_once(tmp_path, monke
         scoring.main([str(tmp_path / "a"), str(tmp_path / "b"), f"--json={tmp_path}/a/b.json", f"--csv={tmp_path}"])
     for part in (f"{tmp_path}/b does not exist", "No network is given", "--json: found", "--csv: found"):
         assert part in str(said.value)
+
+
+def test_a_folder_that_is_not_there_is_not_made_for_the_results(tmp_path, pixels):
+    a = keep(tmp_path / "a", pixels[0], "folder")
+    for option in ("--csv", "--json"):
+        with pytest.raises(UserError, match=f"{option}: .*there is no folder '{tmp_path}/nope'. Make it first"):
+            scoring.main([str(a), str(a), "evaluate.inception.weights=x", f"{option}={tmp_path}/nope/x", "--check"])
+    assert not (tmp_path / "nope").exists()
+
+
+@pytest.mark.usefixtures("small_network")
+def test_a_single_image_has_no_distance(tmp_path, pixels, capsys):
+    one, few = keep(tmp_path / "one", pixels[0][:1], "folder"), keep(tmp_path / "few", pixels[0], "folder")
+    for check in ([], ["--check"]):
+        for sets in ((one, few), (few, one)):
+            argv = [*map(str, sets), "evaluate.inception.weights=x", f"--cache={tmp_path / 'cache'}", *check]
+            with pytest.raises(UserError, match=f"^{one} has 1 image, expected at least 2"):
+                scoring.main(argv)
+    assert not (tmp_path / "cache").exists()
+    assert scoring.main([str(one), str(few), "evaluate.quality.niqe=x.npz", "--check"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"]["count"] == 1
+
+
+INTERRUPTED = """
+import os, sys
+from pipeline import score
+from pipeline.metrics.features import Extractor
+from pipeline.runtime import cli
+
+def run(images, seen=[]):
+    if seen:  # the second block
+        os.kill(os.getpid(), int(sys.argv[1]))
+    seen.append(1)
+    return {"2048": images.flatten(1)[:, :4].float()}
+
+score.build_extractors = lambda *_, **__: [Extractor("inception", {"resize": "tf1"}, ("2048",), run)]
+sys.exit(cli.main("mudi", ["score", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_an_interrupted_score_says_what_it_keeps(tmp_path, pixels, number, code):
+    a = keep(tmp_path / "a", pixels[0], "folder")
+    argv = [str(a), str(a), "evaluate.inception.weights=x", "evaluate.block=16", f"--cache={tmp_path / 'cache'}"]
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(int(number)), *argv], capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert f"kept: inception features of {a}, 16 of {COUNTS[0]} images\nThe same command goes on" in done.stderr
 
 
 def scores(a, b, tmp_path, *overrides):
@@ -223,7 +300,15 @@ def test_a_check_says_what_the_result_will_be_of_and_computes_nothing(tmp_path, 
     a, b = (keep(tmp_path / name, images, "folder") for name, images in zip("ab", pixels, strict=True))
     argv = [str(a), str(b), "evaluate.inception.weights=unused", f"--cache={tmp_path / 'cache'}", "--check"]
     assert scoring.main(argv) == 0 and not (tmp_path / "cache").exists()
-    checked = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and said.endswith("}\n")
+    checked = json.loads(said)
+    controller, terminal = pty.openpty()  # for a person, a line for each
+    with os.fdopen(terminal, "w") as out, contextlib.redirect_stdout(out):
+        assert scoring.main(argv) == 0
+        out.flush()
+        assert os.read(controller, 65536).startswith(b'{\r\n  "run": "score",\r\n')
+    os.close(controller)
     found = scores(a, b, tmp_path)
     assert {name: found[name] for name in checked} == checked and checked["samples"]["count"] == COUNTS[0]
 
@@ -246,6 +331,8 @@ def test_what_would_make_a_wrong_number_is_refused(tmp_path, pixels):
     refused(tmp_path / "floats.npy", "float32")
     np.savez(tmp_path / "two.npz", x=np.zeros(2), y=np.zeros(2))
     refused(tmp_path / "two.npz", r"arrays \['x', 'y'\]")
+    np.savez(tmp_path / "both.npz", x=pixels[0], y=pixels[1])
+    refused(tmp_path / "both.npz", r"images in arr_0, or in one array alone of uint8 \[N, H, W, C\]")
     (folder / "0" / "000.png").write_bytes(png(pixels[0][0])[:60])
     refused(folder, "000.png is (damaged|no image)")
     (folder / "0" / "000.png").write_bytes(png(np.zeros((9, 8, 3), np.uint8)))

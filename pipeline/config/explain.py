@@ -8,6 +8,8 @@ from pydantic import BaseModel, ValidationError
 from pipeline.config.registry import is_choice, tag
 from pipeline.runtime.errors import did_you_mean, meant, nearest
 
+_TRIED = ("literal[", "tuple[", "list[", "dict[")
+
 
 def explain(error: ValidationError, model: type[BaseModel], *, start: str = "") -> list[str]:
     """One sentence for each problem, in the order of the schema. `start`: what stands before each setting, "sweep.".
@@ -78,6 +80,8 @@ def _sentence(item: Any, place: Sequence[int | str], holders: Sequence[type[Base
         fields = [m.model_fields[str(place[-1])] for m in holders]
         kinds = ", ".join(str(tag(m)) for field in fields for m in _classes(field.annotation))
         return f"{name}.kind: missing, expected one of {kinds}. Set it, or choose a config group that does."
+    if item["type"] in ("tuple_type", "list_type") and isinstance(found, str | int | float):
+        return f"{name}: found {found!r}, expected a list: [{found}]."
     message = str(item["msg"]).removeprefix("Value error, ")
     if message.startswith("found "):
         return f"{name}: {message}{'' if message[-1] in '.?' else '.'}"
@@ -91,7 +95,7 @@ def _walk(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list
     """The dotted place of a finding, and the settings classes that its last part should be a field of.
 
     Pydantic puts the tag of a union's chosen member into the location; people do not write it, but it says which
-    member is meant.
+    member is meant. Of a union without tags it puts there the type that it tried.
     """
     place: list[int | str] = []
     holders = found = [model]
@@ -99,6 +103,8 @@ def _walk(location: tuple[int | str, ...], model: type[BaseModel]) -> tuple[list
         tagged = [m for m in found if tag(m) == part and not any(part in m.model_fields for m in found)]
         if tagged:
             found = tagged
+            continue
+        if str(part).startswith(_TRIED):
             continue
         holders = found
         place.append(part)

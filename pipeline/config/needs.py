@@ -13,9 +13,9 @@ from pipeline.config.check import classes_problems
 from pipeline.config.labels import label_problems
 from pipeline.config.load import autoencoder_config, listed
 from pipeline.config.paths import data_directory, run_directory, training_shards
-from pipeline.config.registry import SOURCES, Looked
+from pipeline.config.registry import SOURCES, Looked, known_metric
 from pipeline.config.schema import Config
-from pipeline.config.schema_metrics import network_of
+from pipeline.config.schema_metrics import WIDTHS, network_of
 from pipeline.config.schema_objectives import objective_of
 from pipeline.config.weights import VARIABLE, inception_outputs, weights_folder
 from pipeline.runtime.errors import UserError
@@ -123,9 +123,8 @@ def metric_missing(cfg: Config, metric: str) -> Iterator[str]:
     if network_of(metric) != "inception" or weights is None or not weights.is_file():
         return
     spatial = "spatial" if "spatial" in words or "sfid" in words else None
-    wanted = next(
-        (w for w in ("64", "192", "768") if w in words), spatial or ("logits" if words[0] == "is" else "2048")
-    )
+    deepest = "logits" if (kind := known_metric(metric)) and kind.needs == "logits" else "2048"
+    wanted = next((w for w in WIDTHS if w in words), spatial or deepest)
     given = cfg.evaluate.inception.features or inception_outputs(weights)
     if wanted not in given:
         yield (

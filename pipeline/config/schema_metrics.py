@@ -13,6 +13,7 @@ from pipeline.config.explain import own_settings
 from pipeline.config.registry import METRICS, Direction, known_metric, metric
 
 Resize = Literal["tf1", "clean", "torchmetrics"]
+WIDTHS = ("64", "192", "768")  # of Inception's earlier layers
 InceptionFeatures = Annotated[
     Literal["64", "192", "768", "2048", "spatial", "logits"],
     BeforeValidator(lambda name: str(name) if type(name) is int else name),  # [64,192] are numbers for YAML and Hydra

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.config.registry import METRICS, known_metric
+from pipeline.config.registry import METRICS, MetricKind, known_metric
 from pipeline.config.schema_metrics import ATTRIBUTE_ACCURACY, FRECHET
+from pipeline.runtime.errors import UserError
 from pipeline.runtime.numbers_text import legend, notes, shown
 
 ENOUGH = 10_000  # images below which a Frechet distance says little across papers
@@ -119,8 +120,19 @@ def meanings(names: Iterable[str]) -> Block:
     better = {"minimize": "lower", "maximize": "higher", None: "neither"}
     return Block(
         ("number", "better", "what it says"),
-        tuple((", ".join(rows[n]), better[kind.direction], kind.meaning) for n, kind in kinds.items()),
+        tuple((", ".join(rows[n]), better[kind.direction], _meaning(kind)) for n, kind in kinds.items()),
     )
+
+
+def _meaning(kind: MetricKind) -> str:
+    """What a number says; of a plug-in's that does not say it, the first line of its function's docstring."""
+    if kind.meaning or not kind.place:
+        return kind.meaning
+    try:
+        said = kind.load().__doc__ or ""
+    except UserError:  # the plug-in that measured it is another version here
+        return ""
+    return next(iter(str(said).strip().splitlines()), "").removesuffix(".")
 
 
 def remark(details: Mapping[str, Any]) -> str:

@@ -249,7 +249,7 @@ def kernel(view: View) -> Measured:
     out, cfg = Measured(), view.cfg
     found = kid(view.samples, view.others, subsets=cfg.kid_subsets, size=cfg.kid_subset_size, seed=cfg.seed)
     whole = found.size == len(view.samples) == len(view.others)  # then all subsets are the same
-    spread = {} if whole else {"std": found.std}
+    spread = {} if whole or found.subsets == 1 else {"std": found.std}
     out.add(f"kid{view.ending}", found.mean, subsets=found.subsets, size=found.size, **spread, **view.facts)
     return out
 

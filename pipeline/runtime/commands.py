@@ -17,8 +17,8 @@ LISTS = (
         examples=("experiments", "settings train.optim", "runs", f"checkpoints {_EXAMPLE}", "data"),
     ),
     Command(
-        *("rm", "slurm.remove:main", "remove runs, scorings, or prepared data that no run uses; it asks first"),
-        arguments="[RUN_DIR|DATA_DIR ...]",
+        *("rm", "slurm.remove:main", "remove runs, scorings, sweeps, or prepared data that no run uses; it asks first"),
+        arguments="[RUN_DIR|SWEEP_DIR|DATA_DIR ...]",
         more="Refused for what is under way, and for what a run or a sweep needs. Looked through: ./runs, ./sweeps and "
         "the folders of what is to be removed.",
         options=(

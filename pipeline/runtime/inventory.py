@@ -11,11 +11,19 @@ from pathlib import Path
 from pipeline.config import listing
 from pipeline.config.load import CONFIG_FILE, config_from
 from pipeline.config.paths import data_directory, is_data_directory
-from pipeline.runtime.errors import Incomplete, UserError, did_you_mean
+from pipeline.runtime.errors import Incomplete, UserError, did_you_mean, meant, nearest
 from pipeline.runtime.files import lines_backwards, read_json, read_lines
 from pipeline.runtime.run_dir import RunDir
 
 RUNS, DATA = Path("runs"), Path("data")  # where they lie unless a config says otherwise
+
+
+def not_there(path: Path) -> UserError:
+    """That a path does not exist, with the one that is probably meant."""
+    beside = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = [str(path.parent / name) for name in filter(None, [nearest(path.name, beside)])]
+    near = [str(RUNS / path)] if (RUNS / path).exists() else near
+    return UserError(f"{path} does not exist.{meant(near) if near else ''}")
 
 
 def main(arguments: list[str]) -> None:

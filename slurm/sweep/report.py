@@ -19,10 +19,12 @@ from scipy.stats import spearmanr
 from scipy.stats import t as student
 
 from pipeline.config.load import config_from
-from pipeline.config.registry import higher_is_better
-from pipeline.runtime.files import atomic_path, write_json, write_text
-from pipeline.runtime.numbers_text import directions
+from pipeline.config.registry import Direction
+from pipeline.runtime.errors import Incomplete
+from pipeline.runtime.files import atomic_path, read_json, write_json, write_text
+from pipeline.runtime.numbers_text import BOLD, Measured, directions, marked
 from pipeline.runtime.parts import without_launcher
+from pipeline.runtime.run_dir import RunDir
 from slurm.failures import POLICIES
 from slurm.ledger import State
 from slurm.ledger import states_of as states_of_shared
@@ -77,12 +79,23 @@ class Trial:
     @property
     def spread(self) -> float | None:
         """Half of the 95 % interval of the mean over seeds (Student's t); None for one seed."""
-        n = len(self.values)
-        return float(student.ppf(0.975, n - 1)) * stdev(self.values) / math.sqrt(n) if n > 1 else None
+        return _half(self.values)
 
     def metric(self, name: str) -> float | None:
         """Another metric of the results."""
         return self._mean(lambda o: o.get("metrics", {}).get(name))
+
+    def measured(self, name: str, *, metric: str) -> Measured | None:
+        """A number with its 95 % interval, over seeds or else of the one result. `metric`: the sweep's own."""
+        gets: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
+            metric: lambda o: o.get("value"),
+            "loss": lambda o: o.get("loss", {}).get("last"),
+        }
+        values = self._each(gets.get(name, lambda o: o.get("metrics", {}).get(name)))
+        if not values:
+            return None
+        mean, half, details = fmean(values), _half(values), _details(self.outcomes[0]).get(name, {})
+        return mean, details if half is None else {**details, "low": mean - half, "high": mean + half}
 
     def loss(self, which: str) -> float | None:
         """Of validation (of training where nothing was validated): the "last" or the "best"."""
@@ -93,14 +106,33 @@ class Trial:
         return self._mean(lambda o: o.get("seconds", {}).get(stage))
 
     def _mean(self, get: Callable[[Mapping[str, Any]], float | None]) -> float | None:
-        found = [value for o in self.outcomes if (value := get(o)) is not None]
+        found = self._each(get)
         return fmean(found) if found else None
+
+    def _each(self, get: Callable[[Mapping[str, Any]], float | None]) -> list[float]:
+        return [value for o in self.outcomes if (value := get(o)) is not None]
 
     @property
     def picture(self) -> Path | None:
         """The sample grid of the first seed that has one."""
         paths = [Path(o["samples"]) / "grid.png" for o in self.outcomes if o.get("samples")]
         return next((path for path in paths if path.is_file()), None)
+
+
+def _half(values: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of a mean (Student's t); None for one value."""
+    n = len(values)
+    return float(student.ppf(0.975, n - 1)) * stdev(values) / math.sqrt(n) if n > 1 else None
+
+
+def _details(outcome: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What stands behind the numbers of a run, as its result has it; nothing where there is none."""
+    samples = Path(outcome.get("samples") or "")
+    try:
+        name = f"{samples.parent.name.removeprefix('step-')}-{samples.name}.json"
+        return dict(read_json(RunDir(samples.parents[2]).results / name).get("details", {}))
+    except (IndexError, Incomplete):
+        return {}
 
 
 def trials_of(sweep: SweepDir, settings: SweepSettings) -> list[Trial]:
@@ -296,16 +328,16 @@ def _certainty(best: Sequence[Trial], settings: SweepSettings) -> str:
 
 
 def _table(best: Sequence[Trial], settings: SweepSettings) -> str:
-    """Every complete trial as a row of settings and numbers, the best of each column in bold."""
+    """Every complete trial as a row of settings and numbers."""
     done = sorted(
         best, key=lambda t: [(n if (n := number_of(v)) is not None else math.inf, str(v)) for v in t.params.values()]
     )
     keys = list(dict.fromkeys(key for t in done for key in t.params))
     names = [n for n in metric_names(done, settings) if n == settings.metric or n in (*USUAL, *QUALITY)]
-    columns = {settings.metric: [t.value for t in done]} | {n: [t.metric(n) for t in done] for n in names}
-    columns[settings.metric] = [t.value for t in done]
-    if any(t.loss("last") is not None for t in done):
-        columns["loss"] = [t.loss("last") for t in done]
+    names = [settings.metric, *(n for n in names if n != settings.metric), "loss"]
+    columns = {n: [t.measured(n, metric=settings.metric) for t in done] for n in names}
+    columns = {name: found for name, found in columns.items() if any(found)}
+    bold = {n: marked(n, found, direction=_direction(n, settings)) for n, found in columns.items()}
     times = {
         word: [clock(t.seconds(stage)) for t in done]
         for stage, word in (("train", "training"), ("sample", "sampling"))
@@ -313,13 +345,11 @@ def _table(best: Sequence[Trial], settings: SweepSettings) -> str:
     }
     rows = []
     for n, t in enumerate(done):
-        higher = {
-            name: not settings.minimize if name == settings.metric else higher_is_better(name) for name in columns
-        }
-        cells = [_bold(values, n, bool(higher[name])) for name, values in columns.items()]
+        cells = [_cell(found[n], bold=bold[name][n]) for name, found in columns.items()]
         rows.append([*(shown(t.params).get(key, "") for key in keys), *cells, *(times[name][n] for name in times)])
     head = [*(settings.columns.get(key, key.rpartition(".")[2]) for key in keys), *columns, *times]
-    said = [_convention(settings), _quality(columns), _counts(done)]
+    said = [f"{BOLD} Intervals are those over seeds; of one seed that of its result.\n" if len(done) > 1 else ""]
+    said += [_convention(settings), _quality(columns), _counts(done)]
     return "\n".join(["## Settings and numbers\n", markdown(head, rows), *filter(None, said)])
 
 
@@ -356,12 +386,14 @@ def _counts(done: Sequence[Trial]) -> str:
     return f"Measured on {', '.join(map(str, counts))} samples each{small}.\n" if counts else ""
 
 
-def _bold(values: Sequence[float | None], place: int, higher: bool) -> str:
-    value, known = values[place], [v for v in values if v is not None]
-    if value is None:
-        return ""
-    best = max(known) if higher else min(known)
-    return f"**{value:.4g}**" if value == best and len(known) > 1 else f"{value:.4g}"
+def _direction(name: str, settings: SweepSettings) -> Direction | None:
+    """That of the sweep's own metric is a setting."""
+    return ("minimize" if settings.minimize else "maximize") if name == settings.metric else None
+
+
+def _cell(found: Measured | None, *, bold: bool) -> str:
+    text = "" if found is None else f"{found[0]:.4g}"
+    return f"**{text}**" if bold else text
 
 
 def _search(settings: SweepSettings, best: Sequence[Trial]) -> str:

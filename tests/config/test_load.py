@@ -86,6 +86,18 @@ def test_a_word_that_stands_deeper_comes_before_one_that_is_spelt_alike(override
     assert said in refused(override)
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("evaluate.inception.features=768", "evaluate.inception.features: found 768, expected a list: [768]."),
+        ("train.trackers=wandb", "train.trackers: found 'wandb', expected a list: [wandb]."),
+        ("sample.classes=3", "sample.classes: found 3, expected a list: [3]."),
+    ],
+)
+def test_one_value_in_the_place_of_a_list_is_shown_as_a_list(override, said):
+    assert said in refused(override)
+
+
 def test_a_misspelt_key_that_had_to_be_set_is_one_problem():
     with pytest.raises(UserError) as caught:
         config_from(["experiment=photos16", "data.source.pth=x"])

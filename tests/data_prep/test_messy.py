@@ -23,6 +23,7 @@ from prepared import config, image_of, picture, prepare, rejected_of, split_of
 from data_prep import listing
 from data_prep.__main__ import main
 from data_prep.items import Items, in_order
+from data_prep.sources.folder import look
 from pipeline.config.paths import protocol_hash
 from pipeline.config.prepared import prepared_notes
 from pipeline.runtime.errors import Incomplete, UserError
@@ -327,6 +328,20 @@ def test_archives_of_any_kind_are_read_and_refused_where_they_are_cut(tmp_path: 
     tar.write_bytes(b"\x28\xb5\x2f\xfd" + bytes(99))
     with pytest.raises(UserError, match=r"packed by zstd, expected .* Give it unpacked"):
         listing.run(config(tmp_path / "zstd", f"data.source.path={tar}", *SIZE))
+
+
+def test_a_table_or_an_image_in_the_place_of_the_folder_is_called_so(tmp_path: Path, capsys: Capture) -> None:
+    root = flat(tmp_path / "images", ["a.png"])
+    (root / "labels.csv").write_text("file,label\na.png,cat\n")
+    for name, what in (("labels.csv", "a table"), ("a.png", "an image")):
+        overrides = [f"data.source.path={root / name}", *SIZE]
+        said = f"{name} is {what}. Give the folder that holds the images"
+        with pytest.raises(UserError, match=said):
+            look(config(tmp_path / "seen", *overrides).data.source, root / name)
+        code, text = prepared(capsys, tmp_path / "data", f"data.source.path={root / name}")
+        assert code == 2 and said in text and "Get it again" not in text
+    code, _ = prepared(capsys, tmp_path / "data", f"data.source.path={root}", f"data.source.table={root}/labels.csv")
+    assert code == 0
 
 
 def test_links_in_a_tar_are_followed_or_listed(tmp_path: Path) -> None:

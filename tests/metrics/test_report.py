@@ -1,8 +1,11 @@
 """What people read: every number once, in its place, and every caution once."""
 
+import pytest
+
 from pipeline.config.registry import METRICS as REGISTERED
+from pipeline.config.registry import metric
 from pipeline.metrics.report import blocks, caution, meanings, usual_first
-from pipeline.runtime.numbers_text import directions, joined, legend
+from pipeline.runtime.numbers_text import directions, joined, legend, shown
 
 METRICS = {
     "fd-domain": 1.5,
@@ -77,7 +80,56 @@ def test_each_kind_of_number_is_explained_once_and_says_which_way_is_better() ->
     assert all(kind.meaning for kind in REGISTERED)
 
 
+def of_a_plugin() -> None:
+    """Share of samples with a blue sky.
+
+    More is not said in a table.
+    """
+
+
+def undocumented() -> None:
+    pass
+
+
+def test_a_metric_of_a_plugin_is_explained_by_its_docstring(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(REGISTERED, "_kinds", dict(REGISTERED.known))
+    for name, function in (("sky", "of_a_plugin"), ("sea", "undocumented"), ("sun", "absent")):
+        metric(name, f"{__name__}:{function}", direction="maximize")
+    said = {row[0]: row[2] for row in meanings(["sky-domain", "sea-domain", "sun-domain"]).rows}
+    assert said == {"sky-domain": "Share of samples with a blue sky", "sea-domain": "", "sun-domain": ""}
+
+
 def test_what_real_images_have_is_said_where_all_results_agree_in_it() -> None:
     one, other = {"fd-domain": {"held_out": 0.5, "held_out_count": 90}}, {"fd-domain": {"held_out": 0.7}}
     assert legend(one, joined([one, one]))[-1:] == ["Real images, held out: fd-domain 0.5 (of 90)."]
     assert not any("Real images" in line for line in legend(one, joined([one, other])))
+
+
+def real_images(*sets: int, held_out: int = 90, dimensions: int = 64) -> str:
+    """The line about real images beside sample sets of so many images."""
+    facts = {"held_out": 1.33, "held_out_count": held_out, "dimensions": dimensions}
+    return legend(["fd-domain"], joined({"fd-domain": {**facts, "images": [n, 600]}} for n in sets))[-1]
+
+
+def test_a_distance_of_real_images_says_how_it_compares_with_that_of_another_number_of_samples() -> None:
+    start = "Real images, held out: fd-domain 1.33 (of 90"
+    assert real_images(90) == f"{start})."
+    assert real_images(100) == f"{start}, too large: as many as the samples would have less)."
+    assert real_images(100, 150) == real_images(100)
+    assert real_images(50) == f"{start}, too small: as many as the samples would have more)."
+    assert real_images(50, 100) == f"{start}, which does not compare with distances of other numbers)."
+    assert "(of 42, far too large in 64 dimensions: as many" in real_images(100, held_out=42)
+    assert real_images(42, held_out=42).endswith("(of 42, far too large in 64 dimensions).")
+
+
+def test_a_deviation_says_that_it_leaves_out_the_references_own_scatter() -> None:
+    (line,) = (line for line in legend(["kid"], {"kid": {"std": 0.1}}) if line.startswith("±"))
+    assert "leaves out the scatter of the reference itself" in line and line.count(".") == 1
+
+
+def test_a_kid_of_one_subset_says_why_it_has_no_deviation() -> None:
+    for facts in ({"subsets": 100, "size": 40}, {"subsets": 1, "size": 40, "std": 0.0}):
+        assert shown(7.099e-07, facts) == "7.099e-07, one subset"
+        (line,) = (line for line in legend(["kid-768"], {"kid-768": facts}) if line.startswith("One subset: "))
+        assert "evaluate.kid_subset_size" in line
+    assert shown(0.1, {"subsets": 100, "size": 40, "std": 0.02}) == "0.1 ± 0.02"

@@ -8,13 +8,15 @@ import sys
 import pytest
 import tiny
 from PIL import Image
+from sweeping import finished_sweep
 
 from pipeline.config.load import config_from
 from pipeline.config.paths import data_directory
 from pipeline.runtime import cli
-from pipeline.runtime.files import append_line
+from pipeline.runtime.files import append_line, write_json
 from pipeline.runtime.run_dir import COMMIT, create_run
 from pipeline.runtime.run_lock import only_trainer
+from slurm.rank import process_born
 
 
 @pytest.fixture
@@ -115,3 +117,34 @@ def test_what_a_failed_preparation_left_is_removed_as_data_is(here, tmp_path, ca
     assert "nothing to remove" in said(capsys, "rm", "--unused", "--yes")
     said(capsys, "rm", str(run.path), str(data), "--yes")
     assert not data.exists()
+
+
+def test_a_sweep_is_removed_with_its_runs_unless_it_is_under_way_or_needed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOY_PACE", "0")
+    sweep = finished_sweep(tmp_path, "name=rates", "train.optim.lr=1e-3,1e-4")
+    trial = sweep.trials / "0000-s0"
+    assert "is part of the sweep" in said(capsys, "rm", str(trial), "--yes", code=2)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as job:  # stands in for what was started; ends with the block
+        array = sweep.jobs / "array-0000"
+        (trial / "outcome.json").rename(trial / "kept.json")
+        asks = {"minutes": 1}
+        write_json(array / "array.json", {"runs": [0], "asks": asks, "time": 0.0})
+        ids = {"ids": [str(job.pid)], "born": [process_born(job.pid)], "executor": "local"}
+        write_json(array / "submitted.json", ids)
+        text = said(capsys, "rm", "sweeps/rates", "--yes", code=2)
+        assert f"under way: 1 of its jobs. Cancel it first: mudi sweep cancel {sweep.path}" in text
+    student = tiny.revalidated(tiny.config(tmp_path), name="student", train={"start_from": str(trial)})
+    create_run(student)
+    assert f"{tmp_path}/runs/student needs it" in said(capsys, "rm", "sweeps/rates", "--yes", code=2)
+    (tmp_path / "runs" / "student" / "config.yaml").unlink()
+    assert sweep.path.is_dir() and "nobody can be asked" in said(capsys, "rm", "sweeps/rates", code=2)
+    assert "removed sweeps/rates" in said(capsys, "rm", "sweeps/rates", "--yes") and not sweep.path.exists()
+
+
+@pytest.mark.usefixtures("here")
+def test_what_does_not_exist_is_said_not_to_with_what_is_meant(capsys):
+    text = said(capsys, "rm", "runs/tinny", "--yes", code=2)
+    assert "runs/tinny does not exist. Did you mean 'runs/tiny'?" in text
+    assert "Did you mean 'runs/tiny'?" in said(capsys, "rm", "tiny", "--yes", code=2)
+    assert said(capsys, "rm", "elsewhere/x", "--yes", code=2).endswith("elsewhere/x does not exist.\n")

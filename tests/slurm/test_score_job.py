@@ -122,6 +122,13 @@ def test_what_cannot_be_scored_is_said_before_anything_is_queued(sets, tmp_path,
     assert said in str(error.value) and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("option", ["result", "table"])
+def test_a_folder_for_the_result_that_is_not_there_is_said_before_anything_is_queued(sets, tmp_path, option):
+    with pytest.raises(UserError, match=f"there is no folder '{tmp_path}/nope'. Make it first"):
+        launch_for_score(arguments(sets, f"runs_dir={tmp_path / 'runs'}"), **{option: tmp_path / "nope" / "x"})
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.cluster
 @pytest.mark.usefixtures("cluster")
 def test_two_tasks_of_which_one_is_killed_give_the_numbers_of_one_process(sets, tmp_path):

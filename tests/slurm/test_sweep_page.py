@@ -19,7 +19,7 @@ from browser import CHROMIUM, Browser
 from PIL import Image
 from sweeping import finished_sweep
 
-from pipeline.runtime.files import append_line, read_lines
+from pipeline.runtime.files import append_line, read_lines, write_json
 from slurm.sweep import pictures, report
 from slurm.sweep.runs import Run
 from slurm.sweep.settings import SweepDir
@@ -142,6 +142,38 @@ def test_the_report_has_the_best_its_certainty_the_tables_and_the_pictures(sweep
         Image.open(sweep.path / f"{name}.png").verify()
     shares = dict(line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| train."))
     assert float(shares["train.optim.lr"]) > float(shares["train.global_batch"])
+
+
+def bold(sweep: SweepDir, found: list[report.Trial]) -> dict[str, list[str]]:
+    """The bold cells of the table of settings and numbers, by column."""
+    rows = [line.strip("| ").split(" | ") for line in report._table(found, sweep.settings()).splitlines()[2:]]
+    rows = [row for row in rows if len(row) == len(rows[0])]
+    return {name: [row[n] for row in rows[2:] if "**" in row[n]] for n, name in enumerate(rows[0])}
+
+
+def test_what_the_interval_does_not_tell_from_the_best_is_bold(sweep: SweepDir, tmp_path: Path) -> None:
+    """Over seeds; of one seed as its result says it. What has no interval has no best."""
+    found = report.trials_of(sweep, sweep.settings())
+    values = [0.03125, 0.01562, 0.9, 0.0, 0.5, 0.5]  # accuracies, of 64 samples
+    intervals = [(0.009, 0.107), (0.003, 0.083), (0.8, 0.95), (0.0, 0.057), (0.38, 0.62), (0.38, 0.62)]
+    alone = []
+    for t, value, (low, high) in zip(found, values, intervals, strict=True):
+        run = tmp_path / str(t.number)
+        details = {"accuracy-domain": {"low": low, "high": high}}
+        write_json(run / "results" / "000000010-heun.json", {"metrics": {}, "details": details})
+        samples = str(run / "samples" / "step-000000010" / "heun")
+        more = {"metrics": {"accuracy-domain": value, "recall": value}, "samples": samples}
+        alone.append(replace(t, states=t.states[:1], outcomes=({**t.outcomes[0], **more},)))
+    head = ["fd-domain", "accuracy-domain", "recall", "loss"]
+    marks = bold(sweep, alone)
+    assert [marks[name] for name in head] == [[], ["**0.9**"], [], []]
+    few = bold(sweep, alone[:2])
+    assert few["accuracy-domain"] == ["**0.03125**", "**0.01562**"]
+    seeds = [{"value": v, "metrics": {"recall": v}, "loss": {"last": v}} for v in (1.0, 1.1, 1.05, 1.15, 9.0, 9.01)]
+    three = [replace(t, outcomes=tuple(seeds[2 * n : 2 * n + 2])) for n, t in enumerate(found[:3])]
+    marks = bold(sweep, three)
+    assert marks["fd-domain"] == marks["loss"] == ["**1.05**", "**1.1**"] and marks["recall"] == ["**9.005**"]
+    assert "± s: value ± 2 s" in report._table(three, sweep.settings())
 
 
 def test_the_table_has_times_and_what_guidance_scales_mean(sweep: SweepDir) -> None:
