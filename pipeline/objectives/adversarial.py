@@ -118,9 +118,9 @@ class Adversarial:
             excess = ((squared + 1e-12).sqrt() - 1).square() if game.gradient_penalty else squared / 2
             penalty = weight * game.penalty_every * excess
         loss = fake - real if game.loss == "wasserstein" else softplus(-real) + softplus(fake)
-        values = {"loss": loss + penalty, "real": real, "fake": fake, "penalty": penalty}
+        values = {"loss": loss + penalty, "real": real, "fake": fake, "penalty": penalty, "sign": real.detach().sign()}
         if self._ada.enabled:
-            values |= {"sign": real.detach().sign(), "augmented": self._state("probability").expand_as(real)}
+            values["augmented"] = self._state("probability").expand_as(real)
         return values
 
     @torch.no_grad()

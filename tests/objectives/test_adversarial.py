@@ -154,6 +154,15 @@ def test_p_follows_the_sign_of_real_scores(game):
     assert fixed.networks["game"].probability == 0.5
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+def test_the_sign_of_real_scores_is_logged_with_ada_and_without(game, enabled):
+    """Whether a discriminator is too sure of its real images is seen in runs without ADA too: of the same name."""
+    objective = game(ada={"enabled": enabled})
+    found = objective.loss("discriminator", objective.networks, batch())
+    assert torch.equal(found["sign"], scores(objective, "real").sign())
+    assert ("augmented" in found) == enabled
+
+
 def test_the_discriminator_sees_augmented_images_and_the_generator_learns_through_them(game):
     plain, changed = game(), game(ada={"enabled": True, "start": 1.0})
     of = {
