@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pipeline.config.load import config_from, listed, run_named
+from pipeline.config.overrides import key_of
 from pipeline.config.paths import run_directory
 from pipeline.config.schema import Config
 from pipeline.runtime.errors import UserError
@@ -77,7 +78,12 @@ def _made(overrides: list[str], *, until: str | None = None, only: str | None = 
         raise UserError(listed(problems))
     for line in correct(cfg):
         print(line)
-    return launch_for(cfg, make=True, until=until, only=only)
+    launch = launch_for(cfg, make=True, until=until, only=only)
+    said = {key_of(override) for override in (*overrides, *launch.overrides) if "=" in override}
+    gone = [w for w in ledger.overrides_of(launch.run.path) if not w.startswith("cluster.") and key_of(w) not in said]
+    if gone:
+        print(f"{launch.run.path}: not as in its last submission, {' '.join(gone)}, but as the run was made")
+    return launch
 
 
 def _submit(launches: list[Launch]) -> int:

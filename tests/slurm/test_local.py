@@ -340,6 +340,18 @@ def test_nothing_of_the_launcher_loads_torch():
     assert done.stdout.strip() == "False"
 
 
+def test_what_a_submission_leaves_out_of_the_last_one_is_said(tmp_path, capsys):
+    """So that two sets of unequal size are no surprise."""
+    launch = real(tmp_path, profile("local"), duration="2 steps")
+    note = {"job": "sample", "ids": ["1"], "born": [], "executor": "local", "cwd": str(tmp_path)}
+    said = ["sample.count=150", "cluster.name=local"]
+    ledger.note(launch.run, "submitted", **note, snapshot="", overrides=said)
+    tiny.prepare(launch.cfg)
+    for overrides, shown in (([], True), (["sample.count=24"], False)):
+        assert main(["submit", str(launch.run.path), *overrides, "--only", "train"]) == 2  # its data is not prepared
+        assert ("not as in its last submission, sample.count=150," in capsys.readouterr().out) == shown
+
+
 def test_a_run_made_for_gpus_goes_on_without(tmp_path):
     """What is asked for now counts in the job, not what stands in the run's config since it was made."""
     made = real(tmp_path, profile("slurm_generic", train={"gpus": 1}), duration="2 steps")
