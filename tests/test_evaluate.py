@@ -121,6 +121,15 @@ def test_real_images_are_scored_as_samples_would_be(tmp_path, capsys) -> None:
     assert f" accuracy-domain {real['accuracy-domain']:.3g}" in line
 
 
+def test_a_single_held_out_image_has_no_distance(tmp_path) -> None:
+    cfg, run = make(tmp_path, "evaluate.copies=false", share=10)
+    shutil.rmtree(data_directory(cfg) / "shards" / "valid")
+    write_set(data_directory(cfg) / "shards" / "valid", *drawings(1, 1), "valid")
+    reference.run(cfg)
+    (path,) = evaluate(cfg, run)
+    assert "held_out" not in read_json(path)["details"]["fd-domain"]
+
+
 def test_planted_copies_are_found_and_drawn(scored) -> None:
     _, run, result = scored
     assert result["details"]["copy-rate-pixel"]["expected"] <= 0.02

@@ -196,7 +196,7 @@ def measure(
 
 def _real_images(out: Measured, extractor: Extractor, references: Sequence[Reference]) -> None:
     """Beside a Frechet distance that of real images: the second reference, held out, against the first."""
-    if len(references) < 2:
+    if len(references) < 2 or min(reference.record["count"] for reference in references[:2]) < 2:
         return
     first, held_out = references[:2]
     for output, features in feature_sets(extractor).items():

@@ -95,7 +95,9 @@ def test_a_name_that_is_taken_is_answered_with_one_that_is_free(tmp_path):
     first.checkpoint(3).mkdir(parents=True)
     before = first.config.read_text()
     for refusing in (create_run, lambda cfg: launch_for(cfg, make=True)):
-        with pytest.raises(UserError, match=r"the overrides that made it, not its directory, and name=run-2, or take"):
+        with pytest.raises(
+            UserError, match=r"Add name=run-2 to the overrides that made it, for a run of its own, or take"
+        ):
             refusing(settings(tmp_path, 1e-4))
     other = create_run(settings(tmp_path, 1e-4).model_copy(update={"name": "run-2"}))
     assert other.path != first.path and config_from([str(other.path)]).train.optim.lr == 1e-4

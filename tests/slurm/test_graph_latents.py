@@ -77,10 +77,12 @@ def test_one_whose_training_has_not_ended_is_refused_unless_a_step_is_chosen(tmp
 def test_weights_of_a_loss_that_are_not_there_are_said_before_anything_is_made(tmp_path, name):
     (tmp_path / "there").touch()
     (tmp_path / "images" / "cats").mkdir(parents=True)
+    (tmp_path / "images" / "cats" / "a.png").touch()
     files = {"weights": tmp_path / "there", "heads": tmp_path / "there"} | {name: tmp_path / "none"}
     overrides = json.dumps([f"autoencoder.perceptual.{key}={path}" for key, path in files.items()])
     settings = [f"data.source.path={tmp_path}/images", f"data_dir={tmp_path}/data", f"runs_dir={tmp_path}/runs"]
-    cfg = config_from(["experiment=photos32_ldm_f4", "cluster=local", *settings, f"latents.overrides={overrides}"])
+    settings += ["train.global_batch=1", f"latents.overrides={overrides}"]
+    cfg = config_from(["experiment=photos32_ldm_f4", "cluster=local", *settings])
     with pytest.raises(UserError, match=rf"autoencoder\.perceptual\.{name}: found no file .*none"):
         launch_for(cfg, make=True)
     assert not (tmp_path / "runs").exists()
