@@ -24,7 +24,7 @@ from pipeline.config.prepared import prepared_notes
 from pipeline.config.schema import Config
 from pipeline.runtime.commit import commit_of
 from pipeline.runtime.errors import UserError
-from pipeline.runtime.files import write_text
+from pipeline.runtime.files import read_lines, write_text
 from pipeline.runtime.run_dir import RunDir, differences
 from slurm import executor, ledger, snapshot
 from slurm.access import check_file, check_folder, name_of, who_else_writes
@@ -336,15 +336,16 @@ def _watch(launch: Launch, job: Job, *, table: ProgressTable, interrupt: Interru
             table.show(job.name, "running", "stopping: it saves what it can")
             stop(launch, submission)
             break
-        table.show(job.name, "running", detail(launch, job.name))
+        table.show(job.name, "running", detail(launch, job.name, since=submission.time))
         time.sleep(POLL_SECONDS)
     return ledger.states(launch.run, launch.complete())[job.name]
 
 
-def detail(launch: Launch, job: str) -> str:
-    """How far a running job is, in a line."""
+def detail(launch: Launch, job: str, *, since: float) -> str:
+    """How far a running job is, in a line; not how far its last start before `since` was."""
     trained = launch.trains(job)
-    if trained is not None and (training := training_of(trained)) is not None and training.images_per_second:
+    begun = trained is not None and any(start.get("time", since) >= since for start in read_lines(trained.starts)[-1:])
+    if trained is not None and begun and (training := training_of(trained)) and training.images_per_second:
         return training.text()
     log = ledger.log_now(launch.run, job)
     return last_line(log)[:100] if log else ""

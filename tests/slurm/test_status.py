@@ -104,13 +104,18 @@ def test_the_progress_of_a_job_that_started_again_is_what_this_start_has_said(tm
     (record / "7_0_log.out").write_text("error: the first try failed\n")
     note(launch.run, "submitted", job="train", ids=["8"], executor="slurm", born=[], snapshot="")
     running = State("train", "running", ids=("8",))
-    assert explain(launch, running) == "" and detail(launch, "train") == ""
+    assert explain(launch, running) == "" and detail(launch, "train", since=0.0) == ""
     log = record / "8_0_log.out"
     log.write_text("error: a node was lost\nsubmitit INFO (2026-01-01) - Starting with JobEnvironment(job_id=8)\n")
-    assert explain(launch, running) == "" and detail(launch, "train") == ""
+    assert explain(launch, running) == "" and detail(launch, "train", since=0.0) == ""
     with log.open("a") as file:
         file.write("compiling\n")
-    assert explain(launch, running) == "compiling" == detail(launch, "train")
+    assert explain(launch, running) == "compiling" == detail(launch, "train", since=0.0)
+    append_line(launch.run.starts, {"plan": {"total_steps": 12}, "time": 5.0})
+    append_line(launch.run.metrics, {"step": 4, "images": 32, "speed/images_per_second": 50.0, "loss": 1.0, "start": 1})
+    assert (
+        detail(launch, "train", since=5.0).startswith("step 4/12") and detail(launch, "train", since=6.0) == "compiling"
+    )
 
 
 def test_a_training_that_started_again_has_no_pace_before_it_has_said_one(tmp_path):
