@@ -55,7 +55,8 @@ def show(launch: Launch, console: Console, *, overrides: Sequence[str] = ()) -> 
     to_do = [job for job in jobs if not complete[job.name]]
     total = in_all(launch.cfg, to_do, train_images=train_images(launch.cfg))
     total = {name: said for name, said in total.items() if limited or name != "in all"}
-    for name, value in (rows | unknown | total | _limits(launch)).items():
+    site = limits() if limited else None
+    for name, value in (rows | unknown | total | _limits(launch, site)).items():
         _say(console, f"{name:14s} {value}")
     if objective_kind(launch.cfg).samples and launch.cfg.evaluate.inception.weights is None:
         quality = launch.cfg.data.image_size >= QUALITY_SIZE and not launch.cfg.evaluate.quality.weights()
@@ -64,7 +65,7 @@ def show(launch: Launch, console: Console, *, overrides: Sequence[str] = ()) -> 
         _say(console, f"FID and IS     not measured: no weights. {more}{no_folder(*names)}")
     train = f"mudi train {shlex.join(overrides or [str(launch.run.path)])} --dry-run"
     _say(console, f"parameters     `{train}` counts them, with the size of a checkpoint")
-    if refused := [] if launch.cfg.cluster.executor == "local" else [*beyond(launch.cfg, to_do, limits())]:
+    if refused := [*beyond(launch.cfg, to_do, site)] if site is not None else []:
         raise UserError(f"submit would refuse this:\n{listed(refused)}")
 
 
@@ -80,11 +81,10 @@ def _unknown(cfg: Config, overrides: Sequence[str]) -> dict[str, str]:
     return {"estimates": said} | ({"cost": cost} if cost else {})
 
 
-def _limits(launch: Launch) -> dict[str, str]:
+def _limits(launch: Launch, site: Limits | None) -> dict[str, str]:
     """The site's limits, and what of the graph they do not allow."""
-    if launch.cfg.cluster.executor == "local":
+    if site is None:
         return {}
-    site = limits()
     said = [str(site), *beyond(launch.cfg, launch.jobs, site), crowded(launch.jobs, site)]
     return {"limits": "; ".join(filter(None, said))}
 
