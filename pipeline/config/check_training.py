@@ -33,12 +33,12 @@ def _trackers(cfg: Config) -> Iterator[str]:
 
 
 def _graph(cfg: Config) -> Iterator[str]:
-    """What a CUDA graph cannot hold: a scale that changes, two networks that take turns, compiled code."""
+    """What a CUDA graph cannot hold: a scale that changes, compiled code, an objective that was not tried."""
     train = cfg.train
-    if train.cuda_graph and (not objective_kind(cfg).diffusion or train.precision == "fp16" or train.compile):
+    if train.cuda_graph and (not objective_kind(cfg).graphs or train.precision == "fp16" or train.compile):
         yield (
             f"train.cuda_graph: found true with model.kind={cfg.model.kind}, train.precision={train.precision} and "
-            f"train.compile={train.compile}, expected a diffusion model, another precision than fp16, and no "
+            f"train.compile={train.compile}, expected an objective that was tried with it, no fp16, and no "
             "compilation. Leave it out, or change that."
         )
 

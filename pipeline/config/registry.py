@@ -210,7 +210,8 @@ class ObjectiveKind(Kind):
 
     trains: tuple[Role, ...]  # networks that it takes
     samples: bool = True  # makes images from seeds
-    diffusion: bool = False  # a `Denoising`: images come about in steps, and a CUDA graph can hold a training step
+    diffusion: bool = False  # a `Denoising`: images come about in steps
+    graphs: bool = False  # a CUDA graph can hold a training step: see `train.cuda_graph`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -122,14 +122,14 @@ class ObjectiveConfig(Choice):
         return ("loss",)
 
 
-@objective("pipeline.objectives.denoising:Denoising", trains=("denoiser",), diffusion=True)
+@objective("pipeline.objectives.denoising:Denoising", trains=("denoiser",), diffusion=True, graphs=True)
 class DenoisingObjective(ObjectiveConfig):
     """Diffusion: the settings stand in `diffusion`."""
 
     kind: Literal["denoising"]
 
 
-@objective("pipeline.objectives.adversarial:Adversarial", trains=("generator",))
+@objective("pipeline.objectives.adversarial:Adversarial", trains=("generator",), graphs=True)
 class AdversarialObjective(ObjectiveConfig):
     """Generator against discriminator: the settings stand in `adversarial`."""
 
@@ -154,7 +154,7 @@ class AdversarialObjective(ObjectiveConfig):
         return ()
 
 
-@objective("pipeline.objectives.autoencoder:Autoencoding", trains=("autoencoder",), samples=False)
+@objective("pipeline.objectives.autoencoder:Autoencoding", trains=("autoencoder",), samples=False, graphs=True)
 class AutoencodingObjective(ObjectiveConfig):
     """Reconstructing images through small latents: the settings stand in `autoencoder`."""
 
@@ -176,7 +176,7 @@ class AutoencodingObjective(ObjectiveConfig):
         return tuple(dict.fromkeys((*_parts(cfg), *kl, *_LIKENESS)))
 
 
-@objective("pipeline.objectives.variational:Variational", trains=("vector_autoencoder",))
+@objective("pipeline.objectives.variational:Variational", trains=("vector_autoencoder",), graphs=True)
 class VariationalObjective(ObjectiveConfig):
     """The ELBO of a VAE: the settings stand in `autoencoder`."""
 

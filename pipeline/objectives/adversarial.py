@@ -53,7 +53,9 @@ class Adversarial:
         self._conditions = Conditions(cfg, manifest)
         shape, counts = manifest.layout.shape, (self._conditions.classes, self._conditions.attributes)
         self.networks: dict[str, nn.Module] = {
-            "discriminator": StyleDiscriminator(cfg.model, shape, classes=counts[0], attributes=counts[1]),
+            "discriminator": StyleDiscriminator(cfg.model, shape, classes=counts[0], attributes=counts[1]).to(
+                memory_format=torch.channels_last  # type: ignore[call-overload]  # as `build_network` has it
+            ),
             "generator": build_network(cfg.model, shape=shape, classes=counts[0], attributes=counts[1]),
             "game": GameState(self._ada.start if self._ada.enabled else 0.0),
         }
@@ -71,9 +73,16 @@ class Adversarial:
         condition = self._conditions.of(batch.labels, batch.attributes)
         return (self._of_generator if name == "generator" else self._of_discriminator)(networks, batch, condition)
 
+    def variant(self, name: str, batch: Batch) -> bool:
+        """Whether the penalty of network `name`, which may be computed every n-th step alone, is part of this one."""
+        game = self._game
+        if name == "generator":
+            return bool(game.path_length) and self._due(batch, game.path_every)
+        return bool(game.gradient_penalty or game.r1_gamma) and self._due(batch, game.penalty_every)
+
     def _of_generator(self, networks: Networks, batch: Batch, condition: Tensor | None) -> dict[str, Tensor]:
         shift = None
-        if measured := bool(self._game.path_length) and self._due(batch, self._game.path_every):
+        if measured := self.variant("generator", batch):
             size = (len(batch.sample_indices), self._layers, self._latent)
             shift = torch.zeros(size, dtype=batch.images.dtype, device=batch.images.device, requires_grad=True)
         made = self._made(networks, batch, condition, shift=shift)
@@ -98,8 +107,7 @@ class Adversarial:
             made = self._made(networks, batch, condition)
             parts = [self._seen(batch.images, batch.sample_indices, REAL), self._seen(made, batch.sample_indices, FAKE)]
             game = self._game
-            weight = game.gradient_penalty or game.r1_gamma
-            penalised = bool(weight) and self._due(batch, game.penalty_every)
+            weight, penalised = game.gradient_penalty or game.r1_gamma, self.variant("discriminator", batch)
             if penalised and game.gradient_penalty:
                 share = uniform(self._seed, Stream.PENALTY, batch.sample_indices, shape=(1, 1, 1)).to(made.dtype)
                 parts.append(torch.lerp(parts[1], parts[0], share))

@@ -51,7 +51,8 @@ class Autoencoding:
         if self._cfg.adversarial_weight:
             for problem in late_start(cfg, train_images=manifest.count):
                 raise UserError(problem)
-            self.networks["discriminator"] = PatchDiscriminator(self._cfg.discriminator, shape[0])
+            discriminator = PatchDiscriminator(self._cfg.discriminator, shape[0])
+            self.networks["discriminator"] = discriminator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.trained = ("autoencoder", "discriminator")
 
     def draws(self, sample_indices: Tensor) -> dict[str, Tensor]:  # noqa: ARG002
@@ -62,6 +63,10 @@ class Autoencoding:
         """The loss of the autoencoder or of the discriminator, [B]. Both see the same degradation and latent."""
         return self._reconstructing(networks, batch) if name == "autoencoder" else self._judging(networks, batch)
 
+    def variant(self, name: str, batch: Batch) -> bool:  # noqa: ARG002
+        """Whether the discriminator has joined."""
+        return batch.newest >= self._start
+
     def _reconstructing(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         reconstructed = self._reconstructed(networks, batch, drawn=True)
         values = self._errors(reconstructed, batch.images)
@@ -70,7 +75,7 @@ class Autoencoding:
             return {"loss": loss, **values}
         game = weight = torch.zeros_like(loss)
         playing = batch.sample_indices >= self._start
-        if batch.newest >= self._start:
+        if self.variant("autoencoder", batch):
             game = generator_loss(networks["discriminator"](reconstructed.images))
             weight = self._weight(values, game, reconstructed) * playing
             loss = loss + weight * game
@@ -78,7 +83,7 @@ class Autoencoding:
 
     def _judging(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         playing = batch.sample_indices >= self._start
-        if batch.newest < self._start:
+        if not self.variant("discriminator", batch):
             # Nothing to learn yet, but a DDP wrapper waits for a gradient of every weight: one image, times nothing.
             nothing = networks["discriminator"](batch.images[:1]).mean() * torch.zeros(
                 len(playing), dtype=batch.images.dtype, device=batch.images.device

@@ -1,6 +1,6 @@
 """What an objective is: everything the training loop and the sampling job need to know about one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -80,6 +80,18 @@ class Adapts(Protocol):
 
         `sums` are those over the global batch of what its loss returned: float64 scalars on the device, the same on all
         ranks. Nothing here waits for the device, and every rank does the same.
+        """
+        ...
+
+
+@runtime_checkable
+class Varies(Protocol):
+    """An objective whose loss computes something else in some steps, such as a penalty in every 16th."""
+
+    def variant(self, name: str, batch: Batch) -> Hashable:
+        """What the loss of network `name` computes for this batch: one CUDA graph holds the batches of one value.
+
+        The host knows it without asking the device.
         """
         ...
 

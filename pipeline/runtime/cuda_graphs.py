@@ -5,7 +5,7 @@ computes what the recorded calls compute, to the bit, from the same places in me
 """
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,11 +17,12 @@ WARM_UP = 3  # calls before a recording, in which kernels are compiled and works
 
 
 def recorded(
-    work: Callable[[], Result], *, after_warm_up: Callable[[], None] = lambda: None
+    work: Callable[[], Result], *, after_warm_up: Callable[[], None] = lambda: None, pool: Any = None
 ) -> tuple[torch.cuda.CUDAGraph, Result]:
     """A graph of `work`, and the tensors that each replay of it fills anew. Nothing has been replayed yet.
 
-    `work` is called four times; `after_warm_up` follows each of the first three.
+    `work` is called four times; `after_warm_up` follows each of the first three. `pool`: of another graph, whose memory
+    this one shares. What a replay of either leaves is then valid until the next replay of any.
     """
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no types here
     stream.wait_stream(torch.cuda.current_stream())
@@ -34,7 +35,7 @@ def recorded(
     torch.set_autocast_cache_enabled(False)  # narrow copies of weights from outside the graph would be gone by a replay
     try:
         # Threads that read ahead may allocate pinned memory meanwhile: only this thread's calls are recorded.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             result = work()
     finally:
         torch.set_autocast_cache_enabled(cached)

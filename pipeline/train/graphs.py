@@ -1,7 +1,8 @@
 """Forward and backward pass as one CUDA graph: see `pipeline.runtime.cuda_graphs`."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.config.schema import Config
 from pipeline.config.schema_objectives import objective_kind
 from pipeline.data.batches import Batch
-from pipeline.objectives.objective import Objective
+from pipeline.objectives.objective import Networks, Objective, Varies
 from pipeline.runtime import distributed
 from pipeline.runtime.cuda_graphs import recorded
 from pipeline.runtime.errors import UserError
@@ -28,67 +29,90 @@ def uses_graph(cfg: Config, device: torch.device) -> bool:
         )
     if asked is not None:
         return asked
-    holds = objective_kind(cfg).diffusion and cfg.train.precision != "fp16"
+    holds = objective_kind(cfg).graphs and cfg.train.precision != "fp16"
     costs = cfg.train.compile or cfg.train.activation_checkpointing
     return device.type == "cuda" and distributed.ranks()[1] == 1 and holds and not costs
 
 
 class GraphedBackward:
-    """The loss of one name's micro-batches, and its gradients, averaged over ranks."""
+    """The loss of a network's micro-batches, and its gradients, averaged over ranks.
 
-    def __init__(self, objective: Objective, networks: dict[str, nn.Module], name: str, *, accumulate: int) -> None:
-        """`networks`: as the step calls them, without DDP. `accumulate`: micro-batches of a step."""
-        self._objective, self._networks, self._name, self._accumulate = objective, networks, name, accumulate
-        self._parameters = [p for p in objective.networks[name].parameters() if p.requires_grad]
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._batch: Batch | None = None
-        self._used: list[nn.Parameter] = []  # those that get gradients
-        self._gradients: list[Tensor] = []
-        self._sums: dict[str, Tensor] = {}
+    There is a graph for each network and each variant of its loss: see `Varies`. They share their memory.
+    """
 
-    def __call__(self, batches: Iterable[Batch]) -> dict[str, Tensor]:
-        """Set the gradients of the mean loss; return the sums of what is logged, float64 scalars on the GPU."""
+    def __init__(self, objective: Objective, networks_for: Callable[[str], Networks], *, accumulate: int) -> None:
+        """`networks_for`: as the loss of one of them calls them, without DDP. `accumulate`: micro-batches of a step."""
+        self._objective, self._networks_for, self._accumulate = objective, networks_for, accumulate
+        self._recordings: dict[tuple[str, Hashable], _Recording] = {}
+        self._pool: Any = None
+
+    def __call__(self, name: str, batches: Iterable[Batch]) -> dict[str, Tensor]:
+        """Set the gradients of the mean loss of network `name`; return the sums of what is logged.
+
+        These are float64 scalars on the GPU.
+        """
         sums: dict[str, Tensor] = {}
-        gradients: list[Tensor] = []
+        gradients: dict[nn.Parameter, Tensor] = {}
         for batch in batches:
-            for name, value in self._replay(batch).items():
+            recording = self._recording(name, batch)
+            for key, value in recording.replay(batch).items():
                 # The next replay overwrites what this one returned.
-                sums[name] = sums[name] + value if name in sums else value.clone()
-            if self._accumulate == 1:
-                gradients = self._gradients
-            elif not gradients:
-                gradients = [gradient.clone() for gradient in self._gradients]
-            else:
-                torch._foreach_add_(gradients, self._gradients)
-        distributed.average(gradients)
-        for parameter, gradient in zip(self._used, gradients, strict=True):
+                sums[key] = sums[key] + value if key in sums else value.clone()
+            gradients = recording.gradients if self._accumulate == 1 else _sum(gradients, recording.gradients)
+        distributed.average(list(gradients.values()))
+        for parameter, gradient in gradients.items():
             parameter.grad = gradient
         return sums
 
-    def _replay(self, batch: Batch) -> dict[str, Tensor]:
-        if self._batch is None:
-            self._batch = replace(batch)
-            self._graph, self._sums = recorded(self._compute, after_warm_up=self._forget)
-            self._used = [p for p in self._parameters if p.grad is not None]
-            self._gradients = [p.grad for p in self._used if p.grad is not None]
-        else:
-            for own, new in zip(_tensors(self._batch), _tensors(batch), strict=True):
+    def _recording(self, name: str, batch: Batch) -> "_Recording":
+        variant = self._objective.variant(name, batch) if isinstance(self._objective, Varies) else None
+        found = self._recordings.get((name, variant))
+        if found is None:
+            networks = self._networks_for(name)
+
+            def loss(batch: Batch) -> dict[str, Tensor]:
+                values = self._objective.loss(name, networks, batch)
+                torch.autograd.backward(values["loss"].mean() / self._accumulate)
+                return {key: value.detach().double().sum() for key, value in values.items()}
+
+            found = _Recording(loss, list(self._objective.networks[name].parameters()), batch, pool=self._pool)
+            self._recordings[name, variant] = found
+            self._pool = found.pool
+        return found
+
+
+class _Recording:
+    """One graph: the backward pass of a loss for batches of one shape."""
+
+    def __init__(
+        self, loss: Callable[[Batch], dict[str, Tensor]], parameters: list[nn.Parameter], batch: Batch, *, pool: Any
+    ) -> None:
+        self._loss, self._parameters, self._batch = loss, parameters, replace(batch)
+        self._graph, self._sums = recorded(self._compute, after_warm_up=self._forget, pool=pool)
+        self.pool = self._graph.pool()
+        self.gradients = {p: p.grad for p in parameters if p.grad is not None}  # where replays leave them
+
+    def replay(self, batch: Batch) -> dict[str, Tensor]:
+        """Compute `gradients` anew, and return what `loss` does: in the same places each time."""
+        for own, new in zip(_tensors(self._batch), _tensors(batch), strict=True):
+            if own is not new:
                 own.copy_(new)
-        if self._graph is None:
-            raise RuntimeError("a graph whose recording failed cannot be replayed")
         self._graph.replay()
         return self._sums
 
     def _compute(self) -> dict[str, Tensor]:
-        if self._batch is None:
-            raise RuntimeError("there is no batch to record with")
-        values = self._objective.loss(self._name, self._networks, self._batch)
-        torch.autograd.backward(values["loss"].mean() / self._accumulate)
-        return {name: value.detach().double().sum() for name, value in values.items()}
+        return self._loss(self._batch)
 
     def _forget(self) -> None:
         for parameter in self._parameters:
             parameter.grad = None
+
+
+def _sum(gradients: dict[nn.Parameter, Tensor], more: dict[nn.Parameter, Tensor]) -> dict[nn.Parameter, Tensor]:
+    """Both together; `gradients` are changed, `more` are not."""
+    if both := [p for p in more if p in gradients]:
+        torch._foreach_add_([gradients[p] for p in both], [more[p] for p in both])
+    return gradients | {p: gradient.clone() for p, gradient in more.items() if p not in gradients}
 
 
 def _tensors(batch: Batch) -> list[Tensor]:

@@ -156,7 +156,7 @@ def _backward(s: Session, name: str, micro_batches: list[LoadedBatch]) -> dict[s
     Returns this rank's sums of what is logged, by name: float64 scalars on the device.
     """
     if s.graph is not None:
-        return s.graph(batch.to(s.device, s.dtype) for batch in micro_batches)
+        return s.graph(name, (batch.to(s.device, s.dtype) for batch in micro_batches))
     networks, scale = s.networks_for(name), s.state.loss_scale
     sums: dict[str, Tensor] = {}
     for number, batch in enumerate(micro_batches, start=1):

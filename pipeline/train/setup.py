@@ -72,15 +72,19 @@ class Session:
 
         The others are called without their DDP wrapper, which would wait for gradients that never come.
         """
-        if len(self.objective.trained) > 1:
-            for name in self.objective.trained:
-                self.objective.networks[name].requires_grad_(name == trained)
-        return {**self.objective.networks, trained: self.networks[trained]}
+        return _networks_for(trained, self.objective, self.networks)
 
     @property
     def dtype(self) -> torch.dtype:
         """Of images and losses. Networks may run narrower, under autocast."""
         return _dtype(self.cfg)
+
+
+def _networks_for(trained: str, objective: Objective, prepared: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    if len(objective.trained) > 1:
+        for name in objective.trained:
+            objective.networks[name].requires_grad_(name == trained)
+    return {**objective.networks, trained: prepared[trained]}
 
 
 @contextlib.contextmanager
@@ -118,7 +122,9 @@ def _session(cfg: Config, run: RunDir, world: World) -> Iterator[Session]:
     }
     graph = None
     if graphed:
-        graph = GraphedBackward(objective, networks, objective.trained[0], accumulate=plan.accumulate)
+        graph = GraphedBackward(
+            objective, lambda name: _networks_for(name, objective, networks), accumulate=plan.accumulate
+        )
     _report(cfg, run, world, plan=plan, state=state, device=device, numerics=numerics)
     trackers = Trackers(cfg, run, accelerator) if cfg.train.trackers and world.main else None
     recorder = Recorder(run, step=state.progress.step, active=world.main, trackers=trackers)

@@ -62,6 +62,8 @@ KINDS: dict[str, dict[str, Any]] = {  # of networks, objectives and processes: w
     },
 }
 
+GRAPHED = ("gan, everything", "gan, wasserstein", "vae", "bottleneck", "autoencoder, discriminator")
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -354,12 +356,18 @@ def steps_do_not_wait(context: CheckContext) -> Iterator[Finding]:
 
 
 def a_graph_is_eager(context: CheckContext) -> Iterator[Finding]:
-    """train.cuda_graph=true: the same losses and weights, also where a step is of two micro-batches."""
-    for label, model, micro_batch in (("", adapter.SMALL, None), (", dropout, accumulated", DROPOUT, 8)):
+    """train.cuda_graph=true: the same losses and weights, also where a step is of two micro-batches, where two networks
+    take turns, and where some steps have penalties."""
+    kinds: dict[str, dict[str, Any]] = {
+        "": {},
+        ", dropout, accumulated": {"model": DROPOUT, "micro_batch": 8},
+        **{f", {name}": KINDS[name] for name in GRAPHED},
+        ", gan, accumulated": {**KINDS["gan, everything"], "micro_batch": 8},
+    }
+    for label, settings in kinds.items():
         found = []
         for graph in (False, True):
-            settings = {"precision": "bf16", "optim": SGD, "cuda_graph": graph, "micro_batch": micro_batch}
-            cfg = context.config("graph", model=model, **settings)
+            cfg = context.config("graph", precision="bf16", optim=SGD, cuda_graph=graph, **settings)
             found.append(some_steps(cfg, context.device, steps=8, exact=False))
         yield from found[1].beside(found[0], f"graph = eager, bf16{label}", loss=1e-6, weights=1e-6, change=1e-5)
 
