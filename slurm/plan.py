@@ -176,7 +176,8 @@ def derived(cfg: Config) -> dict[str, str]:
             f"ends at {train.optim.lr * plan.total_steps / plan.warmup_steps:.2g} and never reaches {train.optim.lr:g}"
         )
     if images or not needs_images(train.checkpoint_every):
-        rows["checkpoints"] = f"every {plan.checkpoint_every} steps, the last {train.keep_last} kept"
+        also = f", and one each {train.keep_every}" if train.keep_every else ""
+        rows["checkpoints"] = f"every {plan.checkpoint_every} steps, the last {train.keep_last} kept{also}"
     return rows | samples
 
 

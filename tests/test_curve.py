@@ -1,4 +1,4 @@
-"""A metric over training: every checkpoint that was kept is sampled and scored once, and drawn."""
+"""A metric over training: every checkpoint that was to be kept is sampled and scored once, and drawn."""
 
 import tiny
 
@@ -10,7 +10,7 @@ from pipeline.runtime.files import read_json
 
 
 def test_a_curve_has_a_point_for_each_checkpoint_that_was_kept(tmp_path, capsys):
-    cfg = tiny.config(tmp_path, model=tiny.GAME, checkpoint_every="4 steps", keep_every="4 steps", keep_last=1)
+    cfg = tiny.config(tmp_path, model=tiny.GAME, checkpoint_every="5 steps", keep_every="4 steps", keep_last=1)
     domain = DomainConfig(width=8, features=8, max_images=600)
     cfg = cfg.model_copy(update={"evaluate": cfg.evaluate.model_copy(update={"domain": domain})})
     tiny.prepare(cfg)

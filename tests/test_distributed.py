@@ -171,8 +171,8 @@ def graphed(cfg, rank):
     ids=["denoiser", "game", "autoencoder"],
 )
 def test_a_graphs_gradients_are_accumulated_and_averaged_over_ranks(tmp_path, model, micro_batch):
-    """No network in it has a DDP wrapper. Each way that a loss goes has a graph of its own: a game has penalties in some
-    steps alone, an autoencoder's discriminator joins in the middle of one. Real graphs: tests/gpu.
+    """No network in it has a DDP wrapper. Each way that a loss goes has a graph of its own: a game has penalties in
+    some steps alone, an autoencoder's discriminator joins in the middle of one. Real graphs: tests/gpu.
     """
     one = tiny.config(tmp_path, name="one", model=model, precision="fp64")
     cfg = tiny.config(tmp_path, name="graph", model=model, precision="fp64", micro_batch=micro_batch)

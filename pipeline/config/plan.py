@@ -24,11 +24,14 @@ class Plan:
     micro_batch: int  # images on one rank at once
     accumulate: int  # micro-batches of a rank in one step
 
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint is due after step `step`, also one that is to be kept and lies between others."""
+        return due(step, self.checkpoint_every) or due(step, self.keep_every)
+
     def pauses_after(self, step: int) -> bool:
         """Whether something looks at the weights after step `step`: validation, a metric, a preview, a checkpoint."""
-        return any(
-            due(step, every)
-            for every in (self.validate_every, self.metric_every, self.preview_every, self.checkpoint_every)
+        return self.saves_after(step) or any(
+            due(step, every) for every in (self.validate_every, self.metric_every, self.preview_every)
         )
 
 
@@ -68,7 +71,7 @@ def plan_for(cfg: Config, *, train_images: int, world_size: int) -> Plan:
         warmup_steps=steps(train.optim.warmup) or 0,
         log_every=steps(train.log_every) or 1,
         checkpoint_every=steps(train.checkpoint_every) or 1,
-        keep_every=steps(train.keep_every),
+        keep_every=every(train.keep_every),
         validate_every=every(train.validate_every),
         metric_every=every(train.metric_every),
         preview_every=every(train.preview_every),

@@ -125,7 +125,7 @@ class TrainConfig(Settings):
     checkpoint_every: Duration = "1000 steps"
     checkpoint_minutes: float | None = Field(None, gt=0)  # also save when this much time has passed
     keep_last: int = Field(2, ge=1)  # checkpoints; those that samples or results are of stay too
-    keep_every: Duration | None = None  # checkpoints at multiples of this are never rotated away
+    keep_every: Duration | None = None  # also save at multiples of this, and keep those
     # Training goes on while a checkpoint is written, from a copy in the memory of rank 0's node: as large as the
     # checkpoint, up to twice that beside a GPU. The last save, and that of a stop, are waited for.
     async_save: bool = True

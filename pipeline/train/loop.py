@@ -90,7 +90,7 @@ def _run(s: Session, report: Reporter, stop: Stop, profiler: Profiler) -> bool:
         last = _ended(s)
         if due(step, plan.preview_every) or (last and plan.preview_every):
             report.picture(*preview(s))
-        if read.stopping or read.save_asked or due(step, plan.checkpoint_every) or best or last:
+        if read.stopping or read.save_asked or plan.saves_after(step) or best or last:
             report.save(wait=read.stopping or last)
         if read.stopping and not last:
             report.stopped(stop.asked_at)
