@@ -284,10 +284,12 @@ def _tar(path: Path, found: _Listing, prefix: str) -> None:
 def _files(path: Path, listing: _Listing, size: int | None) -> ImageSet:
     files, notes = listing.files, []
     sizes: Counter[tuple[int, int]] = Counter()
+    transparent = 0
     with progress(f"sizes of the images of {path.name}", len(files)) as tick:
         for file in files:
             with _opened(path, file) as image:
                 sizes[(image.height, image.width)] += 1
+                transparent += image.has_transparency_data
             tick(1)
     if len(sizes) > 1 and size is None:
         some = ", ".join(f"{count} of {width} x {height}" for (height, width), count in sizes.most_common(4))
@@ -298,6 +300,8 @@ def _files(path: Path, listing: _Listing, size: int | None) -> ImageSet:
     if listing.passed_over:
         said = ", ".join(f"{count} {ending}" for ending, count in listing.passed_over.most_common())
         notes.append(f"{path}: files passed over: {said}")
+    if transparent:
+        notes.append(f"{path}: {transparent} of {len(files)} images may be transparent in parts: these become white")
     shape = next(iter(sizes)) if size is None else (size, size)
 
     def read(numbers: npt.NDArray[np.int64]) -> Pixels:

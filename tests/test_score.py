@@ -130,6 +130,15 @@ def test_however_images_are_kept_they_are_the_same(tmp_path, pixels):
     assert prepared.read(np.arange(2)).dtype == np.uint8
 
 
+def test_transparent_parts_become_white_and_that_is_said(tmp_path, pixels):
+    folder = keep(tmp_path / "folder", pixels[0][:3], "folder")
+    clear = np.concatenate([pixels[0][0], np.zeros((SIZE, SIZE, 1), np.uint8)], axis=2)
+    (folder / "clear.png").write_bytes(png(clear))
+    found = open_set(folder)
+    assert any("1 of 4 images may be transparent in parts: these become white" in note for note in found.notes)
+    assert (found.read(np.arange(4)) == 255).all(axis=(1, 2, 3)).sum() == 1
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_of_several_arrays_the_one_of_images_is_taken(tmp_path, pixels, save):
     save(tmp_path / "two.npz", labels=np.zeros(COUNTS[0], np.int64), images=pixels[0])

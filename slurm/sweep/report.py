@@ -196,7 +196,7 @@ def _note(t: Trial) -> str:
     statuses = [state.status for state in t.states]
     each = ", ".join(statuses) if len(set(statuses)) > 1 else ""
     last = t.why.message.strip().splitlines()[-1:] or [""]
-    cause = ": ".join(filter(None, [t.why.cause, last[0][:200]])) if t.status != "complete" else ""
+    cause = ": ".join(filter(None, [t.why.cause, last[0]])) if t.status != "complete" else ""
     return "; ".join(filter(None, [each, cause]))
 
 
