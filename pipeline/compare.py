@@ -22,7 +22,7 @@ from pipeline.runtime.numbers_text import BOLD, Measured, directions, joined, le
 PANELS = 8  # metrics in a plot, at most
 CURVES = 10  # sets whose distances are drawn against the number of samples, at most
 MOST_POINTS = 300  # of a training curve
-CURVE_NAMES = ("loss", "lr", "grad_norm")
+CURVE_NAMES = ("loss", "lr", "grad_norm", "sign", "augmented")  # alone, or of a network that has a turn of its own
 TRADES = (("fid", "is"), ("fd-domain", "is-domain"), ("precision", "recall"), ("precision-domain", "recall-domain"))
 SETTINGS = ("step", "weights", "sampler", "steps", "guidance", "convention", "images")
 CONVENTIONS = (
@@ -309,12 +309,12 @@ def training_curves(runs: Sequence[Path]) -> Iterator[tuple[str, str, dict[str, 
         found: dict[str, list[Point]] = {}
         for row in read_lines(run / "metrics.jsonl"):
             for name, value in row.items():
-                if name in CURVE_NAMES or name.startswith(("valid/", "in_loop/")):
+                if name.rpartition("/")[2] in CURVE_NAMES or name.startswith(("valid/", "in_loop/")):
                     found.setdefault(name, []).append(Point(float(row["step"]), float(value)))
         for name, points in found.items():
             every = -(-len(points) // MOST_POINTS)
             panels.setdefault(name, []).append(Line(run.resolve().name, (*points[:-1:every], points[-1])))
-    first = [name for name in ("loss", "valid/loss") if name in panels]
+    first = [name for name in ("loss", "valid/loss", "discriminator/loss", "generator/loss") if name in panels]
     shown = [*first, *(name for name in sorted(panels) if name not in first)][:PANELS]
     if shown:
         yield "training", "", {name: panels[name] for name in shown}

@@ -276,3 +276,16 @@ def test_training_is_drawn_from_what_it_logged(runs: list[Path], tmp_path: Path)
     (line,) = panels["loss"]
     assert len(line.points) <= 301 and (line.points[-1].x, line.points[-1].y) == (1000, 0.001)
     assert tmp_path / "out" / "training.png" in compare(runs, tmp_path / "out")
+
+
+def test_of_a_game_both_losses_and_what_moves_its_augmentation_are_drawn(runs: list[Path]) -> None:
+    logged = {
+        "discriminator/sign": 0.6,
+        "discriminator/augmented": 0.1,
+        "generator/loss": 2.0,
+        "discriminator/loss": 1.0,
+    }
+    for step in (1, 2):
+        append_line(runs[0] / "metrics.jsonl", {"step": step, **logged, "discriminator/real": 1.0, "speed/mfu": 1.0})
+    ((_, _, panels),) = training_curves(runs)
+    assert list(panels) == ["discriminator/loss", "generator/loss", "discriminator/augmented", "discriminator/sign"]
