@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.config.schema_model import PatchDiscriminatorConfig, StyleGANConfig
 from pipeline.models.conditioning import build_condition
-from pipeline.models.layers import downsample
+from pipeline.models.layers import downsample, smoothed
 from pipeline.models.stylegan import EqualizedLinear
 
 LEAK = 0.2
@@ -98,8 +98,9 @@ def group_deviation(features: Tensor, sample_indices: Tensor | None, *, group: i
 class ShrinkingBlock(nn.Module):
     """Two convolutions and a halving, with a residual path (Karras et al. 2020, figure 7)."""
 
-    def __init__(self, inputs: int, outputs: int, *, equalized: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, *, equalized: bool, filtered: bool) -> None:
         super().__init__()
+        self.filtered = filtered
         self.conv1 = _convolution(inputs, inputs, equalized=equalized)
         self.conv2 = _convolution(inputs, outputs, equalized=equalized)
         self.skip = _convolution(inputs, outputs, size=1, bias=False, equalized=equalized)
@@ -108,8 +109,11 @@ class ShrinkingBlock(nn.Module):
         """[B, inputs, H, W] -> [B, outputs, H/2, W/2]."""
         hidden = nn.functional.leaky_relu(self.conv1(x), LEAK)
         hidden = nn.functional.leaky_relu(self.conv2(hidden), LEAK)
-        out: Tensor = (downsample(hidden) + self.skip(downsample(x))) / math.sqrt(2)
+        out: Tensor = (self._halved(hidden) + self.skip(self._halved(x))) / math.sqrt(2)
         return out
+
+    def _halved(self, x: Tensor) -> Tensor:
+        return downsample(smoothed(x) if self.filtered else x)
 
 
 class StyleDiscriminator(nn.Module):
@@ -126,7 +130,7 @@ class StyleDiscriminator(nn.Module):
         widths = [min(cfg.width << level, cfg.width_max) for level in range(halvings + 1)]
         same = {"equalized": cfg.equalized}
         self.conv_in = _convolution(shape[0], widths[0], size=1, **same)
-        self.blocks = nn.ModuleList(ShrinkingBlock(a, b, **same) for a, b in pairwise(widths))
+        self.blocks = nn.ModuleList(ShrinkingBlock(a, b, filtered=cfg.filtered, **same) for a, b in pairwise(widths))
         self.conv_last = _convolution(widths[-1] + 1, widths[-1], **same)
         self.dense = _linear(widths[-1] * 16, widths[-1], **same)
         self.score = _linear(widths[-1], 1, **same)

@@ -47,6 +47,15 @@ def downsample(x: Tensor) -> Tensor:
     return nn.functional.avg_pool2d(x, 2)
 
 
+def smoothed(x: Tensor) -> Tensor:
+    """Weighted means over 3x3 pixels, [1, 2, 1] / 4 along each side, zero beyond the edge: [B, C, H, W] -> the same.
+
+    After `upsample` it makes the doubling bilinear; with `downsample` after it, both are StyleGAN's [1, 3, 3, 1] / 8
+    (Karras et al. 2019, arXiv:1812.04948, section 2).
+    """
+    return nn.functional.avg_pool2d(nn.functional.avg_pool2d(x, 2, stride=1, padding=1), 2, stride=1)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(width)) v of [..., tokens, width].
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.config.schema_model import StyleGANConfig
 from pipeline.models.conditioning import build_condition
-from pipeline.models.layers import upsample
+from pipeline.models.layers import smoothed, upsample
 from pipeline.runtime.random import Stream, normal
 
 LEAK = 0.2
@@ -135,9 +135,9 @@ class StyleGenerator(nn.Module):
         x = self.first(self.constant.expand(w.shape[0], -1, -1, -1), of[0], sample_indices)
         image = self._image(x, of[1], 0)
         for level in range(1, len(self.to_image)):
-            x = self.layers[2 * level - 2](upsample(x), of[2 * level - 1], sample_indices)
+            x = self.layers[2 * level - 2](self._doubled(x), of[2 * level - 1], sample_indices)
             x = self.layers[2 * level - 1](x, of[2 * level], sample_indices)
-            image = upsample(image) + self._image(x, of[2 * level + 1], level)
+            image = self._doubled(image) + self._image(x, of[2 * level + 1], level)
         return image
 
     def truncated(self, w: Tensor, psi: float) -> Tensor:
@@ -171,6 +171,9 @@ class StyleGenerator(nn.Module):
         if shift is not None:
             w = (w if w.ndim == 3 else w[:, None, :]) + shift
         return self.synthesis(w, sample_indices=sample_indices)
+
+    def _doubled(self, x: Tensor) -> Tensor:
+        return smoothed(upsample(x)) if self.cfg.filtered else upsample(x)
 
     def _image(self, x: Tensor, w: Tensor, level: int) -> Tensor:
         image: Tensor = self.to_image[level](x, w) + rearrange(self.level_bias[level], "c -> c 1 1")

@@ -102,7 +102,8 @@ def plan(overrides: list[str]) -> int:
     checked, console = check(settings), Console(width=None if sys.stdout.isatty() else 140)
     runs, cfg, launch = settings.size * settings.seeds, checked.first, launch_for(checked.first, make=False)
     _require(settings, cfg)
-    at_once = settings.at_once if cfg.cluster.executor == "slurm" else 1
+    queued = cfg.cluster.executor == "slurm"
+    at_once = settings.at_once if queued else 1
     lines = [
         f"{settings.path}: {settings.strategy.kind} search, {settings.size} trials x {settings.seeds} seed(s) = {runs} "
         f"runs, {at_once} at once; the {'min' if settings.minimize else 'max'}imum of {settings.metric}"
@@ -118,10 +119,11 @@ def plan(overrides: list[str]) -> int:
     gpus, waves = asks.nodes * asks.gpus, -(-runs // at_once)
     most = f"{runs * gpus * asks.minutes / 60:g} GPU hours, " if gpus else ""
     limit = f"; sweep.gpu_hours={settings.gpu_hours:g} ends it before" if settings.gpu_hours is not None else ""
-    lines += [f"each run:     {', '.join(own)} in one job; {planning.asked(asks)}"]
+    lines += [f"each run:     {', '.join(own)} in one job; {planning.asked(asks, limited=queued)}"]
     known = estimates(cfg, tuple(own_stages(launch, settings)), train_images=planning.train_images(cfg))
     lines += [f"estimate:     {name} of each run: {said}" for name, said in known.items()]
-    lines += [f"at most:      {most}{duration(60 * asks.minutes * waves)}, if every run took its time limit{limit}"]
+    if queued:
+        lines += [f"at most:      {most}{duration(60 * asks.minutes * waves)}, if every run took its time limit{limit}"]
     console.print("\n".join(lines), highlight=False, soft_wrap=True)
     return 0
 

@@ -57,7 +57,7 @@ KINDS: dict[str, dict[str, Any]] = {  # of networks, objectives and processes: w
     "autoencoder, discriminator": {"model": AUTOENCODER, "groups": {"autoencoder": WITH_DISCRIMINATOR}},
     "gan, everything": {"model": GAME, "groups": {"adversarial": EVERYTHING}},
     "gan, wasserstein": {
-        "model": {**GAME, "equalized": True},
+        "model": {**GAME, "equalized": True, "filtered": True},
         "groups": {"adversarial": {"loss": "wasserstein", "gradient_penalty": 10.0, "r1_gamma": 0.0}},
     },
 }

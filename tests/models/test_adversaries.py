@@ -13,6 +13,7 @@ from pipeline.config.schema_model import PatchDiscriminatorConfig, StyleGANConfi
 from pipeline.data.shards import read_manifest
 from pipeline.models.build import build_network, count_parameters
 from pipeline.models.discriminator import EqualizedConvolution, PatchDiscriminator, StyleDiscriminator, group_deviation
+from pipeline.models.layers import downsample, smoothed, upsample
 from pipeline.models.stylegan import ModulatedConvolution
 from pipeline.objectives.adversarial import Adversarial
 from pipeline.runtime.errors import UserError
@@ -53,9 +54,10 @@ def test_styles_modulate_as_scaled_weights_would():
         assert torch.allclose(layer(x, w)[image : image + 1], own, atol=1e-5)
 
 
-def test_a_generated_image_belongs_to_its_number_and_all_of_the_generator_learns():
+@pytest.mark.parametrize("filtered", [False, True])
+def test_a_generated_image_belongs_to_its_number_and_all_of_the_generator_learns(filtered):
     torch.manual_seed(0)
-    generator = build_network(STYLEGAN, shape=SHAPE, classes=3)
+    generator = build_network(STYLEGAN.model_copy(update={"filtered": filtered}), shape=SHAPE, classes=3)
     for layer in (generator.first, *generator.layers):
         torch.nn.init.constant_(layer.strength, 0.3)
     z, labels, sample_indices = torch.randn(4, 12), torch.tensor([0, 1, 2, 3]), torch.arange(20, 24)
@@ -181,9 +183,22 @@ def test_scaled_weights_keep_the_size_of_what_passes():
     out = torch.nn.functional.leaky_relu(layer(torch.randn(8, 64, 16, 16)), 0.2)[:, :, 1:-1, 1:-1]
     assert layer.weight.std().item() == pytest.approx(1, rel=0.02)
     assert out.square().mean().item() == pytest.approx(1, rel=0.05)
-    discriminator = StyleDiscriminator(STYLEGAN.model_copy(update={"equalized": True}), SHAPE, classes=3)
+    discriminator = StyleDiscriminator(
+        STYLEGAN.model_copy(update={"equalized": True, "filtered": True}), SHAPE, classes=3
+    )
     discriminator(torch.randn(4, *SHAPE), torch.tensor([0, 1, 2, 3])).sum().backward()
     assert unreached(discriminator) == []
+
+
+def test_smoothing_makes_changes_of_size_those_of_the_paper():
+    """Bilinear where maps grow, and its weights of four pixels where they shrink; zeros lie beyond the edge."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    doubled = torch.nn.functional.interpolate(x, scale_factor=2, mode="bilinear")
+    assert torch.allclose(smoothed(upsample(x))[..., 1:-1, 1:-1], doubled[..., 1:-1, 1:-1], atol=1e-6)
+    taps = torch.tensor([1.0, 3, 3, 1]) / 8
+    halved = torch.nn.functional.conv2d(x, torch.outer(taps, taps).expand(3, 1, 4, 4), stride=2, padding=1, groups=3)
+    assert torch.allclose(downsample(smoothed(x)), halved, atol=1e-6)
 
 
 def test_layers_may_have_styles_of_their_own():

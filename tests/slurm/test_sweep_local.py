@@ -121,10 +121,13 @@ def test_a_sweep_over_one_runs_checkpoint_trains_nothing_and_has_a_sample_set_fo
         "name=guided",
         "cluster=local",
     ]
-    planned = slurm_cli("sweep", "plan", *overrides, "sample.sampler.guidance.scale=0,1", *LIMITS)
+    asked = ["sweep", "plan", *overrides, "sample.sampler.guidance.scale=0,1", *LIMITS]
+    here = slurm_cli(*asked).stdout
+    assert "in one job; 1 process\n" in here and "at most" not in here  # there is no time limit on this machine
+    planned = slurm_cli(*asked, "cluster=slurm_generic")
     told = next(line for line in planned.stdout.splitlines() if line.startswith("each run:"))
     assert "sample, evaluate in one job" in told and "train" not in told and "30 min" in told, planned.stdout
-    assert "at most:      1 h 0 min, if every run took its time limit" in planned.stdout
+    assert "at most:      1 GPU hours, 30 min 0 s, if every run took its time limit" in planned.stdout
     done = slurm_cli("sweep", "submit", *overrides, "sample.sampler.guidance.scale=0,1")
     assert done.returncode == 0, done.stdout + done.stderr
     sweep = SweepDir(tmp_path / "sweeps" / "guided")
