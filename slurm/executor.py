@@ -63,6 +63,17 @@ class SubmitContext:
     chain: Path | None = None  # of several jobs that make the same: where one says that those after it cannot either
 
 
+def would_take(job: Job, context: SubmitContext, folder: Path) -> str:
+    """What Slurm says of a job that is shown to it and not submitted: when and where it could start.
+
+    Raises:
+        UserError: with Slurm's complaint, of a partition, an account, an option, or what the job asks for.
+    """
+    script = folder / f"{job.name}.sh"
+    write_text(script, batch_script(job, context))
+    return slurm("sbatch", "--test-only", str(script), errors=True)
+
+
 def submit(job: Job, context: SubmitContext) -> tuple[str, ...]:
     """Submit one job (an array where it has parts); the ids of its parts.
 

@@ -3,6 +3,7 @@
 import math
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,10 +23,10 @@ from pipeline.runtime.files import read_json, write_text
 from slurm import ledger, snapshot
 from slurm.access import check_file, check_folder
 from slurm.costs import estimates, in_all, shipped_cost
-from slurm.executor import allocation, batch_script, notice_of, python_of, sbatch_options, variables_over
+from slurm.executor import allocation, batch_script, notice_of, python_of, sbatch_options, variables_over, would_take
 from slurm.graph import Job, ordered
 from slurm.progress import duration
-from slurm.queue import Limits, limits
+from slurm.queue import LimitReached, Limits, SlurmAway, limits
 from slurm.score import ScoreLaunch
 from slurm.workflows import Launch, trained_autoencoder
 
@@ -65,7 +66,7 @@ def show(launch: Launch, console: Console, *, overrides: Sequence[str] = ()) -> 
         _say(console, f"FID and IS     not measured: no weights. {more}{no_folder(*names)}")
     train = f"mudi train {shlex.join(overrides or [str(launch.run.path)])} --dry-run"
     _say(console, f"parameters     `{train}` counts them, with the size of a checkpoint")
-    if refused := [*beyond(launch.cfg, to_do, site)] if site is not None else []:
+    if refused := [*beyond(launch.cfg, to_do, site), *_not_taken(launch, to_do, site)] if site is not None else []:
         raise UserError(f"submit would refuse this:\n{listed(refused)}")
 
 
@@ -226,6 +227,21 @@ def beyond(cfg: Config, jobs: Sequence[Job], site: Limits) -> Iterator[str]:
                 )
         if site.array_size is not None and asked.parts > site.array_size:
             yield f"cluster.{job.name}.parts: found {asked.parts}, expected at most {site.array_size} (MaxArraySize)"
+
+
+def _not_taken(launch: Launch, jobs: Sequence[Job], site: Limits) -> Iterator[str]:
+    """What Slurm says against jobs that are shown to it, not submitted: a partition or an option that is not there."""
+    said: dict[str, list[str]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for job in () if site.silent else jobs:
+            try:
+                would_take(job, ledger.context_of(launch, job, code=Path(folder)), Path(folder))
+            except (SlurmAway, LimitReached):
+                continue  # of this moment: it may be taken later
+            except UserError as error:
+                said.setdefault("; ".join(str(error).partition(": ")[2].splitlines()), []).append(job.name)
+    for complaint, names in said.items():
+        yield f"{', '.join(names)}: {complaint}. Correct cluster.<job> for one of them, or cluster for all"
 
 
 def crowded(jobs: Sequence[Job], site: Limits) -> str:

@@ -41,7 +41,7 @@ from pipeline.runtime.files import read_json, write_json, write_text
 from pipeline.runtime.run_dir import RunDir
 from slurm import snapshot
 from slurm.access import who_else_writes
-from slurm.executor import SubmitContext, batch_script, slurm, submit
+from slurm.executor import SubmitContext, slurm, submit, would_take
 from slurm.graph import Job
 from slurm.plan import beyond, crowded
 from slurm.progress import tail_rows
@@ -254,10 +254,8 @@ def _each_kind(cfg: Config, folder: Path) -> Iterator[Finding]:
     for job in graph_of(cfg, RunDir(run_directory(cfg)), ()):
         record = folder / job.name
         context = SubmitContext(cfg.cluster, record, folder / "code", "mudi.preflight", "mudi preflight")
-        script = folder / f"{job.name}.sh"
-        write_text(script, batch_script(job, context))
         try:
-            said = slurm("sbatch", "--test-only", str(script), errors=True)
+            said = would_take(job, context, folder)
             found = re.search(r"to start at (\S+)(?:.* on (?:nodes )?(\S+))?", said)
             yield Finding(
                 f"job {job.name}", True, f"could start {found[1].replace('T', ' ')}" if found else said.strip()

@@ -118,8 +118,17 @@ def test_what_the_site_never_grants_is_refused_before_anything_is_queued(tmp_pat
 
 
 def test_a_run_of_which_sbatch_takes_no_job_leaves_nothing(tmp_path):
-    """Its name is free for the corrected command."""
+    """Its name is free for the corrected command. A plan asks Slurm too, and queues nothing."""
     where = [f"runs_dir={tmp_path}/runs", f"data_dir={tmp_path}/data", "cluster=slurm_generic", "cluster.train.gpus=0"]
+    planned = slurm_cli("plan", "experiment=glyphs16", *where, "cluster.options={no-such-option: 1}")
+    assert planned.returncode == 2 and planned.stderr.count("unrecognized option '--no-such-option") == 1, (
+        planned.stderr
+    )
+    assert "prepare, train, sample, evaluate, compare: sbatch" in planned.stderr
+    one = ["cluster.partition=main", "cluster.sample.partition=elsewhere"]
+    planned = slurm_cli("plan", "experiment=glyphs16", *where, *one)
+    assert planned.returncode == 2 and "\nsample: sbatch: error: invalid partition" in planned.stderr, planned.stderr
+    assert slurm_cli("plan", "experiment=glyphs16", *where, "cluster.partition=main").returncode == 0
     done = slurm_cli("submit", "experiment=glyphs16", *where, "cluster.partition=nothing_of_this_name")
     assert done.returncode == 2 and "nothing_of_this_name" in done.stderr, done.stdout + done.stderr
     assert not (tmp_path / "runs" / "glyphs16").exists()
