@@ -25,6 +25,7 @@ def test_every_part_runs_on_a_cpu(tmp_path):
     assert {row["ok"] for row in found["checks"]} == {True, None}
     assert {row["note"] for row in found["checks"] if row["ok"] is None} == {"needs CUDA"}
     assert all(row["ours"] > 0 and row["diffusers"] > 0 and row["bare"] > 0 for row in found["steps"])
+    assert [row["mode"] for row in found["games"]] == ["eager"] and found["games"][0]["ours"] > 0
     assert {(row["precision"], row["guided"]) for row in found["sampling"]} >= {("bf16", False), ("fp32", True)}
     assert {row["save"] for row in found["saves"]} == {"sync", "async"}
     assert 0 < found["startup"]["first step done"] <= found["startup"]["end"]
