@@ -343,9 +343,16 @@ def _growth(rows: Sequence[Row]) -> tuple[str, dict[str, list[Line]]] | None:
     return (title, panels) if panels else None
 
 
+def _runs_in(path: Path) -> list[Path]:
+    """The run itself; of a folder of runs, all that have results. What is neither is left to be said later."""
+    if (path / "config.yaml").is_file() or (path / "results").is_dir():
+        return [path]
+    return sorted(found.parent for found in path.glob("*/results") if any(found.glob("*.json"))) or [path]
+
+
 def main(paths: list[str], *, out: Path | None = None, metric: Sequence[str] = ()) -> None:
     """`mudi compare`."""
-    runs = [Path(path) for path in paths]
+    runs = [run for path in paths for run in _runs_in(Path(path))]
     files = compare(runs, out or runs[0].resolve().parent / "comparison", metrics=metric)
     print(files[0].read_text())
     print("\n".join(["written:", *map(str, files)]), file=sys.stderr)

@@ -255,6 +255,14 @@ def test_the_command_line_writes_beside_the_first_run(runs: list[Path], capsys: 
     assert (runs[0].parent / "comparison" / "comparison.md").is_file()
 
 
+def test_a_folder_of_runs_stands_for_those_with_results(runs: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    (runs[0].parent / "untrained" / "results").mkdir(parents=True)
+    assert main(["compare", str(runs[0].parent)]) == 0
+    table = capsys.readouterr().out
+    assert main(["compare", *map(str, runs)]) == 0
+    assert table == capsys.readouterr().out and "| one |" in table and "| two |" in table
+
+
 def test_guidance_is_a_trade_whose_points_carry_their_scale(runs: list[Path], tmp_path: Path) -> None:
     for path in sorted((runs[0] / "results").glob("000002000-*.json")):
         found = read_json(path)

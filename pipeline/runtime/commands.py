@@ -166,7 +166,8 @@ JOBS = (
     Command(
         *("compare", "pipeline.compare:main", "tables and plots over runs"),
         arguments="RUN_DIR ...",
-        more="Numbers stand in one table only if they were measured against the same images in the same features.",
+        more="A folder of runs stands for all in it that have results. Numbers stand in one table only if they were "
+        "measured against the same images in the same features.",
         options=(
             "--out FOLDER  of the table and the plots; default: comparison, beside the first run",
             "--metric NAME...  show this metric alone; may be repeated",
