@@ -110,7 +110,7 @@ class Perceptual:
         """The distance of images [B, C, H, W] in [-1, 1], [B]. In float32 or wider, whatever runs around it."""
         network = self._loaded(one)
         with own_precision(one):
-            heads = None if self._heads is None else [h.to(one) for h in self._heads]
+            heads = None if self._heads is None else [beside(h, one) for h in self._heads]
             return distance(network(one), network(other), heads)
 
     def _loaded(self, like: Tensor) -> Callable[[Tensor], list[Tensor]]:

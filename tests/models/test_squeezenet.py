@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from copies import copied_again
 from torch.nn import functional
 
 from pipeline.config.load import validated
@@ -146,6 +147,16 @@ def test_heads_belong_to_version_1_1(shared, tmp_path):
     wrong = Perceptual(config(tmp_path, weights=str(tmp_path / "1.0.npz"), heads=str(shared / HEADS)))
     with pytest.raises(UserError, match=r"does not belong to SqueezeNet 1\.0"):
         wrong(images, images)
+
+
+def test_a_distance_with_heads_copies_nothing_from_the_host(tmp_path):
+    files = {"weights": tmp_path / "squeezenet.npz", "heads": tmp_path / "heads.pth"}
+    np.savez(files["weights"], **random_weights("1.1"))
+    channels = SqueezeNet(random_weights("1.1"), scale="imagenet").channels
+    torch.save({f"lin{k}.model.1.weight": torch.rand(1, c, 1, 1) for k, c in enumerate(channels)}, files["heads"])
+    measure = Perceptual(config(tmp_path, **{name: str(path) for name, path in files.items()}))
+    one, other = (torch.empty(2, 3, 32, 32, device="meta") for _ in range(2))
+    assert copied_again(lambda: measure(one, other)) == []
 
 
 def _seen(image: torch.Tensor) -> torch.Tensor:

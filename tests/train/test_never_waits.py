@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from copies import copied_again
 from kinds import PROCESSES, SAMPLERS
 
 from pipeline import visualize
@@ -97,9 +98,9 @@ def session_of(cfg):
     )
 
 
-def steps(s, *, micro_batch=8):
+def batches_of(s, *, micro_batch=8):
     cfg = s.cfg
-    data = batches(
+    return batches(
         s.train_data,
         seed=cfg.seed,
         start_step=4,  # the discriminator of the autoencoder has joined
@@ -111,7 +112,11 @@ def steps(s, *, micro_batch=8):
         augmentation=cfg.train.augmentation,
         draws=s.objective.draws,
     )
-    return [launch_step(s, batch, stop_asked=False, save_asked=False) for batch in itertools.islice(data, 2)]
+
+
+def steps(s, *, micro_batch=8):
+    data = itertools.islice(batches_of(s, micro_batch=micro_batch), 2)
+    return [launch_step(s, batch, stop_asked=False, save_asked=False) for batch in data]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -125,6 +130,22 @@ def test_a_step_of_every_network_and_objective(name, tmp_path, monkeypatch):
     launched = steps(s, micro_batch=cfg.train.micro_batch or 8)
     for found in launched[-1].found.values():
         assert found._values.is_meta  # nobody read it
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n not in ("unet-sgd", "unet-muon")])
+def test_the_loss_of_every_objective_copies_nothing_from_the_host(name, tmp_path):
+    model, settings = MODELS[name]
+    cfg = tiny.config(tmp_path, model=model, **settings)
+    tiny.prepare(cfg, attributes=model.get("condition") == "attributes")
+    s = session_of(cfg)
+    batch = next(batches_of(s))[0].to(META, s.dtype)
+    for network in s.objective.trained:
+        called = s.networks_for(network)
+
+        def work(network=network, called=called):
+            s.objective.loss(network, called, batch)["loss"].sum().backward()
+
+        assert copied_again(work) == []
 
 
 @pytest.mark.parametrize("name", PROCESSES)
