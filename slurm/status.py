@@ -48,10 +48,13 @@ def show(runs: Sequence[Launch], console: Console) -> int:
         table.add_column(column, justify="right" if column == "starts" else "left", overflow="fold")
     for launch, states in zip(runs, found, strict=True):
         name, stopped = launch.run.path.name, stopped_short(states)
+        in_turn = launch.cfg.cluster.executor == "local" and any(s.active for s in states.values())
         for state in states.values():
             told = explain(launch, state)
             if state.job == stopped:
                 told = f"nothing is under way that would submit it\n-> mudi submit {launch.run.path}"
+            elif in_turn and state.status == "not submitted" and not told:
+                told = "in its turn, by the submit that is at work"
             table.add_row(
                 name,
                 state.job,

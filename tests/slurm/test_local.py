@@ -1,6 +1,7 @@
 """The local executor: real jobs on this machine, in order, cut and continued."""
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -29,7 +30,7 @@ from slurm.commands import _run_here
 from slurm.ledger import locked
 from slurm.progress import ProgressTable
 from slurm.rank import ATTEMPTS
-from slurm.status import summary
+from slurm.status import show, summary
 from slurm.submit import run_here
 from slurm.workflows import launch_for, launch_of_run, meant
 
@@ -182,6 +183,10 @@ def test_a_submitter_that_is_killed_leaves_its_job_which_the_next_one_reconciles
     launch = stand_in(tmp_path, profile("local"), only=("train", "sample"))
     shell = in_a_terminal(tmp_path, options="--steps 100 --pace 0.05")
     wait(lambda: trained(launch) >= 5)
+    show([launch], Console(file=(told := io.StringIO()), width=160))
+    assert re.search(r"sample .*not submitted .*in its turn, by the submit that is at work", told.getvalue()), (
+        told.getvalue()
+    )
     shell.kill()
     shell.wait()
     assert states(launch)["train"].status == "running"
