@@ -263,7 +263,7 @@ class StyleGANConfig(ModelConfig):
     deviation_group: Positive = 4  # images whose spread the discriminator sees: consecutive image numbers
     # The discriminator's weights too are normal, and scaled when used (Karras et al. 2018, section 4.1)
     equalized: bool = False
-    filtered: bool = False  # maps are smoothed where their size changes, as the paper has it; without, textures weave
+    filtered: bool = False  # maps are smoothed where their size changes, as in the paper (docs/gan.md)
 
     def micro_batch_problems(self, micro: int) -> Iterator[str]:
         """The discriminator sees whole groups."""
