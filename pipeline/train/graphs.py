@@ -87,7 +87,7 @@ class _Recording:
     def __init__(
         self, loss: Callable[[Batch], dict[str, Tensor]], parameters: list[nn.Parameter], batch: Batch, *, pool: Any
     ) -> None:
-        self._loss, self._parameters, self._batch = loss, parameters, replace(batch)
+        self._loss, self._parameters, self._batch = loss, parameters, _copied(batch)
         self._graph, self._sums = recorded(self._compute, after_warm_up=self._forget, pool=pool)
         self.pool = self._graph.pool()
         self.gradients = {p: p.grad for p in parameters if p.grad is not None}  # where replays leave them
@@ -95,8 +95,7 @@ class _Recording:
     def replay(self, batch: Batch) -> dict[str, Tensor]:
         """Compute `gradients` anew, and return what `loss` does: in the same places each time."""
         for own, new in zip(_tensors(self._batch), _tensors(batch), strict=True):
-            if own is not new:
-                own.copy_(new)
+            own.copy_(new)
         self._graph.replay()
         return self._sums
 
@@ -113,6 +112,18 @@ def _sum(gradients: dict[nn.Parameter, Tensor], more: dict[nn.Parameter, Tensor]
     if both := [p for p in more if p in gradients]:
         torch._foreach_add_([gradients[p] for p in both], [more[p] for p in both])
     return gradients | {p: gradient.clone() for p, gradient in more.items() if p not in gradients}
+
+
+def _copied(batch: Batch) -> Batch:
+    """In memory of its own, which replays write to: that of a batch may be somebody else's."""
+    return replace(
+        batch,
+        images=batch.images.clone(),
+        labels=batch.labels.clone(),
+        sample_indices=batch.sample_indices.clone(),
+        attributes=None if batch.attributes is None else batch.attributes.clone(),
+        draws={name: values.clone() for name, values in batch.draws.items()},
+    )
 
 
 def _tensors(batch: Batch) -> list[Tensor]:
